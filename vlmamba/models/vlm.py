@@ -1,0 +1,283 @@
+"""VL-Mamba: vision encoder -> connector -> Mamba language model.
+
+`V_img = f_V(I);  V_out = connector(V_img);  R = f_L(V_out, f_T(Q))`  (VL-Mamba, section 3).
+The image's vectors stand where the prompt has `<image>` tokens.  A transformers model: it loads
+and saves with from_pretrained / save_pretrained and generates with generate().
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    AutoModelForImageTextToText,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from vlmamba.config import VLMambaConfig
+from vlmamba.models.connector import build_connector
+from vlmamba.models.mamba import MambaLM, MambaMixer, MambaState
+from vlmamba.models.vision import build_vision_encoder
+
+
+@dataclass
+class VLMambaOutput(ModelOutput):
+    """loss: scalar, mean over supervised tokens.  logits: (B, L or kept, vocabulary) float32.
+
+    cache_params: the state after the last real token of each row.
+    hidden_states: embeddings, then every layer's output; the last one normed.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    cache_params: MambaState | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    image_hidden_states: Tensor | None = None
+
+
+class VLMambaPreTrainedModel(PreTrainedModel):
+    """Initialisation and the declarations that transformers asks of a model."""
+
+    config: VLMambaConfig
+    config_class = VLMambaConfig
+    base_model_prefix = "language_model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _is_stateful = True
+    _no_split_modules = ("MambaBlock",)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Mamba's published initialisation (state-spaces/mamba, `_init_weights` and the mixer)."""
+        if isinstance(module, MambaMixer):
+            self._init_mixer(module)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=0.02)
+        elif isinstance(module, nn.Linear | nn.Conv1d):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+    def _init_mixer(self, mixer: MambaMixer) -> None:
+        states = torch.arange(1, mixer.d_state + 1, dtype=torch.float32, device=mixer.D.device)
+        init.copy_(mixer.A_log, states.log().expand(mixer.d_inner, -1))
+        init.ones_(mixer.D)
+        bound = mixer.dt_rank**-0.5
+        init.uniform_(mixer.dt_proj.weight, -bound, bound)
+        low, high = math.log(1e-3), math.log(1e-1)
+        dt = torch.exp(torch.rand(mixer.d_inner, device=mixer.D.device) * (high - low) + low)
+        dt = dt.clamp(min=1e-4)
+        init.copy_(mixer.dt_proj.bias, dt + torch.log(-torch.expm1(-dt)))  # softplus(bias) = dt
+        init.kaiming_uniform_(mixer.out_proj.weight, a=math.sqrt(5))
+        init.copy_(mixer.out_proj.weight, mixer.out_proj.weight / math.sqrt(self.config.n_layer))
+
+
+class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
+    """The whole model.  Parts: vision_encoder, connector, language_model, lm_head (tied)."""
+
+    _tied_weights_keys = {"lm_head.weight": "language_model.embedding.weight"}  # noqa: RUF012
+
+    def __init__(self, config: VLMambaConfig):
+        super().__init__(config)
+        self.vision_encoder = build_vision_encoder(config.vision_config)
+        self.connector = build_connector(config)
+        self.language_model = MambaLM(config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if not self.vision_encoder.weights_in_checkpoint:
+            self._keys_to_ignore_on_save = [
+                f"vision_encoder.{name}" for name in self.vision_encoder.state_dict()
+            ]
+            self._keys_to_ignore_on_load_missing = [r"^vision_encoder\."]
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; an encoder that checkpoints leave out is loaded from its package."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if not model.vision_encoder.weights_in_checkpoint:
+            model.vision_encoder.load_pretrained()
+        return loaded
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding."""
+        return self.language_model.embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the token embedding."""
+        self.language_model.embedding = value
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The output head (shares its weight with the token embedding)."""
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Replace the output head."""
+        self.lm_head = value
+
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> Tensor:
+        """(n_images, 3, H, W) -> (n_images, P, Dv): the encoder's patches."""
+        return self.vision_encoder(pixel_values.to(self.dtype))
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Token embeddings (B, L, D) with the images' vectors in place; and those (n, P, D).
+
+        Images fill the `<image>` tokens of the batch in reading order.  Raises ValueError where
+        their number and the number of such tokens disagree.
+        """
+        embeds = self.get_input_embeddings()(input_ids)
+        if pixel_values is not None:
+            image_features = self.get_image_features(pixel_values)
+        if image_features is None:
+            return embeds, None
+        images = self.connector(image_features.to(self.dtype))
+        where = input_ids == self.config.image_token_id
+        if where.sum() != images.shape[0] * images.shape[1]:
+            raise ValueError(
+                f"the batch holds {int(where.sum())} image tokens but {images.shape[0]} images of "
+                f"{images.shape[1]} patches each; let VLMambaProcessor expand <image>"
+            )
+        return embeds.masked_scatter(where.unsqueeze(-1), images.to(embeds.dtype)), images
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        cache_params: MambaState | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> VLMambaOutput | tuple:
+        """One pass over (B, L) tokens, from the start or continuing `cache_params`.
+
+        attention_mask (B, L) may have its zeros anywhere; a row's answer never depends on them.
+        With logits_to_keep=1 the logits (B, 1, V) are those after each row's last real token.
+        labels (B, L): -100 is not supervised.  In training mode with labels only the loss is
+        computed, at the supervised positions.  image_features (n, P, Dv) stand in for
+        pixel_values (cached features, blind runs).
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        use_cache = not self.training if use_cache is None else use_cache
+        images = None
+        if inputs_embeds is None:
+            inputs_embeds, images = self.embed(input_ids, pixel_values, image_features)
+        if attention_mask is not None:
+            attention_mask = attention_mask[:, -inputs_embeds.shape[1] :]
+        collected: list[Tensor] | None = [] if output_hidden_states else None
+        hidden, state = self._run(inputs_embeds, attention_mask, cache_params, collected)
+
+        loss = None if labels is None else self._loss(hidden, labels)
+        logits = None
+        if labels is None or not self.training:
+            logits = self.lm_head(_keep(hidden, attention_mask, logits_to_keep)).float()
+        if cache_params is not None:
+            cache_params.write(state)
+            state = cache_params
+        output = VLMambaOutput(
+            loss=loss,
+            logits=logits,
+            cache_params=state if use_cache or cache_params is not None else None,
+            hidden_states=None if collected is None else (*collected, hidden),
+            image_hidden_states=images,
+        )
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+    def _run(
+        self,
+        embeds: Tensor,
+        mask: Tensor | None,
+        state: MambaState | None,
+        collected: list[Tensor] | None,
+    ) -> tuple[Tensor, MambaState]:
+        """The language model, with padding of any shape turned into right padding and back."""
+        if mask is None or bool(mask.all()):
+            if embeds.shape[1] == 1 and state is not None and not torch.is_grad_enabled():
+                return self._run_step(embeds, state, collected)
+            return self.language_model(embeds, state, None, collected)
+        order = (mask == 0).int().argsort(dim=1, stable=True)  # real tokens first
+        lengths = mask.sum(dim=1).clamp(min=1)  # a wholly padded row runs one token, ignored
+        packed = embeds.gather(1, order.unsqueeze(-1).expand_as(embeds))
+        hidden, new_state = self.language_model(packed, state, lengths, collected)
+        back = order.argsort(dim=1).unsqueeze(-1)
+        if collected is not None:
+            collected[:] = [x.gather(1, back.expand_as(x)) for x in collected]
+        return hidden.gather(1, back.expand_as(hidden)), new_state
+
+    def _run_step(
+        self, embeds: Tensor, state: MambaState, collected: list[Tensor] | None
+    ) -> tuple[Tensor, MambaState]:
+        if collected is not None:
+            return self.language_model(embeds, state, None, collected)
+        return self.language_model.step(embeds[:, 0], state)[:, None], state
+
+    def _loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy over supervised tokens; logits are made at their positions only."""
+        targets = labels[:, 1:]
+        supervised = targets != -100
+        logits = self.lm_head(hidden[:, :-1][supervised]).float()
+        return F.cross_entropy(logits, targets[supervised])
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        cache_params: MambaState | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """generate()'s hook: what a cache has already seen is not fed again."""
+        seen = 0 if cache_params is None else cache_params.get_seq_length()
+        if next_sequence_length is None and 0 < seen < input_ids.shape[1]:
+            next_sequence_length = input_ids.shape[1] - seen
+        return super().prepare_inputs_for_generation(
+            input_ids, next_sequence_length, cache_params=cache_params, **kwargs
+        )
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict, *args: Any, **kwargs: Any
+    ) -> None:
+        """generate()'s hook: the first forward pass makes the state, nothing to prepare."""
+        if model_kwargs.get("cache_params") is not None:
+            model_kwargs["cache_params"]._is_user_defined = True
+
+    def init_state(self, batch: int) -> MambaState:
+        """The state before the first token, on the model's device and in its dtype."""
+        return MambaState.zeros(self.config, batch, self.dtype, self.device)
+
+
+def _keep(hidden: Tensor, mask: Tensor | None, logits_to_keep: int | Tensor) -> Tensor:
+    """The positions whose logits are wanted; "the last one" means each row's last real token."""
+    if isinstance(logits_to_keep, Tensor):
+        return hidden[:, logits_to_keep]
+    if logits_to_keep == 1 and mask is not None:
+        positions = torch.arange(mask.shape[1], device=mask.device)
+        last = (positions * (mask != 0)).argmax(dim=1)
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), last].unsqueeze(1)
+    return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
+
+
+AutoModel.register(VLMambaConfig, VLMambaForConditionalGeneration, exist_ok=True)
+AutoModelForImageTextToText.register(VLMambaConfig, VLMambaForConditionalGeneration, exist_ok=True)
