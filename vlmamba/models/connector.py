@@ -13,6 +13,7 @@ and GELU.  Sizes: B batch, P patches, Dv encoder width, D d_model, S directions.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from vlmamba.config import VLMambaConfig
@@ -38,7 +39,7 @@ class VisionSelectiveScan(nn.Module):
             scanned = self.layers[0](sequences.flatten(0, 1))[0].view_as(sequences)
         else:
             pairs = zip(self.layers, sequences, strict=True)
-            scanned = [layer(sequence)[0] for layer, sequence in pairs]
+            scanned = torch.stack([layer(sequence)[0] for layer, sequence in pairs])
         merged = fold(scanned, inverses)
         return merged.sum(0) if self.merge == "sum" else merged.mean(0)
 

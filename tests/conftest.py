@@ -1,0 +1,75 @@
+"""Shared fixtures: a tiny model, a tiny tokenizer, one processor. No network, no GPU."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from vlmamba.config import VLMambaConfig
+from vlmamba.models.vlm import VLMambaForConditionalGeneration
+from vlmamba.processing import EOS, IMAGE, SYSTEM, VLMambaProcessor
+
+TINY_CLIP = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+    "projection_dim": 16,
+    "layer": -2,
+}
+
+
+def tiny_config(**overrides) -> VLMambaConfig:
+    fields = {"d_model": 32, "n_layer": 2, "vocab_size": 320, "vision_config": dict(TINY_CLIP)}
+    return VLMambaConfig(**{**fields, **overrides})
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 320 tokens."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=318,
+        special_tokens=[EOS, IMAGE],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator([SYSTEM, "USER: ASSISTANT: yes no cat"], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=EOS, pad_token=EOS)
+
+
+@pytest.fixture
+def config() -> VLMambaConfig:
+    return tiny_config()
+
+
+@pytest.fixture
+def processor(config, tokenizer) -> VLMambaProcessor:
+    return VLMambaProcessor.from_config(config, tokenizer)
+
+
+@pytest.fixture
+def model(config, processor) -> VLMambaForConditionalGeneration:
+    """Random weights, large enough that different inputs get different answers."""
+    model = VLMambaForConditionalGeneration(config).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith(("proj.weight", "embedding.weight")):
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model

@@ -1,0 +1,189 @@
+"""The whole model: padding, splicing, loss, generate(), Auto classes, save and load."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+
+import vlmamba  # noqa: F401
+from vlmamba.checkpoints import load
+from vlmamba.config import VLMambaConfig
+from vlmamba.errors import UserError
+from vlmamba.models.vlm import VLMambaForConditionalGeneration
+from vlmamba.processing import SYSTEM
+
+
+def picture(seed: int, size=(40, 30)) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def batch(processor, questions):
+    prompts = [processor.conversation_prompt(q) for q in questions]
+    images = [[picture(n)] for n in range(len(questions))]
+    return processor(text=prompts, images=images, return_tensors="pt", padding=True)
+
+
+@pytest.fixture
+def saved(tmp_path, model, processor):
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_padding_on_either_side_changes_nothing(model, processor, side):
+    processor.tokenizer.padding_side = side
+    inputs = batch(processor, ["What?", "What is in the image, and where is it?"])
+    together = model(**inputs)
+    for row, mask in enumerate(inputs["attention_mask"].bool()):
+        alone = model(
+            input_ids=inputs["input_ids"][row : row + 1, mask],
+            pixel_values=inputs["pixel_values"][row : row + 1],
+        )
+        assert torch.allclose(together.logits[row, mask], alone.logits[0], atol=1e-5)
+        assert torch.allclose(
+            together.cache_params.ssm[:, row], alone.cache_params.ssm[:, 0], atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"num_beams": 2, "do_sample": True}])
+def test_generate_is_exact_in_a_padded_batch(model, processor, side, options):
+    processor.tokenizer.padding_side = side
+    inputs = batch(processor, ["What?", "What is in the image, and where is it?"])
+    start = inputs["input_ids"].shape[1]
+    limits = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, **options}
+    if limits["do_sample"]:  # only that it runs: its draws depend on the batch
+        assert model.generate(**inputs, **limits).shape == (2, start + 6)
+        return
+    together = model.generate(**inputs, **limits)[:, start:]
+    for row, mask in enumerate(inputs["attention_mask"].bool()):
+        ids = inputs["input_ids"][row : row + 1, mask]
+        pixels = inputs["pixel_values"][row : row + 1]
+        alone = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, **limits
+        )
+        assert torch.equal(together[row], alone[0, ids.shape[1] :])
+
+
+def test_images_and_their_tokens_must_agree(model, processor):
+    inputs = batch(processor, ["What?"])
+    with pytest.raises(ValueError, match="4 image tokens but 2 images of 4 patches"):
+        model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"].repeat(2, 1, 1, 1))
+
+
+def test_image_features_replace_pixels(model, processor):
+    inputs = batch(processor, ["What?"])
+    features = model.get_image_features(inputs.pop("pixel_values"))
+    with_features = model(**inputs, image_features=features).logits
+    with_pixels = model(**batch(processor, ["What?"])).logits
+    assert torch.equal(with_features, with_pixels)
+
+
+def test_loss_covers_the_labelled_tokens_only(model):
+    ids = torch.randint(2, 300, (2, 12))
+    labels = ids.clone()
+    labels[:, :7] = -100
+    logits = model(ids).logits
+    expected = torch.nn.functional.cross_entropy(
+        logits[:, 6:-1].reshape(-1, logits.shape[-1]), ids[:, 7:].reshape(-1)
+    )
+    assert torch.allclose(model(ids, labels=labels).loss, expected)
+    training = model.train()(ids, labels=labels)
+    assert training.logits is None and torch.allclose(training.loss, expected)
+
+
+def test_gradient_checkpointing_changes_no_gradient(model):
+    ids = torch.randint(2, 300, (2, 12))
+    gradients = []
+    for checkpointing in (False, True):
+        model.train().zero_grad()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(ids, labels=ids).loss.backward()
+        gradients.append(model.language_model.layers[0].mixer.in_proj.weight.grad.clone())
+    assert torch.allclose(*gradients)
+
+
+@torch.no_grad()
+def test_save_and_load_through_the_auto_classes(saved, model, processor):
+    loaded = AutoModelForImageTextToText.from_pretrained(saved)
+    again = AutoProcessor.from_pretrained(saved)
+    assert isinstance(loaded, VLMambaForConditionalGeneration)
+    inputs = batch(processor, ["What?"])
+    assert torch.equal(batch(again, ["What?"])["input_ids"], inputs["input_ids"])
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+
+
+def test_pipeline(saved):
+    pipe = pipeline("image-text-to-text", model=str(saved))
+    content = [{"type": "image", "image": picture(0)}, {"type": "text", "text": "What?"}]
+    messages = [{"role": "user", "content": content}]
+    outputs = pipe(text=messages, max_new_tokens=3, return_full_text=False)
+    assert isinstance(outputs[0]["generated_text"], str)
+
+
+def test_the_demo_encoder_is_left_out_of_checkpoints(tmp_path, processor):
+    config = tiny_config(vision_config=None)
+    model = VLMambaForConditionalGeneration(config)
+    model.vision_encoder.load_pretrained()
+    model.eval().save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded, _ = load(str(tmp_path))
+    pixels = torch.randn(1, 3, 224, 224)
+    assert torch.equal(loaded.get_image_features(pixels), model.get_image_features(pixels))
+    assert (tmp_path / "model.safetensors").stat().st_size < 3e6
+
+
+def test_the_chat_template_is_vicuna_v1(processor):
+    content = [{"type": "image"}, {"type": "text", "text": "What?"}]
+    messages = [{"role": "user", "content": content}]
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+    assert prompt == processor.conversation_prompt("What?")
+    assert prompt == f"{SYSTEM} USER: <image>\nWhat? ASSISTANT:"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: (d / "config.json").unlink(), "no config.json"),
+        (lambda d: (d / "model.safetensors").unlink(), r"no \*.safetensors"),
+        (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "pickled"),
+        (lambda d: (d / "model.safetensors").write_bytes(b"x" * 50), "cannot load model"),
+        (
+            lambda d: (d / "config.json").write_text(
+                (d / "config.json").read_text().replace('"d_model": 32', '"d_model": 40')
+            ),
+            "wrong shapes|cannot load model",
+        ),
+        (
+            lambda d: (d / "config.json").write_text(
+                (d / "config.json").read_text().replace('"n_layer": 2', '"n_layer": 3')
+            ),
+            "lacks",
+        ),
+        (lambda d: (d / "config.json").write_text("{"), "cannot load model"),
+    ],
+)
+def test_a_broken_checkpoint_is_refused_in_one_line(saved, damage, message):
+    damage(saved)
+    with pytest.raises(UserError, match=message) as caught:
+        load(str(saved))
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_names_list_the_nearest_first():
+    with pytest.raises(UserError, match="unknown model 'nanoo'; known, nearest first: nano"):
+        load("nanoo")
+    with pytest.raises(UserError, match="unknown scan 'bms'; known, nearest first: bsm"):
+        VLMambaConfig(scan="bms")
+    with pytest.raises(UserError, match="unknown connector 'vss-l2'; .*: vss_l2"):
+        VLMambaConfig(connector="vss-l2")
+    with pytest.raises(UserError, match="unknown preset part"):
+        VLMambaConfig.preset("nano+vsl2")
