@@ -25,7 +25,6 @@ TINY_CLIP = {
     "image_size": 28,
     "patch_size": 14,
     "projection_dim": 16,
-    "layer": -2,
 }
 
 

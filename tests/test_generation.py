@@ -48,7 +48,7 @@ def test_one_encoder_pass_per_distinct_image(model, processor, requests):
 
     def features(pixels):
         seen.append(len(pixels))
-        return model.get_image_features(pixels)
+        return model.encode_images(pixels)
 
     done = {}
     generator = GroupedGenerator(model, processor, features=features)

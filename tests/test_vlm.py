@@ -80,7 +80,7 @@ def test_images_and_their_tokens_must_agree(model, processor):
 
 def test_image_features_replace_pixels(model, processor):
     inputs = batch(processor, ["What?"])
-    features = model.get_image_features(inputs.pop("pixel_values"))
+    features = model.encode_images(inputs.pop("pixel_values"))
     with_features = model(**inputs, image_features=features).logits
     with_pixels = model(**batch(processor, ["What?"])).logits
     assert torch.equal(with_features, with_pixels)
@@ -137,7 +137,7 @@ def test_the_demo_encoder_is_left_out_of_checkpoints(tmp_path, processor):
     processor.save_pretrained(tmp_path)
     loaded, _ = load(str(tmp_path))
     pixels = torch.randn(1, 3, 224, 224)
-    assert torch.equal(loaded.get_image_features(pixels), model.get_image_features(pixels))
+    assert torch.equal(loaded.encode_images(pixels), model.encode_images(pixels))
     assert (tmp_path / "model.safetensors").stat().st_size < 3e6
 
 

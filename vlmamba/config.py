@@ -8,7 +8,6 @@ Sizes: `state-spaces/mamba-*` model cards; connectors and scans: VL-Mamba, secti
 from __future__ import annotations
 
 import math
-from copy import deepcopy
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
@@ -31,8 +30,7 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     },
 }
 
-# model_type picks the class in models/vision.py; `layer` is the hidden state that is used:
-# second to last, patch tokens only, as LLaVA does (the paper does not say).
+# model_type picks the class in models/vision.py
 VISION_ENCODERS: dict[str, dict[str, Any]] = {
     "efficientnet-lite0": {
         "model_type": "efficientnet_lite0",
@@ -42,7 +40,6 @@ VISION_ENCODERS: dict[str, dict[str, Any]] = {
     },
     "clip-l-336": {
         "model_type": "clip_vision_model",
-        "source": "openai/clip-vit-large-patch14-336",
         "hidden_size": 1024,
         "intermediate_size": 4096,
         "num_hidden_layers": 24,
@@ -50,11 +47,9 @@ VISION_ENCODERS: dict[str, dict[str, Any]] = {
         "image_size": 336,
         "patch_size": 14,
         "projection_dim": 768,
-        "layer": -2,
     },
     "siglip-so400m-384": {
         "model_type": "siglip_vision_model",
-        "source": "google/siglip-so400m-patch14-384",
         "hidden_size": 1152,
         "intermediate_size": 4304,
         "num_hidden_layers": 27,
@@ -62,10 +57,28 @@ VISION_ENCODERS: dict[str, dict[str, Any]] = {
         "image_size": 384,
         "patch_size": 14,
         "vision_use_head": False,
-        "layer": -2,
     },
 }
+VISION_MODEL_IDS = {
+    "clip-l-336": "openai/clip-vit-large-patch14-336",
+    "siglip-so400m-384": "google/siglip-so400m-patch14-384",
+}
 DEFAULT_ENCODER = {"nano": "efficientnet-lite0"}
+
+
+class EfficientNetLite0Config(PretrainedConfig):
+    """The demo's encoder: ImageNet EfficientNet-Lite0 without its classifier."""
+
+    model_type = "efficientnet_lite0"
+
+    def __init__(
+        self, hidden_size: int = 1280, image_size: int = 224, patch_size: int = 32, **kwargs: Any
+    ):
+        self.hidden_size, self.image_size, self.patch_size = hidden_size, image_size, patch_size
+        super().__init__(**kwargs)
+
+
+AutoConfig.register("efficientnet_lite0", EfficientNetLite0Config, exist_ok=True)
 
 
 class VLMambaConfig(PretrainedConfig):
@@ -74,12 +87,15 @@ class VLMambaConfig(PretrainedConfig):
     Language model: d_model, n_layer, d_state, d_conv, expand, dt_rank ("auto": d_model / 16
     rounded up), vocab_size (padded to a multiple of 8).  Connector: connector, scan, scan_merge
     ("sum" or "mean"), scan_shared (one Mamba layer for all directions, or one each).
-    Vision: vision_config, a dictionary with model_type, hidden_size, image_size, patch_size.
+    Vision: vision_config (a transformers configuration or its dictionary), vision_model_id (hub
+    id of its pretrained weights), vision_feature_layer (which hidden state is read: second to
+    last, patch tokens only, as LLaVA does; the paper does not say).
     scan_backend: "auto" or one of `selective_scan.BACKENDS`; changes speed, not results.
     Raises UserError for unknown names and impossible sizes.
     """
 
     model_type = "vlmamba"
+    sub_configs = {"vision_config": AutoConfig}  # noqa: RUF012
     attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "n_layer"}  # noqa: RUF012
 
     def __init__(
@@ -97,7 +113,9 @@ class VLMambaConfig(PretrainedConfig):
         scan: str = "bsm",
         scan_merge: str = "sum",
         scan_shared: bool = True,
-        vision_config: dict[str, Any] | None = None,
+        vision_config: dict[str, Any] | PretrainedConfig | None = None,
+        vision_model_id: str | None = None,
+        vision_feature_layer: int = -2,
         language_model_id: str | None = None,
         image_token_id: int = 1,
         bos_token_id: int | None = 0,
@@ -120,7 +138,12 @@ class VLMambaConfig(PretrainedConfig):
         self.scan = scan
         self.scan_merge = scan_merge
         self.scan_shared = scan_shared
-        self.vision_config = vision_config or deepcopy(VISION_ENCODERS["efficientnet-lite0"])
+        vision_config = vision_config or VISION_ENCODERS["efficientnet-lite0"]
+        if isinstance(vision_config, dict):
+            vision_config = _vision_config(vision_config)
+        self.vision_config = vision_config
+        self.vision_model_id = vision_model_id
+        self.vision_feature_layer = vision_feature_layer
         self.language_model_id = language_model_id
         self.image_token_id = image_token_id
         self.scan_backend = scan_backend
@@ -154,7 +177,7 @@ class VLMambaConfig(PretrainedConfig):
     @property
     def grid(self) -> tuple[int, int]:
         """Patch rows and columns of one image."""
-        side = self.vision_config["image_size"] // self.vision_config["patch_size"]
+        side = self.vision_config.image_size // self.vision_config.patch_size
         return side, side
 
     @property
@@ -179,8 +202,16 @@ class VLMambaConfig(PretrainedConfig):
                 fields["scan"] = part
             else:
                 raise unknown("preset part", part, [*VISION_ENCODERS, *CONNECTOR_NAMES, *SCANS])
-        fields["vision_config"] = deepcopy(VISION_ENCODERS[encoder])
+        fields["vision_config"] = VISION_ENCODERS[encoder]
+        fields["vision_model_id"] = VISION_MODEL_IDS.get(encoder)
         return cls(**{**fields, **overrides})
+
+
+def _vision_config(fields: dict[str, Any]) -> PretrainedConfig:
+    known = {encoder["model_type"] for encoder in VISION_ENCODERS.values()}
+    if fields.get("model_type") not in known:
+        raise unknown("vision encoder", str(fields.get("model_type")), known)
+    return AutoConfig.for_model(**fields)
 
 
 AutoConfig.register("vlmamba", VLMambaConfig, exist_ok=True)

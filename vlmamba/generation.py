@@ -42,7 +42,7 @@ class GroupedGenerator:
         features: Callable[[Tensor], Tensor] | None = None,
     ):
         self.model, self.processor = model, processor
-        self.features = features or model.get_image_features
+        self.features = features or model.encode_images
 
     @torch.inference_mode()
     def generate(

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from PIL import Image
-from transformers import AutoProcessor, ProcessorMixin
+from transformers import AutoProcessor, PretrainedConfig, ProcessorMixin
 
 from vlmamba.config import VLMambaConfig
 from vlmamba.errors import UserError, unknown
@@ -183,11 +183,11 @@ def _vicuna(conversations: list[dict[str, str]], images: int) -> list[tuple[str,
     return segments
 
 
-def build_image_processor(vision_config: dict[str, Any]) -> Any:
+def build_image_processor(vision_config: PretrainedConfig) -> Any:
     """The encoder's published image transform, as a transformers image processor."""
     from transformers import CLIPImageProcessor, SiglipImageProcessor
 
-    kind, side = vision_config["model_type"], vision_config["image_size"]
+    kind, side = vision_config.model_type, vision_config.image_size
     square = {"height": side, "width": side}
     if kind == "siglip_vision_model":
         return SiglipImageProcessor(size=square)

@@ -100,4 +100,4 @@ CONNECTORS: dict[str, type[nn.Module]] = {
 
 def build_connector(config: VLMambaConfig) -> nn.Module:
     """The connector that `config.connector` names."""
-    return CONNECTORS[config.connector](config, config.vision_config["hidden_size"])
+    return CONNECTORS[config.connector](config, config.vision_config.hidden_size)

@@ -90,7 +90,8 @@ def scan_orders(name: str, height: int, width: int) -> tuple[Tensor, Tensor]:
 
     `x[orders[s]]` is the sequence of direction s; `y[inverses[s]]` puts it back.
     """
-    orders = torch.tensor(SCANS[name](height, width), dtype=torch.int64)
+    # on the CPU whatever the default device: a model may be built on the meta device
+    orders = torch.tensor(SCANS[name](height, width), dtype=torch.int64, device="cpu")
     return orders, orders.argsort(dim=1)
 
 

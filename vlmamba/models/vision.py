@@ -12,21 +12,22 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
+
+from vlmamba.config import VLMambaConfig
 
 
 class TransformersEncoder(nn.Module):
-    """CLIP or SigLIP vision tower of transformers; `layer` indexes its hidden states."""
+    """CLIP or SigLIP vision tower of transformers, read at one of its hidden states."""
 
     weights_in_checkpoint = True
 
-    def __init__(self, vision_config: dict[str, Any]):
+    def __init__(self, config: VLMambaConfig):
         super().__init__()
-        fields = {k: v for k, v in vision_config.items() if k not in ("layer", "source")}
-        self.layer = vision_config.get("layer", -2)
-        self.has_cls = fields["model_type"].startswith("clip")
-        self.model = AutoModel.from_config(AutoConfig.for_model(**fields))
-        self.source = vision_config.get("source")
+        self.model = AutoModel.from_config(config.vision_config)
+        self.layer = config.vision_feature_layer
+        self.has_cls = config.vision_config.model_type.startswith("clip")
+        self.model_id = config.vision_model_id
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(n, 3, H, W) normalised pixels -> (n, P, Dv)."""
@@ -35,11 +36,9 @@ class TransformersEncoder(nn.Module):
         return patches[:, 1:] if self.has_cls else patches
 
     def load_pretrained(self, **kwargs: Any) -> None:
-        """Take over the published weights (hub id or folder in vision_config["source"])."""
-        published = AutoModel.from_pretrained(self.source, **kwargs)
-        tower = getattr(published, "vision_model", published)
-        own = getattr(self.model, "vision_model", self.model)
-        own.load_state_dict(tower.state_dict(), strict=False)
+        """Take over the published weights (config.vision_model_id: hub id or folder)."""
+        published = type(self.model).from_pretrained(self.model_id, **kwargs)
+        self.model.load_state_dict(published.state_dict())
 
 
 class EfficientNetLite0Encoder(nn.Module):
@@ -51,7 +50,7 @@ class EfficientNetLite0Encoder(nn.Module):
 
     weights_in_checkpoint = False
 
-    def __init__(self, vision_config: dict[str, Any]):
+    def __init__(self, config: VLMambaConfig):
         super().__init__()
         self.model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
 
@@ -80,11 +79,6 @@ ENCODERS: dict[str, type[nn.Module]] = {
 }
 
 
-def build_vision_encoder(vision_config: dict[str, Any]) -> nn.Module:
-    """The encoder (random weights) that `vision_config["model_type"]` names."""
-    from vlmamba.errors import unknown
-
-    kind = vision_config["model_type"]
-    if kind not in ENCODERS:
-        raise unknown("vision encoder", kind, ENCODERS)
-    return ENCODERS[kind](vision_config)
+def build_vision_encoder(config: VLMambaConfig) -> nn.Module:
+    """The encoder (random weights) that `config.vision_config.model_type` names."""
+    return ENCODERS[config.vision_config.model_type](config)

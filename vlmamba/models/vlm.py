@@ -90,7 +90,7 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: VLMambaConfig):
         super().__init__(config)
-        self.vision_encoder = build_vision_encoder(config.vision_config)
+        self.vision_encoder = build_vision_encoder(config)
         self.connector = build_connector(config)
         self.language_model = MambaLM(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
@@ -126,7 +126,7 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
         """Replace the output head."""
         self.lm_head = value
 
-    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> Tensor:
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
         """(n_images, 3, H, W) -> (n_images, P, Dv): the encoder's patches."""
         return self.vision_encoder(pixel_values.to(self.dtype))
 
@@ -143,7 +143,7 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
         """
         embeds = self.get_input_embeddings()(input_ids)
         if pixel_values is not None:
-            image_features = self.get_image_features(pixel_values)
+            image_features = self.encode_images(pixel_values)
         if image_features is None:
             return embeds, None
         images = self.connector(image_features.to(self.dtype))
@@ -181,6 +181,8 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         use_cache = not self.training if use_cache is None else use_cache
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         images = None
         if inputs_embeds is None:
             inputs_embeds, images = self.embed(input_ids, pixel_values, image_features)

@@ -1,0 +1,346 @@
+"""The demo world: deterministic, disjoint splits, hub schemas, nothing to guess from text alone."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import pytest
+
+from vlmamba.data.demo import BENCHMARKS, build_benchmark, demo_benchmark
+from vlmamba.data.demo import questions as ask
+from vlmamba.data.demo.__main__ import main
+from vlmamba.data.demo.benchmark_rows import MME_IMAGES, MME_SUBTASKS, ROWS, Source
+from vlmamba.data.demo.conversations import build_training_data, conversation_sample
+from vlmamba.data.demo.hub_schemas import COLUMNS, features
+from vlmamba.data.demo.render import pictures, render
+from vlmamba.data.demo.text import definitions, documents, examples
+from vlmamba.data.demo.vocabulary import CLASSES, HELDOUT_STYLES, SHOWN_WITH, TRAINING_STYLES
+from vlmamba.data.demo.world import SIDE, SPLITS, STYLES, SceneOptions, sample_scene
+from vlmamba.errors import UserError
+
+TRAINING = SceneOptions(variants=True)
+PATH = Path("images/t000/t000001.jpg")
+
+
+def source(task: str, split: str = "heldout") -> Source:
+    return Source(task, split, 0, SPLITS[split])
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, list[dict]]:
+    """The rows of every benchmark, pictures not drawn."""
+    return {task: ROWS[task](source(task)) for task in ROWS}
+
+
+# --- scenes and pictures ----------------------------------------------------------------------
+
+
+def test_every_class_has_a_picture_in_every_style():
+    assert len(CLASSES) == 67
+    for style, name in itertools.product(STYLES, CLASSES):
+        picture = pictures(style, name)[0]
+        assert picture.mode == "RGBA" and max(picture.size) == 96, (style, name)
+
+
+def test_equal_seeds_give_equal_pictures():
+    for augment in (False, True):
+        scene = sample_scene("train/0/talk/3", TRAINING)
+        again = sample_scene("train/0/talk/3", TRAINING)
+        assert scene == again
+        first, second = render(scene, augment), render(again, augment)
+        assert first.size == (SIDE, SIDE) and first.mode == "RGB"
+        assert first.tobytes() == second.tobytes()
+    assert render(scene, False).tobytes() != render(scene, True).tobytes()
+    assert sample_scene("train/0/talk/4", TRAINING) != scene
+
+
+def test_things_lie_in_the_picture_and_hardly_overlap():
+    for index in range(300):
+        scene = sample_scene(f"layout/{index}", TRAINING)
+        assert 1 <= len(scene.things) <= 5
+        for thing in scene.things:
+            assert 0 < thing.x < SIDE and 0 < thing.y < SIDE and 70 <= thing.size <= 108
+        for a, b in itertools.combinations(scene.things, 2):
+            assert max(abs(a.x - b.x), abs(a.y - b.y)) >= 0.55 * min(a.size, b.size)
+
+
+def test_signs_keep_their_colour_in_training_pictures():
+    scene = next(
+        scene
+        for scene in (sample_scene(f"sign/{i}", TRAINING) for i in range(200))
+        if scene.sign and scene.sign.colour == "red"
+    )
+    sign = scene.sign
+    corner = (sign.x - sign.width // 2 + 8, sign.y - sign.height // 2 + 8)
+    red, green, blue = render(scene, augment=True).getpixel(corner)
+    assert red > 2 * green and red > 2 * blue
+
+
+# --- splits -----------------------------------------------------------------------------------
+
+
+def test_no_split_but_heldout_shows_the_heldout_style():
+    for split, styles in SPLITS.items():
+        assert bool(set(styles) & set(HELDOUT_STYLES)) == (split == "heldout")
+    drawn = {
+        thing.style
+        for i in range(400)
+        for thing in sample_scene(f"train/0/talk/{i}", TRAINING).things
+    }
+    assert drawn == set(TRAINING_STYLES)
+
+
+def test_splits_share_no_scene():
+    seen: set = set()
+    for split in SPLITS:
+        scenes = {
+            (scene.place, scene.things, scene.sign)
+            for scene in source("pope", split).take(300, styles=TRAINING_STYLES)
+        }
+        assert not scenes & seen
+        seen |= scenes
+
+
+# --- training data ----------------------------------------------------------------------------
+
+
+def human_turns(sample: dict) -> list[tuple[str, str]]:
+    turns = sample["conversations"]
+    return [
+        (human["value"], gpt["value"]) for human, gpt in zip(turns[::2], turns[1::2], strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def talks() -> list[dict]:
+    balance = ask.Existence()
+    scenes = (sample_scene(f"train/0/talk/{i}", TRAINING) for i in range(1500))
+    return [conversation_sample(scene, PATH, balance) for scene in scenes]
+
+
+def test_conversations_are_llava_json(talks):
+    for sample in talks[:200]:
+        assert set(sample) == {"id", "image", "conversations"}
+        turns = sample["conversations"]
+        assert [turn["from"] for turn in turns] == ["human", "gpt"] * (len(turns) // 2)
+        assert turns[0]["value"].startswith("<image>\n")
+        assert sum("<image>" in turn["value"] for turn in turns) == 1
+        assert all(turn["value"].strip() for turn in turns)
+    lengths = [len(human_turns(sample)) for sample in talks]
+    assert 7 <= sum(lengths) / len(lengths) <= 12
+
+
+def test_existence_turns_are_balanced_class_by_class(talks):
+    asked: dict[str, Counter] = {}
+    for text, answer in (turn for sample in talks for turn in human_turns(sample)):
+        for name in CLASSES:
+            if f"Is there {ask.with_article(name)} in th" in text:
+                asked.setdefault(name, Counter())[answer] += 1
+    assert len(asked) == len(CLASSES)
+    for name, counts in asked.items():
+        assert abs(counts["Yes"] - counts["No"]) <= max(4, 0.12 * sum(counts.values())), name
+
+
+def test_no_turn_gives_away_a_later_answer():
+    """A class that an earlier turn named is not asked for again."""
+    balance = ask.Existence()
+    for index in range(200):
+        scene = sample_scene(f"train/1/talk/{index}", TRAINING)
+        earlier = ""
+        for text, answer in human_turns(conversation_sample(scene, PATH, balance)):
+            for name in scene.counts:
+                if f"Is there {ask.with_article(name)} in th" in text:
+                    assert f" {name} " not in f" {earlier} ", (earlier, text)
+            earlier += f" {answer}"
+
+
+def test_option_letters_are_uniform(talks):
+    letters = Counter(
+        answer
+        for sample in talks
+        for text, answer in human_turns(sample)
+        if "option's letter" in text
+    )
+    assert set(letters) == set("ABCD")
+    assert max(letters.values()) < 1.25 * min(letters.values())
+
+
+def test_training_data_is_written_and_equal_again(tmp_path):
+    for name in ("a", "b"):
+        build_training_data(tmp_path / name, images=31, captions=4, easy_vqa=False, workers=1)
+    for name in ("pretrain.json", "finetune.json", "images/t000/t000007.jpg"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    finetune = json.loads((tmp_path / "a" / "finetune.json").read_text())
+    assert sum("image" not in sample for sample in finetune) == 1
+    for sample in finetune:
+        assert "image" not in sample or (tmp_path / "a" / sample["image"]).is_file()
+    with pytest.raises(UserError, match="already holds"):
+        build_training_data(tmp_path / "a", images=1, captions=1)
+
+
+def test_style_choice_reaches_the_pictures(tmp_path):
+    build_benchmark("mmvet", tmp_path / "a", "validation", styles=("fluent",))
+    build_benchmark("mmvet", tmp_path / "b", "validation", styles=("noto",))
+    first, second = ((tmp_path / x / "mmvet.parquet").read_bytes() for x in "ab")
+    assert first != second
+
+
+# --- benchmarks -------------------------------------------------------------------------------
+
+
+def test_rows_have_the_hub_columns(rows):
+    assert set(rows) == set(COLUMNS) == set(BENCHMARKS)
+    for task, found in rows.items():
+        for row in found:
+            assert set(row) == set(COLUMNS[task]), task
+    for task in ("vqav2", "gqa", "scienceqa", "textvqa", "mmbench"):
+        assert 200 <= len(rows[task]) <= 400
+    assert len(rows["easy_vqa"]) == 9673
+
+
+@pytest.mark.parametrize("task", ["mmvet", "scienceqa", "gqa"])
+def test_files_load_with_decoded_pictures(task, tmp_path):
+    build_benchmark(task, tmp_path)
+    file = str(tmp_path / f"{task}.parquet")
+    table = datasets.load_dataset(
+        "parquet", data_files=file, split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert table.features == features(task)
+    found = [row["image"] for row in table]
+    assert all(picture.size == (SIDE, SIDE) for picture in found if picture)
+    assert any(picture is None for picture in found) == (task == "scienceqa")
+
+
+def test_pope_has_three_balanced_categories_on_the_same_objects(rows):
+    scenes = {row["image_source"]: row["image"] for row in rows["pope"]}
+    assert 60 <= len(scenes) <= 100
+    affirmed = []
+    for category in ("random", "popular", "adversarial"):
+        found = [row for row in rows["pope"] if row["category"] == category]
+        assert Counter(row["image_source"] for row in found) == dict.fromkeys(scenes, 6)
+        assert Counter(row["answer"] for row in found) == dict.fromkeys(
+            ("yes", "no"), 3 * len(scenes)
+        )
+        assert len({(row["image_source"], row["question"]) for row in found}) == len(found)
+        affirmed.append(
+            {(row["image_source"], row["question"]) for row in found if row["answer"] == "yes"}
+        )
+    assert affirmed[0] == affirmed[1] == affirmed[2]
+    for row in rows["pope"]:
+        (name,) = (
+            n for n in CLASSES if row["question"] == f"Is there {ask.with_article(n)} in the image?"
+        )
+        assert (name in row["image"].counts) == (row["answer"] == "yes")
+        assert name not in row["image"].hidden
+
+
+def test_pope_is_near_chance_without_the_picture(rows):
+    """Even with the answers at hand, a guess per question text gains little."""
+    limits = {"random": 0.52, "popular": 0.66, "adversarial": 0.57}
+    for category, limit in limits.items():
+        answers: dict[str, Counter] = {}
+        for row in rows["pope"]:
+            if row["category"] == category:
+                answers.setdefault(row["question"], Counter())[row["answer"]] += 1
+        total = sum(sum(counts.values()) for counts in answers.values())
+        assert sum(max(counts.values()) for counts in answers.values()) / total <= limit
+
+
+def test_mme_pairs_are_complete(rows):
+    assert set(MME_IMAGES) < set(MME_SUBTASKS) and len(MME_SUBTASKS) == 14
+    pairs: dict[str, list[dict]] = {}
+    for row in rows["mme"]:
+        pairs.setdefault(row["question_id"], []).append(row)
+        assert row["question"].endswith("? Please answer yes or no.")
+    for pair in pairs.values():
+        assert sorted(row["answer"] for row in pair) == ["No", "Yes"]
+        assert pair[0]["image"] == pair[1]["image"] and pair[0]["category"] == pair[1]["category"]
+        assert pair[0]["question"] != pair[1]["question"]
+    assert Counter(row["category"] for row in rows["mme"]) == {
+        name: 2 * images for name, images in MME_IMAGES.items()
+    }
+
+
+def test_mmbench_has_every_rotation(rows):
+    groups: dict[int, list[dict]] = {}
+    for row in rows["mmbench"]:
+        groups.setdefault(row["index"] % 1_000_000, []).append(row)
+    for group in groups.values():
+        options = [row[letter] for row in group[:1] for letter in "ABCD" if row[letter] != "nan"]
+        assert len(group) == len(options) >= 2
+        assert len({row[row["answer"]] for row in group}) == 1
+        assert sorted(row["answer"] for row in group) == list("ABCD"[: len(options)])
+        assert len({row["index"] for row in group}) == len(group)
+
+
+def test_answers_with_disagreement_and_references(rows):
+    for row in rows["vqav2"]:
+        said = Counter(answer["answer"] for answer in row["answers"])
+        assert said.total() == 10 and said.most_common(1)[0][0] == row["multiple_choice_answer"]
+    assert any(len({a["answer"] for a in row["answers"]}) > 1 for row in rows["vqav2"])
+    assert {row["answer_type"] for row in rows["vqav2"]} == {"yes/no", "number", "other"}
+    for row in rows["textvqa"]:
+        assert len(row["answers"]) == 10 and row["image"].sign.text == row["answers"][0]
+    for row in rows["coco_cap"]:
+        assert len(set(row["answer"])) == 5
+    assert any(row["image"] is None for row in rows["scienceqa"])
+    assert all(0 <= row["answer"] < len(row["choices"]) for row in rows["scienceqa"])
+
+
+def test_hidden_classes_are_known():
+    assert set(SHOWN_WITH) <= set(CLASSES)
+    assert {other for names in SHOWN_WITH.values() for other in names} <= set(CLASSES)
+
+
+def test_answers_agree_with_the_scene():
+    """Open questions, checked against the scene by other means."""
+    rng = random.Random(0)
+    for index in range(300):
+        scene = sample_scene(f"check/{index}", TRAINING)
+        question = ask.how_many(scene, rng)
+        if question:
+            assert int(question.answer) == sum(t.name == question.names[0] for t in scene.things)
+        question = ask.which_side(scene, rng)
+        if question:
+            first, second = (scene.only(name) for name in question.names)
+            offset = {
+                "left": second.x - first.x,
+                "right": first.x - second.x,
+                "above": second.y - first.y,
+                "below": first.y - second.y,
+            }
+            assert offset[question.answer] > 30
+
+
+# --- cache, command line, text ----------------------------------------------------------------
+
+
+def test_cached_benchmark_is_built_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLMAMBA_CACHE", str(tmp_path))
+    folder = demo_benchmark("mmvet", "heldout")
+    first = (folder / "mmvet.parquet").stat().st_mtime_ns
+    assert demo_benchmark("mmvet", "heldout") == folder
+    assert (folder / "mmvet.parquet").stat().st_mtime_ns == first
+    assert not list(folder.glob("*.part"))
+
+
+def test_command_line(tmp_path, capsys):
+    assert main(["--out", str(tmp_path), "--benchmarks", "mmvet", "--split", "validation"]) == 0
+    assert (tmp_path / "mmvet.parquet").is_file()
+    assert main(["--out", str(tmp_path), "--benchmarks", "mmvet", "--split", "unseen"]) == 2
+    assert "unknown split 'unseen'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main(["--out", str(tmp_path), "--benchmarks", "poppe"])
+    assert stopped.value.code == 2 and "pope" in capsys.readouterr().err
+
+
+def test_text_has_definitions_and_examples():
+    lines = list(itertools.islice(definitions(), 2000))
+    assert all(": " in line and line.endswith(".") for line in lines)
+    assert all('"' not in line for line in itertools.islice(examples(), 500))
+    assert next(iter(documents())) == lines[0]

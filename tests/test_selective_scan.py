@@ -1,0 +1,360 @@
+"""Every scan backend equals the reference: values, gradients, lengths, states, single steps."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from vlmamba.errors import UserError
+from vlmamba.models import selective_scan as scan_module
+from vlmamba.models.scan_backends import build
+from vlmamba.models.selective_scan import (
+    causal_conv1d,
+    causal_conv1d_step,
+    resolve_backend,
+    selective_scan,
+    selective_scan_step,
+    use_backend,
+)
+
+TOLERANCE = 1e-5  # of the largest value, against the reference in float64
+SCAN = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+CONV = ("x", "weight", "bias", "initial_state")
+
+
+@pytest.fixture(scope="module")
+def cpu_kernel():
+    if build.kernels() is None:
+        pytest.skip("no C++ compiler here")
+
+
+@pytest.fixture(params=["torch", "cpu", "cpu-AVX2", "cpu-DEFAULT"])
+def backend(request, monkeypatch):
+    """Each fast backend; the C++ one also as built for lesser instruction sets."""
+    name, _, instruction_set = request.param.partition("-")
+    if name == "cpu":
+        request.getfixturevalue("cpu_kernel")
+    if instruction_set:
+        if instruction_set not in _instruction_sets():
+            pytest.skip(f"this machine has no {instruction_set}")
+        kernels = _lesser_kernels(instruction_set)
+        monkeypatch.setattr("vlmamba.models.scan_backends.cpu.kernels", lambda: kernels)
+    return name
+
+
+def _instruction_sets() -> list[str]:
+    """Those the tests can run here: this machine's and the lesser ones."""
+    order = list(build.INSTRUCTION_SETS)
+    own = torch.backends.cpu.get_cpu_capability()
+    return order[order.index(own) :] if own in order else ["DEFAULT"]
+
+
+def _lesser_kernels(instruction_set, loaded={}):  # noqa: B006  one load per session
+    if instruction_set not in loaded:
+        loaded[instruction_set] = build.load_kernels(instruction_set)
+    return loaded[instruction_set]
+
+
+def scan_inputs(batch=2, length=17, channels=37, states=16, dtype=torch.float32, seed=0) -> dict:
+    """Inputs with the ranges of a trained Mamba: A in -N..-1, step sizes from 0.001 to 0.1."""
+    rng = torch.Generator().manual_seed(seed)
+    randn = lambda *shape: torch.randn(*shape, generator=rng, dtype=dtype)  # noqa: E731
+    return {
+        "u": randn(batch, length, channels),
+        "delta": randn(batch, length, channels),
+        "A": -torch.arange(1, states + 1, dtype=dtype).repeat(channels, 1),
+        "B": randn(batch, length, states),
+        "C": randn(batch, length, states),
+        "D": randn(channels),
+        "z": randn(batch, length, channels),
+        "delta_bias": torch.linspace(-7, -2, channels, dtype=dtype),
+        "initial_state": randn(batch, channels, states),
+    }
+
+
+def conv_inputs(batch=2, length=17, channels=37, taps=4, dtype=torch.float32) -> dict:
+    rng = torch.Generator().manual_seed(1)
+    randn = lambda *shape: torch.randn(*shape, generator=rng, dtype=dtype)  # noqa: E731
+    return {
+        "x": randn(batch, length, channels),
+        "weight": randn(channels, taps),
+        "bias": randn(channels),
+        "initial_state": randn(batch, taps - 1, channels),
+    }
+
+
+def to(inputs: dict, dtype: torch.dtype) -> dict:
+    return {
+        k: x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+        for k, x in inputs.items()
+    }
+
+
+def assert_near(ours, truth, tolerance=TOLERANCE):
+    for a, b in zip(ours, truth, strict=True):
+        assert a.shape == b.shape
+        error = (a.double() - b).abs().max() / b.abs().max().clamp(min=1e-6)
+        assert error < tolerance, f"relative error {error:.2e}"
+
+
+@pytest.mark.parametrize("length", [1, 3, 17, 1000])
+@pytest.mark.parametrize(("channels", "states"), [(37, 16), (16, 5)])
+def test_scan_equals_float64_reference(backend, length, channels, states):
+    inputs = scan_inputs(length=length, channels=channels, states=states)
+    inputs["lengths"] = torch.tensor([length, (length + 1) // 2])
+    truth = selective_scan(**to(inputs, torch.float64), backend="reference")
+    assert_near(selective_scan(**inputs, backend=backend), truth)
+
+
+@pytest.mark.parametrize("without", ["D", "z", "delta_bias", "initial_state"])
+def test_scan_without_an_option(backend, without):
+    inputs = {**scan_inputs(), without: None}
+    truth = selective_scan(
+        **{k: x if x is None else x.double() for k, x in inputs.items()}, backend="reference"
+    )
+    assert_near(selective_scan(**inputs, backend=backend), truth)
+
+
+def test_scan_without_softplus(backend):
+    inputs = {**scan_inputs(), "delta_bias": None, "delta_softplus": False}
+    inputs["delta"] = inputs["delta"].abs() / 10
+    truth = selective_scan(**to(inputs, torch.float64), backend="reference")
+    assert_near(selective_scan(**inputs, backend=backend), truth)
+
+
+@pytest.mark.parametrize("step", [-1e4, -90.0, 0.0, 30.0, 1e4])
+def test_scan_survives_extreme_step_sizes(backend, step):
+    inputs = scan_inputs(length=5)
+    inputs["delta"] = inputs["delta"] + step
+    truth = selective_scan(**to(inputs, torch.float64), backend="reference")
+    assert_near(selective_scan(**inputs, backend=backend), truth)
+
+
+@pytest.mark.parametrize("gate", [-1e4, -100.0, 100.0])
+def test_scan_survives_extreme_gates(backend, gate):
+    inputs = {**scan_inputs(length=5), "z": torch.full((2, 5, 37), gate)}
+    y, _ = selective_scan(**inputs, backend=backend)
+    truth, _ = selective_scan(**to(inputs, torch.float64), backend="reference")
+    assert (y - truth).abs().max() <= 1e-5 * max(gate, 1e-5)
+
+
+def test_bfloat16_sums_in_float32(backend):
+    inputs = scan_inputs(length=200)
+    for name in ("u", "delta", "B", "C", "z"):
+        inputs[name] = inputs[name].bfloat16()
+    truth = selective_scan(**to(inputs, torch.float64), backend="reference")
+    y, state = selective_scan(**inputs, backend=backend)
+    assert y.dtype == torch.bfloat16 and state.dtype == torch.float32
+    assert_near([y], truth[:1], 2**-8)  # y's own rounding
+    assert_near([state], truth[1:])
+
+
+def test_mixed_dtypes_are_computed_in_float32(backend):
+    inputs = scan_inputs()
+    inputs["u"] = inputs["u"].half()
+    truth = selective_scan(**to(inputs, torch.float64), backend="reference")
+    y, state = selective_scan(**inputs, backend=backend)
+    assert y.dtype == torch.float16
+    assert_near([state], truth[1:])
+
+
+def test_sliced_inputs_equal_copies(backend):
+    inputs = scan_inputs(channels=32)
+    both = torch.cat([inputs["u"], inputs["z"]], dim=-1)
+    sliced = {**inputs, "u": both[..., :32], "z": both[..., 32:]}
+    expected = selective_scan(**inputs, backend=backend)
+    assert_near(selective_scan(**sliced, backend=backend), expected, 1e-7)
+
+
+@pytest.mark.parametrize("k", range(1, 9))
+def test_continuing_with_k_tokens_equals_one_pass(backend, k):
+    inputs, conv = scan_inputs(length=20), conv_inputs(length=20)
+    cut = lambda d, part: {  # noqa: E731
+        n: x[:, part] if n in ("u", "delta", "B", "C", "z", "x") else x for n, x in d.items()
+    }
+    for function, whole in ((selective_scan, inputs), (causal_conv1d, conv)):
+        truth, end = function(**whole, backend=backend)
+        head, state = function(**cut(whole, slice(0, 20 - k)), backend=backend)
+        tail = {**cut(whole, slice(20 - k, 20)), "initial_state": state}
+        rest, final_state = function(**tail, backend=backend)
+        assert_near([torch.cat([head, rest], 1), final_state], [truth, end], 2e-6)
+
+
+@pytest.mark.parametrize("length", [5, 70])
+def test_padded_rows_equal_the_rows_alone(backend, length):
+    inputs, conv = scan_inputs(length=length), conv_inputs(length=length)
+    lengths = torch.tensor([length, 2])
+    for function, batch in ((selective_scan, inputs), (causal_conv1d, conv)):
+        y, state = function(**batch, lengths=lengths, backend=backend)
+        alone = {n: x[1:] if n in ("initial_state",) else x for n, x in batch.items()}
+        for name in ("u", "delta", "B", "C", "z", "x"):
+            if name in alone:
+                alone[name] = alone[name][1:, :2]
+        y_alone, state_alone = function(**alone, backend=backend)
+        assert_near([y[1:, :2], state[1:]], [y_alone, state_alone], 1e-6)
+        assert (y[1, 2:] == 0).all()
+
+
+@pytest.mark.parametrize("states", [16, 3])
+def test_steps_equal_the_sequence(backend, states):
+    inputs, conv = scan_inputs(length=9, states=states), conv_inputs(length=9)
+    y, final_state = selective_scan(**inputs, backend=backend)
+    state = inputs.pop("initial_state").clone()
+    for t in range(9):
+        token = {n: x[:, t] if x.ndim == 3 else x for n, x in inputs.items()}
+        assert_near([selective_scan_step(state, **token, backend=backend)], [y[:, t]], 2e-6)
+    assert_near([state], [final_state], 2e-6)
+
+    y, final_state = causal_conv1d(**conv, backend=backend)
+    state = conv["initial_state"].clone()
+    for t in range(9):
+        one = causal_conv1d_step(
+            state, conv["x"][:, t], conv["weight"], conv["bias"], backend=backend
+        )
+        assert_near([one], [y[:, t]], 2e-6)
+    assert_near([state], [final_state], 1e-7)
+
+
+@pytest.mark.parametrize("length", [1, 3, 17, 300])
+@pytest.mark.parametrize("taps", [4, 2])
+@pytest.mark.parametrize("activation", ["silu", None])
+def test_conv_equals_torch(backend, length, taps, activation):
+    inputs = conv_inputs(length=length, taps=taps)
+    lengths = torch.tensor([length, (length + 1) // 2])
+    y, state = causal_conv1d(**inputs, lengths=lengths, activation=activation, backend=backend)
+    past = torch.cat([inputs["initial_state"], inputs["x"]], dim=1)
+    truth = torch.nn.functional.conv1d(
+        past.double().mT, inputs["weight"].double()[:, None], inputs["bias"].double(), groups=37
+    ).mT
+    truth = torch.nn.functional.silu(truth) if activation else truth
+    for row, n in enumerate(lengths):
+        assert_near([y[row, :n], state[row]], [truth[row, :n], past[row, n : n + taps - 1]])
+        assert (y[row, n:] == 0).all()
+
+
+def gradients(function, inputs: dict, names, **options) -> list[torch.Tensor]:
+    """Gradients of one fixed weighted sum of both outputs."""
+    leaves = {n: x.detach().clone().requires_grad_() for n, x in inputs.items()}
+    y, state = function(**leaves, **options)
+    weight = torch.linspace(-1, 1, y.shape[1], dtype=y.dtype)[:, None]
+    loss = (y * weight).sum() + (state * state).sum()
+    return torch.autograd.grad(loss, [leaves[n] for n in names])
+
+
+@pytest.mark.parametrize("length", [1, 3, 17, 100])
+@pytest.mark.parametrize("states", [16, 5])
+def test_gradients_equal_the_reference(backend, length, states):
+    lengths = torch.tensor([length, (length + 1) // 2])
+    scan, conv = scan_inputs(length=length, states=states), conv_inputs(length=length)
+    for function, inputs, names in ((selective_scan, scan, SCAN), (causal_conv1d, conv, CONV)):
+        truth = gradients(
+            function, to(inputs, torch.float64), names, lengths=lengths, backend="reference"
+        )
+        ours = gradients(function, inputs, names, lengths=lengths, backend=backend)
+        assert_near(ours, truth, 5e-5)
+
+
+@pytest.mark.parametrize("lengths", [None, [5, 2]])
+def test_gradcheck(backend, lengths):
+    lengths = None if lengths is None else torch.tensor(lengths)
+    scan = scan_inputs(length=5, channels=3, states=2, dtype=torch.float64)
+    scan["delta_bias"] = scan["delta_bias"] + 4  # steps large enough for finite differences
+    conv = conv_inputs(length=5, channels=3, dtype=torch.float64)
+    for function, inputs in ((selective_scan, scan), (causal_conv1d, conv)):
+        names, leaves = zip(*inputs.items(), strict=True)
+        torch.autograd.gradcheck(
+            lambda *xs, f=function, n=names: f(
+                **dict(zip(n, xs, strict=True)), lengths=lengths, backend=backend
+            ),
+            [x.requires_grad_() for x in leaves],
+        )
+
+
+def test_gradients_of_some_inputs_only(backend):
+    inputs = scan_inputs()
+    u = inputs.pop("u").requires_grad_()
+    y, _ = selective_scan(u, **inputs, backend=backend)
+    y.sum().backward()
+    assert u.grad is not None and torch.isfinite(u.grad).all()
+
+
+def test_backward_memory_is_that_of_the_inputs(cpu_kernel):
+    inputs = scan_inputs(batch=1, length=256, channels=64)
+    leaves = {n: x.requires_grad_() for n, x in inputs.items()}
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        selective_scan(**leaves, backend="cpu")
+    extra = sum(x.numel() for x in kept) - sum(x.numel() for x in inputs.values())
+    assert extra <= inputs["u"].numel()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lengths": torch.tensor([0, 3])}, r"lengths are \[0, 3\], expected integers in 1..17"),
+        ({"lengths": torch.tensor([18, 3])}, r"\[18, 3\]"),
+        ({"lengths": torch.tensor([17])}, r"lengths has shape \(1,\), expected \(2\)"),
+        ({"delta": torch.zeros(2, 17, 36)}, r"delta has shape .*, expected \(2, 17, 37\)"),
+        ({"A": torch.zeros(36, 16)}, r"A has shape"),
+        ({"B": torch.zeros(2, 17, 15)}, r"B has shape"),
+        ({"initial_state": torch.zeros(1, 37, 16)}, r"initial_state has shape"),
+    ],
+)
+def test_wrong_arguments_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        selective_scan(**{**scan_inputs(), **change})
+
+
+def test_wrong_conv_and_step_arguments_are_named():
+    with pytest.raises(ValueError, match="0 steps"):
+        causal_conv1d(torch.zeros(2, 0, 3), torch.zeros(3, 4))
+    with pytest.raises(ValueError, match="'gelu'"):
+        causal_conv1d(**conv_inputs(), activation="gelu")
+    with pytest.raises(ValueError, match="state has shape"):
+        causal_conv1d_step(torch.zeros(2, 2, 3), torch.zeros(2, 3), torch.zeros(3, 4))
+    zeros = torch.zeros
+    with pytest.raises(ValueError, match="one token"):
+        selective_scan_step(
+            zeros(2, 3, 4), zeros(2, 3), zeros(2, 3), zeros(3, 4), zeros(2, 5), zeros(2, 4)
+        )
+
+
+def test_backend_names():
+    assert resolve_backend("reference", "cpu") == "reference"
+    assert resolve_backend("auto", "cpu") in ("cpu", "torch")
+    with use_backend("reference"):
+        assert resolve_backend("auto", "cpu") == "reference"
+        assert resolve_backend("torch", "cpu") == "torch"
+    with pytest.raises(UserError, match="torch"):
+        resolve_backend("troch", "cpu")
+    with pytest.raises(UserError, match="cuda"):
+        resolve_backend("cuda", "cpu")
+
+
+def test_without_a_compiler_torch_runs_and_one_warning_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("VLMAMBA_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    caches = (build.kernels, scan_module._resolve, scan_module._module)
+    for cache in caches:
+        cache.cache_clear()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                assert resolve_backend("auto", "cpu") == "torch"
+                selective_scan(**scan_inputs())
+        assert [str(w.message)[:20] for w in caught] == ["the C++ scan kernels"]
+    finally:
+        for cache in caches:
+            cache.cache_clear()
+
+
+def test_gpu_backend_equals_the_reference():
+    pytest.importorskip("mamba_ssm", reason="needs mamba-ssm")
+    pytest.importorskip("causal_conv1d", reason="needs causal-conv1d")
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")

@@ -1,0 +1,229 @@
+// The Python module: tensors in, tensors out. `scan_backends/cpu.py` has checked the shapes and made
+// parameters and states contiguous in the wide dtype and rows contiguous in channels.
+#include "kernels.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace vlmamba {
+namespace {
+
+using at::Tensor;
+using Maybe = std::optional<Tensor>;
+
+template <typename T>
+const T* data(const Tensor& x) {
+  TORCH_CHECK(x.is_cpu() && x.is_contiguous(), "expected a contiguous CPU tensor");
+  return x.const_data_ptr<T>();
+}
+
+template <typename T>
+const T* data(const Maybe& x) {
+  return x ? data<T>(*x) : nullptr;
+}
+
+// x is (B, L, Di), or (B, Di) for a single step.
+template <typename T>
+Rows<const T> rows(const Tensor& x) {
+  TORCH_CHECK(x.is_cpu() && (x.stride(-1) == 1 || x.size(-1) == 1), "expected contiguous channels");
+  return {x.const_data_ptr<T>(), x.stride(0), x.stride(-2)};
+}
+
+template <typename T>
+Rows<const T> rows(const Maybe& x) {
+  return x ? rows<T>(*x) : Rows<const T>{nullptr, 0, 0};
+}
+
+template <typename F>
+auto with_dtype(const Tensor& x, const F& f) {
+  switch (x.scalar_type()) {
+    case at::kFloat:
+      return f(float{});
+    case at::kDouble:
+      return f(double{});
+    case at::kBFloat16:
+      return f(c10::BFloat16{});
+    default:
+      TORCH_CHECK_TYPE(false, "expected float32, float64 or bfloat16, got ", x.scalar_type());
+  }
+}
+
+template <typename T>
+at::ScalarType wide_type() {
+  return c10::CppTypeToScalarType<Wide<T>>::value;
+}
+
+// The arguments that every scan function has.
+struct Scan {
+  Tensor u, delta, A, B, C;
+  Maybe D, z, delta_bias, initial_state, lengths;
+  bool softplus;
+
+  int64_t batch() const { return u.size(0); }
+  int64_t length() const { return u.dim() == 3 ? u.size(1) : 1; }
+  int64_t channels() const { return u.size(-1); }
+  int64_t states() const { return A.size(1); }
+
+  template <typename T>
+  ScanInputs<T> inputs() const {
+    using R = Wide<T>;
+    return {batch(),      length(),        channels(),           states(),
+            rows<T>(u),   rows<T>(delta),  rows<T>(z),           data<R>(A),
+            data<R>(B),   data<R>(C),      data<R>(D),           data<R>(delta_bias),
+            data<R>(initial_state),        data<int64_t>(lengths), softplus};
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> forward(const Scan& scan, bool keep_checkpoints) {
+  return with_dtype(scan.u, [&](auto zero) {
+    using T = decltype(zero);
+    using R = Wide<T>;
+    const ScanInputs<T> in = scan.inputs<T>();
+    const auto wide = scan.u.options().dtype(wide_type<T>());
+    Tensor y = at::empty(scan.u.sizes(), scan.u.options());
+    Tensor final_state = at::empty({in.batch, in.channels, in.states}, wide);
+    Tensor checkpoints = at::empty({keep_checkpoints ? scan_checkpoint_size(in) : 0}, wide);
+    scan_forward<T>(
+        in, y.data_ptr<T>(), final_state.data_ptr<R>(),
+        keep_checkpoints ? checkpoints.data_ptr<R>() : nullptr);
+    return std::make_tuple(y, final_state, checkpoints);
+  });
+}
+
+// Gradients of u, delta, A, B, C, D, z, delta_bias, initial_state.
+std::vector<Tensor> backward(
+    const Scan& scan, const Tensor& grad_y, const Tensor& grad_final, const Tensor& checkpoints) {
+  return with_dtype(scan.u, [&](auto zero) {
+    using T = decltype(zero);
+    using R = Wide<T>;
+    const ScanInputs<T> in = scan.inputs<T>();
+    const auto wide = scan.u.options().dtype(wide_type<T>());
+    const int64_t groups = scan_groups<T>(in.batch, in.channels);
+    Tensor u = at::empty(scan.u.sizes(), scan.u.options()), delta = at::empty_like(u);
+    Tensor z = scan.z ? at::empty_like(u) : at::empty({0}, u.options());
+    Tensor A = at::empty({in.batch, in.channels, in.states}, wide), state = at::empty_like(A);
+    Tensor D = at::empty({in.batch, in.channels}, wide), bias = at::empty_like(D);
+    Tensor B = at::zeros({in.batch, groups, in.length, in.states}, wide), C = at::zeros_like(B);
+    scan_backward<T>(
+        in, {rows<T>(grad_y), data<R>(grad_final), data<R>(checkpoints), u.data_ptr<T>(),
+             delta.data_ptr<T>(), scan.z ? z.data_ptr<T>() : nullptr, A.data_ptr<R>(),
+             state.data_ptr<R>(), D.data_ptr<R>(), bias.data_ptr<R>(), B.data_ptr<R>(),
+             C.data_ptr<R>()});
+    return std::vector<Tensor>{
+        u, delta, A.sum(0), B.sum(1), C.sum(1), D.sum(0), z, bias.sum(0), state};
+  });
+}
+
+Tensor step(const Scan& scan, Tensor& state) {
+  return with_dtype(scan.u, [&](auto zero) {
+    using T = decltype(zero);
+    data<Wide<T>>(state);  // checks it
+    Tensor y = at::empty(scan.u.sizes(), scan.u.options());
+    scan_step<T>(scan.inputs<T>(), y.data_ptr<T>(), state.data_ptr<Wide<T>>());
+    return y;
+  });
+}
+
+template <typename T>
+ConvInputs<T> conv_inputs(
+    const Tensor& x, const Tensor& weight, const Maybe& bias, const Maybe& initial_state,
+    const Maybe& lengths, bool silu) {
+  TORCH_CHECK_VALUE(
+      weight.size(1) <= kMaxTaps, "expected at most ", kMaxTaps, " taps, got ", weight.size(1));
+  return {x.size(0),   x.dim() == 3 ? x.size(1) : 1, x.size(-1),
+          weight.size(1), rows<T>(x),                data<Wide<T>>(weight),
+          data<Wide<T>>(bias), data<T>(initial_state), data<int64_t>(lengths), silu};
+}
+
+std::tuple<Tensor, Tensor> convolve(
+    const Tensor& x, const Tensor& weight, const Maybe& bias, const Maybe& initial_state,
+    const Maybe& lengths, bool silu) {
+  return with_dtype(x, [&](auto zero) {
+    using T = decltype(zero);
+    const ConvInputs<T> in = conv_inputs<T>(x, weight, bias, initial_state, lengths, silu);
+    Tensor y = at::empty(x.sizes(), x.options());
+    Tensor final_state = at::empty({in.batch, in.taps - 1, in.channels}, x.options());
+    conv_forward<T>(in, y.data_ptr<T>(), final_state.data_ptr<T>());
+    return std::make_tuple(y, final_state);
+  });
+}
+
+// Gradients of x, weight, bias, initial_state.
+std::vector<Tensor> convolve_backward(
+    const Tensor& x, const Tensor& weight, const Maybe& bias, const Maybe& initial_state,
+    const Maybe& lengths, bool silu, const Tensor& grad_y, const Tensor& grad_final) {
+  return with_dtype(x, [&](auto zero) {
+    using T = decltype(zero);
+    using R = Wide<T>;
+    const ConvInputs<T> in = conv_inputs<T>(x, weight, bias, initial_state, lengths, silu);
+    const auto wide = x.options().dtype(wide_type<T>());
+    Tensor grad_x = at::empty(x.sizes(), x.options());
+    Tensor state = at::empty({in.batch, in.taps - 1, in.channels}, x.options());
+    Tensor grad_weight = at::empty({in.batch, in.channels, in.taps}, wide);
+    Tensor grad_bias = at::empty({in.batch, in.channels}, wide);
+    conv_backward<T>(
+        in, {rows<T>(grad_y), data<T>(grad_final), grad_x.data_ptr<T>(), state.data_ptr<T>(),
+             grad_weight.data_ptr<R>(), grad_bias.data_ptr<R>()});
+    return std::vector<Tensor>{grad_x, grad_weight.sum(0), grad_bias.sum(0), state};
+  });
+}
+
+Tensor convolve_step(
+    Tensor& state, const Tensor& x, const Tensor& weight, const Maybe& bias, bool silu) {
+  return with_dtype(x, [&](auto zero) {
+    using T = decltype(zero);
+    Tensor y = at::empty(x.sizes(), x.options());
+    conv_step<T>(
+        conv_inputs<T>(x, weight, bias, state, std::nullopt, silu), y.data_ptr<T>(),
+        state.data_ptr<T>());
+    return y;
+  });
+}
+
+}  // namespace
+}  // namespace vlmamba
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  namespace v = vlmamba;
+  using v::Maybe;
+  using v::Scan;
+  using at::Tensor;
+  using NoGil = pybind11::call_guard<pybind11::gil_scoped_release>;
+  m.def(
+      "scan",
+      [](const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
+         const Maybe& D, const Maybe& z, const Maybe& delta_bias, const Maybe& initial_state,
+         const Maybe& lengths, bool softplus, bool keep_checkpoints) {
+        return v::forward(
+            Scan{u, delta, A, B, C, D, z, delta_bias, initial_state, lengths, softplus},
+            keep_checkpoints);
+      },
+      NoGil());
+  m.def(
+      "scan_backward",
+      [](const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
+         const Maybe& D, const Maybe& z, const Maybe& delta_bias, const Maybe& lengths,
+         bool softplus, const Tensor& grad_y, const Tensor& grad_final,
+         const Tensor& checkpoints) {
+        return v::backward(
+            Scan{u, delta, A, B, C, D, z, delta_bias, std::nullopt, lengths, softplus}, grad_y,
+            grad_final, checkpoints);
+      },
+      NoGil());
+  m.def(
+      "scan_step",
+      [](Tensor& state, const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
+         const Tensor& C, const Maybe& D, const Maybe& z, const Maybe& delta_bias, bool softplus) {
+        return v::step(
+            Scan{u, delta, A, B, C, D, z, delta_bias, std::nullopt, std::nullopt, softplus},
+            state);
+      },
+      NoGil());
+  m.def("conv", &v::convolve, NoGil());
+  m.def("conv_backward", &v::convolve_backward, NoGil());
+  m.def("conv_step", &v::convolve_step, NoGil());
+}

@@ -1,0 +1,178 @@
+// The depthwise causal convolution with its activation: forward, backward and one step.
+//
+// y_t = silu(bias + sum_k weight_k x_{t-K+1+k}), where x_{-K+1..-1} is the initial state. Lanes are
+// channels, as in scan.cpp. The backward pass recomputes the sum under the activation.
+#include "blocks.h"
+
+namespace vlmamba {
+namespace {
+
+constexpr int64_t kChunk = 64;  // steps of a block at a time: its page stays near
+
+template <typename T>
+struct Block {
+  using R = Wide<T>;
+  const ConvInputs<T>& in;
+  int64_t row, channel;
+  int count;  // channels in this block: all lanes but in the last block
+  Vec<R> weight[kMaxTaps], bias{};
+
+  Block(const ConvInputs<T>& inputs, int64_t row, int64_t index)
+      : in(inputs),
+        row(row),
+        channel(index * kLanes<R>),
+        count(std::min<int64_t>(kLanes<R>, in.channels - channel)) {
+    load_columns<R>(in.weight + channel * in.taps, in.taps, count, R(1), weight);
+    if (in.bias) bias = load(in.bias + channel, count);
+  }
+
+  int64_t at(int64_t t) const { return (row * in.length + t) * in.channels + channel; }
+  // Where row k of this block is in a (B, K-1, Di) state.
+  int64_t state_at(int64_t k) const {
+    return (row * (in.taps - 1) + k) * in.channels + channel;
+  }
+
+  Vec<R> input(int64_t t) const {
+    if (t >= 0) return load(in.x.at(row, t) + channel, count);
+    if (!in.initial_state) return Vec<R>{};
+    return load(in.initial_state + state_at(in.taps - 1 + t), count);
+  }
+
+  template <int kK>
+  Vec<R> before_activation(int64_t t) const {
+    const int64_t taps = kK ? kK : in.taps;
+    Vec<R> total = bias;
+    for (int64_t k = 0; k < taps; ++k) total += weight[k] * input(t - taps + 1 + k);
+    return total;
+  }
+
+  template <int kK>
+  Vec<R> output(int64_t t) const {
+    const Vec<R> total = before_activation<kK>(t);
+    return in.silu ? total * sigmoid(total) : total;
+  }
+};
+
+template <typename T, int kK>
+void forward_group(
+    const ConvInputs<T>& in, int64_t row, int64_t first, int64_t last, T* y, T* final_state) {
+  const int64_t length = in.row_length(row);
+  std::vector<Block<T>> blocks;
+  for (int64_t b = first; b < last; ++b) blocks.emplace_back(in, row, b);
+  for (int64_t begin = 0; begin < in.length; begin += kChunk)
+    for (const Block<T>& b : blocks)
+      for (int64_t t = begin; t < std::min(begin + kChunk, in.length); ++t) {
+        __builtin_prefetch(in.x.at(row, t) + b.channel + kLanes<Wide<T>>);
+        store(y + b.at(t), t < length ? b.template output<kK>(t) : Vec<Wide<T>>{}, b.count);
+      }
+  for (const Block<T>& b : blocks)
+    for (int64_t k = 0; k + 1 < in.taps; ++k)
+      store(final_state + b.state_at(k), b.input(length - in.taps + 1 + k), b.count);
+}
+
+// Sums of one block that the backward pass carries from its last step to its first.
+template <typename R>
+struct BlockGrads {
+  Vec<R> later[kMaxTaps] = {};  // gradient before the activation at t+1, t+2, ...
+  Vec<R> weight[kMaxTaps] = {}, bias{};
+};
+
+// Gradient of the input at step t (the initial state where t < 0); `later` holds that of the sums
+// at t, t+1, ... and moves on by one step.
+template <typename T, int kK>
+Vec<Wide<T>> input_grad(
+    const Block<T>& b, int64_t t, const ConvGrads<T>& grads, BlockGrads<Wide<T>>& sums) {
+  const int64_t taps = kK ? kK : b.in.taps;
+  Vec<Wide<T>> total{};
+  for (int64_t k = 0; k < taps; ++k) total += b.weight[k] * sums.later[taps - 1 - k];
+  for (int64_t k = taps - 1; k > 0; --k) sums.later[k] = sums.later[k - 1];
+  const int64_t from_end = t - b.in.row_length(b.row) + taps - 1;
+  if (from_end >= 0) total += load(grads.final_state + b.state_at(from_end), b.count);
+  return total;
+}
+
+template <typename T, int kK>
+void backward_step(
+    const Block<T>& b, int64_t t, const ConvGrads<T>& grads, BlockGrads<Wide<T>>& sums) {
+  const int64_t taps = kK ? kK : b.in.taps;
+  Vec<Wide<T>> g = load(grads.y.at(b.row, t) + b.channel, b.count);
+  if (b.in.silu) {
+    const Vec<Wide<T>> x = b.template before_activation<kK>(t), p = sigmoid(x);
+    g *= p * (1 + x * (1 - p));
+  }
+  sums.bias += g;
+  sums.later[0] = g;
+  for (int64_t k = 0; k < taps; ++k) sums.weight[k] += g * b.input(t - taps + 1 + k);
+  store(grads.x + b.at(t), input_grad<T, kK>(b, t, grads, sums), b.count);
+}
+
+template <typename T, int kK>
+void store_grads(const Block<T>& b, const ConvGrads<T>& grads, BlockGrads<Wide<T>>& sums) {
+  using R = Wide<T>;
+  const int64_t plane = b.row * b.in.channels + b.channel;
+  store_columns<R>(sums.weight, b.in.taps, b.count, grads.weight + plane * b.in.taps);
+  store(grads.bias + plane, sums.bias, b.count);
+  for (int64_t t = -1; t > -b.in.taps; --t) {
+    sums.later[0] = Vec<R>{};
+    store(grads.initial_state + b.state_at(b.in.taps - 1 + t),
+          input_grad<T, kK>(b, t, grads, sums), b.count);
+  }
+  for (int64_t t = b.in.row_length(b.row); t < b.in.length; ++t)
+    store(grads.x + b.at(t), Vec<R>{}, b.count);
+}
+
+template <typename T, int kK>
+void backward_group(
+    const ConvInputs<T>& in, int64_t row, int64_t first, int64_t last, const ConvGrads<T>& grads) {
+  const int64_t length = in.row_length(row);
+  std::vector<Block<T>> blocks;
+  std::vector<BlockGrads<Wide<T>>> sums(last - first);
+  for (int64_t b = first; b < last; ++b) blocks.emplace_back(in, row, b);
+  for (int64_t begin = (length - 1) / kChunk * kChunk; begin >= 0; begin -= kChunk)
+    for (size_t b = 0; b < blocks.size(); ++b)
+      for (int64_t t = std::min(begin + kChunk, length) - 1; t >= begin; --t)
+        backward_step<T, kK>(blocks[b], t, grads, sums[b]);
+  for (size_t b = 0; b < blocks.size(); ++b) store_grads<T, kK>(blocks[b], grads, sums[b]);
+}
+
+}  // namespace
+
+template <typename T>
+void conv_forward(const ConvInputs<T>& in, T* y, T* final_state) {
+  const auto run = in.taps == 4 ? forward_group<T, 4> : forward_group<T, 0>;
+  for_groups<Wide<T>>(
+      in.batch, in.channels, [&](int64_t row, int64_t first, int64_t last, int64_t) {
+        run(in, row, first, last, y, final_state);
+      });
+}
+
+template <typename T>
+void conv_backward(const ConvInputs<T>& in, const ConvGrads<T>& grads) {
+  const auto run = in.taps == 4 ? backward_group<T, 4> : backward_group<T, 0>;
+  for_groups<Wide<T>>(
+      in.batch, in.channels, [&](int64_t row, int64_t first, int64_t last, int64_t) {
+        run(in, row, first, last, grads);
+      });
+}
+
+template <typename T>
+void conv_step(const ConvInputs<T>& in, T* y, T* state) {
+  for (int64_t row = 0; row < in.batch; ++row)
+    for (int64_t index = 0; index < block_count<Wide<T>>(in.channels); ++index) {
+      const Block<T> b(in, row, index);
+      store(y + b.at(0), b.template output<0>(0), b.count);
+      for (int64_t k = 0; k + 1 < in.taps; ++k)
+        store(state + b.state_at(k), b.input(k + 2 - in.taps), b.count);
+    }
+}
+
+#define VLMAMBA_INSTANTIATE(T)                                               \
+  template void conv_forward<T>(const ConvInputs<T>&, T*, T*);               \
+  template void conv_backward<T>(const ConvInputs<T>&, const ConvGrads<T>&); \
+  template void conv_step<T>(const ConvInputs<T>&, T*, T*);
+VLMAMBA_INSTANTIATE(float)
+VLMAMBA_INSTANTIATE(double)
+VLMAMBA_INSTANTIATE(c10::BFloat16)
+#undef VLMAMBA_INSTANTIATE
+
+}  // namespace vlmamba

@@ -1,0 +1,106 @@
+// What the kernels take: plain pointers, so that they compile without PyTorch's headers.
+// Sizes: batch B, length L, channels Di, states N per channel, taps K. Absent inputs are null.
+#pragma once
+
+#include <c10/util/BFloat16.h>
+
+#include <cstdint>
+
+namespace vlmamba {
+
+// The type that parameters, states and sums over T have.
+template <typename T>
+struct WideOf {
+  using type = float;
+};
+template <>
+struct WideOf<double> {
+  using type = double;
+};
+template <typename T>
+using Wide = typename WideOf<T>::type;
+
+// A (B, L, Di) array whose channels are contiguous; a half of a projection needs no copy.
+template <typename T>
+struct Rows {
+  T* data;
+  int64_t row_stride, step_stride;
+
+  T* at(int64_t row, int64_t t) const { return data + row * row_stride + t * step_stride; }
+};
+
+template <typename T>
+struct ScanInputs {
+  using R = Wide<T>;
+  int64_t batch, length, channels, states;
+  Rows<const T> u, delta, z;
+  const R* A;                    // (Di, N)
+  const R *B, *C;                // (B, L, N)
+  const R *D, *delta_bias;       // (Di)
+  const R* initial_state;        // (B, Di, N)
+  const int64_t* lengths;        // (B)
+  bool softplus;
+
+  int64_t row_length(int64_t row) const { return lengths ? lengths[row] : length; }
+};
+
+template <typename T>
+struct ScanGrads {
+  using R = Wide<T>;
+  Rows<const T> y;               // given, as is final_state (B, Di, N)
+  const R *final_state, *checkpoints;
+  T *u, *delta, *z;              // (B, L, Di)
+  R *A, *initial_state;          // (B, Di, N): the sum over B is left to the caller
+  R *D, *delta_bias;             // (B, Di), likewise
+  R *B, *C;                      // (B, groups, L, N), zeros on entry: likewise the sum over groups
+};
+
+// Groups that scan_backward cuts the channels into, and elements of the checkpoints in R.
+template <typename T>
+int64_t scan_groups(int64_t batch, int64_t channels);
+template <typename T>
+int64_t scan_checkpoint_size(const ScanInputs<T>& in);
+
+// y (B, L, Di) and final_state (B, Di, N) are written; so are the checkpoints unless null.
+template <typename T>
+void scan_forward(const ScanInputs<T>& in, T* y, Wide<T>* final_state, Wide<T>* checkpoints);
+template <typename T>
+void scan_backward(const ScanInputs<T>& in, const ScanGrads<T>& grads);
+// One step (length 1): `state` (B, Di, N) is read and written.
+template <typename T>
+void scan_step(const ScanInputs<T>& in, T* y, Wide<T>* state);
+
+template <typename T>
+struct ConvInputs {
+  using R = Wide<T>;
+  int64_t batch, length, channels, taps;
+  Rows<const T> x;
+  const R *weight, *bias;        // (Di, K), (Di)
+  const T* initial_state;        // (B, K-1, Di)
+  const int64_t* lengths;        // (B)
+  bool silu;
+
+  int64_t row_length(int64_t row) const { return lengths ? lengths[row] : length; }
+};
+
+template <typename T>
+struct ConvGrads {
+  using R = Wide<T>;
+  Rows<const T> y;               // given, as is final_state (B, K-1, Di)
+  const T* final_state;
+  T *x, *initial_state;          // (B, L, Di), (B, K-1, Di)
+  R *weight, *bias;              // (B, Di, K), (B, Di): the sum over B is left to the caller
+};
+
+// y (B, L, Di) and final_state (B, K-1, Di) are written.
+template <typename T>
+void conv_forward(const ConvInputs<T>& in, T* y, T* final_state);
+template <typename T>
+void conv_backward(const ConvInputs<T>& in, const ConvGrads<T>& grads);
+// One step (length 1): `state` (B, K-1, Di) is read and written.
+template <typename T>
+void conv_step(const ConvInputs<T>& in, T* y, T* state);
+
+constexpr int64_t kMaxTaps = 16;
+
+}  // namespace vlmamba

@@ -1,0 +1,207 @@
+// Vectors of one machine register, and the few functions the kernels need on them.
+//
+// The width is that of the instruction set this file is compiled for: 64 bytes with AVX-512, 32 with
+// AVX2, 16 otherwise (SSE2, NEON). Arithmetic uses the vector types of GCC and Clang, so only exp
+// has code of its own per instruction set. Multiply-adds contract to FMA where there is one.
+#pragma once
+
+#include "kernels.h"
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace vlmamba {
+
+#if defined(__AVX512F__)
+constexpr int kVecBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVecBytes = 32;
+#else
+constexpr int kVecBytes = 16;
+#endif
+
+// Elements of type T that fill one register: Vec<float> has kLanes<float> of them.
+template <typename T>
+constexpr int kLanes = kVecBytes / static_cast<int>(sizeof(T));
+
+template <typename T, int Bytes = kVecBytes>
+struct VecOf {
+  typedef T type __attribute__((vector_size(Bytes)));
+};
+template <typename T>
+using Vec = typename VecOf<T>::type;
+
+template <typename To, typename From>
+inline To bits(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "bits() keeps the size");
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+template <typename T>
+inline Vec<T> splat(T x) {
+  return Vec<T>{} + x;
+}
+
+// ---- memory: `count` is how many lanes exist, the others read 0 and are not written -------------
+
+using Half16 = typename VecOf<uint16_t, kVecBytes / 2>::type;  // bfloat16 for one Vec<float>
+
+inline Vec<float> widen(Half16 x) {
+  return bits<Vec<float>>(__builtin_convertvector(x, Vec<uint32_t>) << 16);
+}
+
+inline Half16 narrow(Vec<float> x) {  // rounds to nearest even, keeps NaN
+  Vec<uint32_t> b = bits<Vec<uint32_t>>(x);
+  b = x == x ? b + 0x7fff + ((b >> 16) & 1) : Vec<uint32_t>{} + 0x7fc00000u;
+  return __builtin_convertvector(b >> 16, Half16);
+}
+
+template <typename V>
+inline V copy_from(const void* p) {
+  V x;
+  std::memcpy(&x, p, sizeof(x));
+  return x;
+}
+
+inline Vec<float> load_all(const float* p) { return copy_from<Vec<float>>(p); }
+inline Vec<double> load_all(const double* p) { return copy_from<Vec<double>>(p); }
+inline Vec<float> load_all(const c10::BFloat16* p) { return widen(copy_from<Half16>(p)); }
+
+inline void store_all(float* p, Vec<float> x) { std::memcpy(p, &x, sizeof(x)); }
+inline void store_all(double* p, Vec<double> x) { std::memcpy(p, &x, sizeof(x)); }
+inline void store_all(c10::BFloat16* p, Vec<float> x) {
+  const Half16 narrowed = narrow(x);
+  std::memcpy(p, &narrowed, sizeof(narrowed));
+}
+
+template <typename T>
+inline Vec<Wide<T>> load(const T* p, int count) {
+  constexpr int lanes = kLanes<Wide<T>>;
+  if (count == lanes) return load_all(p);
+  T some[lanes] = {};
+  for (int i = 0; i < count; ++i) some[i] = p[i];
+  return load_all(some);
+}
+
+template <typename T>
+inline void store(T* p, Vec<Wide<T>> x, int count) {
+  constexpr int lanes = kLanes<Wide<T>>;
+  if (count == lanes) return store_all(p, x);
+  T some[lanes];
+  store_all(some, x);
+  for (int i = 0; i < count; ++i) p[i] = some[i];
+}
+
+template <typename T>
+inline T sum(const Vec<T>& x) {
+  T total = 0;
+  for (int i = 0; i < kLanes<T>; ++i) total += x[i];
+  return total;
+}
+
+// ---- functions ----------------------------------------------------------------------------------
+
+constexpr double kLog2e = 1.4426950408889634;
+constexpr double kLn2 = 0.6931471805599453;
+
+// 2^(f + n) for |f| <= 1/2 and whole n. The degree-5 polynomial is the best one through 2^0 = 1;
+// its relative error is below 1e-7.
+inline Vec<float> exp2_split(Vec<float> f, Vec<float> n) {
+  Vec<float> p = 0.001326472731307149f * f + 0.009671512991189957f;
+  p = p * f + 0.05550733581185341f;
+  p = p * f + 0.24022242426872253f;
+  p = p * f + 0.6931470036506653f;
+  p = p * f + 1.0f;
+#if defined(__AVX512F__)
+  return _mm512_scalef_ps(p, n);
+#else
+  // Adding n to the exponent field; n is kept where the field can hold it.
+  return bits<Vec<float>>(bits<Vec<int32_t>>(p) + (__builtin_convertvector(n, Vec<int32_t>) << 23));
+#endif
+}
+
+constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds a float to a whole number
+
+// x within [low, high]; NaN stays NaN.
+inline Vec<float> clamp(Vec<float> x, float low, float high) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), x));
+#elif defined(__AVX2__)
+  return _mm256_min_ps(_mm256_set1_ps(high), _mm256_max_ps(_mm256_set1_ps(low), x));
+#else
+  x = x < low ? splat(low) : x;
+  return x > high ? splat(high) : x;
+#endif
+}
+
+// 2^(a b), for |a b| < 1e15. Without AVX-512 the result is kept between 2^-126 and 2^127.
+inline Vec<float> exp2_product(Vec<float> a, Vec<float> b) {
+#if defined(__AVX512F__)
+  const Vec<float> n = (a * b + kRound) - kRound;
+  return exp2_split(a * b - n, n);  // both products are inside an FMA, hence exact
+#else
+  const Vec<float> x = clamp(a * b, -126.0f, 127.0f);
+  const Vec<float> n = (x + kRound) - kRound;
+  return exp2_split(x - n, n);
+#endif
+}
+
+inline Vec<float> exp(Vec<float> x) {
+  constexpr float high = static_cast<float>(kLog2e);
+  constexpr float low = static_cast<float>(kLog2e - static_cast<double>(high));
+  x = clamp(x, -87.0f, 88.0f);
+  const Vec<float> n = (x * high + kRound) - kRound;
+  return exp2_split((x * high - n) + x * low, n);
+}
+
+inline Vec<double> exp2_product(Vec<double> a, Vec<double> b) {
+  Vec<double> y;
+  for (int i = 0; i < kLanes<double>; ++i) y[i] = std::exp2(a[i] * b[i]);
+  return y;
+}
+
+inline Vec<double> exp(Vec<double> x) {
+  Vec<double> y;
+  for (int i = 0; i < kLanes<double>; ++i) y[i] = std::exp(x[i]);
+  return y;
+}
+
+template <typename V>
+inline V sigmoid(V x) {
+  return 1 / (1 + exp(-x));
+}
+
+// log(1 + t) for 0 <= t <= 1, as 2 atanh(t / (2 + t)) = 2 s (1 + s^2/3 + s^4/5 + ...), s <= 1/3:
+// accurate relative to the result also where t is tiny.
+inline Vec<float> log1p_unit(Vec<float> t) {
+  const Vec<float> s = t / (2 + t), q = s * s;
+  Vec<float> p = q * (1 / 15.0f) + (1 / 13.0f);
+  p = p * q + (1 / 11.0f);
+  p = p * q + (1 / 9.0f);
+  p = p * q + (1 / 7.0f);
+  p = p * q + (1 / 5.0f);
+  p = p * q + (1 / 3.0f);
+  return 2 * s * (p * q + 1);
+}
+
+inline Vec<double> log1p_unit(Vec<double> t) {
+  Vec<double> y;
+  for (int i = 0; i < kLanes<double>; ++i) y[i] = std::log1p(t[i]);
+  return y;
+}
+
+// log(1 + e^x) = max(x, 0) + log(1 + e^-|x|)
+template <typename V>
+inline V softplus(V x) {
+  const V zero{};
+  return (x > 0 ? x : zero) + log1p_unit(exp(x > 0 ? -x : x));
+}
+
+}  // namespace vlmamba

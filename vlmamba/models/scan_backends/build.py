@@ -1,0 +1,99 @@
+"""Build the C++ kernels at first use and keep them: `kernels()` is the loaded module, or None.
+
+Sources are in `vlmamba/models/csrc`; the compiled module goes to `$VLMAMBA_CACHE` (default
+`~/.cache/vlmamba`), under a key of the sources, PyTorch, Python and the instruction set, so one
+cache may serve different machines. The build needs a C++20 compiler, takes about half a minute and
+no network. Each process builds in a directory of its own and renames the result into place, so
+processes that start together cannot disturb each other.
+
+The instruction set is chosen when building: the one PyTorch reports for this machine. PyTorch's own
+switch picks a lower one: `ATEN_CPU_CAPABILITY=avx2` or `default`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+SOURCES = Path(__file__).parents[1] / "csrc"
+_AVX2 = ("-mavx2", "-mfma")
+INSTRUCTION_SETS = {
+    "AVX512": (*_AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"),
+    "AVX2": _AVX2,
+    "DEFAULT": (),  # what the compiler assumes: SSE2 or NEON
+}
+# Products and sums may contract to FMA; nothing else about floating point is relaxed.
+_FLAGS = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+
+
+@functools.cache
+def kernels() -> ModuleType | None:
+    """The kernels for this machine; without a working compiler None, with one warning why."""
+    try:
+        return load_kernels(torch.backends.cpu.get_cpu_capability())
+    except (OSError, RuntimeError, ImportError, subprocess.CalledProcessError) as error:
+        reason = " ".join(str(error).split())[:300]
+        warnings.warn(
+            "the C++ scan kernels could not be built, so the slower 'torch' backend runs instead; "
+            f"install a C++20 compiler (g++ or clang++) and ninja to build them. Reason: {reason}",
+            stacklevel=2,
+        )
+        return None
+
+
+def load_kernels(instruction_set: str) -> ModuleType:
+    """The kernels for one of INSTRUCTION_SETS ("DEFAULT" for an unknown one), built if need be."""
+    flags = (*_FLAGS, *INSTRUCTION_SETS.get(instruction_set, ()))
+    name = f"vlmamba_kernels_{instruction_set.lower()}"
+    folder = _cache_dir() / "kernels" / _key(flags)
+    file = folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if not file.exists():
+        return _build(name, flags, file)
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _cache_dir() -> Path:
+    return Path(os.environ.get("VLMAMBA_CACHE") or Path.home() / ".cache" / "vlmamba")
+
+
+def _key(flags: tuple[str, ...]) -> str:
+    digest = hashlib.sha256(repr((torch.__version__, sys.version, flags)).encode())
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(source.name.encode() + source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _build(name: str, flags: tuple[str, ...], file: Path) -> ModuleType:
+    from torch.utils import cpp_extension  # slow to import, and not needed once built
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    path = os.environ.get("PATH", "")
+    # ninja may be installed beside a Python whose environment is not activated
+    os.environ["PATH"] = os.pathsep.join((path, sysconfig.get_path("scripts")))
+    try:
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            module = cpp_extension.load(
+                name,
+                [str(source) for source in sorted(SOURCES.glob("*.cpp"))],
+                extra_cflags=list(flags),
+                extra_ldflags=["-fopenmp"],
+                build_directory=folder,
+            )
+            os.replace(Path(folder) / f"{name}.so", file)
+    finally:
+        os.environ["PATH"] = path
+    return module

@@ -1,0 +1,138 @@
+"""The fused C++ kernels of `vlmamba/models/csrc` behind the common interface, with autograd.
+
+float32, bfloat16 and float64 run as they are, with sums in float32 (float64 for float64); other and
+mixed dtypes are converted to those of the sums. The scan's backward pass recomputes states from one
+checkpoint per 32 steps.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vlmamba.models.scan_backends.build import kernels
+
+_STORED = (torch.float32, torch.bfloat16, torch.float64)
+
+
+def _compute_dtypes(*tensors: Tensor | None) -> tuple[torch.dtype, torch.dtype]:
+    """(dtype of the rows, dtype of parameters, states and sums) for a call with these rows."""
+    dtypes = {x.dtype for x in tensors if x is not None}
+    wide = torch.float64 if torch.float64 in dtypes else torch.float32
+    return (dtypes.pop() if len(dtypes) == 1 and dtypes <= {*_STORED} else wide), wide
+
+
+def _rows(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """x (..., Di) with contiguous channels; a slice of a wider projection stays as it is."""
+    if x is None:
+        return None
+    x = x if x.dtype == dtype else x.to(dtype)
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _dense(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if x is None else x.to(dtype).contiguous()
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def selective_scan(
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, lengths
+) -> tuple[Tensor, Tensor]:
+    dtype, wide = _compute_dtypes(u, delta, z)
+    tensors = (
+        *(_rows(x, dtype) for x in (u, delta)),
+        *(_dense(x, wide) for x in (A, B, C, D)),
+        _rows(z, dtype),
+        *(_dense(x, wide) for x in (delta_bias, initial_state)),
+    )
+    lengths = _dense(lengths, torch.int64)
+    if _needs_grad(*tensors):
+        y, final_state = _Scan.apply(lengths, delta_softplus, *tensors)
+    else:
+        y, final_state, _ = kernels().scan(*tensors, lengths, delta_softplus, False)
+    return y.to(u.dtype), final_state
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, lengths, delta_softplus, *tensors):
+        y, final_state, checkpoints = kernels().scan(*tensors, lengths, delta_softplus, True)
+        ctx.save_for_backward(*tensors[:-1], lengths, checkpoints)
+        ctx.delta_softplus = delta_softplus
+        return y, final_state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y, grad_final):
+        *tensors, lengths, checkpoints = ctx.saved_tensors
+        grads = kernels().scan_backward(
+            *tensors,
+            lengths,
+            ctx.delta_softplus,
+            grad_y.contiguous(),
+            grad_final.contiguous(),
+            checkpoints,
+        )
+        needed = ctx.needs_input_grad[2:]
+        return None, None, *(g if n else None for g, n in zip(grads, needed, strict=True))
+
+
+def selective_scan_step(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> Tensor:
+    dtype, wide = _compute_dtypes(u, delta, z)
+    h = _dense(state, wide)
+    y = kernels().scan_step(
+        h,
+        *(_rows(x, dtype) for x in (u, delta)),
+        *(_dense(x, wide) for x in (A, B, C, D)),
+        _rows(z, dtype),
+        _dense(delta_bias, wide),
+        delta_softplus,
+    )
+    if h is not state:
+        state.copy_(h)
+    return y.to(u.dtype)
+
+
+def causal_conv1d(x, weight, bias, initial_state, lengths, activation) -> tuple[Tensor, Tensor]:
+    dtype, wide = _compute_dtypes(x)
+    tensors = (
+        _rows(x, dtype),
+        _dense(weight, wide),
+        _dense(bias, wide),
+        _dense(initial_state, dtype),
+    )
+    run = _Conv.apply if _needs_grad(*tensors) else kernels().conv
+    y, final_state = run(*tensors, _dense(lengths, torch.int64), activation == "silu")
+    return y.to(x.dtype), final_state.to(x.dtype)
+
+
+class _Conv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *inputs):
+        *tensors, ctx.silu = inputs
+        ctx.save_for_backward(*tensors)
+        return kernels().conv(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y, grad_final):
+        grads = kernels().conv_backward(
+            *ctx.saved_tensors, ctx.silu, grad_y.contiguous(), grad_final.contiguous()
+        )
+        needed = ctx.needs_input_grad[:4]
+        return *(g if n else None for g, n in zip(grads, needed, strict=True)), None, None
+
+
+def causal_conv1d_step(state, x, weight, bias, activation) -> Tensor:
+    dtype, wide = _compute_dtypes(x)
+    past = _dense(state, dtype)
+    y = kernels().conv_step(
+        past, _rows(x, dtype), _dense(weight, wide), _dense(bias, wide), activation == "silu"
+    )
+    if past is not state:
+        state.copy_(past)
+    return y.to(x.dtype)
