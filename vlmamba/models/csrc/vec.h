@@ -15,6 +15,9 @@
 #include <immintrin.h>
 #endif
 
+// Vectors in registers do not survive calls, so nothing in the loops may be one.
+#define VLMAMBA_INLINE inline __attribute__((always_inline))
+
 namespace vlmamba {
 
 #if defined(__AVX512F__)
@@ -37,7 +40,7 @@ template <typename T>
 using Vec = typename VecOf<T>::type;
 
 template <typename To, typename From>
-inline To bits(const From& from) {
+VLMAMBA_INLINE To bits(const From& from) {
   static_assert(sizeof(To) == sizeof(From), "bits() keeps the size");
   To to;
   std::memcpy(&to, &from, sizeof(To));
@@ -45,7 +48,7 @@ inline To bits(const From& from) {
 }
 
 template <typename T>
-inline Vec<T> splat(T x) {
+VLMAMBA_INLINE Vec<T> splat(T x) {
   return Vec<T>{} + x;
 }
 
@@ -53,36 +56,36 @@ inline Vec<T> splat(T x) {
 
 using Half16 = typename VecOf<uint16_t, kVecBytes / 2>::type;  // bfloat16 for one Vec<float>
 
-inline Vec<float> widen(Half16 x) {
+VLMAMBA_INLINE Vec<float> widen(Half16 x) {
   return bits<Vec<float>>(__builtin_convertvector(x, Vec<uint32_t>) << 16);
 }
 
-inline Half16 narrow(Vec<float> x) {  // rounds to nearest even, keeps NaN
+VLMAMBA_INLINE Half16 narrow(Vec<float> x) {  // rounds to nearest even, keeps NaN
   Vec<uint32_t> b = bits<Vec<uint32_t>>(x);
   b = x == x ? b + 0x7fff + ((b >> 16) & 1) : Vec<uint32_t>{} + 0x7fc00000u;
   return __builtin_convertvector(b >> 16, Half16);
 }
 
 template <typename V>
-inline V copy_from(const void* p) {
+VLMAMBA_INLINE V copy_from(const void* p) {
   V x;
   std::memcpy(&x, p, sizeof(x));
   return x;
 }
 
-inline Vec<float> load_all(const float* p) { return copy_from<Vec<float>>(p); }
-inline Vec<double> load_all(const double* p) { return copy_from<Vec<double>>(p); }
-inline Vec<float> load_all(const c10::BFloat16* p) { return widen(copy_from<Half16>(p)); }
+VLMAMBA_INLINE Vec<float> load_all(const float* p) { return copy_from<Vec<float>>(p); }
+VLMAMBA_INLINE Vec<double> load_all(const double* p) { return copy_from<Vec<double>>(p); }
+VLMAMBA_INLINE Vec<float> load_all(const c10::BFloat16* p) { return widen(copy_from<Half16>(p)); }
 
-inline void store_all(float* p, Vec<float> x) { std::memcpy(p, &x, sizeof(x)); }
-inline void store_all(double* p, Vec<double> x) { std::memcpy(p, &x, sizeof(x)); }
-inline void store_all(c10::BFloat16* p, Vec<float> x) {
+VLMAMBA_INLINE void store_all(float* p, Vec<float> x) { std::memcpy(p, &x, sizeof(x)); }
+VLMAMBA_INLINE void store_all(double* p, Vec<double> x) { std::memcpy(p, &x, sizeof(x)); }
+VLMAMBA_INLINE void store_all(c10::BFloat16* p, Vec<float> x) {
   const Half16 narrowed = narrow(x);
   std::memcpy(p, &narrowed, sizeof(narrowed));
 }
 
 template <typename T>
-inline Vec<Wide<T>> load(const T* p, int count) {
+VLMAMBA_INLINE Vec<Wide<T>> load(const T* p, int count) {
   constexpr int lanes = kLanes<Wide<T>>;
   if (count == lanes) return load_all(p);
   T some[lanes] = {};
@@ -91,7 +94,7 @@ inline Vec<Wide<T>> load(const T* p, int count) {
 }
 
 template <typename T>
-inline void store(T* p, Vec<Wide<T>> x, int count) {
+VLMAMBA_INLINE void store(T* p, Vec<Wide<T>> x, int count) {
   constexpr int lanes = kLanes<Wide<T>>;
   if (count == lanes) return store_all(p, x);
   T some[lanes];
@@ -100,7 +103,7 @@ inline void store(T* p, Vec<Wide<T>> x, int count) {
 }
 
 template <typename T>
-inline T sum(const Vec<T>& x) {
+VLMAMBA_INLINE T sum(const Vec<T>& x) {
   T total = 0;
   for (int i = 0; i < kLanes<T>; ++i) total += x[i];
   return total;
@@ -113,7 +116,7 @@ constexpr double kLn2 = 0.6931471805599453;
 
 // 2^(f + n) for |f| <= 1/2 and whole n. The degree-5 polynomial is the best one through 2^0 = 1;
 // its relative error is below 1e-7.
-inline Vec<float> exp2_split(Vec<float> f, Vec<float> n) {
+VLMAMBA_INLINE Vec<float> exp2_split(Vec<float> f, Vec<float> n) {
   Vec<float> p = 0.001326472731307149f * f + 0.009671512991189957f;
   p = p * f + 0.05550733581185341f;
   p = p * f + 0.24022242426872253f;
@@ -130,7 +133,7 @@ inline Vec<float> exp2_split(Vec<float> f, Vec<float> n) {
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds a float to a whole number
 
 // x within [low, high]; NaN stays NaN.
-inline Vec<float> clamp(Vec<float> x, float low, float high) {
+VLMAMBA_INLINE Vec<float> clamp(Vec<float> x, float low, float high) {
 #if defined(__AVX512F__)
   return _mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), x));
 #elif defined(__AVX2__)
@@ -142,7 +145,7 @@ inline Vec<float> clamp(Vec<float> x, float low, float high) {
 }
 
 // 2^(a b), for |a b| < 1e15. Without AVX-512 the result is kept between 2^-126 and 2^127.
-inline Vec<float> exp2_product(Vec<float> a, Vec<float> b) {
+VLMAMBA_INLINE Vec<float> exp2_product(Vec<float> a, Vec<float> b) {
 #if defined(__AVX512F__)
   const Vec<float> n = (a * b + kRound) - kRound;
   return exp2_split(a * b - n, n);  // both products are inside an FMA, hence exact
@@ -153,7 +156,7 @@ inline Vec<float> exp2_product(Vec<float> a, Vec<float> b) {
 #endif
 }
 
-inline Vec<float> exp(Vec<float> x) {
+VLMAMBA_INLINE Vec<float> exp(Vec<float> x) {
   constexpr float high = static_cast<float>(kLog2e);
   constexpr float low = static_cast<float>(kLog2e - static_cast<double>(high));
   x = clamp(x, -87.0f, 88.0f);
@@ -161,26 +164,26 @@ inline Vec<float> exp(Vec<float> x) {
   return exp2_split((x * high - n) + x * low, n);
 }
 
-inline Vec<double> exp2_product(Vec<double> a, Vec<double> b) {
+VLMAMBA_INLINE Vec<double> exp2_product(Vec<double> a, Vec<double> b) {
   Vec<double> y;
   for (int i = 0; i < kLanes<double>; ++i) y[i] = std::exp2(a[i] * b[i]);
   return y;
 }
 
-inline Vec<double> exp(Vec<double> x) {
+VLMAMBA_INLINE Vec<double> exp(Vec<double> x) {
   Vec<double> y;
   for (int i = 0; i < kLanes<double>; ++i) y[i] = std::exp(x[i]);
   return y;
 }
 
 template <typename V>
-inline V sigmoid(V x) {
+VLMAMBA_INLINE V sigmoid(V x) {
   return 1 / (1 + exp(-x));
 }
 
 // log(1 + t) for 0 <= t <= 1, as 2 atanh(t / (2 + t)) = 2 s (1 + s^2/3 + s^4/5 + ...), s <= 1/3:
 // accurate relative to the result also where t is tiny.
-inline Vec<float> log1p_unit(Vec<float> t) {
+VLMAMBA_INLINE Vec<float> log1p_unit(Vec<float> t) {
   const Vec<float> s = t / (2 + t), q = s * s;
   Vec<float> p = q * (1 / 15.0f) + (1 / 13.0f);
   p = p * q + (1 / 11.0f);
@@ -191,7 +194,7 @@ inline Vec<float> log1p_unit(Vec<float> t) {
   return 2 * s * (p * q + 1);
 }
 
-inline Vec<double> log1p_unit(Vec<double> t) {
+VLMAMBA_INLINE Vec<double> log1p_unit(Vec<double> t) {
   Vec<double> y;
   for (int i = 0; i < kLanes<double>; ++i) y[i] = std::log1p(t[i]);
   return y;
@@ -199,7 +202,7 @@ inline Vec<double> log1p_unit(Vec<double> t) {
 
 // log(1 + e^x) = max(x, 0) + log(1 + e^-|x|)
 template <typename V>
-inline V softplus(V x) {
+VLMAMBA_INLINE V softplus(V x) {
   const V zero{};
   return (x > 0 ? x : zero) + log1p_unit(exp(x > 0 ? -x : x));
 }

@@ -1,0 +1,106 @@
+"""Tables of documents and answers in whatever file they come: rows as dicts, never the pixels.
+
+    rows = read_rows(Path("answers.jsonl"))            # also .json .parquet .tsv .csv .xlsx
+    rows = read_documents([Path("test-0.parquet")], tasks.load("scienceqa"))
+
+Every unreadable file is a UserError that names it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+from tasks.common import Benchmark
+from vlmamba.errors import UserError
+
+Row = dict[str, Any]
+
+
+def read_documents(paths: Sequence[Path], task: Benchmark) -> list[Row]:
+    """All rows of the files, in order, as `task` keeps a document without its image."""
+    return [task.without_image(row) for path in paths for row in read_rows(path, task.image_column)]
+
+
+def read_rows(path: Path, image_column: str = "image") -> list[Row]:
+    """The rows of one file. Of an image column in Parquet or a table only presence is kept."""
+    if path.is_dir() or not path.exists():
+        raise UserError(f"no file {str(path)!r}")
+    readers = {".parquet": _parquet, ".tsv": _table, ".csv": _table, ".xlsx": _table}
+    if path.suffix in readers:
+        return readers[path.suffix](path, image_column)
+    content = read_json(path)
+    if not isinstance(content, list):
+        content = [content]
+    for number, row in enumerate(content, 1):
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: entry {number} is {_kind(row)}, expected a JSON object")
+    return content
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file, or the list of values of a JSON lines file (any suffix).
+
+    Blank lines are skipped. Raises UserError for an empty file and for the first bad line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not text.strip():
+        raise UserError(f"{path} is empty")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        lines = enumerate(text.split("\n"), 1)  # not splitlines: U+2028 may stand in a string
+    return [_parse_line(path, number, line) for number, line in lines if line.strip()]
+
+
+def _parse_line(path: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} line {number} is not JSON: {error}") from error
+
+
+def _parquet(path: Path, image_column: str) -> list[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+        rows = file.read(columns=[name for name in names if name != image_column]).to_pylist()
+        if image_column in names:
+            batches = file.iter_batches(batch_size=64, columns=[image_column])
+            present = [there for batch in batches for there in batch.column(0).is_valid()]
+            for row, there in zip(rows, present, strict=True):
+                row[image_column] = there.as_py() or None
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is not a readable parquet file: {error}") from error
+    return rows
+
+
+def _table(path: Path, image_column: str) -> list[Row]:
+    """A spreadsheet or separated text: every cell a string, an empty cell an empty string."""
+    import pandas as pd
+
+    options: dict[str, Any] = {"dtype": str, "keep_default_na": False}
+    try:
+        if path.suffix == ".xlsx":
+            frame = pd.read_excel(path, **options)
+        else:
+            frame = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", **options)
+    except (OSError, ValueError, KeyError, BadZipFile) as error:  # parser errors: ValueError
+        raise UserError(f"cannot read {path} as a table: {error}") from error
+    if image_column in frame:
+        frame[image_column] = [True if cell else None for cell in frame[image_column]]
+    return frame.to_dict("records")
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", str: "a string", int: "a number", float: "a number"}
+    return names.get(type(value), "null" if value is None else type(value).__name__)

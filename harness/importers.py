@@ -1,0 +1,149 @@
+"""Other people's prediction files as rows that `harness.score` can score.
+
+    rows, missing = load("llava", task, Path("answers.jsonl"), [Path("questions.jsonl"), ...])
+
+Formats: `llava` (answers.jsonl), `vlmevalkit` (the .xlsx or .tsv it writes beside the scores) and
+`lmms-eval` (samples_TASK.jsonl). A format that repeats the documents needs no truth files.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
+
+from harness import llava_answers
+from harness.documents import Row, read_documents, read_rows
+from harness.llava_answers import Joined
+from tasks.common import Benchmark
+from vlmamba.errors import UserError, unknown
+
+Loader = Callable[[Benchmark, Path, Sequence[Path]], tuple[list[Joined], int]]
+
+
+def load(
+    name: str, task: Benchmark, predictions: Path, truth: Sequence[Path] = ()
+) -> tuple[list[Joined], int]:
+    """Rows of a prediction file in the format `name`, and how many documents have no answer.
+
+    Raises UserError for an unknown format and for files that do not fit it.
+    """
+    if name not in FORMATS:
+        raise unknown("prediction format", name, FORMATS)
+    return FORMATS[name](task, predictions, truth)
+
+
+def from_vlmevalkit(
+    task: Benchmark, predictions: Path, truth: Sequence[Path]
+) -> tuple[list[Joined], int]:
+    """VLMEvalKit repeats its own documents beside the predictions; they are renamed to hub columns.
+
+    Its POPE file holds each question once, with all categories that ask it.
+    """
+    rows = read_rows(predictions)
+    for column in ("index", "prediction"):
+        if column not in rows[0]:
+            raise UserError(
+                f"{predictions}: no column {column!r}, so not a VLMEvalKit prediction file "
+                f"(it has: {', '.join(map(str, rows[0]))})"
+            )
+    convert = VLMEVALKIT.get(task.name, lambda row: [row])
+    joined = []
+    for row in rows:
+        try:
+            documents = convert(row)
+        except (KeyError, ValueError, SyntaxError) as error:
+            raise UserError(
+                f"{predictions}: row {row['index']} is not a {task.name} row ({error!r})"
+            ) from error
+        for i, document in enumerate(documents):
+            doc = {key: value for key, value in document.items() if key != "prediction"}
+            case_id = f"{row['index']}/{i}" if len(documents) > 1 else str(row["index"])
+            joined.append(Joined(case_id, doc, str(row["prediction"])))
+    return joined, 0
+
+
+def _pope(row: Row) -> list[Row]:
+    shared = {"question_id": row["index"], "question": row["question"], "answer": row["answer"]}
+    image = {"image_source": Path(row.get("image_path") or row["index"]).stem}
+    return [shared | image | {"category": category} for category in row["category"].split(",")]
+
+
+def _mme(row: Row) -> list[Row]:
+    kept = {column: row[column] for column in ("question", "answer", "category")}
+    return [{"question_id": row["image_path"], **kept}]
+
+
+def _scienceqa(row: Row) -> list[Row]:
+    """VLMEvalKit's sets are the image subset."""
+    choices = [row[letter] for letter in ascii_uppercase if row.get(letter)]
+    return [
+        {
+            "question": row["question"],
+            "choices": choices,
+            "answer": ascii_uppercase.index(row["answer"]),
+            "hint": row.get("hint", ""),
+            "has_image": True,
+        }
+    ]
+
+
+def _textvqa(row: Row) -> list[Row]:
+    answers = ast.literal_eval(row["answer"])
+    return [{"question_id": row["index"], "question": row["question"], "answers": answers}]
+
+
+VLMEVALKIT: dict[str, Callable[[Row], list[Row]]] = {
+    "pope": _pope,
+    "mme": _mme,
+    "scienceqa": _scienceqa,
+    "textvqa": _textvqa,
+}
+
+
+def from_lmms_eval(
+    task: Benchmark, predictions: Path, truth: Sequence[Path]
+) -> tuple[list[Joined], int]:
+    """lmms-eval logs a document's number and, for this harness's own tasks, the document.
+
+    For its built-in tasks `truth` gives the documents, in the data set's order.
+    """
+    documents = read_documents(truth, task)
+    samples = read_rows(predictions)
+    joined = []
+    for number, sample in enumerate(samples, 1):
+        doc_id, answer = sample.get("doc_id"), _first_text(sample.get("filtered_resps"))
+        if not isinstance(doc_id, int) or answer is None:
+            raise UserError(
+                f"{predictions} line {number} has no doc_id or filtered_resps, so is not a sample "
+                "of lmms-eval (log them with --log_samples)"
+            )
+        doc = _logged_document(sample)
+        if doc is None and not 0 <= doc_id < len(documents):
+            raise UserError(
+                f"{predictions} line {number}: no document {doc_id}; give the data set's files, "
+                f"in order, with --truth (got {len(documents)} documents)"
+            )
+        joined.append(Joined(str(doc_id), documents[doc_id] if doc is None else doc, answer))
+    return joined, max(0, len(documents) - len(joined))
+
+
+def _first_text(responses: Any) -> str | None:
+    """The answer itself; lmms-eval wraps it in one list or two."""
+    while isinstance(responses, list) and responses:
+        responses = responses[0]
+    return responses if isinstance(responses, str) else None
+
+
+def _logged_document(sample: Row) -> Row | None:
+    values = [sample, *(value for value in sample.values() if isinstance(value, dict))]
+    return next((value["doc"] for value in values if isinstance(value.get("doc"), dict)), None)
+
+
+FORMATS: dict[str, Loader] = {
+    "llava": llava_answers.load,
+    "vlmevalkit": from_vlmevalkit,
+    "lmms-eval": from_lmms_eval,
+}

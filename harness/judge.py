@@ -1,0 +1,237 @@
+"""Scores that need a judge model behind an OpenAI-compatible endpoint.
+
+    judge = Judge("https://api.openai.com/v1", model="gpt-4-0613", key_variable="OPENAI_API_KEY")
+    report = grade(tasks.load("mmvet"), docs, predictions, "paper", judge)
+
+MM-Vet: the judge grades every answer. MMBench: it names the option that an answer means where the
+rules find none. The key is read from an environment variable named by the caller, sent in the
+Authorization header and kept nowhere else: not in records, messages or `repr`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from string import ascii_uppercase
+from typing import Any
+from urllib.parse import urlsplit
+
+from tasks.common import Benchmark, Case, Doc, Report
+from tasks.mmvet.judging import MAX_TOKENS, REMINDER, TEMPERATURES, read_grade
+from vlmamba.errors import UserError
+
+RETRIED = (408, 429, 500, 502, 503, 504)  # HTTP status codes worth another try
+WAITS_S = (1.0, 2.0, 4.0, 8.0)  # before each further try
+LONGEST_WAIT_S = 60.0
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: urllib would carry the key to the other host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A chat model at `url` (the part before /chat/completions)."""
+
+    url: str
+    model: str
+    key_variable: str | None = None  # name of the environment variable that holds the key
+    timeout_s: float = 60.0
+    sleep: Callable[[float], None] = time.sleep
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(
+                "--judge is not a web address; expected one such as https://api.openai.com/v1"
+            )
+        if parts.username or parts.password or parts.query:
+            raise UserError(
+                "--judge holds credentials or a query; give the plain address, put the key in an "
+                "environment variable and name that with --judge-key-env"
+            )
+
+    def terms(self) -> dict[str, str]:
+        """What a record of the scores says about their judge."""
+        return {"judge_url": self.url, "judge_model": self.model}
+
+    def ask(self, prompt: str, *, temperature: float = 0.0, max_tokens: int = 128) -> str:
+        """The model's reply to one message.
+
+        Tries again when the service is busy or out of reach; raises UserError in the end.
+        """
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": temperature,
+            "max_tokens": max_tokens,
+        }
+        request = urllib.request.Request(
+            f"{self.url.rstrip('/').removesuffix('/chat/completions')}/chat/completions",
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json", **self._authorization()},
+            method="POST",
+        )
+        return self._reply(self._send(request))
+
+    def _authorization(self) -> dict[str, str]:
+        if self.key_variable is None:
+            return {}
+        key = os.environ.get(self.key_variable, "").strip()
+        if not key.isascii() or not key.isprintable() or not key:
+            state = "is not set" if not key else "holds characters that no key has"
+            raise UserError(f"the judge's key: environment variable {self.key_variable} {state}")
+        return {"Authorization": f"Bearer {key}"}
+
+    def _send(self, request: urllib.request.Request) -> bytes:
+        opener = urllib.request.build_opener(_NoRedirect)
+        waits_s = iter(WAITS_S)
+        while True:
+            retry_after = None
+            try:
+                with opener.open(request, timeout=self.timeout_s) as response:
+                    return response.read()
+            except urllib.error.HTTPError as error:
+                problem, passing = self._refusal(error.code), error.code in RETRIED
+                retry_after = error.headers.get("Retry-After")
+                error.close()
+            except (OSError, http.client.HTTPException) as error:
+                problem, passing = f"is out of reach ({getattr(error, 'reason', error)})", True
+            wait_s = next(waits_s, None) if passing else None
+            if wait_s is None:
+                raise UserError(f"the judge at {self.url} {problem}")
+            self.sleep(_seconds(retry_after, wait_s))
+
+    def _refusal(self, code: int) -> str:
+        if code not in (401, 403):
+            return f"answered HTTP {code}"
+        where = self.key_variable or "a variable named with --judge-key-env"
+        return f"answered HTTP {code}: check the key in {where}"
+
+    def _reply(self, content: bytes) -> str:
+        try:
+            text = json.loads(content)["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError):
+            text = content
+        if text is None:
+            return ""
+        if not isinstance(text, str):
+            raise UserError(
+                f"the judge at {self.url} sent no chat completion; is it an OpenAI-compatible "
+                "endpoint, with the address given up to /v1?"
+            )
+        return text
+
+
+def _seconds(retry_after: str | None, otherwise: float) -> float:
+    """A Retry-After header in seconds, within reason; dates and nonsense do not count."""
+    try:
+        return min(max(float(retry_after or otherwise), 0.0), LONGEST_WAIT_S)
+    except ValueError:
+        return otherwise
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command-line options that `from_arguments` reads."""
+    add = parser.add_argument
+    add("--judge", metavar="URL", help="OpenAI-compatible endpoint of a judge model, up to /v1")
+    add("--judge-model", metavar="NAME", default="gpt-4-0613", help="the judge (%(default)s)")
+    add("--judge-key-env", metavar="VAR", help="environment variable that holds the judge's key")
+
+
+def from_arguments(args: argparse.Namespace) -> Judge | None:
+    """The judge that the options name; None without --judge."""
+    if args.judge is None:
+        return None
+    return Judge(args.judge, args.judge_model, args.judge_key_env)
+
+
+def grade(
+    task: Benchmark, docs: Sequence[Doc], predictions: Sequence[str], protocol: str, judge: Judge
+) -> Report:
+    """`task.evaluate` with the judge's help. Raises UserError for a task that has no use for it."""
+    if task.name not in JUDGED:
+        raise UserError(
+            f"task {task.name!r} needs no judge; --judge is for {' and '.join(sorted(JUDGED))}"
+        )
+    return JUDGED[task.name](task, docs, predictions, protocol, judge)
+
+
+def _grade_answers(
+    task: Any, docs: Sequence[Doc], predictions: Sequence[str], protocol: str, judge: Judge
+) -> Report:
+    """MM-Vet: a grade in 0..1 for every answer whose reference is known."""
+    report = task.evaluate(docs, predictions, protocol)
+    cases: list[Case | None] = [
+        None if task.truth(doc) is None else _graded(task, doc, prediction, protocol, judge)
+        for doc, prediction in zip(docs, predictions, strict=True)
+    ]
+    kept = [(doc, case) for doc, case in zip(docs, cases, strict=True) if case is not None]
+    without_grade = sum(case.detail["grade"] is None for _, case in kept)
+    notes = [f"graded by {judge.model}"]
+    if without_grade:
+        notes.append(f"{without_grade} answers got no readable grade and count as 0")
+    return replace(
+        report,
+        metrics=task.aggregate([d for d, _ in kept], [c for _, c in kept], protocol),
+        cases=cases,
+        n=len(kept),
+        n_unparsed=sum(case.parsed is None for _, case in kept),
+        excluded={"no reference answer": len(docs) - len(kept)} if len(kept) < len(docs) else {},
+        notes=notes,
+    )
+
+
+def _graded(task: Any, doc: Doc, prediction: str, protocol: str, judge: Judge) -> Case:
+    prompt = task.judge_prompt(doc, prediction.strip(), protocol)
+    reply, grade = "", None
+    for attempt, temperature in enumerate(TEMPERATURES[protocol]):
+        reminder = REMINDER[protocol] if attempt else ""
+        tokens = MAX_TOKENS[protocol]
+        reply = judge.ask(prompt + reminder, temperature=temperature, max_tokens=tokens)
+        grade = read_grade(reply)
+        if grade is not None:
+            break
+    return Case(grade or 0.0, prediction.strip() or None, {"reply": reply, "grade": grade})
+
+
+def _match_options(
+    task: Any, docs: Sequence[Doc], predictions: Sequence[str], protocol: str, judge: Judge
+) -> Report:
+    """MMBench: rescored with the judge's letter in place of each answer the rules cannot read."""
+    report = task.evaluate(docs, predictions, protocol)
+    read = list(predictions)
+    asked = found = 0
+    for row, case in enumerate(report.cases):
+        if case is not None and case.parsed is None and predictions[row].strip():
+            options = task.options(docs[row])
+            prompt = _which_option(docs[row]["question"], options, predictions[row].strip())
+            letter = judge.ask(prompt, max_tokens=8).strip(" .()\n").upper()
+            asked, found = asked + 1, found + (letter in options)
+            read[row] = letter if letter in options else predictions[row]
+    rescored = task.evaluate(docs, read, protocol)
+    note = f"{judge.model} was asked about {asked} answers and named an option for {found}"
+    return replace(rescored, notes=[*rescored.notes, note])
+
+
+def _which_option(question: str, options: dict[str, str], answer: str) -> str:
+    listed = "\n".join(f"{letter}. {text}" for letter, text in options.items())
+    nothing = next(letter for letter in reversed(ascii_uppercase) if letter not in options)
+    return (
+        "Somebody answered a multiple-choice question in free text. Which option does the answer "
+        f"mean? Reply with its letter alone, or with {nothing} if it means none of them or more "
+        f"than one.\n\nQuestion: {question}\n{listed}\n\nAnswer: {answer}\n\nLetter:"
+    )
+
+
+JUDGED: dict[str, Callable[..., Report]] = {"mmvet": _grade_answers, "mmbench": _match_options}

@@ -1,0 +1,188 @@
+"""LLaVA's answers.jsonl (question_id, prompt, text), each answer joined with its document.
+
+The truth of LLaVA's evaluation files stands elsewhere, in another shape for each benchmark
+(see TRUTH_FILES); any benchmark without an entry there takes its documents in hub columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from string import ascii_uppercase
+from typing import NamedTuple
+
+from harness.documents import Row, read_documents, read_json, read_rows
+from tasks.common import OPTION_LETTER, SHORT_ANSWER, Benchmark
+from tasks.mme.prompt import YES_OR_NO
+from tasks.pope import CATEGORIES
+from vlmamba.errors import UserError
+
+TRUTH_FILES = {
+    "pope": f"the question file and the label files of {', '.join(CATEGORIES)}, named after them",
+    "mme": "rows with category, question, answer, and image or question_id",
+    "scienceqa": "problems.json, or the question file with conversations",
+}
+ID_COLUMNS = {"mmbench": "index", "gqa": "id", "textvqa": "image_id"}
+
+Key = tuple[str, ...]
+Documents = tuple[dict[Key, Row], Callable[[Row], Key]]  # and how an answer finds its document
+
+
+class Joined(NamedTuple):
+    """One answer with its document."""
+
+    case_id: str
+    doc: Row
+    prediction: str
+
+
+def load(task: Benchmark, answers: Path, truth: Sequence[Path]) -> tuple[list[Joined], int]:
+    """The answers in their own order, each with its document; and how many documents have none.
+
+    Raises UserError for truth files that do not fit, an answer without a document, or two
+    answers to one question.
+    """
+    wanted = TRUTH_FILES.get(task.name, "documents in hub columns")
+    if not truth:
+        raise UserError(f"{task.name}: LLaVA's answers need --truth: {wanted}")
+    try:
+        documents, key_of = JOINS.get(task.name, _documents)(task, truth)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{task.name}: --truth is not {wanted} ({error!r})") from error
+    joined: dict[Key, Joined] = {}
+    for number, answer in enumerate(_answers(answers), 1):
+        key = key_of(answer)
+        where = f"{answers} answer {number} (question_id {answer['question_id']!r})"
+        if key not in documents:
+            raise UserError(f"{where} is to no question in --truth")
+        if key in joined:
+            raise UserError(f"{where} is the second answer to one question")
+        joined[key] = Joined("/".join(key), documents[key], answer["text"])
+    return list(joined.values()), len(documents) - len(joined)
+
+
+def _answers(path: Path) -> list[Row]:
+    """Rows with question_id, prompt and text; also from what eval_science_qa.py writes."""
+    rows = read_rows(path)
+    if {"correct", "incorrect"} <= rows[0].keys():
+        judged = [*rows[0]["correct"], *rows[0]["incorrect"]]
+        rows = [row | {"text": row.get("pred"), "prompt": row.get("question")} for row in judged]
+    for number, row in enumerate(rows, 1):
+        for column in ("question_id", "prompt", "text"):
+            if not isinstance(row.get(column), str | (int if column == "question_id" else str)):
+                raise UserError(f"{path} answer {number} has no {column}")
+    return rows
+
+
+def _by_question_id(answer: Row) -> Key:
+    return (str(answer["question_id"]),)
+
+
+def _pope(task: Benchmark, truth: Sequence[Path]) -> Documents:
+    """The n-th question of a category in the question file has the n-th label of its file."""
+    labels: dict[str, list[Row]] = {}
+    questions: list[Row] = []
+    for path in truth:
+        rows = read_rows(path)
+        if "category" in rows[0]:
+            questions += rows
+        else:
+            category = next(name for name in (*CATEGORIES, path.stem) if name in path.stem)
+            labels[category] = rows
+    waiting = {category: iter(rows) for category, rows in labels.items()}
+    documents = {}
+    for row in questions:
+        question = row["text"].removesuffix(f"\n{SHORT_ANSWER}")
+        label = next(waiting.get(row["category"], iter(())), None)
+        if label is None or label["text"] != question:
+            raise UserError(
+                f"pope: question {row['question_id']} ({row['category']}, {question!r}) has no "
+                f"label in its place; --truth takes {TRUTH_FILES['pope']}"
+            )
+        documents[_by_question_id(row)] = {
+            "question_id": str(row["question_id"]),
+            "question": question,
+            "answer": label["label"],
+            "image_source": Path(row["image"]).stem,
+            "category": row["category"],
+        }
+    return documents, _by_question_id
+
+
+def _mme(task: Benchmark, truth: Sequence[Path]) -> Documents:
+    """A question is known by subtask, image name without suffix, and its text."""
+
+    def key(image: str, question: str) -> Key:
+        bare = question.replace(SHORT_ANSWER, "").replace(YES_OR_NO.strip(), "").strip()
+        return (image.split("/")[0], Path(image).stem, bare)
+
+    documents = {}
+    for row in (row for path in truth for row in read_rows(path)):
+        image = row.get("question_id") or f"{row['category']}/{row['image']}"
+        kept = {column: row[column] for column in ("question", "answer", "category")}
+        documents[key(image, row["question"])] = {"question_id": image, **kept}
+    return documents, lambda answer: key(answer["question_id"], answer["prompt"])
+
+
+def _scienceqa(task: Benchmark, truth: Sequence[Path]) -> Documents:
+    documents: dict[Key, Row] = {}
+    for path in truth:
+        content = read_json(path)
+        if isinstance(content, dict):
+            tested = {name: row for name, row in content.items() if row["split"] == "test"}
+            documents |= {(str(name),): _problem(task, row) for name, row in tested.items()}
+        else:
+            documents |= {(str(row["id"]),): _conversation(row) for row in content}
+    return documents, _by_question_id
+
+
+def _problem(task: Benchmark, row: Row) -> Row:
+    """The document of an entry of ScienceQA's problems.json."""
+    return task.without_image({"image": None, **row})
+
+
+def _conversation(row: Row) -> Row:
+    """The document of an entry of LLaVA's question file, where the prompt is one text."""
+    asked, answered = (turn["value"] for turn in row["conversations"][:2])
+    question, choices = split_choices(asked.removeprefix("<image>\n"))
+    return {
+        "question": question,
+        "choices": choices,
+        "answer": ascii_uppercase.index(answered),
+        "hint": "",
+        "has_image": "image" in row,
+    }
+
+
+def split_choices(text: str) -> tuple[str, list[str]]:
+    """The question and the choices of a block that ends "\\nA. one\\nB. two".
+
+    A choice may have several lines. Without choices the whole block is the question.
+    """
+    lines = text.removesuffix(f"\n{OPTION_LETTER}").split("\n")
+    start = max((i for i, line in enumerate(lines) if line.startswith("A. ")), default=len(lines))
+    choices: list[str] = []
+    for line in lines[start:]:
+        mark = f"{ascii_uppercase[len(choices)]}. "
+        if line.startswith(mark):
+            choices.append(line.removeprefix(mark))
+        else:
+            choices[-1] += f"\n{line}"
+    return "\n".join(lines[:start]), choices
+
+
+def _documents(task: Benchmark, truth: Sequence[Path]) -> Documents:
+    """Documents in hub columns; where an id repeats, the question's text tells them apart."""
+    rows = read_documents(truth, task)
+    column = ID_COLUMNS.get(task.name, "question_id")
+    repeated = len({row[column] for row in rows}) < len(rows)
+
+    def key(identifier: object, question: str) -> Key:
+        name = str(identifier).removeprefix("v1_")  # MM-Vet's documents have it, answers do not
+        return (name, question.split("\n")[0].strip().lower()) if repeated else (name,)
+
+    documents = {key(row[column], row["question"]): row for row in rows}
+    return documents, lambda answer: key(answer["question_id"], answer["prompt"])
+
+
+JOINS = {"pope": _pope, "mme": _mme, "scienceqa": _scienceqa}

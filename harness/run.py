@@ -1,0 +1,312 @@
+"""Evaluate a model on benchmarks: answers, scores with intervals, one table, one record.
+
+    python -m harness.run --tasks pope,mme                        # demo model on the demo world
+    python -m harness.run --tasks pope --style heldout --blind    # text-only control, new styles
+    python -m harness.run --tasks all --model ORG/NAME --data hub --dtype bfloat16
+    python -m harness.run --tasks mme --data my_data --protocol lmms --limit 100
+
+Writes record.json, table.md and samples_TASK.jsonl under --out. Interrupted, the same command
+continues from the answers that are already there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import tasks
+from harness.data_sources import STYLES, Source
+from harness.rundir import AnswerJournal, RunFolder
+from tasks.common import PROTOCOLS, Benchmark
+from vlmamba.errors import UserError, cli, unknown
+
+if TYPE_CHECKING:
+    from harness.engine import Answers
+    from harness.lmms_model import VLMamba
+    from harness.records import Sample, TaskResult
+
+BACKENDS = ("auto", "reference", "torch", "cpu", "cuda")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+# arguments that a record keeps and `--from-record` takes up again
+KEPT = (
+    *("tasks", "model", "revision", "data", "style", "protocol", "limit", "batch_size"),
+    *("blind", "dtype", "device", "backend", "seed"),
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are one line, like every other user error."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError instead of printing the usage and leaving."""
+        raise UserError(f"{message} (see --help)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `harness.run`."""
+    parser = Parser(
+        prog="python -m harness.run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--tasks", help=f"comma-separated, or all: {', '.join(tasks.NAMES)}")
+    add("--model", default="nano", help="nano (bundled demo), a checkpoint folder, or a hub id")
+    add("--revision", help="revision of a hub model")
+    add("--data", default="demo", help="demo, hub, or a folder with TASK.parquet files")
+    add("--style", help=f"demo data only: {', '.join(STYLES)} (default: seen)")
+    add("--protocol", default="paper", help="paper (LLaVA-1.5's scripts) or lmms (lmms-eval's)")
+    add("--limit", type=int, help="only the first N questions of each task")
+    add("--batch-size", type=int, default=32, help="questions decoded together (default: 32)")
+    add("--out", type=Path, help="output folder (default: runs/, named after the arguments)")
+    add("--blind", action="store_true", help="replace every image's features by their mean")
+    add("--dtype", default="auto", help=f"{', '.join(DTYPES)} (auto: float32 on CPU)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--backend", default="auto", help=f"selective scan: {', '.join(BACKENDS)}")
+    add("--seed", type=int, default=0, help="seed of the bootstrap and of all generators")
+    add("--from-record", type=Path, metavar="FILE", help="take the arguments of a record.json")
+    add("--verbose", action="store_true", help="show lmms-eval's log and progress bars")
+    return parser
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Checked arguments; all that can be known wrong without loading a model is refused here."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.from_record:
+        parser.set_defaults(**read_arguments(args.from_record))
+        args = parser.parse_args(argv)
+    if not args.tasks:
+        raise UserError(f"--tasks is missing; give some of {', '.join(tasks.NAMES)}, or all")
+    for kind, known in (("protocol", PROTOCOLS), ("backend", BACKENDS), ("dtype", DTYPES)):
+        if getattr(args, kind) not in known:
+            raise unknown(kind, getattr(args, kind), known)
+    for name in ("limit", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; expected at least 1")
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed is {args.seed}; expected 0 to {2**32 - 1}")
+    return args
+
+
+def read_arguments(path: Path) -> dict[str, Any]:
+    """The arguments that a record was made with. Raises UserError for any other file."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))["arguments"]
+        return {name: kept[name] for name in KEPT}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a record.json of harness.run: {error!r}") from error
+
+
+def choose_tasks(names: str, source: Source) -> list[Benchmark]:
+    """The benchmarks named; `all` means those that the source holds. Raises UserError."""
+    if names == "all":
+        chosen = [task for name in tasks.NAMES if source.has(task := tasks.load(name))]
+        if not chosen:
+            raise UserError(f"{source.root} holds no data of any task: {', '.join(tasks.NAMES)}")
+        return chosen
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if not wanted:
+        raise UserError(f"--tasks is {names!r}; give some of {', '.join(tasks.NAMES)}, or all")
+    chosen = [tasks.load(name) for name in dict.fromkeys(wanted)]
+    for task in chosen:
+        source.check(task)
+    return chosen
+
+
+def default_out(args: argparse.Namespace, source: Source, chosen: Sequence[Benchmark]) -> Path:
+    """A folder named after what answers depend on: the same command finds its own answers."""
+    names = "all" if args.tasks == "all" else "+".join(task.name for task in chosen)
+    model = args.model.strip("/").replace("/", "--").lstrip(".") or "model"
+    parts = [model, source.name, args.protocol, names]
+    parts += ["blind"] if args.blind else []
+    parts += [f"first{args.limit}"] if args.limit else []
+    return Path("runs") / "_".join(parts)
+
+
+def stay_offline(args: argparse.Namespace, source: Source) -> None:
+    """Keep the hub's libraries off the network unless data or model come from there."""
+    hub_model = "/" in args.model and not Path(args.model).is_dir()
+    if source.kind != "hub" and not hub_model:
+        for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+            os.environ[name] = "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@cli
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = parse(argv)
+    source = Source.parse(args.data, args.style)
+    chosen = choose_tasks(args.tasks, source)
+    out = args.out or default_out(args, source, chosen)
+    stay_offline(args, source)
+    started = time.perf_counter()
+    rows = [(task, source.load(task, args.protocol)) for task in chosen]
+    rank = int(os.environ.get("RANK", "0"))
+    with RunFolder(out, shared=rank > 0) as folder:
+        from harness import engine
+
+        with engine.quiet(not args.verbose):
+            model = load_model(args, AnswerJournal(out, rank, every=args.batch_size))
+            answers = engine.run(model, rows, args.protocol, limit=args.limit, seed=args.seed)
+        if answers is not None:  # every rank but the first is done
+            finish(args, source, model, answers, folder, started)
+    return 0
+
+
+def load_model(args: argparse.Namespace, journal: Any) -> VLMamba:
+    """The model behind lmms-eval's interface, with everything its answers depend on noted."""
+    import torch
+    import transformers
+
+    from harness.lmms_model import VLMamba, model_sha256
+    from harness.records import code_sha256
+
+    model = VLMamba(
+        pretrained=args.model,
+        revision=args.revision,
+        batch_size=args.batch_size,
+        device=args.device,
+        dtype=args.dtype,
+        backend=args.backend,
+        blind=args.blind,
+        journal=journal,
+    )
+    model.terms = {
+        "model_sha256": model_sha256(model.model),
+        "code_sha256": code_sha256(),
+        "device": model.device.type,
+        "dtype": str(model.dtype),
+        "backend": model.backend,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    return model
+
+
+def finish(
+    args: argparse.Namespace,
+    source: Source,
+    model: VLMamba,
+    answers: Sequence[Answers],
+    folder: Any,
+    started: float,
+) -> None:
+    """Score, check against lmms-eval's own aggregates, write the files and print the table."""
+    from harness import records, tables
+
+    results: list[TaskResult] = []
+    checks: dict[str, str] = {}
+    for answer in answers:
+        result, samples = score(answer, args)
+        results.append(result)
+        checks[result.task] = compare(result, answer.engine)
+        folder.write(f"samples_{result.task}.jsonl", records.samples_text(samples))
+    title = title_line(args, source)
+    record = {
+        "schema": records.SCHEMA,
+        "kind": "evaluation",
+        "label": source.label,
+        "arguments": {name: getattr(args, name) for name in KEPT},
+        "model": {"name": args.model, **describe(model)},
+        "data": {answer.task.name: source.describe(answer.task) for answer in answers},
+        "protocol": args.protocol,
+        "tasks": {result.task: records.result_entry(result) for result in results},
+        "lmms_eval_check": checks,
+        "terms": terms(args, model) | records.environment(),
+        "events": model.events,
+        "timing": {**model.timing, "total_s": time.perf_counter() - started},
+        "finished": records.now(),
+    }
+    folder.write("record.json", records.record_text(record))
+    folder.write("table.md", tables.report(results, title, markdown=True))
+    report_to_terminal(model, checks, folder.path, tables.report(results, title))
+
+
+def score(answer: Answers, args: argparse.Namespace) -> tuple[TaskResult, list[Sample]]:
+    """A task's scores and per-question lines."""
+    from harness.lmms_model import UNREADABLE
+    from harness.records import score_task
+
+    return score_task(
+        answer.task,
+        answer.docs,
+        [None if p == UNREADABLE else p for p in answer.predictions],
+        args.protocol,
+        doc_ids=answer.doc_ids,
+        image_keys=answer.image_keys,
+        seed=args.seed,
+    )
+
+
+def compare(result: TaskResult, engine: dict[str, float]) -> str:
+    """ "equal", or which of our metrics differ from lmms-eval's own aggregates."""
+    different = [
+        f"{name}: {result.metrics.get(name, math.nan)} here, {value} in lmms-eval"
+        for name, value in engine.items()
+        if math.isfinite(value) != (name in result.metrics)
+        or (name in result.metrics and not math.isclose(value, result.metrics[name], abs_tol=1e-9))
+    ]
+    return "; ".join(different) or "equal"
+
+
+def describe(model: VLMamba) -> dict[str, Any]:
+    """The model's part of the record."""
+    return {
+        "sha256": model.terms["model_sha256"],
+        "parameters": model.parameters,
+        "config": model.config_dict,
+    }
+
+
+def terms(args: argparse.Namespace, model: VLMamba) -> dict[str, Any]:
+    """Under which terms the answers were made."""
+    import torch
+
+    gpu = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else None
+    return {
+        **{name: value for name, value in model.terms.items() if name != "model_sha256"},
+        "device_name": gpu,
+        "batch_size": args.batch_size,
+        "processes": model.world_size,
+        "threads": torch.get_num_threads(),
+        "seeds": {"bootstrap": args.seed, "python": args.seed, "numpy": args.seed},
+    }
+
+
+def title_line(args: argparse.Namespace, source: Source) -> str:
+    """What the table is about, and what its numbers may not be compared with."""
+    parts = [f"model {args.model}", f"data {source.name}", f"protocol {args.protocol}"]
+    parts += ["blind (image features replaced by their mean)"] if args.blind else []
+    parts += [f"first {args.limit} questions only"] if args.limit else []
+    line = ", ".join(parts)
+    return f"{line}\n{source.label}" if source.label else line
+
+
+def report_to_terminal(model: VLMamba, checks: dict[str, str], out: Path, table: str) -> None:
+    """The table on stdout; what went wrong on stderr."""
+    for event in model.events[:5]:
+        print(f"note: {event}", file=sys.stderr)
+    if len(model.events) > 5:
+        print(f"note: and {len(model.events) - 5} more, see record.json", file=sys.stderr)
+    for task, check in checks.items():
+        if check != "equal":
+            print(f"warning: {task}: lmms-eval's aggregate differs: {check}", file=sys.stderr)
+    print(table)
+    resumed = model.timing["resumed_answers"]
+    kept = f" ({resumed} answers were already there)" if resumed else ""
+    print(f"written to {out}: record.json, table.md, samples_*.jsonl{kept}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""Score a prediction file without a model.
+
+    python -m harness.score pope predictions.jsonl --json scores.json
+    python -m harness.score mme predictions.jsonl --protocol lmms --per-case
+    python -m harness.score pope answers.jsonl --import llava --truth questions.jsonl labels.*.jsonl
+    python -m harness.score scienceqa samples.jsonl --import lmms-eval --compare
+
+A line of predictions.jsonl is a ground-truth document in the column names of the hub data set,
+without its image, plus `prediction` (the raw answer) and, if wanted, `case_id` (else the line's
+number, from 0). Other people's files come in with --import. Rows that cannot be scored are left
+out, counted and named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tasks
+from harness import importers, submit
+from harness import judge as judging
+from harness.documents import read_rows
+from harness.llava_answers import Joined
+from harness.run import Parser
+from tasks.common import PROTOCOLS, Benchmark, Case, Report, check_protocol
+from vlmamba.errors import UserError, cli
+
+SHOWN = 20  # changed rows that --compare prints without --per-case
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `harness.score`."""
+    parser = Parser(
+        prog="python -m harness.score",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("task", help=", ".join(tasks.NAMES))
+    add("predictions", type=Path, help="JSON lines, or a file of the --import format")
+    add("--protocol", default="paper", help="paper (official scripts) or lmms (lmms-eval's rules)")
+    add("--json", type=Path, metavar="OUT", help="write metrics and per-case scores here")
+    add("--per-case", action="store_true", help="print every row: id, score, reading, answer")
+    add("--import", dest="format", help=f"another format: {', '.join(importers.FORMATS)}")
+    add("--truth", type=Path, nargs="+", default=[], help="documents of an imported file")
+    add("--compare", action="store_true", help="score under both protocols, show changed rows")
+    add("--submit", type=Path, metavar="OUT", help="write the official submission file instead")
+    judging.add_arguments(parser)
+    return parser
+
+
+@cli
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    check_protocol(args.protocol)
+    task = tasks.load(args.task)
+    rows, missing = read(task, args.predictions, args.format, args.truth)
+    if args.submit:
+        submit.write(task, [row.doc for row in rows], [row.prediction for row in rows], args.submit)
+        print(f"written to {args.submit}: {len(rows)} answers")
+        return 0
+    judge = judging.from_arguments(args)
+    report = score(task, rows, args.protocol, judge)
+    print(summary(task, report, args.protocol, missing))
+    if args.compare:
+        print(comparison(task, rows, None if args.per_case else SHOWN))
+    elif args.per_case:
+        print("\n".join(per_case_lines(rows, report)))
+    if args.json:
+        content = as_json(task, rows, report, args.protocol)
+        write_json(args.json, content | (judge.terms() if judge else {}))
+    return 0
+
+
+def read(
+    task: Benchmark, path: Path, format: str | None = None, truth: Sequence[Path] = ()
+) -> tuple[list[Joined], int]:
+    """Rows to score, and how many known documents have no answer.
+
+    Raises UserError for a row without a text answer and for two rows with one case_id.
+    """
+    if format is None and truth:
+        raise UserError("--truth belongs to --import; without it every row holds its own document")
+    rows, missing = (_own(path), 0) if format is None else importers.load(format, task, path, truth)
+    seen: set[str] = set()
+    for row in rows:
+        if row.case_id in seen:
+            raise UserError(f"{path}: case_id {row.case_id!r} comes twice")
+        seen.add(row.case_id)
+    return rows, missing
+
+
+def _own(path: Path) -> list[Joined]:
+    rows = []
+    for number, row in enumerate(read_rows(path)):
+        prediction = row.pop("prediction", None)
+        if not isinstance(prediction, str):
+            raise UserError(
+                f"{path} row {number + 1}: prediction is {prediction!r}, expected the answer's text"
+            )
+        rows.append(Joined(str(row.pop("case_id", number)), row, prediction))
+    return rows
+
+
+def score(
+    task: Benchmark, rows: Sequence[Joined], protocol: str, judge: judging.Judge | None = None
+) -> Report:
+    """The report of all rows. Raises UserError if none of them can be scored."""
+    docs, predictions = [row.doc for row in rows], [row.prediction for row in rows]
+    if judge:
+        report = judging.grade(task, docs, predictions, protocol, judge)
+    else:
+        report = task.evaluate(docs, predictions, protocol)
+    if report.n == 0:
+        reasons = "; ".join(f"{count}: {reason}" for reason, count in report.excluded.items())
+        raise UserError(f"{task.name}: none of {len(rows)} rows can be scored ({reasons})")
+    return report
+
+
+def summary(task: Benchmark, report: Report, protocol: str, missing: int = 0) -> str:
+    """The metrics, headline first, then what was left out and what to know."""
+    width = max(map(len, report.metrics), default=0)
+    lines = [f"{task.name}, protocol {protocol}: {report.n} answers scored"]
+    lines += [
+        f"  {name:<{width}}  {_number(value)}" for name, value in _headline_first(task, report)
+    ]
+    lines += [f"not understood: {report.n_unparsed}"] if report.n_unparsed else []
+    lines += [f"left out: {count} rows: {reason}" for reason, count in report.excluded.items()]
+    lines += [f"left out: {missing} questions without an answer"] if missing else []
+    return "\n".join([*lines, *(f"note: {note}" for note in report.notes)])
+
+
+def _headline_first(task: Benchmark, report: Report) -> Iterator[tuple[str, float]]:
+    known = [name for name in task.metrics if name in report.metrics]
+    yield from ((name, report.metrics[name]) for name in dict.fromkeys([*known, *report.metrics]))
+
+
+def per_case_lines(rows: Sequence[Joined], report: Report) -> Iterator[str]:
+    """One tab-separated line per row: case_id, score, reading and answer as JSON strings."""
+    for row, case in zip(rows, report.cases, strict=True):
+        scored = ("left out", None) if case is None else (case.score, case.parsed)
+        yield "\t".join([row.case_id, *map(_cell, scored), _cell(row.prediction)])
+
+
+def _cell(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def comparison(task: Benchmark, rows: Sequence[Joined], limit: int | None = None) -> str:
+    """Markdown: the metrics that the protocols disagree on, and the rows whose score changes."""
+    reports = [score(task, rows, protocol) for protocol in PROTOCOLS]
+    names = dict.fromkeys(name for report in reports for name in report.metrics)
+    values = {name: [report.metrics.get(name) for report in reports] for name in names}
+    lines = [f"| metric | {' | '.join(PROTOCOLS)} |", "|---" * 3 + "|"]
+    for name, pair in values.items():
+        if pair[0] != pair[1] or name == task.headline:
+            lines.append(f"| {name} | {' | '.join(map(_number, pair))} |")
+    changed = [
+        (row, *cases)
+        for row, *cases in zip(rows, *(report.cases for report in reports), strict=True)
+        if cases[0] and cases[1] and cases[0].score != cases[1].score
+    ]
+    lines += ["", f"{len(changed)} of {len(rows)} rows change their score" + ":" * bool(changed)]
+    if changed:
+        lines += ["", "| case_id | truth | answer | paper | paper reads | lmms | lmms reads |"]
+        lines += ["|---" * 7 + "|", *(_changed_line(task, *entry) for entry in changed[:limit])]
+    if limit is not None and len(changed) > limit:
+        lines.append(f"\nand {len(changed) - limit} more; --per-case shows all")
+    return "\n".join(lines)
+
+
+def _changed_line(task: Benchmark, row: Joined, *cases: Case) -> str:
+    cells = [row.case_id, task.truth(row.doc), row.prediction]
+    cells += [cell for case in cases for cell in (case.score, case.parsed)]
+    return f"| {' | '.join(_cell(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}" if abs(value) > 1 else f"{value:.6f}"
+
+
+def as_json(
+    task: Benchmark, rows: Sequence[Joined], report: Report, protocol: str
+) -> dict[str, Any]:
+    """What --json writes; rows that were left out have no entry in per_case."""
+    return {
+        "task": task.name,
+        "protocol": protocol,
+        "n": report.n,
+        "n_unparsed": report.n_unparsed,
+        "metrics": report.metrics,
+        "per_case": {
+            row.case_id: {"score": case.score, "parsed": case.parsed}
+            for row, case in zip(rows, report.cases, strict=True)
+            if case is not None
+        },
+    } | ({"excluded": report.excluded} if report.excluded else {})
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write one JSON file. Raises UserError if it cannot be written."""
+    try:
+        path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

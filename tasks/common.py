@@ -1,0 +1,215 @@
+"""What every benchmark is: a prompt, a parser and a score, under two named protocols.
+
+`paper` prompts and scores as the published LLaVA-1.5 scripts do, `lmms` as lmms-eval does.
+A benchmark is pure Python (no torch): the same object scores a model's run, a prediction file
+(`harness.score`) and, through `lmms_eval_functions`, a run of the `lmms-eval` command itself.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlmamba.errors import UserError
+
+PROTOCOLS = ("paper", "lmms")
+SHORT_ANSWER = "Answer the question using a single word or phrase."
+OPTION_LETTER = "Answer with the option's letter from the given choices directly."
+
+Doc = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scored answer. `parsed` None: nothing was understood (counted in n_unparsed).
+
+    `score` is a fraction in 0..1, or None where one answer alone has no score.
+    `detail` holds what `aggregate` needs beyond the score (JSON-serialisable).
+    """
+
+    score: float | None
+    parsed: str | None
+    detail: Any = None
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where the published data lives: data set id, config name, split, pinned revision."""
+
+    path: str
+    split: str
+    name: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Scores of a set of answers. `cases` follows `docs`; an excluded row has no case (None)."""
+
+    metrics: dict[str, float]
+    cases: list[Case | None]
+    n: int
+    n_unparsed: int
+    excluded: dict[str, int] = field(default_factory=dict)  # reason -> rows left out
+    notes: list[str] = field(default_factory=list)  # what a reader of the table must know
+
+
+class Benchmark(ABC):
+    """A benchmark. Subclasses are stateless; one instance per folder is exported as `task`."""
+
+    name: str
+    headline: str  # the metric key that tables show
+    metrics: tuple[str, ...]  # metric keys of any full data set, the headline first
+    points: bool = False  # True: metrics are totals (MME), else fractions 0..1
+    columns: tuple[str, ...]  # columns a document must have, besides the image
+    image_column: str = "image"
+    hub: Hub
+
+    @abstractmethod
+    def prompt(self, doc: Doc, protocol: str) -> str:
+        """The text after "<image>\\n" in the user's turn."""
+
+    @abstractmethod
+    def max_new_tokens(self, protocol: str) -> int:
+        """Answer length limit in tokens."""
+
+    @abstractmethod
+    def truth(self, doc: Doc) -> Any:
+        """The reference answer(s), JSON-serialisable; None where the truth is hidden."""
+
+    @abstractmethod
+    def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
+        """Parse and score one raw, unstripped answer. Must not raise on any string."""
+
+    @abstractmethod
+    def aggregate(
+        self, docs: Sequence[Doc], cases: Sequence[Case], protocol: str
+    ) -> dict[str, float]:
+        """Metrics of the given (document, case) pairs, which may repeat (bootstrap).
+
+        A metric that these documents say nothing about (an absent category) is left out.
+        """
+
+    def cluster(self, doc: Doc) -> str:
+        """Key of the resampling unit for intervals: questions that share it are not independent."""
+        return str(doc.get("image_source") or doc.get("question_id") or id(doc))
+
+    def exclude(self, docs: Sequence[Doc], protocol: str) -> dict[int, str]:
+        """Row index -> reason, for rows that cannot be scored (half a pair, missing truth...)."""
+        return {}
+
+    def notes(self, docs: Sequence[Doc], protocol: str) -> list[str]:
+        """Sentences that belong under the table, such as which categories the data lack."""
+        return []
+
+    def without_image(self, doc: Doc) -> dict[str, Any]:
+        """The document as a record keeps it: every column but the pixels."""
+        return {key: value for key, value in doc.items() if key != self.image_column}
+
+    def submission(self, docs: Sequence[Doc], predictions: Sequence[str]) -> Any:
+        """What the benchmark's test server takes: JSON content, or a list of rows.
+
+        Raises UserError for a benchmark that has no server, which is the default.
+        """
+        raise UserError(f"task {self.name!r} has no test server and no submission file")
+
+    def stop(self, protocol: str) -> tuple[str, ...]:
+        """Strings that end an answer (the answer is cut before the first one)."""
+        return ()
+
+    def images(self, doc: Doc) -> list:
+        """The document's PIL images, RGB; empty for a text-only document."""
+        image = doc.get(self.image_column)
+        return [] if image is None else [image.convert("RGB")]
+
+    def evaluate(self, docs: Sequence[Doc], predictions: Sequence[str], protocol: str) -> Report:
+        """Score all answers; rows that `exclude` names are left out and counted by reason.
+
+        Raises UserError for an unknown protocol or a document without a required column.
+        """
+        check_protocol(protocol)
+        check_columns(self, docs)
+        reasons = self.exclude(docs, protocol)
+        cases: list[Case | None] = [
+            None if row in reasons else self.score_case(doc, prediction, protocol)
+            for row, (doc, prediction) in enumerate(zip(docs, predictions, strict=True))
+        ]
+        kept = [(doc, case) for doc, case in zip(docs, cases, strict=True) if case is not None]
+        kept_docs = [doc for doc, _ in kept]
+        return Report(
+            metrics=self.aggregate(kept_docs, [c for _, c in kept], protocol) if kept else {},
+            cases=cases,
+            n=len(kept),
+            n_unparsed=sum(case.parsed is None for _, case in kept),
+            excluded=_count(reasons.values()),
+            notes=self.notes(kept_docs, protocol),
+        )
+
+
+def check_protocol(protocol: str) -> None:
+    """Raise UserError unless `protocol` is a known one."""
+    if protocol not in PROTOCOLS:
+        from vlmamba.errors import unknown
+
+        raise unknown("protocol", protocol, PROTOCOLS)
+
+
+def check_columns(task: Benchmark, docs: Sequence[Doc]) -> None:
+    """Raise UserError naming the first row and column that a document lacks."""
+    for row, doc in enumerate(docs):
+        for column in task.columns:
+            if column not in doc:
+                raise UserError(
+                    f"{task.name}: row {row + 1} has no column {column!r} (it has: "
+                    f"{', '.join(map(str, doc)) or 'none'}); expected columns: "
+                    f"{', '.join(task.columns)}"
+                )
+
+
+def _count(values: Iterable[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for value in values:
+        counts[value] = counts.get(value, 0) + 1
+    return counts
+
+
+def lmms_eval_functions(task: Benchmark) -> dict[str, Callable]:
+    """The module-level functions that a task's YAML names with `!function tasks.<name>.<key>`.
+
+    For each protocol p: `p_doc_to_text`, `p_process_results` and one aggregation `p_<metric>`
+    per entry of `task.metrics` (slashes become underscores); and `doc_to_visual`,
+    `doc_to_target`.  A folder's `__init__` puts them in its namespace with
+    `globals().update(lmms_eval_functions(task))`.
+    """
+    functions: dict[str, Callable] = {
+        "doc_to_visual": task.images,
+        "doc_to_target": task.truth,
+    }
+    for protocol in PROTOCOLS:
+        functions |= _protocol_functions(task, protocol)
+    return functions
+
+
+def _protocol_functions(task: Benchmark, protocol: str) -> dict[str, Callable]:
+    def doc_to_text(doc: Doc, lmms_eval_specific_kwargs: Mapping | None = None) -> str:
+        return task.prompt(doc, protocol)
+
+    def process_results(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
+        item = {"doc": task.without_image(doc), "prediction": results[0]}
+        return dict.fromkeys(task.metrics, item)
+
+    def aggregation(metric: str) -> Callable[[Sequence[Mapping]], float]:
+        def aggregate(items: Sequence[Mapping]) -> float:
+            docs = [item["doc"] for item in items]
+            predictions = [item["prediction"] for item in items]
+            return task.evaluate(docs, predictions, protocol).metrics.get(metric, float("nan"))
+
+        return aggregate
+
+    return {
+        f"{protocol}_doc_to_text": doc_to_text,
+        f"{protocol}_process_results": process_results,
+        **{f"{protocol}_{m.replace('/', '_')}": aggregation(m) for m in task.metrics},
+    }

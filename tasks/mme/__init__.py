@@ -1,0 +1,87 @@
+"""MME: fourteen subtasks of yes/no questions, two questions an image (Fu et al., 2023)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from tasks.common import Benchmark, Case, Doc, Hub, lmms_eval_functions
+from tasks.mme import scorer
+from tasks.mme.prompt import short_question
+
+
+class Mme(Benchmark):
+    """Totals over the perception and the cognition subtasks, in points."""
+
+    name = "mme"
+    headline = "perception"
+    metrics = ("perception", "cognition")
+    points = True
+    columns = ("question_id", "question", "answer", "category")
+    hub = Hub("lmms-lab/MME", split="test")
+
+    def prompt(self, doc: Doc, protocol: str) -> str:
+        return short_question(doc["question"], protocol)
+
+    def max_new_tokens(self, protocol: str) -> int:
+        return 128 if protocol == "paper" else 16
+
+    def stop(self, protocol: str) -> tuple[str, ...]:
+        return ("\n\n",) if protocol == "lmms" else ()
+
+    def truth(self, doc: Doc) -> str | None:
+        """ "yes", "no", or None where the column holds something else."""
+        answer = str(doc["answer"]).strip().lower().replace(".", "")
+        return answer if answer in ("yes", "no") else None
+
+    def cluster(self, doc: Doc) -> str:
+        """The image: its two questions belong together."""
+        return f"{doc['category']}/{doc['question_id']}"
+
+    def exclude(self, docs: Sequence[Doc], protocol: str) -> dict[int, str]:
+        """Rows without truth or a known subtask, then what is left of their images' pairs."""
+        reasons: dict[int, str] = {}
+        for row, doc in enumerate(docs):
+            if str(doc["category"]) not in scorer.KNOWN:
+                reasons[row] = f"unknown subtask {doc['category']!r}"
+            elif self.truth(doc) is None:
+                reasons[row] = "no truth: answer is neither yes nor no"
+        kept = {row: self.cluster(doc) for row, doc in enumerate(docs) if row not in reasons}
+        questions = Counter(kept.values())
+        unpaired = {
+            row: f"image has {questions[image]} scorable question(s), MME needs 2"
+            for row, image in kept.items()
+            if questions[image] != 2
+        }
+        return reasons | unpaired
+
+    def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
+        read = scorer.read_paper if protocol == "paper" else scorer.read_lmms
+        label = read(prediction)
+        return Case(float(label == self.truth(doc)), label)
+
+    def aggregate(
+        self, docs: Sequence[Doc], cases: Sequence[Case], protocol: str
+    ) -> dict[str, float]:
+        scores = scorer.subtask_scores(
+            (doc["category"], self.cluster(doc), case.score == 1)
+            for doc, case in zip(docs, cases, strict=True)
+        )
+        return scorer.totals(scores) | {
+            f"{subtask}/{key}": value
+            for subtask, values in scores.items()
+            for key, value in values.items()
+        }
+
+    def notes(self, docs: Sequence[Doc], protocol: str) -> list[str]:
+        present = {doc["category"] for doc in docs}
+        return [
+            f"{group} is the total of {len(names) - len(absent)} of {len(names)} subtasks; "
+            f"absent from the data: {', '.join(absent)}"
+            for group, names in scorer.SUBTASKS.items()
+            if (absent := [name for name in names if name not in present])
+        ]
+
+
+task = Mme()
+globals().update(lmms_eval_functions(task))

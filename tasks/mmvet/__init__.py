@@ -1,0 +1,97 @@
+"""MM-Vet: open requests that need several abilities at once (Yu et al., 2023).
+
+Answers are graded by a language model. Without one (`--judge URL`) there is no score; the
+submission file for the benchmark's online judge can be written all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from tasks.common import Benchmark, Case, Doc, Hub, lmms_eval_functions
+from tasks.mmvet.judging import rubric
+
+ABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
+STEP_BY_STEP = (
+    "First please perform reasoning, and think step by step to provide best answer to the "
+    "following question: \n\n"
+)
+
+
+class MMVet(Benchmark):
+    """Mean grade of the answers, overall and for the questions that need each ability."""
+
+    name = "mmvet"
+    headline = "score"
+    metrics = ("score",)
+    columns = ("question_id", "question")
+    hub = Hub("lmms-lab/MMVet", split="test")
+
+    def prompt(self, doc: Doc, protocol: str) -> str:
+        return doc["question"] if protocol == "paper" else STEP_BY_STEP + doc["question"]
+
+    def max_new_tokens(self, protocol: str) -> int:
+        return 1024
+
+    def stop(self, protocol: str) -> tuple[str, ...]:
+        return ("\n\n",) if protocol == "lmms" else ()
+
+    def cluster(self, doc: Doc) -> str:
+        return str(doc["question_id"])
+
+    def truth(self, doc: Doc) -> str | None:
+        """The reference answer, in which <AND> and <OR> join elements."""
+        answer = doc.get("answer")
+        return answer if isinstance(answer, str) and answer.strip() else None
+
+    def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
+        """The answer, not graded: see `graded`."""
+        return Case(None, prediction.strip() or None)
+
+    def aggregate(
+        self, docs: Sequence[Doc], cases: Sequence[Case], protocol: str
+    ) -> dict[str, float]:
+        """Means of the grades there are; nothing where no answer is graded."""
+        graded = [
+            (_abilities(doc), case.score)
+            for doc, case in zip(docs, cases, strict=True)
+            if case.score is not None
+        ]
+        if not graded:
+            return {}
+        metrics = {"score": fmean(score for _, score in graded)}
+        for ability in ABILITIES:
+            scores = [score for needed, score in graded if ability in needed]
+            if scores:
+                metrics[f"{ability}/score"] = fmean(scores)
+        return metrics
+
+    def notes(self, docs: Sequence[Doc], protocol: str) -> list[str]:
+        return ["answers are not graded: MM-Vet needs a judge model (--judge URL)"]
+
+    def judge_prompt(self, doc: Doc, prediction: str, protocol: str) -> str:
+        """What the judge model is asked about one answer (its reference must be known)."""
+        truth = str(self.truth(doc)).replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+        row = f"{doc['question']} | {truth} | {prediction} |"
+        # The two evaluators differ in the space that follows the last bar.
+        return f"{rubric(protocol)}\n{row}{' ' if protocol == 'paper' else ''}"
+
+    def submission(self, docs: Sequence[Doc], predictions: Sequence[str]) -> dict[str, str]:
+        """{question id: answer}, the object that the online judge takes; ids read v1_0, v1_1..."""
+        return {
+            f"v1_{str(doc['question_id']).removeprefix('v1_')}": prediction.strip()
+            for doc, prediction in zip(docs, predictions, strict=True)
+        }
+
+
+def _abilities(doc: Doc) -> set[str]:
+    """The abilities that a question needs: "rec,ocr", or a list of names."""
+    needed = doc.get("capability")
+    if isinstance(needed, str):
+        return {name.strip() for name in needed.split(",")}
+    return set() if needed is None or isinstance(needed, float) else set(needed)
+
+
+task = MMVet()
+globals().update(lmms_eval_functions(task))

@@ -1,0 +1,66 @@
+"""POPE: does a model see objects that are not there? (Li et al., 2023)"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from tasks.common import Benchmark, Case, Doc, Hub, lmms_eval_functions
+from tasks.pope import scorer
+from tasks.pope.prompt import short_question
+
+CATEGORIES = ("random", "popular", "adversarial")
+
+
+class Pope(Benchmark):
+    """Yes/no questions about objects, in three categories of how the absent ones were drawn."""
+
+    name = "pope"
+    headline = "f1"
+    metrics = ("f1", "accuracy", "precision", "recall", "yes_ratio")
+    columns = ("question", "answer", "category")
+    hub = Hub("lmms-lab/POPE", split="test")
+
+    def prompt(self, doc: Doc, protocol: str) -> str:
+        return short_question(doc["question"])
+
+    def max_new_tokens(self, protocol: str) -> int:
+        return 128
+
+    def stop(self, protocol: str) -> tuple[str, ...]:
+        return ("\n\n",) if protocol == "lmms" else ()
+
+    def truth(self, doc: Doc) -> str | None:
+        """ "yes", "no", or None where the column holds something else."""
+        answer = str(doc["answer"]).strip().lower()
+        return answer if answer in ("yes", "no") else None
+
+    def exclude(self, docs: Sequence[Doc], protocol: str) -> dict[int, str]:
+        reasons = {}
+        for row, doc in enumerate(docs):
+            if not isinstance(doc["category"], str):
+                reasons[row] = "no category"
+            elif self.truth(doc) is None:
+                reasons[row] = "no truth: answer is neither yes nor no"
+        return reasons
+
+    def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
+        read = scorer.read_paper if protocol == "paper" else scorer.read_lmms
+        label = read(prediction)
+        return Case(float(label == self.truth(doc)), label)
+
+    def aggregate(
+        self, docs: Sequence[Doc], cases: Sequence[Case], protocol: str
+    ) -> dict[str, float]:
+        by_category: dict[str, scorer.Counts] = defaultdict(Counter)
+        for doc, case in zip(docs, cases, strict=True):
+            by_category[doc["category"]][self.truth(doc), case.parsed] += 1
+        return scorer.summarise(by_category, protocol)
+
+    def notes(self, docs: Sequence[Doc], protocol: str) -> list[str]:
+        absent = [c for c in CATEGORIES if c not in {doc["category"] for doc in docs}]
+        return [f"categories absent from the data: {', '.join(absent)}"] if absent else []
+
+
+task = Pope()
+globals().update(lmms_eval_functions(task))

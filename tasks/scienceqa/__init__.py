@@ -1,0 +1,80 @@
+"""ScienceQA: school science questions with two to five choices (Lu et al., 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from statistics import fmean
+from typing import Any
+
+from tasks.common import Benchmark, Case, Doc, Hub, lmms_eval_functions
+from tasks.scienceqa import scorer
+from tasks.scienceqa.prompt import choice_question
+
+
+class ScienceQa(Benchmark):
+    """Accuracy on the questions that have an image (the headline), and on all questions."""
+
+    name = "scienceqa"
+    headline = "accuracy"
+    metrics = ("accuracy", "accuracy_all")
+    columns = ("question", "choices", "answer", "hint")
+    hub = Hub("lmms-lab/ScienceQA", name="ScienceQA-FULL", split="test")
+
+    def prompt(self, doc: Doc, protocol: str) -> str:
+        return choice_question(doc["hint"], doc["question"], doc["choices"], protocol)
+
+    def max_new_tokens(self, protocol: str) -> int:
+        return 1024 if protocol == "paper" else 16
+
+    def stop(self, protocol: str) -> tuple[str, ...]:
+        return ("\n\n",) if protocol == "lmms" else ()
+
+    def truth(self, doc: Doc) -> str | None:
+        """The right choice's letter; None where `answer` is not the index of a choice."""
+        answer, choices = doc["answer"], doc["choices"]
+        if not isinstance(answer, Integral) or not isinstance(choices, Sequence):
+            return None
+        return scorer.LETTERS[answer] if 0 <= answer < min(len(choices), 5) else None
+
+    def has_image(self, doc: Doc) -> bool:
+        """False for a text-only question: its `has_image` is false or its `image` is empty.
+
+        A row that was stored without either column counts as an image question.
+        """
+        return bool(doc.get("has_image", doc.get("image", True)))
+
+    def without_image(self, doc: Doc) -> dict[str, Any]:
+        return super().without_image(doc) | {"has_image": self.has_image(doc)}
+
+    def exclude(self, docs: Sequence[Doc], protocol: str) -> dict[int, str]:
+        return {
+            row: "no truth: answer is not the index of a choice"
+            for row, doc in enumerate(docs)
+            if self.truth(doc) is None
+        }
+
+    def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
+        read = scorer.read_paper if protocol == "paper" else scorer.read_lmms
+        letter = read(prediction)
+        return Case(float(letter == self.truth(doc)), letter)
+
+    def aggregate(
+        self, docs: Sequence[Doc], cases: Sequence[Case], protocol: str
+    ) -> dict[str, float]:
+        everything = [case.score for case in cases]
+        images = [case.score for doc, case in zip(docs, cases, strict=True) if self.has_image(doc)]
+        subset = {"accuracy": fmean(images)} if images else {}
+        return subset | {"accuracy_all": fmean(everything)}
+
+    def notes(self, docs: Sequence[Doc], protocol: str) -> list[str]:
+        images = sum(map(self.has_image, docs))
+        if not images:
+            return ["no question has an image: accuracy (the image subset) is not reported"]
+        if images == len(docs):
+            return ["every question has an image: accuracy_all covers the image subset alone"]
+        return [f"accuracy covers the {images} questions with an image, accuracy_all {len(docs)}"]
+
+
+task = ScienceQa()
+globals().update(lmms_eval_functions(task))

@@ -1,0 +1,73 @@
+"""VQAv2: open questions about photos, ten people's answers each (Goyal et al., 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from tasks import vqa_answers
+from tasks.common import SHORT_ANSWER, Benchmark, Case, Doc, Hub, lmms_eval_functions
+from tasks.vqav2 import scorer
+
+ANSWER_TYPES = ("yes/no", "number", "other")
+
+
+class VQAv2(Benchmark):
+    """Accuracy of short answers against ten people's, overall and by type of answer."""
+
+    name = "vqav2"
+    headline = "accuracy"
+    metrics = ("accuracy", *(f"{kind}/accuracy" for kind in ANSWER_TYPES))
+    columns = ("question", "answers", "answer_type")
+    hub = Hub("lmms-lab/VQAv2", split="validation")
+
+    def prompt(self, doc: Doc, protocol: str) -> str:
+        return f"{doc['question']}\n{SHORT_ANSWER}"
+
+    def max_new_tokens(self, protocol: str) -> int:
+        return 128 if protocol == "paper" else 16
+
+    def stop(self, protocol: str) -> tuple[str, ...]:
+        return ("\n\n",) if protocol == "lmms" else ()
+
+    def cluster(self, doc: Doc) -> str:
+        image_id = doc.get("image_id")
+        return super().cluster(doc) if image_id is None else str(image_id)
+
+    def truth(self, doc: Doc) -> list[str] | None:
+        return vqa_answers.references(doc)
+
+    def exclude(self, docs: Sequence[Doc], protocol: str) -> dict[int, str]:
+        needed = vqa_answers.ANSWERS_PER_QUESTION if protocol == "paper" else None
+        return vqa_answers.missing_references(docs, needed)
+
+    def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
+        people = vqa_answers.references(doc)
+        if people is None:
+            return Case(None, vqa_answers.m4c_normalise(prediction) or None)
+        score = scorer.paper_score if protocol == "paper" else scorer.lmms_score
+        answer, accuracy = score(prediction, people)
+        return Case(accuracy, answer or None)
+
+    def aggregate(
+        self, docs: Sequence[Doc], cases: Sequence[Case], protocol: str
+    ) -> dict[str, float]:
+        by_type: dict[str, list[float]] = {}
+        for doc, case in zip(docs, cases, strict=True):
+            by_type.setdefault(doc["answer_type"], []).append(case.score or 0.0)
+        overall = fmean(score for scores in by_type.values() for score in scores)
+        return {"accuracy": overall} | {
+            f"{kind}/accuracy": fmean(by_type[kind]) for kind in ANSWER_TYPES if kind in by_type
+        }
+
+    def submission(self, docs: Sequence[Doc], predictions: Sequence[str]) -> list[dict[str, Any]]:
+        """The list of {question_id, answer} that the test server takes."""
+        return [
+            {"question_id": doc["question_id"], "answer": vqa_answers.m4c_normalise(prediction)}
+            for doc, prediction in zip(docs, predictions, strict=True)
+        ]
+
+
+task = VQAv2()
+globals().update(lmms_eval_functions(task))

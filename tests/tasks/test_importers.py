@@ -1,0 +1,301 @@
+"""Other people's prediction files: what is read from them, and LLaVA-1.5's published answers."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import tasks
+from harness import importers, score
+from harness.llava_answers import split_choices
+from harness.submit import write_spreadsheet
+from tasks.common import OPTION_LETTER, SHORT_ANSWER, lmms_eval_functions
+from tasks.mme.prompt import short_question
+from vlmamba.errors import UserError
+
+PUBLISHED = Path(__file__).parents[3] / "shared" / "published" / "llava-v1.5-13b"
+needs_published = pytest.mark.skipif(
+    not PUBLISHED.is_dir(), reason="the published answers of LLaVA-1.5-13B are not at ../shared"
+)
+FILES = {
+    "pope": ("pope.answers.jsonl", "pope.questions.jsonl", "pope.labels.*.jsonl"),
+    "mme": ("mme.answers.jsonl", "mme.truth.jsonl"),
+    "scienceqa": ("scienceqa.output.json", "scienceqa.questions.json"),
+}
+FIGURES = {  # as the official scripts print them, in the unit of the metric
+    "pope": {"f1": 0.8595, "random/f1": 0.8714, "popular/f1": 0.8625, "adversarial/f1": 0.8446},
+    "mme": {"perception": 1531.3187, "cognition": 295.3571},
+    "scienceqa": {"accuracy": 0.71641, "accuracy_all": 0.74393},
+}
+ANSWERED = {"pope": 8910, "mme": 2374, "scienceqa": 4241}
+
+
+def published(name):
+    answers, *truth = FILES[name]
+    return PUBLISHED / answers, [path for part in truth for path in sorted(PUBLISHED.glob(part))]
+
+
+@needs_published
+@pytest.mark.parametrize("name", FILES)
+def test_published_answers_of_llava_score_as_published(name, tmp_path, capsys):
+    answers, truth = published(name)
+    out = tmp_path / "out.json"
+    arguments = [name, answers, "--import", "llava", "--json", out, "--truth", *truth, "--compare"]
+    assert score.main([str(argument) for argument in arguments]) == 0
+    content = json.loads(out.read_text())
+    assert content["n"] == ANSWERED[name]
+    assert "excluded" not in content
+    for metric, value in FIGURES[name].items():
+        assert content["metrics"][metric] == pytest.approx(value, abs=5e-5), metric
+    printed = capsys.readouterr().out
+    assert f"0 of {ANSWERED[name]} rows change their score" in printed
+
+
+@needs_published
+def test_published_prompts_are_those_of_the_paper_protocol():
+    answers, truth = published("mme")
+    rows, _ = importers.load("llava", tasks.load("mme"), answers, truth)
+    asked = [json.loads(line)["prompt"] for line in answers.read_text().splitlines()]
+    assert [short_question(row.doc["question"], "paper") for row in rows] == asked
+    answers, truth = published("pope")
+    task = tasks.load("pope")
+    rows, _ = importers.load("llava", task, answers, truth)
+    asked = [json.loads(line)["prompt"] for line in answers.read_text().splitlines()]
+    assert [task.prompt(row.doc, "paper") for row in rows] == asked
+
+
+@needs_published
+def test_published_scienceqa_prompts_and_readings():
+    answers, truth = published("scienceqa")
+    task = tasks.load("scienceqa")
+    rows, _ = importers.load("llava", task, answers, truth)
+    judged = json.loads(answers.read_text())
+    theirs = [*judged["correct"], *judged["incorrect"]]
+    for row, entry in zip(rows, theirs, strict=True):
+        prompt = task.prompt(row.doc, "paper")
+        assert ("<image>\n" if row.doc["has_image"] else "") + prompt == entry["question"]
+        assert (task.score_case(row.doc, row.prediction, "paper").parsed or "FAILED") == (
+            entry["parsed_ans"]
+        )
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, rows):
+        path = tmp_path / name
+        lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
+        path.write_text("\n".join(lines), encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_llava_pope_labels_follow_the_question_file(write):
+    def question(number, category, text):
+        text = f"{text}\n{SHORT_ANSWER}"
+        return {"question_id": number, "image": "a.jpg", "text": text, "category": category}
+
+    questions = write(
+        "questions.jsonl", [question(1, "popular", "One?"), question(2, "random", "Two?")]
+    )
+    popular = write("coco_pope_popular.json", [{"question_id": 1, "text": "One?", "label": "no"}])
+    random = write("coco_pope_random.json", [{"question_id": 1, "text": "Two?", "label": "yes"}])
+    answers = write("answers.jsonl", [{"question_id": 2, "prompt": "Two?", "text": "Yes"}])
+    task = tasks.load("pope")
+    rows, missing = importers.load("llava", task, answers, [questions, popular, random])
+    assert missing == 1
+    assert rows[0].doc == {
+        "question_id": "2",
+        "question": "Two?",
+        "answer": "yes",
+        "image_source": "a",
+        "category": "random",
+    }
+    with pytest.raises(UserError, match="question 1 .* has no label in its place"):
+        importers.load("llava", task, answers, [questions, random])
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ({"question_id": 9, "prompt": "", "text": "A"}, "is to no question in --truth"),
+        ({"question_id": 7, "prompt": ""}, "has no text"),
+        ({"prompt": "", "text": "A"}, "has no question_id"),
+    ],
+)
+def test_llava_answers_that_fit_no_document_are_refused(answer, message, write):
+    truth = write("truth.jsonl", [{"index": 7, "question": "What?", "A": "cat", "B": "dog"}])
+    answers = write("answers.jsonl", [answer])
+    with pytest.raises(UserError, match=message):
+        importers.load("llava", tasks.load("mmbench"), answers, [truth])
+
+
+def test_llava_answers_need_truth_that_fits(write):
+    answers = write("answers.jsonl", [{"question_id": "OCR/1.jpg", "prompt": "x", "text": "Yes"}])
+    with pytest.raises(UserError, match="need --truth: rows with category"):
+        importers.load("llava", tasks.load("mme"), answers)
+    with pytest.raises(UserError, match=r"--truth is not rows with category.*KeyError"):
+        importers.load("llava", tasks.load("mme"), answers, [write("x.jsonl", [{"answer": "Yes"}])])
+    for name in ("pope", "scienceqa", "mmbench"):
+        with pytest.raises(UserError, match="--truth"):
+            importers.load("llava", tasks.load(name), answers, [write("x.jsonl", [{"a": 1}])])
+
+
+def test_two_llava_answers_to_one_question_are_refused(write):
+    truth = write("truth.jsonl", [{"index": 7, "question": "What?"}])
+    answers = write("a.jsonl", [{"question_id": 7, "prompt": "", "text": "A"}] * 2)
+    with pytest.raises(UserError, match="second answer to one question"):
+        importers.load("llava", tasks.load("mmbench"), answers, [truth])
+
+
+def test_llava_textvqa_tells_questions_of_one_image_apart(write):
+    docs = [{"image_id": "a", "question": "what is it?"}, {"image_id": "a", "question": "why?"}]
+    prompt = f"Why?\nReference OCR token: x\n{SHORT_ANSWER}"
+    answers = write("a.jsonl", [{"question_id": "a", "prompt": prompt, "text": "so"}])
+    rows, missing = importers.load(
+        "llava", tasks.load("textvqa"), answers, [write("truth.jsonl", docs)]
+    )
+    assert (rows[0].doc, missing) == (docs[1], 1)
+
+
+def test_llava_scienceqa_from_problems(write):
+    problem = {"question": "Is it?", "choices": ["no", "yes"], "answer": 1, "hint": ""}
+    problems = {
+        "3": problem | {"image": "image.png", "split": "test"},
+        "4": problem | {"image": None, "split": "test"},
+        "5": problem | {"image": None, "split": "train"},
+    }
+    answers = [{"question_id": name, "prompt": "", "text": "B"} for name in "34"]
+    rows, missing = importers.load(
+        "llava",
+        tasks.load("scienceqa"),
+        write("answers.jsonl", answers),
+        [write("problems.json", [json.dumps(problems)])],
+    )
+    assert missing == 0
+    assert [row.doc["has_image"] for row in rows] == [True, False]
+    assert score.score(tasks.load("scienceqa"), rows, "paper").metrics["accuracy_all"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "choices"),
+    [
+        ("Is it?\nA. no\nB. yes", "Is it?", ["no", "yes"]),
+        (f"Is it?\nA. no\nB. yes\n{OPTION_LETTER}", "Is it?", ["no", "yes"]),
+        ("A. is\nhere\nA. one\nline\nB. two", "A. is\nhere", ["one\nline", "two"]),
+        ("Nothing to choose", "Nothing to choose", []),
+    ],
+)
+def test_choices_are_split_from_the_question(text, question, choices):
+    assert split_choices(text) == (question, choices)
+
+
+MMBENCH_ROWS = [
+    {"index": 7, "question": "What?", "A": "cat", "B": "3", "C": None, "answer": "A"},
+    {"index": 1_000_007, "question": "What?", "A": "3", "B": "cat", "C": None, "answer": "B"},
+]
+
+
+@pytest.mark.parametrize("suffix", [".xlsx", ".tsv"])
+def test_vlmevalkit_mmbench(suffix, tmp_path):
+    path = tmp_path / f"model_MMBench_DEV_EN{suffix}"
+    rows = [
+        row | {"l2-category": "x", "prediction": text}
+        for row, text in zip(MMBENCH_ROWS, ("A", "The cat"), strict=True)
+    ]
+    if suffix == ".xlsx":
+        write_spreadsheet(rows, path)
+    else:
+        lines = [list(rows[0]), *(["" if v is None else str(v) for v in r.values()] for r in rows)]
+        path.write_text("\n".join("\t".join(line) for line in lines))
+    task = tasks.load("mmbench")
+    imported, _ = importers.load("vlmevalkit", task, path)
+    assert [row.case_id for row in imported] == ["7", "1000007"]
+    metrics = score.score(task, imported, "paper").metrics
+    assert metrics == {"accuracy": 1, "vanilla_accuracy": 1, "x/accuracy": 1}
+
+
+def test_vlmevalkit_pope_mme_and_scienceqa(tmp_path):
+    def imported(name, row):
+        path = tmp_path / f"{name}.xlsx"
+        write_spreadsheet([row], path)
+        return importers.load("vlmevalkit", tasks.load(name), path)[0]
+
+    pope = {"index": 1, "question": "Dog?", "answer": "Yes", "category": "random,popular"}
+    rows = imported("pope", pope | {"image_path": "COCO_1.jpg", "prediction": "Yes"})
+    assert [(row.case_id, row.doc["category"]) for row in rows] == [
+        ("1/0", "random"),
+        ("1/1", "popular"),
+    ]
+    assert score.score(tasks.load("pope"), rows, "paper").metrics["f1"] == 1
+    mme = {"index": 4, "question": "Is it?", "answer": "No", "category": "OCR", "prediction": "No"}
+    assert imported("mme", mme | {"image_path": "OCR/1.jpg"})[0].doc["question_id"] == "OCR/1.jpg"
+    sqa = {"index": 2, "question": "Is it?", "A": "no", "B": "yes", "answer": "B", "hint": None}
+    rows = imported("scienceqa", sqa | {"prediction": "B"})
+    assert rows[0].doc["choices"] == ["no", "yes"]
+    assert score.score(tasks.load("scienceqa"), rows, "paper").metrics["accuracy"] == 1
+    with pytest.raises(UserError, match=r"row 4 is not a mme row \(KeyError\('image_path'\)\)"):
+        imported("mme", mme)
+
+
+def test_vlmevalkit_textvqa(tmp_path):
+    path = tmp_path / "x.xlsx"
+    row = {"index": 2, "question": "Is it?", "answer": str(["a"] * 10), "prediction": "a"}
+    write_spreadsheet([row], path)
+    rows, _ = importers.load("vlmevalkit", tasks.load("textvqa"), path)
+    assert rows[0].doc["answers"] == ["a"] * 10
+
+
+def test_other_tables_are_refused(tmp_path):
+    path = tmp_path / "x.tsv"
+    path.write_text("question\tanswer\n1\t2\n")
+    with pytest.raises(UserError, match="no column 'index', so not a VLMEvalKit"):
+        importers.load("vlmevalkit", tasks.load("pope"), path)
+    path = tmp_path / "x.xlsx"
+    path.write_bytes(b"PK\x03\x04 broken")
+    with pytest.raises(UserError, match="cannot read .* as a table"):
+        importers.load("vlmevalkit", tasks.load("pope"), path)
+
+
+POPE = {"question": "Dog?", "answer": "yes", "category": "random"}
+
+
+def test_lmms_eval_samples_of_our_tasks_hold_the_document(write):
+    task = tasks.load("pope")
+    process = lmms_eval_functions(task)["lmms_process_results"]
+    sample = {"doc_id": 3, "target": "yes", "filtered_resps": ["Yes"]}
+    path = write("samples.jsonl", [sample | process(POPE, ["Yes"])])
+    rows, missing = importers.load("lmms-eval", task, path)
+    assert (rows[0].case_id, rows[0].doc, rows[0].prediction, missing) == ("3", POPE, "Yes", 0)
+
+
+def test_lmms_eval_samples_of_built_in_tasks_need_the_documents(write):
+    samples = write("samples.jsonl", [{"doc_id": 1, "filtered_resps": [["No"]]}])
+    task = tasks.load("pope")
+    truth = write("truth.jsonl", [POPE | {"answer": "no"}, POPE])
+    rows, missing = importers.load("lmms-eval", task, samples, [truth])
+    assert (rows[0].doc, rows[0].prediction, missing) == (POPE, "No", 1)
+    with pytest.raises(UserError, match="no document 1; give the data set's files"):
+        importers.load("lmms-eval", task, samples)
+    with pytest.raises(UserError, match="not a sample of lmms-eval"):
+        importers.load("lmms-eval", task, truth)
+
+
+def test_parquet_truth_keeps_only_whether_there_is_an_image(tmp_path, write):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    doc = {"question": "Is it?", "choices": ["no", "yes"], "answer": 1, "hint": ""}
+    images = [{"bytes": b"x", "path": None}, None]
+    table = pa.Table.from_pylist([doc | {"image": image} for image in images])
+    pq.write_table(table, tmp_path / "test.parquet")
+    samples = write("samples.jsonl", [{"doc_id": i, "filtered_resps": "B"} for i in (0, 1)])
+    rows, _ = importers.load(
+        "lmms-eval", tasks.load("scienceqa"), samples, [tmp_path / "test.parquet"]
+    )
+    assert [row.doc for row in rows] == [doc | {"has_image": True}, doc | {"has_image": False}]
+
+
+def test_an_unknown_format_lists_the_known_ones(tmp_path):
+    with pytest.raises(UserError, match="nearest first: vlmevalkit"):
+        importers.load("vlmeval", tasks.load("pope"), tmp_path)

@@ -1,0 +1,216 @@
+"""The judge client against a real HTTP server, and the scores that it makes possible."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from harness import judge as judging
+from harness.judge import Judge, grade
+from tasks import load
+from vlmamba.errors import UserError
+
+KEY = "sk-secret-1234567890"
+Answer = Callable[[dict], "str | tuple[int, dict, bytes]"]
+
+
+class Server:
+    """An OpenAI-compatible server on this machine; `answer(body)` makes each reply."""
+
+    def __init__(self) -> None:
+        self.answer: Answer = lambda body: "1.0"
+        self.requests: list[dict] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                headers = {k.lower(): v for k, v in self.headers.items()}
+                outer.requests.append({"path": self.path, "headers": headers, **body})
+                answer = outer.answer(body)
+                if isinstance(answer, str):
+                    message = {"choices": [{"message": {"role": "assistant", "content": answer}}]}
+                    answer = (200, {}, json.dumps(message).encode())
+                code, extra, content = answer
+                self.send_response(code)
+                for name, value in extra.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}/v1"
+        threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+
+@pytest.fixture
+def server(monkeypatch) -> Iterator[Server]:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def judge(server, monkeypatch) -> Judge:
+    monkeypatch.setenv("TEST_JUDGE_KEY", KEY)
+    return Judge(server.url, "judge-1", "TEST_JUDGE_KEY", timeout_s=10, sleep=lambda _: None)
+
+
+def test_request_and_reply(server, judge):
+    server.answer = lambda body: " 0.5 "
+    assert judge.ask("How good is it?", temperature=0.5, max_tokens=3) == " 0.5 "
+    (request,) = server.requests
+    assert request["path"] == "/v1/chat/completions"
+    assert request["messages"] == [{"role": "user", "content": "How good is it?"}]
+    assert (request["model"], request["temperature"], request["max_tokens"]) == ("judge-1", 0.5, 3)
+    assert request["headers"]["authorization"] == f"Bearer {KEY}"
+
+
+def test_the_key_is_optional_and_a_full_address_is_understood(server):
+    Judge(f"{server.url}/chat/completions", "judge-1").ask("?")
+    assert server.requests[0]["path"] == "/v1/chat/completions"
+    assert "authorization" not in server.requests[0]["headers"]
+
+
+def test_a_busy_service_is_asked_again(server, judge):
+    replies = iter([(429, {"Retry-After": "7"}, b""), (503, {}, b""), "0.9"])
+    waited: list[float] = []
+    server.answer = lambda body: next(replies)
+    patient = Judge(judge.url, judge.model, judge.key_variable, sleep=waited.append)
+    assert patient.ask("?") == "0.9"
+    assert waited == [7.0, judging.WAITS_S[1]]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message", "asked"),
+    [
+        ((401, {}, KEY.encode()), "answered HTTP 401: check the key in TEST_JUDGE_KEY", 1),
+        ((404, {}, b""), "answered HTTP 404", 1),
+        ((500, {}, b""), "answered HTTP 500", 1 + len(judging.WAITS_S)),
+        ((302, {"Location": "http://127.0.0.1:1/elsewhere"}, b""), "answered HTTP 302", 1),
+        ((200, {}, b"<html>"), "sent no chat completion", 1),
+        ((200, {}, b'{"choices": []}'), "sent no chat completion", 1),
+        ((200, {}, b"[1]"), "sent no chat completion", 1),
+    ],
+)
+def test_failures_are_one_clear_line_without_the_key(server, judge, answer, message, asked):
+    server.answer = lambda body: answer
+    with pytest.raises(UserError, match=message) as caught:
+        judge.ask("?")
+    assert len(server.requests) == asked
+    assert KEY not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_nobody_there(monkeypatch):
+    waited: list[float] = []
+    judge = Judge("http://127.0.0.1:9/v1", "judge-1", sleep=waited.append)
+    with pytest.raises(UserError, match=r"is out of reach \("):
+        judge.ask("?")
+    assert waited == list(judging.WAITS_S)
+
+
+def test_null_content_is_an_empty_reply(server, judge):
+    server.answer = lambda body: (200, {}, b'{"choices": [{"message": {"content": null}}]}')
+    assert judge.ask("?") == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("api.openai.com", "not a web address"),
+        ("file:///etc/passwd", "not a web address"),
+        ("https://me:sk-1@host/v1", "credentials"),
+        ("https://host/v1?key=sk-1", "credentials"),
+    ],
+)
+def test_addresses_are_checked_and_not_repeated(url, message):
+    with pytest.raises(UserError, match=message) as caught:
+        Judge(url, "judge-1")
+    assert "sk-1" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, "", "  ", "sk-\n1", "schlüssel"])
+def test_a_bad_key_variable_is_named(monkeypatch, value):
+    monkeypatch.delenv("TEST_JUDGE_KEY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("TEST_JUDGE_KEY", value)
+    with pytest.raises(UserError, match="environment variable TEST_JUDGE_KEY"):
+        Judge("http://127.0.0.1:9/v1", "judge-1", "TEST_JUDGE_KEY").ask("?")
+
+
+def test_the_key_is_in_no_record(judge):
+    assert KEY not in repr(judge)
+    assert judge.terms() == {"judge_url": judge.url, "judge_model": "judge-1"}
+
+
+def test_options(judge):
+    parser = argparse.ArgumentParser()
+    judging.add_arguments(parser)
+    assert judging.from_arguments(parser.parse_args([])) is None
+    args = parser.parse_args(["--judge", judge.url, "--judge-model", "m", "--judge-key-env", "K"])
+    assert judging.from_arguments(args) == Judge(judge.url, "m", "K")
+
+
+def mmvet_documents() -> list[dict]:
+    rows = [("a dog", "rec"), ("42<OR>forty-two", "ocr,math"), ("left", "rec,spat"), (None, "rec")]
+    return [
+        {"question_id": f"v1_{i}", "question": f"Q{i}?", "answer": answer, "capability": needs}
+        for i, (answer, needs) in enumerate(rows)
+    ]
+
+
+@pytest.mark.parametrize("protocol", ["paper", "lmms"])
+def test_mmvet_is_graded(server, judge, protocol):
+    grades = {"Q0? | a dog": "1.0", "Q1? | 42 <OR> forty-two": "0.4 or so", "Q2? | left": "0.1\n"}
+    server.answer = lambda body: next(
+        grade for row, grade in grades.items() if row in body["messages"][0]["content"]
+    )
+    task = load("mmvet")
+    report = grade(task, mmvet_documents(), ["A dog.\n", "42", "right", ""], protocol, judge)
+    assert report.metrics == pytest.approx(
+        {"score": 0.5, "rec/score": 0.55, "ocr/score": 0.4, "math/score": 0.4, "spat/score": 0.1}
+    )
+    assert (report.n, report.excluded) == (3, {"no reference answer": 1})
+    assert report.notes == ["graded by judge-1"]
+    assert [case and case.score for case in report.cases] == [1.0, 0.4, 0.1, None]
+    assert KEY not in repr(report)
+
+
+@pytest.mark.parametrize(("protocol", "attempts"), [("paper", 5), ("lmms", 4)])
+def test_mmvet_counts_what_the_judge_cannot_grade(server, judge, protocol, attempts):
+    server.answer = lambda body: "I cannot say"
+    report = grade(load("mmvet"), mmvet_documents()[:1], ["a dog"], protocol, judge)
+    assert (report.metrics["score"], len(server.requests)) == (0.0, attempts)
+    assert "1 answers got no readable grade and count as 0" in report.notes
+    assert [r["temperature"] for r in server.requests][-1] == 1.5
+
+
+def test_mmbench_asks_about_unread_answers_only(server, judge):
+    server.answer = lambda body: "B." if "furry" in body["messages"][0]["content"] else "Z"
+    doc = {"question": "What is it?", "hint": None, "A": "cat", "B": "dog", "answer": "B"}
+    docs = [{**doc, "index": i, "category": "c", "L2-category": "l2"} for i in range(3)]
+    report = grade(load("mmbench"), docs, ["B", "a furry friend", "no idea"], "paper", judge)
+    assert report.metrics["vanilla_accuracy"] == pytest.approx(2 / 3)
+    assert len(server.requests) == 2
+    assert "judge-1 was asked about 2 answers and named an option for 1" in report.notes
+
+
+def test_other_tasks_need_no_judge(judge):
+    with pytest.raises(UserError, match="'gqa' needs no judge; --judge is for mmbench and mmvet"):
+        grade(load("gqa"), [], [], "paper", judge)

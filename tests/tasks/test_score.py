@@ -1,0 +1,313 @@
+"""`harness.score`: the command, its JSON, and what it does with rows that cannot be scored."""
+
+import json
+import math
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import tasks
+from harness import score, submit
+from harness.documents import read_rows
+from tasks.common import PROTOCOLS
+from vlmamba.errors import UserError
+
+POPE = {"question": "Is there a dog?", "answer": "yes", "category": "random"}
+MME = {"question_id": "OCR/1.jpg", "question": "Is it?", "category": "OCR"}
+SQA = {"question": "Is it?", "choices": ["no", "yes"], "answer": 1, "hint": "", "image": "x"}
+MMBENCH = {
+    "question": "What?",
+    "hint": None,
+    "A": "cat",
+    "B": "dog",
+    "C": math.nan,
+    "L2-category": "l2",
+}
+ROWS = {
+    "pope": [POPE, POPE | {"answer": "no"}],
+    "mme": [MME | {"answer": "Yes"}, MME | {"answer": "No"}],
+    "scienceqa": [SQA, SQA | {"answer": 0, "image": None}],
+    "mmbench": [
+        MMBENCH | {"index": 7, "answer": "A"},
+        MMBENCH | {"index": 1_000_007, "answer": "B", "A": "dog", "B": "cat"},
+    ],
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(rows, name="predictions.jsonl"):
+        path = tmp_path / name
+        path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+        return path
+
+    return write
+
+
+def run(capsys, *arguments):
+    """(exit code, stdout, stderr) of the command."""
+    code = score.main([str(argument) for argument in arguments])
+    return code, *capsys.readouterr()
+
+
+def test_json_has_the_documented_form(write, tmp_path, capsys):
+    rows = [
+        POPE | {"prediction": "Yes", "case_id": "a"},
+        POPE | {"answer": "no", "prediction": "No dog.", "case_id": "b"},
+        POPE | {"prediction": "hm", "case_id": "c"},
+    ]
+    out = tmp_path / "out.json"
+    code, printed, _ = run(capsys, "pope", write(rows), "--json", out, "--protocol", "lmms")
+    assert code == 0
+    content = json.loads(out.read_text())
+    assert list(content) == ["task", "protocol", "n", "n_unparsed", "metrics", "per_case"]
+    assert content["n"] == 3
+    assert content["n_unparsed"] == 2
+    assert content["per_case"] == {
+        "a": {"score": 1.0, "parsed": "yes"},
+        "b": {"score": 0.0, "parsed": None},
+        "c": {"score": 0.0, "parsed": None},
+    }
+    assert {"f1", "accuracy", "precision", "recall", "yes_ratio"} < content["metrics"].keys()
+    assert "f1 " in printed
+    assert "not understood: 2" in printed
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_task_scores_right_answers_as_full_marks(name, write, tmp_path, capsys):
+    task = tasks.load(name)
+    rows = [doc | {"prediction": task.truth(doc)} for doc in ROWS[name]]
+    out = tmp_path / "out.json"
+    assert run(capsys, name, write(rows), "--json", out)[0] == 0
+    content = json.loads(out.read_text())
+    assert list(content["per_case"]) == ["0", "1"]
+    assert content["metrics"][task.headline] == (200 if task.points else 1)
+
+
+def test_per_case_prints_every_row(write, capsys):
+    rows = [
+        POPE | {"prediction": "tab\there", "case_id": 5},
+        POPE | {"prediction": "x", "answer": 0},
+    ]
+    printed = run(capsys, "pope", write(rows), "--per-case")[1].splitlines()
+    assert '5\t1.0\t"yes"\t"tab\\there"' in printed
+    assert '1\t"left out"\tnull\t"x"' in printed
+
+
+def test_compare_shows_the_rows_that_change(write, capsys):
+    rows = [POPE | {"prediction": text} for text in ("Yes", "Yes, a | dog", "no")]
+    printed = run(capsys, "pope", write(rows), "--compare")[1]
+    assert "1 of 3 rows change their score:" in printed
+    assert '| "1" | "yes" | "Yes, a \\| dog" | 1.0 | "yes" | 0.0 | null |' in printed
+
+
+def bad_files():
+    row = json.dumps(POPE | {"prediction": "Yes"})
+    no_answer = {key: value for key, value in POPE.items() if key != "answer"}
+    return {
+        "": "is empty",
+        "\n\n": "is empty",
+        f"{row}\n{{": "line 2 is not JSON",
+        "[1]": "entry 1 is a number",
+        json.dumps(POPE): "row 1: prediction is None",
+        json.dumps(POPE | {"prediction": math.nan}): "row 1: prediction is nan",
+        json.dumps(no_answer | {"prediction": "x"}): "row 1 has no column 'answer'",
+        json.dumps(POPE | {"prediction": "x", "answer": None}): "none of 1 rows can be scored",
+        "\n".join([json.dumps(POPE | {"prediction": "x", "case_id": 1})] * 2): "'1' comes twice",
+    }
+
+
+@pytest.mark.parametrize(("content", "message"), bad_files().items())
+def test_bad_files_are_one_clear_line(content, message, tmp_path, capsys):
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(content)
+    code, _, errors = run(capsys, "pope", path)
+    assert code == 2
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("popo", "x.jsonl"), "unknown task 'popo'; known, nearest first: pope"),
+        (("pope", "nothing.jsonl"), "no file 'nothing.jsonl'"),
+        (("pope", "x.jsonl", "--protocol", "lmm"), "unknown protocol 'lmm'"),
+        (("pope", "x.jsonl", "--import", "lava"), "nearest first: llava"),
+        (("pope", "x.jsonl", "--truth", "y.jsonl"), "--truth belongs to --import"),
+        (("pope",), "required: predictions"),
+    ],
+)
+def test_bad_arguments_are_one_clear_line(arguments, message, capsys):
+    code, _, errors = run(capsys, *arguments)
+    assert code == 2
+    assert message in errors
+
+
+def test_left_out_rows_are_counted_in_both_outputs(write, tmp_path, capsys):
+    rows = [doc | {"prediction": "Yes"} for doc in [*ROWS["mme"], MME | {"question_id": "OCR/2"}]]
+    rows[2]["answer"] = "Yes"
+    out = tmp_path / "out.json"
+    printed = run(capsys, "mme", write(rows), "--json", out)[1]
+    reason = "image has 1 scorable question(s), MME needs 2"
+    assert f"left out: 1 rows: {reason}" in printed
+    content = json.loads(out.read_text())
+    assert content["n"] == 2
+    assert content["excluded"] == {reason: 1}
+    assert list(content["per_case"]) == ["0", "1"]
+
+
+def test_an_unwritable_place_is_said(write, tmp_path, capsys):
+    path = write([POPE | {"prediction": "Yes"}])
+    code, _, errors = run(capsys, "pope", path, "--json", tmp_path / "none" / "out.json")
+    assert code == 2
+    assert "cannot write" in errors
+
+
+def test_line_separators_inside_an_answer_do_not_end_the_row(tmp_path, capsys):
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(json.dumps(POPE | {"prediction": "Yes\u2028no"}, ensure_ascii=False))
+    assert run(capsys, "pope", path)[0] == 0
+
+
+def test_mmbench_submission(write, tmp_path, capsys):
+    hidden = [{**doc, "answer": None} for doc in ROWS["mmbench"]]
+    rows = [doc | {"prediction": text} for doc, text in zip(hidden, ("=A1\x07", "B"), strict=True)]
+    out = tmp_path / "test.xlsx"
+    assert run(capsys, "mmbench", write(rows), "--submit", out)[0] == 0
+    written = read_rows(out)
+    assert list(written[0]) == ["index", "question", "A", "B", "prediction"]
+    assert [row["prediction"] for row in written] == ["=A1", "B"]
+    assert [row["index"] for row in written] == ["7", "1000007"]
+
+
+def test_json_submission(tmp_path):
+    docs = [{"question_id": 3}, {"question_id": 4}]
+    submit.write(tasks.load("vqav2"), docs, ["Two dogs.", "a Cat"], tmp_path / "v.json")
+    assert json.loads((tmp_path / "v.json").read_text()) == [
+        {"question_id": 3, "answer": "2 dogs"},
+        {"question_id": 4, "answer": "cat"},
+    ]
+
+
+def test_tasks_without_a_submission_say_so(tmp_path):
+    with pytest.raises(UserError, match="task 'pope' has no test server"):
+        submit.write(tasks.load("pope"), [], [], tmp_path / "x.json")
+    with pytest.raises(UserError, match=r"is a \.xlsx file"):
+        submit.write(tasks.load("mmbench"), [], [], tmp_path / "x.json")
+    with pytest.raises(UserError, match="cannot write"):
+        submit.write(tasks.load("mmvet"), [], [], tmp_path / "none" / "x.json")
+
+
+@pytest.fixture
+def judge_url():
+    """A chat-completions server that answers "A" to everything."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"choices": [{"message": {"content": "A"}}]}')
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+
+
+def test_a_judge_reads_what_the_rules_cannot(judge_url, write, tmp_path, capsys):
+    first, second = ROWS["mmbench"]
+    rows = [first | {"prediction": "feline"}, second | {"prediction": "B"}]
+    out = tmp_path / "out.json"
+    options = ("--judge", judge_url, "--judge-model", "fake", "--json", out)
+    printed = run(capsys, "mmbench", write(rows), *options)[1]
+    content = json.loads(out.read_text())
+    assert content["metrics"]["accuracy"] == 1
+    assert content["judge_model"] == "fake"
+    assert "fake was asked about 1 answers and named an option for 1" in printed
+    assert run(capsys, "pope", write([POPE | {"prediction": "x"}]), *options)[0] == 2
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("name", ROWS)
+def test_task_files_run_in_lmms_eval(name, protocol):
+    from lmms_eval.utils import load_yaml_config
+
+    task = tasks.load(name)
+    title = f"vlmamba_{name}" + ("" if protocol == "paper" else "_lmms")
+    folder = Path(tasks.__file__).parent / name
+    config = load_yaml_config(str(folder / f"{title}.yaml"))
+    assert config["task"] == title
+    where = (config["dataset_path"], config.get("dataset_name"), config["test_split"])
+    assert where == (task.hub.path, task.hub.name, task.hub.split)
+    assert config["generation_kwargs"]["max_new_tokens"] == task.max_new_tokens(protocol)
+    assert tuple(config["generation_kwargs"]["until"]) == task.stop(protocol)
+    docs = ROWS[name]
+    answers = [config["doc_to_target"](doc) for doc in docs]
+    assert config["doc_to_text"](docs[0], None) == task.prompt(docs[0], protocol)
+    items = [
+        config["process_results"](doc, [text]) for doc, text in zip(docs, answers, strict=True)
+    ]
+    metrics = task.evaluate(docs, answers, protocol).metrics
+    assert tuple(entry["metric"] for entry in config["metric_list"]) == task.metrics
+    for entry in config["metric_list"]:
+        value = entry["aggregation"]([item[entry["metric"]] for item in items])
+        assert value == pytest.approx(metrics.get(entry["metric"], math.nan), nan_ok=True)
+
+
+PIECES = [*"ABCDEZabz.,:;()[]*'\" \n\t|=", "yes", "No", "not", "The answer is ", "answer is", "cat"]
+ANSWERS = st.text() | st.lists(st.sampled_from(PIECES)).map("".join)
+RELAXED = settings(deadline=None, suppress_health_check=list(HealthCheck), database=None)
+
+
+def check_answers(task, protocol, answers):
+    for answer in answers:
+        report = task.evaluate(ROWS[task.name], [answer, answer], protocol)
+        assert all(case.score in (0.0, 1.0) for case in report.cases)
+        assert all(math.isfinite(value) for value in report.metrics.values())
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("name", ROWS)
+@settings(RELAXED, max_examples=40)
+@given(answers=st.lists(ANSWERS, min_size=25, max_size=25))
+def test_random_answers_raise_nothing(name, protocol, answers):
+    check_answers(tasks.load(name), protocol, answers)
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("name", ROWS)
+@settings(RELAXED, max_examples=400)
+@given(answers=st.lists(ANSWERS, min_size=25, max_size=25))
+def test_ten_thousand_random_answers_raise_nothing(name, protocol, answers):
+    check_answers(tasks.load(name), protocol, answers)
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=3), values),
+    max_leaves=4,
+)
+
+
+@pytest.mark.parametrize("name", ROWS)
+@settings(RELAXED, max_examples=60)
+@given(data=st.data())
+def test_junk_in_a_document_is_a_clear_error_or_left_out(name, data):
+    rows = [dict(doc) for doc in ROWS[name]]
+    column = data.draw(st.sampled_from(sorted(rows[0])))
+    rows[0][column] = data.draw(JUNK)
+    try:
+        for protocol in PROTOCOLS:
+            tasks.load(name).evaluate(rows, ["A", "yes"], protocol)
+    except UserError:
+        pass

@@ -1,0 +1,32 @@
+"""lmms-eval finds the model by its entry point, and finding it loads no torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+from harness.manifest import vlmamba
+
+
+def test_entry_point_names_the_manifest():
+    found = [ep for ep in entry_points(group="lmms_eval.models") if ep.name == "vlmamba"]
+    assert [ep.value for ep in found] == ["harness.manifest:vlmamba"]
+
+
+def test_registry_resolves_to_the_class():
+    from lmms_eval.models.registry_v2 import ModelRegistryV2
+
+    from harness.lmms_model import VLMamba
+
+    registry = ModelRegistryV2()
+    registry.register_manifest(vlmamba())
+    assert registry.get_model_class("vlmamba") is VLMamba
+
+
+def test_checking_arguments_loads_no_torch():
+    code = (
+        "import sys; from harness.run import main; code = main(['--tasks', 'popr'])\n"
+        "assert code == 2 and 'torch' not in sys.modules and 'lmms_eval' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,266 @@
+"""The whole command: answers through lmms-eval, scores, files, resume, mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from harness_world import mme_rows, png, pope_rows, write_parquet
+
+from harness import lmms_model
+from harness.lmms_model import VLMamba
+from harness.run import main
+from vlmamba.generation import GroupedGenerator
+
+
+@pytest.fixture
+def world(tmp_path, model, processor) -> dict[str, str]:
+    """A saved tiny model and two small benchmarks; paths as text.
+
+    Its memory is long (A near 0), so that answers differ by question and by image.
+    """
+    for name, parameter in model.named_parameters():
+        if name.endswith("A_log"):
+            torch.nn.init.constant_(parameter, -6)
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    data = tmp_path / "data"
+    data.mkdir()
+    write_parquet(pope_rows(), data / "pope.parquet")
+    write_parquet(mme_rows(), data / "mme.parquet")
+    return {"model": str(tmp_path / "model"), "data": str(data), "out": str(tmp_path / "out")}
+
+
+@pytest.fixture(autouse=True)
+def _short_answers(monkeypatch):
+    """Random weights never end an answer; cap all lengths to keep the tests short."""
+    generate = GroupedGenerator.generate
+
+    def short(self, requests, max_new_tokens, *args, **kwargs):
+        return generate(self, requests, min(max_new_tokens, 4), *args, **kwargs)
+
+    monkeypatch.setattr(GroupedGenerator, "generate", short)
+
+
+def command(world: dict[str, str], *extra: str, tasks: str = "pope,mme") -> list[str]:
+    options = ["--tasks", tasks, "--batch-size", "4", "--backend", "torch"]
+    for name, value in world.items():
+        options += [f"--{name}", value]
+    return [*options, *extra]
+
+
+def read(world: dict[str, str], name: str) -> str:
+    return (Path(world["out"]) / name).read_text(encoding="utf-8")
+
+
+def lines(world: dict[str, str], task: str) -> list[dict]:
+    return [json.loads(line) for line in read(world, f"samples_{task}.jsonl").splitlines()]
+
+
+def test_run_writes_record_samples_and_table(world, capsys):
+    assert main(command(world)) == 0
+    record = json.loads(read(world, "record.json"))
+    assert record["lmms_eval_check"] == {"pope": "equal", "mme": "equal"}
+    assert record["tasks"]["pope"]["n"] == 24
+    assert record["tasks"]["mme"]["n"] == 8
+    assert record["protocol"] == "paper"
+    assert record["label"] is None  # not the demo's data
+    assert record["terms"]["backend"] == "torch"
+    assert record["terms"]["dtype"] == "torch.float32"
+    assert record["terms"]["packages"]["lmms-eval"]
+    samples = lines(world, "pope")
+    assert [sample["doc_id"] for sample in samples] == list(range(24))
+    keys = {"doc_id", "question", "prediction", "parsed", "truth", "score", "image", "excluded"}
+    assert samples[0].keys() == keys
+    assert len({sample["image"] for sample in samples}) == 4
+    assert record["timing"]["images"] == 4 + 2  # one prefill for an image's questions
+    shown = capsys.readouterr().out
+    assert "protocol paper" in shown
+    assert "mme by part" in shown
+    assert "absent from the data: count" in shown
+    assert "| pope | f1 |" in read(world, "table.md")
+
+
+def test_every_row_gets_the_answer_it_would_get_alone(world):
+    main(command(world))
+    together = [sample["prediction"] for sample in lines(world, "pope")]
+    assert len(set(together)) > 2  # more answers than questions
+    main(command({**world, "out": world["out"] + "1"}, "--batch-size", "1"))
+    assert together == [s["prediction"] for s in lines({"out": world["out"] + "1"}, "pope")]
+
+
+def test_same_command_goes_on_where_it_was_stopped(world, monkeypatch):
+    main(command({**world, "out": world["out"] + "-whole"}))
+    asked: list[int] = []
+    generate = GroupedGenerator.generate
+
+    def stop_midway(self, requests, max_new_tokens, batch_size, on_done):
+        asked.append(len(requests))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return generate(self, requests, max_new_tokens, batch_size, on_done)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(GroupedGenerator, "generate", stop_midway)
+        assert main(command(world)) == 130
+    assert not (Path(world["out"]) / "record.json").exists()
+    assert main(command(world)) == 0
+    record = json.loads(read(world, "record.json"))
+    assert record["timing"]["resumed_answers"] == asked[0]
+    assert record["timing"]["questions"] == 32 - asked[0]
+    for task in ("pope", "mme"):
+        assert lines(world, task) == lines({"out": world["out"] + "-whole"}, task)
+
+
+def test_finished_run_is_not_repeated_unless_its_terms_change(world, monkeypatch):
+    main(command(world))
+    monkeypatch.setattr(GroupedGenerator, "generate", lambda *_: pytest.fail("asked again"))
+    assert main(command(world)) == 0
+    assert main(["--from-record", f"{world['out']}/record.json", "--out", world["out"]]) == 0
+    with pytest.raises(pytest.fail.Exception, match="asked again"):
+        main(command(world, "--protocol", "lmms"))
+    with pytest.raises(pytest.fail.Exception, match="asked again"):
+        main(command(world, "--blind"))
+
+
+def test_broken_images_are_counted_and_the_run_goes_on(world, capsys):
+    rows = pope_rows()
+    rows[2]["image"] = {"bytes": png((7, 7, 7))[:40], "path": "half.png"}
+    rows[9]["image"] = {"bytes": b"", "path": "empty.png"}
+    write_parquet(rows, Path(world["data"]) / "pope.parquet")
+    assert main(command(world)) == 0
+    record = json.loads(read(world, "record.json"))
+    assert record["tasks"]["pope"]["excluded"] == {"unreadable image": 2}
+    assert record["tasks"]["pope"]["n"] == 22
+    assert record["lmms_eval_check"]["pope"] == "equal"
+    sample = lines(world, "pope")[2]
+    assert (sample["prediction"], sample["score"]) == (None, None)
+    assert sample["excluded"] == "unreadable image"
+    printed = capsys.readouterr()
+    assert "2 left out: unreadable image" in printed.out
+    assert "row 3" in printed.err
+
+
+def test_half_a_pair_is_left_out_with_its_unreadable_twin(world):
+    rows = mme_rows()
+    rows[0]["image"] = {"bytes": b"broken", "path": None}
+    write_parquet(rows, Path(world["data"]) / "mme.parquet")
+    main(command(world, tasks="mme"))
+    assert json.loads(read(world, "record.json"))["tasks"]["mme"]["n"] == 6
+    assert "MME needs 2" in lines(world, "mme")[1]["excluded"]
+
+
+def test_blind_answers_do_not_depend_on_the_image(world):
+    main(command(world, "--blind"))
+    answers: dict[str, set[str]] = {}
+    for sample in lines(world, "pope"):
+        answers.setdefault(sample["question"], set()).add(sample["prediction"])
+    assert all(len(given) == 1 for given in answers.values())
+    assert json.loads(read(world, "record.json"))["arguments"]["blind"] is True
+
+
+def test_blind_features_are_the_mean_over_distinct_images(world):
+    model = VLMamba(pretrained=world["model"], batch_size=2, device="cpu", blind=True)
+    rows = pope_rows(images=3, questions=1)
+    model.task_dict = {"t": {"test": rows}}
+    questions = [
+        lmms_model.Question(
+            position=i,
+            task="t",
+            split="test",
+            doc_id=i,
+            prompt="",
+            image_key=rows[i]["image_source"],
+            max_new_tokens=1,
+            until=(),
+            doc_to_visual=lambda doc: [doc["image"].convert("RGB")],
+        )
+        for i in range(9)
+    ]
+    images = model._images(questions[:3])
+    pixels = model.processor.pixel_values([images[f"image_{i}"] for i in range(3)])
+    with torch.inference_mode():
+        expected = model.model.encode_images(pixels).mean(0)
+        seen = model._blind_features(questions)(pixels[:2])
+    assert seen.shape == (2, *expected.shape)
+    torch.testing.assert_close(seen[1], expected)
+
+
+def test_limit_takes_the_first_rows_and_says_so(world, capsys):
+    assert main(command(world, "--limit", "3", tasks="pope")) == 0
+    assert len(lines(world, "pope")) == 3
+    assert "first 3 questions only" in capsys.readouterr().out
+
+
+def test_out_of_memory_halves_the_batch_and_is_recorded(world, monkeypatch):
+    main(command({**world, "out": world["out"] + "-calm"}))
+    generate = GroupedGenerator.generate
+
+    def small_memory(self, requests, max_new_tokens, batch_size, on_done):
+        def fail_after_one(index: int, text: str) -> None:
+            on_done(index, text)
+            if batch_size > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        return generate(self, requests, max_new_tokens, batch_size, fail_after_one)
+
+    monkeypatch.setattr(GroupedGenerator, "generate", small_memory)
+    assert main(command(world)) == 0
+    assert "batch size halved to 2" in json.loads(read(world, "record.json"))["events"][0]
+    assert lines(world, "pope") == lines({"out": world["out"] + "-calm"}, "pope")
+
+
+def test_stops_cut_the_answer():
+    assert lmms_model._cut(" yes\n\nand more", ("\n\n",)) == "yes"
+    assert lmms_model._cut("no stop ", ()) == "no stop"
+
+
+def test_question_cannot_bring_image_tokens(world):
+    rows = [{**row, "question": "Is <image> this <image> it?"} for row in pope_rows(images=1)]
+    write_parquet(rows, Path(world["data"]) / "pope.parquet")
+    assert main(command(world, tasks="pope")) == 0
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--tasks", "popr"], "unknown task 'popr'; known, nearest first: pope"),
+        (["--tasks", ","], "--tasks is ','"),
+        (["--data", "/no/where"], "no data folder '/no/where'"),
+        (["--style", "seen"], "--style seen needs --data demo"),
+        (["--protocol", "papr"], "unknown protocol 'papr'; known, nearest first: paper"),
+        (["--backend", "gpu"], "unknown backend 'gpu'"),
+        (["--dtype", "fp8"], "unknown dtype 'fp8'"),
+        (["--limit", "0"], "--limit is 0; expected at least 1"),
+        (["--batch-size", "-1"], "--batch-size is -1"),
+        (["--limit", "ten"], "invalid int value: 'ten'"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--what"], "unrecognized arguments: --what"),
+        (["--from-record", "/no/record.json"], "is not a record.json"),
+        (["--model", "nanoo"], "unknown model 'nanoo'; known, nearest first: nano"),
+        (["--device", "toaster"], "unknown device 'toaster'"),
+        (["--backend", "cuda"], "cannot run on"),
+        (["--device", "cuda", "--dtype", "float32"], "no usable GPU"),
+    ],
+)
+def test_mistakes_are_one_line_and_code_2(world, capsys, monkeypatch, extra, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(command(world, *extra)) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert error[0].startswith("error: ")
+    assert message in error[0]
+
+
+def test_no_tasks_at_all_lists_them(capsys):
+    assert main([]) == 2
+    assert "--tasks is missing; give some of pope, mme" in capsys.readouterr().err
+
+
+def test_pickled_checkpoint_is_refused(world, capsys):
+    folder = Path(world["model"])
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert main(command(world)) == 2
+    assert "pytorch_model.bin is a pickled checkpoint" in capsys.readouterr().err

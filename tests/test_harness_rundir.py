@@ -1,0 +1,82 @@
+"""The run folder: one writer, whole files, answers that survive."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+
+import pytest
+
+from harness import rundir
+from harness.rundir import AnswerJournal, RunFolder, digest, write_atomically
+from vlmamba.errors import UserError
+
+
+def test_second_writer_is_refused_with_the_owner(tmp_path):
+    with (
+        RunFolder(tmp_path / "run"),
+        pytest.raises(UserError, match=r"in use by process \d+ on .*--out"),
+        RunFolder(tmp_path / "run"),
+    ):
+        pass
+    with RunFolder(tmp_path / "run"):  # free again
+        pass
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    code = (
+        "import os, pathlib, sys; from harness.rundir import RunFolder\n"
+        f"RunFolder(pathlib.Path({str(tmp_path)!r})).__enter__(); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    with RunFolder(tmp_path):
+        pass
+
+
+def test_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to"), RunFolder(tmp_path / "file" / "run"):
+        pass
+
+
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = write_atomically(tmp_path / "record.json", "old")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(rundir.os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_journal_returns_what_was_flushed(tmp_path):
+    journal = AnswerJournal(tmp_path, every=2)
+    journal.add("a", "yes")
+    assert len(AnswerJournal(tmp_path)) == 0  # not yet on disk
+    journal.add("b", "two\nlines ☃ \udc80")
+    again = AnswerJournal(tmp_path, rank=1)  # another rank reads it too
+    assert (again.get("a"), again.get("b")) == ("yes", "two\nlines ☃ \udc80")
+    assert again.get("c") is None
+
+
+def test_torn_and_altered_lines_are_dropped(tmp_path):
+    journal = AnswerJournal(tmp_path, every=1)
+    for key in "abc":
+        journal.add(key, f"answer {key}")
+    path = tmp_path / "answers.rank0.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    altered = lines[1].replace(b"answer b", b"answer x")
+    path.write_bytes(lines[0] + altered + b"\xff\x00\n[1]\n" + lines[2][:-9])
+    journal = AnswerJournal(tmp_path, every=1)
+    assert (len(journal), journal.dropped) == (1, 4)
+    journal.add("d", "after the torn line")
+    assert AnswerJournal(tmp_path).get("d") == "after the torn line"
+
+
+def test_digest_depends_on_every_part():
+    assert digest(["a", 1]) == digest(["a", 1])
+    assert len({digest(p) for p in (["a", 1], ["a", 2], ["a", "1"], ["a1"], [{"a": 1}])}) == 5

@@ -1,0 +1,192 @@
+"""`python -m vlmamba.train` as a user runs it: all stages, kill and resume, two processes, errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+from test_llava_data import conversation, write
+
+from vlmamba import checkpoints, train
+from vlmamba.training import checkpoint
+from vlmamba.training.recipe import load_recipe, recipe_names
+
+PRESET = "2.8b-slimpj+siglip-so400m-384+vss_l2+bsm"
+SMALL = ["--tiny", "--cpu", "--dtype", "fp32", "--lr", "1e-3", "--no-gradient-checkpointing"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """data.json with 24 samples and images/ with four pictures."""
+    folder = tmp_path_factory.mktemp("world")
+    (folder / "images").mkdir()
+    for i, colour in enumerate(("red", "green", "blue", "white")):
+        Image.new("RGB", (28, 28), colour).save(folder / "images" / f"{i}.png")
+    records = [
+        {"image": f"{i % 4}.png", "conversations": conversation(answer=f"answer {i % 4}" * (i + 1))}
+        for i in range(20)
+    ]
+    write(folder, records + [{"conversations": conversation(f"say {i}")} for i in range(4)])
+    return folder
+
+
+def flags(world: Path, out: Path, stage: str = "finetune", **changes: object) -> list[str]:
+    chosen = {"steps": 6, "batch_size": 4, "micro_batch": 2, "save_every": 2} | changes
+    files = ["--data", str(world / "data.json"), "--images", str(world / "images")]
+    numbers = [f"--{name.replace('_', '-')}={value}" for name, value in chosen.items()]
+    return ["--stage", stage, *files, "--out", str(out), *SMALL, *numbers]
+
+
+def launch(*arguments: str, module: str = "vlmamba.train", **options) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "train.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(world, tmp_path_factory) -> Path:
+    """The run that the others are compared with: 12 steps, three epochs of 24 samples."""
+    out = tmp_path_factory.mktemp("run") / "whole"
+    assert train.main(["--preset", PRESET, *flags(world, out, steps=12, batch_size=6)]) == 0
+    return out
+
+
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(world, uninterrupted, tmp_path):
+    arguments = ["--preset", PRESET, *flags(world, tmp_path / "o", steps=12, batch_size=6)]
+    victim = launch(*arguments)
+    log = tmp_path / "o" / "train.jsonl"
+    while victim.poll() is None and not (log.exists() and log.read_text().count("\n") >= 5):
+        time.sleep(0.002)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    assert not (tmp_path / "o" / "final").exists()
+    assert train.main([*arguments, "--resume", "auto"]) == 0
+    assert losses(tmp_path / "o") == losses(uninterrupted)
+    final = [folder / "final" / "model.safetensors" for folder in (tmp_path / "o", uninterrupted)]
+    assert final[0].read_bytes() == final[1].read_bytes()
+
+
+def test_two_processes_follow_the_curve_of_one(world, uninterrupted, tmp_path):
+    arguments = ["--preset", PRESET, *flags(world, tmp_path / "o", steps=12, batch_size=6)]
+    two = ["--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    port = ["--main_process_port", "0", "--dynamo_backend", "no"]
+    process = launch(
+        *two, *port, "-m", "vlmamba.train", *arguments, module="accelerate.commands.launch"
+    )
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert losses(tmp_path / "o") == pytest.approx(losses(uninterrupted), rel=1e-4)
+    mine, other = (
+        load_file(folder / "final" / "model.safetensors")
+        for folder in (tmp_path / "o", uninterrupted)
+    )
+    assert all((mine[name] - other[name]).abs().max() < 1e-3 for name in mine)
+    checkpoint_folder = checkpoint.checkpoints(tmp_path / "o")[-1]
+    assert len(list(checkpoint_folder.glob("rng-*.safetensors"))) == 2
+
+
+def test_the_three_stages_chain_into_a_loadable_model(world, tmp_path):
+    """The demo preset itself, with the feature cache, on a shrunken language model."""
+    text, aligned, tuned = (tmp_path / name for name in ("text", "aligned", "tuned"))
+    common = {"steps": 2, "batch_size": 2}
+    nano = ["--preset", "nano"]
+    assert train.main([*nano, *flags(world, text, "text", max_length=32, **common)]) == 0
+    cache = ["--features-cache", str(tmp_path / "cache")]
+    for stage, out, before in (("pretrain", aligned, text), ("finetune", tuned, aligned)):
+        arguments = [*nano, *flags(world, out, stage, **common), *cache]
+        assert train.main([*arguments, "--init", str(before / "final")]) == 0
+    [encoder] = (tmp_path / "cache").iterdir()
+    assert (encoder / "keys.u64").stat().st_size == 4 * 8
+    model, processor = checkpoints.load(str(tuned / "final"))
+    ids = processor.encode(processor.conversation_prompt("what?"))
+    assert ids.count(model.config.image_token_id) == 49
+    settings = json.loads((tuned / "config.json").read_text())
+    assert settings["hyperparameters"]["batch_size"] == 2
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in recipe_names() if load_recipe(name).get("preset")]
+)
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_every_recipe_of_the_paper_dry_runs(name, stage, world, tmp_path, capsys):
+    arguments = flags(world, tmp_path / "never", stage, batch_size=2, micro_batch=1)
+    assert train.main(["--recipe", name, "--dry-run", *arguments]) == 0
+    assert "dry run: one update made" in capsys.readouterr().out
+    assert not (tmp_path / "never").exists()
+
+
+def test_estimate_counts_the_published_parameters(capsys):
+    assert (
+        train.main(["--preset", PRESET, "--stage", "finetune", "--estimate", "--devices", "8"]) == 0
+    )
+    rows = {
+        line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line
+    }
+    assert rows["language_model"] == ["2,768,345,600"] * 2  # mamba-2.8b's published size
+    assert rows["vision_encoder"] == ["412,987,248", "0"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--stage", "finetun"], "unknown stage 'finetun'; known, nearest first: finetune"),
+        (["--preset", "nanno"], "unknown language model preset 'nanno'"),
+        (["--preset", "nano+vss_l3"], "unknown preset part 'vss_l3'"),
+        (["--recipe", "lava"], "unknown recipe 'lava'"),
+        (["--data", "nope.json"], "no data file 'nope.json'"),
+        (["--images", "nope"], "no image folder 'nope'"),
+        (["--lr", "0"], "lr is 0.0; expected a positive number"),
+        (["--init", "nope"], "unknown model 'nope'"),
+        (["--dtype", "fp8"], "unknown dtype 'fp8'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(changes, message, world, tmp_path, capsys):
+    arguments = ["--preset", PRESET, *flags(world, tmp_path / "o"), *changes]
+    assert train.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.splitlines()[-1].startswith("error: ")
+
+
+def test_finetune_asks_for_the_stage_before(world, tmp_path, capsys):
+    arguments = [flag for flag in flags(world, tmp_path / "o") if flag != "--tiny"]
+    assert train.main(["--preset", "nano", *arguments]) == 2
+    assert "needs --init" in capsys.readouterr().err
+
+
+def test_a_run_is_neither_overwritten_nor_continued_differently(world, uninterrupted, capsys):
+    same = ["--preset", PRESET, *flags(world, uninterrupted, steps=12, batch_size=6)]
+    assert train.main(same) == 2
+    assert "--resume auto" in capsys.readouterr().err
+    assert train.main([*same, "--resume", "auto", "--lr", "1e-4"]) == 2
+    assert "lr was 0.001 and is now 0.0001" in capsys.readouterr().err
+
+
+def test_init_of_another_connector_is_refused(world, uninterrupted, tmp_path, capsys):
+    preset = PRESET.replace("bsm", "csm")
+    arguments = ["--preset", preset, *flags(world, tmp_path / "o")]
+    assert train.main([*arguments, "--init", str(uninterrupted / "final")]) == 2
+    assert "scan=bsm" in capsys.readouterr().err
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate_state():
+    """accelerate keeps one state a process; every test starts its own run."""
+    from accelerate.state import AcceleratorState
+
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

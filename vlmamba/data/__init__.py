@@ -1,0 +1,1 @@
+"""Training data: LLaVA-format JSON to batches, and the generated demo world."""

@@ -1,0 +1,240 @@
+"""Training data of the demo world in LLaVA's JSON format.
+
+    python -m vlmamba.data.demo --out DIR --images 12000 --captions 8000
+
+`pretrain.json` has one caption a picture (as LLaVA's 558k set), `finetune.json` conversations of
+short answers (as its 665k mix): every prompt format of the benchmarks, the easy-VQA train split
+and a few samples without a picture.  Pictures lie beside them in `images/` and `easy_vqa/`.
+`text.txt` holds plain English for the language model, a line a document (`text.documents`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import random
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from vlmamba.data.demo import questions as ask
+from vlmamba.data.demo.render import render
+from vlmamba.data.demo.text import documents
+from vlmamba.data.demo.vocabulary import TRAINING_STYLES, WORDS
+from vlmamba.data.demo.world import Scene, SceneOptions, sample_scene
+from vlmamba.errors import UserError
+
+# The published instruction sentences (LLaVA-1.5), which `tasks` uses as well.
+SHORT_ANSWER = "Answer the question using a single word or phrase."
+OPTION_LETTER = "Answer with the option's letter from the given choices directly."
+CAPTION = "Provide a one-sentence caption for the provided image."
+CAPTION_REQUESTS = (
+    CAPTION,
+    "Describe the image concisely.",
+    "Give a short description of the image.",
+    "What is in the photo?",
+)
+
+TURN_WEIGHTS = {  # kind of turn -> how often; the yes/no pairs of MME count one by one
+    "existence": 12.0,
+    "pair": 5.0,
+    "open": 6.0,
+    "choice": 2.5,
+    "textvqa": 1.0,
+    "caption": 0.8,
+}
+OPEN_WEIGHTS = {"what kind": 2.0, "which one": 2.0, "how many": 2.0}  # the others: 1
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A picture to draw and the file it goes to."""
+
+    scene: Scene
+    path: Path
+
+
+def build_training_data(
+    out: Path,
+    images: int = 12000,
+    captions: int = 8000,
+    seed: int = 0,
+    styles: Sequence[str] = TRAINING_STYLES,
+    easy_vqa: bool = True,
+    workers: int = 2,
+) -> None:
+    """Write `text.txt`, `pretrain.json`, `finetune.json` and their pictures to the folder `out`.
+
+    Equal arguments give equal files. Raises UserError when `out` already holds a training set.
+    """
+    out = Path(out)
+    if (out / "finetune.json").exists():
+        raise UserError(f"{out} already holds a training set; give another --out or remove it")
+    options = SceneOptions(styles=tuple(styles), variants=True)
+    balance = ask.Existence()
+    pretrain, finetune, jobs = [], [], []
+    for index in range(captions):
+        scene = sample_scene(f"train/{seed}/caption/{index}", options)
+        jobs.append(_Job(scene, _picture_path(f"c{index:06d}")))
+        pretrain.append(caption_sample(scene, jobs[-1].path))
+    for index in range(images):
+        scene = sample_scene(f"train/{seed}/talk/{index}", options)
+        jobs.append(_Job(scene, _picture_path(f"t{index:06d}")))
+        finetune.append(conversation_sample(scene, jobs[-1].path, balance))
+    finetune += [text_sample(f"train/{seed}/text/{index}") for index in range(images // 30)]
+    _draw(jobs, out, workers)
+    if easy_vqa:
+        finetune += easy_vqa_samples(out, seed)
+    (out / "text.txt").write_text("".join(f"{line}\n" for line in documents()))
+    _write_json(out / "pretrain.json", pretrain)
+    _write_json(out / "finetune.json", finetune)
+
+
+def _picture_path(name: str) -> Path:
+    return Path("images") / name[:-3] / f"{name}.jpg"
+
+
+def caption_sample(scene: Scene, image: Path) -> dict:
+    """One caption turn, as in LLaVA's pretraining set."""
+    rng = random.Random(f"{scene.seed}/words")
+    request, sentence = rng.choice(CAPTION_REQUESTS), rng.choice(ask.captions(scene, rng, 5))
+    return _sample(image.stem, [(request, sentence)], image)
+
+
+def conversation_sample(scene: Scene, image: Path, balance: ask.Existence) -> dict:
+    """8 to 12 turns of mixed kinds about one picture; no turn gives away the answer of a later
+    question about existence."""
+    rng = random.Random(f"{scene.seed}/words")
+    kinds = rng.choices(list(TURN_WEIGHTS), list(TURN_WEIGHTS.values()), k=rng.randint(10, 18))
+    if rng.random() < 0.5:
+        kinds.sort(key=lambda kind: kind != "existence")  # asked before anything is given away
+    turns: list[tuple[str, str]] = []
+    mentioned: set[str] = set()
+    for kind in kinds:
+        turn = _turn(kind, scene, rng, balance, mentioned)
+        if turn and turn[0] not in (said for said, _ in turns):
+            turns.append(turn)
+    return _sample(image.stem, turns or [_caption_turn(scene, rng)], image)
+
+
+def _turn(kind, scene, rng, balance, mentioned) -> tuple[str, str] | None:
+    """(human text, answer) of one turn; adds the classes it gives away to `mentioned`."""
+    if kind == "caption":
+        mentioned.update(scene.counts)
+        return _caption_turn(scene, rng)
+    if kind == "existence":
+        question = balance.ask(scene, rng, mentioned)
+    elif kind == "pair":
+        pair = rng.choice(list(ask.PAIRS.values()))(scene, rng)
+        question = pair and pair.one(rng)
+    elif kind == "textvqa":
+        question = ask.OPEN["read"](scene, rng)
+    else:
+        askers = ask.OPEN if kind == "open" else ask.CHOICES
+        weights = [OPEN_WEIGHTS.get(name, 1) for name in askers] if kind == "open" else None
+        question = rng.choices(list(askers.values()), weights)[0](scene, rng)
+    if question is None:
+        return None
+    mentioned.update(question.names)
+    if kind == "choice":
+        return choice_turn(question, rng)
+    if kind == "textvqa":
+        return f"{question.text}\n{ocr_line(question.answer, rng)}\n{SHORT_ANSWER}", question.answer
+    return f"{question.text}\n{SHORT_ANSWER}", question.answer
+
+
+def _caption_turn(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    return CAPTION, ask.captions(scene, rng, 1)[0]
+
+
+def ocr_tokens(word: str, rng: random.Random) -> list[str]:
+    """What a text reader might have found: the word, sometimes with a wrong one, or nothing."""
+    wrong = rng.choice([other for other in WORDS if other != word])
+    return rng.choice([[word], [word], [word, wrong], [wrong, word], []])
+
+
+def ocr_line(word: str, rng: random.Random) -> str:
+    """The reference line of LLaVA's TextVQA prompts."""
+    return f"Reference OCR token: {', '.join(ocr_tokens(word, rng))}"
+
+
+def choice_turn(question: ask.Question, rng: random.Random) -> tuple[str, str]:
+    """A question with lettered options; the answer is a letter, all letters equally often."""
+    lettered = zip("ABCD", question.options, strict=False)
+    lines = [f"{letter}. {option}" for letter, option in lettered]
+    text = "\n".join([question.text, *lines, OPTION_LETTER])
+    hint = rng.random()
+    if hint < 0.15:  # ScienceQA's way of giving one
+        text = f"Context: {rng.choice(HINTS)}\n{text}"
+    elif hint < 0.25:  # MMBench's
+        text = f"{rng.choice(HINTS)}\n{text}"
+    return text, "ABCD"[question.options.index(question.answer)]
+
+
+HINTS = ("Select the best answer.", "Look at the picture.", "Each card has one color.")
+
+
+def text_sample(seed: str) -> dict:
+    """A few turns without a picture."""
+    rng = random.Random(seed)
+    askers = rng.choices(list(ask.TEXT_ONLY.values()), k=6)
+    return _sample(seed.replace("/", "-"), [choice_turn(asker(rng), rng) for asker in askers])
+
+
+def easy_vqa_samples(out: Path, seed: int) -> list[dict]:
+    """The train split of easy-VQA (package `easy-vqa`, MIT): one conversation a picture."""
+    try:
+        import easy_vqa
+    except ImportError as error:
+        raise UserError("the package easy-vqa is missing: pip install easy-vqa") from error
+    (out / "easy_vqa").mkdir(parents=True, exist_ok=True)
+    paths = easy_vqa.get_train_image_paths()
+    talks: dict[int, list[tuple[str, str]]] = {}
+    for text, answer, image_id in zip(*easy_vqa.get_train_questions(), strict=True):
+        answer = answer.capitalize() if answer in ("yes", "no") else answer
+        talks.setdefault(image_id, []).append((f"{text}\n{SHORT_ANSWER}", answer))
+    samples = []
+    for image_id, turns in sorted(talks.items()):
+        path = Path("easy_vqa") / f"{image_id}.png"
+        shutil.copyfile(paths[image_id], out / path)
+        random.Random(f"{seed}/easy/{image_id}").shuffle(turns)
+        samples.append(_sample(f"easy{image_id}", turns, path))
+    return samples
+
+
+def _sample(name: str, turns: Iterable[tuple[str, str]], image: Path | None = None) -> dict:
+    """A sample of LLaVA's JSON; the first human turn begins with the image token."""
+    conversations = list(
+        itertools.chain.from_iterable(
+            ({"from": "human", "value": text}, {"from": "gpt", "value": answer})
+            for text, answer in turns
+        )
+    )
+    if image is None:
+        return {"id": name, "conversations": conversations}
+    conversations[0]["value"] = f"<image>\n{conversations[0]['value']}"
+    return {"id": name, "image": image.as_posix(), "conversations": conversations}
+
+
+def _draw(jobs: Sequence[_Job], out: Path, workers: int) -> None:
+    """Draw all pictures in `workers` processes, with a progress bar."""
+    for folder in {job.path.parent for job in jobs}:
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    work = [(job.scene, out / job.path) for job in jobs]
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        done = pool.imap_unordered(_draw_one, work, chunksize=32)
+        for _ in tqdm(done, total=len(work), desc="pictures", unit="img"):
+            pass
+
+
+def _draw_one(work: tuple[Scene, Path]) -> None:
+    scene, path = work
+    render(scene, augment=True).save(path, quality=88)
+
+
+def _write_json(path: Path, samples: list[dict]) -> None:
+    path.write_text(json.dumps(samples, indent=0, ensure_ascii=False) + "\n")

@@ -1,0 +1,177 @@
+"""Cache of the frozen vision encoder's output: images are encoded once, not once an epoch.
+
+A folder per encoder (named by a hash of its configuration and weights) holds
+    features.f16   float16 (n_images, P, D_v), appended to, read by memory map
+    keys.u64       one 64-bit key per row: relative path, size and modification time of the image
+    meta.json      what the encoder is, P and D_v
+Rows are written before their keys, so a killed run leaves a shorter but correct cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from vlmamba.data.collate import open_image
+from vlmamba.data.llava import SampleError
+
+
+class FeatureCache:
+    """Encoder features by image path: an `ImageSource` for `image_features`."""
+
+    argument = "image_features"
+
+    def __init__(self, folder: Path, images: Path, patches: int, width: int):
+        """Open or create the cache in `folder` for images under `images`."""
+        self.folder, self.images = Path(folder), Path(images)
+        self.shape = (patches, width)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._discard_unkeyed_rows()
+        self._reload()
+
+    def _discard_unkeyed_rows(self) -> None:
+        """Cut what a killed writer left behind the last complete row."""
+        keys, features = self.folder / "keys.u64", self.folder / "features.f16"
+        keys.touch()
+        features.touch()
+        row_bytes = 2 * self.shape[0] * self.shape[1]
+        rows = min(keys.stat().st_size // 8, features.stat().st_size // row_bytes)
+        for path, size in ((keys, 8 * rows), (features, row_bytes * rows)):
+            if path.stat().st_size != size:
+                os.truncate(path, size)
+
+    def _reload(self) -> None:
+        keys = np.fromfile(self.folder / "keys.u64", dtype=np.uint64)
+        self._rows = np.argsort(keys, kind="stable")
+        self._sorted = keys[self._rows]
+        self._features = None  # mapped in the process that reads
+
+    def __len__(self) -> int:
+        return len(self._sorted)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_features": None}
+
+    def row(self, image: str) -> int | None:
+        """Row of an image's features, or None if it is not in the cache."""
+        key = image_key(self.images, image)
+        place = int(np.searchsorted(self._sorted, key))
+        found = place < len(self._sorted) and self._sorted[place] == key
+        return int(self._rows[place]) if found else None
+
+    def load(self, images: tuple[str, ...]) -> torch.Tensor:
+        """float32 (n_images, P, D_v); raises SampleError for an image that could not be encoded."""
+        rows = [self.row(image) for image in images]
+        if None in rows:
+            raise SampleError("broken image file")
+        if self._features is None:
+            path = self.folder / "features.f16"
+            self._features = np.memmap(path, np.float16, "r", shape=(len(self), *self.shape))
+        return torch.from_numpy(self._features[rows].astype(np.float32))
+
+    def append(self, images: list[str], features: torch.Tensor) -> None:
+        """Write the features (n_images, P, D_v) of new images; they can be loaded afterwards."""
+        keys = np.array([image_key(self.images, image) for image in images], dtype=np.uint64)
+        _append(self.folder / "features.f16", features.half().cpu().numpy().tobytes())
+        _append(self.folder / "keys.u64", keys.tobytes())
+
+
+def _append(path: Path, data: bytes) -> None:
+    with open(path, "ab") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def image_key(folder: Path, image: str) -> np.uint64:
+    """64-bit key of one state of an image file; SampleError if the file is missing."""
+    try:
+        status = os.stat(os.path.join(folder, image))
+    except OSError as error:
+        raise SampleError("missing image file") from error
+    text = f"{image}\0{status.st_size}\0{status.st_mtime_ns}"
+    return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), np.uint64)[0]
+
+
+def encoder_fingerprint(encoder: nn.Module, description: dict[str, Any]) -> str:
+    """Hex digest of an encoder's configuration and weights: what its cached output depends on."""
+    digest = hashlib.blake2b(
+        json.dumps(description, sort_keys=True, default=str).encode(), digest_size=8
+    )
+    for name, tensor in encoder.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def open_cache(root: Path, images: Path, model: nn.Module, processor: Any) -> FeatureCache:
+    """The cache of `model`'s encoder and the processor's image transform, under `root`."""
+    vision = model.config.vision_config
+    description = {
+        "vision": vision.to_dict(),
+        "transform": processor.image_processor.to_dict(),
+        "image_aspect_ratio": processor.image_aspect_ratio,
+    }
+    name = f"{vision.model_type}-{encoder_fingerprint(model.vision_encoder, description)}"
+    cache = FeatureCache(
+        Path(root) / name, images, model.config.num_image_tokens, vision.hidden_size
+    )
+    (cache.folder / "meta.json").write_text(json.dumps(description, indent=2, default=str) + "\n")
+    return cache
+
+
+@torch.inference_mode()
+def fill_cache(
+    cache: FeatureCache,
+    images: Iterable[str],
+    model: nn.Module,
+    processor: Any,
+    batch_size: int = 32,
+) -> int:
+    """Encode every image that the cache lacks; returns how many were broken and left out."""
+    wanted = list(_missing(cache, images))
+    device = next(model.vision_encoder.parameters()).device
+    broken = 0
+    progress = tqdm(total=len(wanted), desc="encoding images", unit="img", disable=not wanted)
+    for names in _chunks(wanted, batch_size):
+        decoded = {name: image for name in names if (image := _try_open(cache, name))}
+        broken += len(names) - len(decoded)
+        if decoded:
+            pixels = processor.pixel_values(list(decoded.values()))
+            cache.append(list(decoded), model.encode_images(pixels.to(device)))
+        progress.update(len(names))
+    progress.close()
+    cache._reload()
+    return broken
+
+
+def _missing(cache: FeatureCache, images: Iterable[str]) -> Iterator[str]:
+    """Each image once that the cache lacks."""
+    seen: set[int] = set()
+    for image in images:
+        if cache.row(image) is None and (key := int(image_key(cache.images, image))) not in seen:
+            seen.add(key)
+            yield image
+
+
+def _chunks(items: list[str], size: int) -> Iterator[list[str]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def _try_open(cache: FeatureCache, image: str) -> Any:
+    try:
+        return open_image(cache.images / image)
+    except SampleError:
+        return None

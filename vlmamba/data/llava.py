@@ -1,0 +1,252 @@
+"""LLaVA's training JSON, one record at a time: file -> index of byte offsets -> samples.
+
+The file is a JSON array of
+`{"id": ..., "image": "rel/path.jpg", "conversations": [{"from": "human", "value": ...}, ...]}`;
+text-only samples lack "image", samples with several images list them.
+
+One pass over the mapped file finds where every record begins and ends, so memory holds 16 bytes
+a record, however long the conversations are; records are parsed when they are needed. What cannot
+be used raises `SampleError`, whose reason is counted by the caller: nothing is dropped silently.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from vlmamba.errors import UserError
+
+IMAGE_TAG = "<image>"
+# A JSON string (possessive: no backtracking over long texts) or a bracket; the rest is skipped.
+_STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\]]', re.DOTALL)
+
+
+class SampleError(Exception):
+    """A sample that cannot be trained on; `str(error)` is the reason it is counted under."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One conversation: alternating human and gpt turns, the last one a gpt turn."""
+
+    id: str
+    images: tuple[str, ...]  # paths relative to the image folder
+    conversations: list[dict[str, str]]  # {"from": "human" | "gpt", "value": text}
+
+    @property
+    def characters(self) -> int:
+        """Length of all turns together, a cheap stand-in for the number of text tokens."""
+        return sum(len(turn["value"]) for turn in self.conversations)
+
+
+class LlavaFile:
+    """A LLaVA JSON file as a sequence of `Sample`s.
+
+    `file[i]` reads and parses record i only; it raises SampleError when the record is unusable.
+    Readers in other processes share nothing (positional reads), so it can go to data workers.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise UserError(
+                f"no data file {str(path)!r}; expected a LLaVA-format JSON file (--data FILE.json)"
+            )
+        self.starts, self.ends = index_records(self.path)
+        self._descriptor: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> Sample:
+        start, end = int(self.starts[index]), int(self.ends[index])
+        return parse_sample(os.pread(self._open(), end - start, start))
+
+    def __iter__(self) -> Iterator[Sample]:
+        """All usable samples in file order; unusable ones are passed over (see `survey`)."""
+        for index in range(len(self)):
+            try:
+                yield self[index]
+            except SampleError:
+                continue
+
+    def _open(self) -> int:
+        if self._descriptor is None:
+            self._descriptor = os.open(self.path, os.O_RDONLY)
+        return self._descriptor
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_descriptor": None}
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", None) is not None:
+            os.close(self._descriptor)
+
+
+def index_records(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Byte offsets (start, end) of the array's elements, int64 (n_records,) each.
+
+    Raises UserError if the file is not one complete JSON array.
+    """
+    starts, ends = array("q"), array("q")
+    with open(path, "rb") as file:
+        if not _opens_an_array(file.read(4096)):
+            raise UserError(f"{path} is not a JSON array; expected LLaVA's format: [{{...}}, ...]")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            depth = _find_records(data, starts, ends)
+    if depth != 0:
+        raise UserError(
+            f"{path} ends inside a record (after {len(ends)} complete ones): the file is truncated "
+            "or not JSON; fetch or write it again"
+        )
+    return np.frombuffer(starts, dtype=np.int64), np.frombuffer(ends, dtype=np.int64)
+
+
+def _opens_an_array(head: bytes) -> bool:
+    return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+
+
+def _find_records(data: mmap.mmap, starts: array, ends: array) -> int:
+    """Append the offsets of everything at depth 1 of the array; return the final depth."""
+    depth = 0
+    for match in _STRUCTURE.finditer(data):
+        byte = data[match.start()]
+        if byte == 0x22:  # a string: an element only directly inside the array
+            if depth == 1:
+                starts.append(match.start())
+                ends.append(match.end())
+        elif byte in b"{[":
+            depth += 1
+            if depth == 2:
+                starts.append(match.start())
+        else:
+            depth -= 1
+            if depth == 1:
+                ends.append(match.end())
+    return depth
+
+
+def parse_sample(record: bytes) -> Sample:
+    """One record of the array -> Sample; raises SampleError with the reason when unusable."""
+    try:
+        fields = json.loads(record)
+    except ValueError as error:
+        raise SampleError("record is not valid JSON") from error
+    if not isinstance(fields, dict) or not isinstance(fields.get("conversations"), list):
+        raise SampleError("no conversations")
+    images = fields.get("image") or ()
+    images = (images,) if isinstance(images, str) else tuple(images)
+    turns = _alternating(fields["conversations"])
+    _check_image_tags(turns, images)
+    if len(images) == 1:
+        turns = [_image_first(turn) for turn in turns]
+    return Sample(str(fields.get("id", "")), images, turns)
+
+
+def _alternating(conversations: list[Any]) -> list[dict[str, str]]:
+    """The turns from the first human one to the last answer; SampleError if roles repeat."""
+    try:
+        turns = [{"from": turn["from"], "value": str(turn["value"])} for turn in conversations]
+    except (TypeError, KeyError) as error:
+        raise SampleError("a turn without 'from' or 'value'") from error
+    if turns and turns[0]["from"] != "human":
+        turns = turns[1:]
+    turns = turns[: len(turns) - len(turns) % 2]
+    if not turns:
+        raise SampleError("no conversations")
+    if any(turn["from"] != ("human", "gpt")[i % 2] for i, turn in enumerate(turns)):
+        raise SampleError("turns do not alternate between human and gpt")
+    return turns
+
+
+def _check_image_tags(turns: list[dict[str, str]], images: tuple[str, ...]) -> None:
+    if any(not isinstance(image, str) for image in images):
+        raise SampleError("image is not a path")
+    tags = sum(turn["value"].count(IMAGE_TAG) for turn in turns)
+    if tags != len(images):
+        raise SampleError("number of <image> tags differs from number of images")
+
+
+def _image_first(turn: dict[str, str]) -> dict[str, str]:
+    """As LLaVA does for one image: the tag opens its turn, whatever place it was written in."""
+    if IMAGE_TAG not in turn["value"]:
+        return turn
+    text = turn["value"].replace(IMAGE_TAG, "").strip()
+    return {"from": turn["from"], "value": f"{IMAGE_TAG}\n{text}"}
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one look at every record found.
+
+    usable: int64 (n,) record numbers; lengths: int64 (n,) estimated tokens of each;
+    skipped: reason -> number of records; first: reason -> number of the first such record.
+    """
+
+    usable: np.ndarray
+    lengths: np.ndarray
+    skipped: Counter
+    first: dict[str, int]
+
+    def describe(self) -> str:
+        """One line: how many samples train and how many were left out, and why."""
+        total = len(self.usable) + sum(self.skipped.values())
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
+        return f"{len(self.usable)} of {total} samples usable" + (
+            f" ({reasons})" if reasons else ""
+        )
+
+
+def survey(
+    file: LlavaFile, images: Path | None, patches: int, strict: bool = False, progress: bool = True
+) -> Survey:
+    """Parse every record once, see that its image files exist, estimate its length in tokens.
+
+    `patches` is the number of tokens of one image.  Raises UserError at the first unusable record
+    if `strict`, or if no record is usable.
+    """
+    usable, lengths, skipped, first = array("q"), array("q"), Counter(), {}
+    for index in tqdm(range(len(file)), desc="reading samples", unit="", disable=not progress):
+        try:
+            sample = file[index]
+            check_images(sample, images)
+        except SampleError as error:
+            reason = str(error)
+            if strict:
+                raise UserError(
+                    f"{file.path}: record {index}: {reason}; mend it or run without --strict"
+                ) from error
+            skipped[reason] += 1
+            first.setdefault(reason, index)
+            continue
+        usable.append(index)
+        lengths.append(sample.characters // 4 + patches * len(sample.images))
+    found = Survey(
+        np.frombuffer(usable, dtype=np.int64),
+        np.frombuffer(lengths, dtype=np.int64),
+        skipped,
+        first,
+    )
+    if not len(usable):
+        raise UserError(f"{file.path}: {found.describe()}; check --data and --images")
+    return found
+
+
+def check_images(sample: Sample, folder: Path | None) -> None:
+    """Raise SampleError unless every image file of the sample exists under `folder`."""
+    if sample.images and folder is None:
+        raise SampleError("image, but no image folder given (--images)")
+    for image in sample.images:
+        if not os.path.isfile(os.path.join(folder, image)):
+            raise SampleError("missing image file")

@@ -1,0 +1,103 @@
+"""Plain text for pretraining a small language model: documents -> token file -> equal blocks.
+
+Sources are `.txt` (one document a line) and LLaVA `.json` files (the whole conversation in the
+instruction template, without its image), so that the small model knows words and template before
+it sees an image.  Tokens are packed without padding, documents end with "<|endoftext|>".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from vlmamba.data.collate import Example
+from vlmamba.data.llava import IMAGE_TAG, LlavaFile, Sample
+from vlmamba.errors import UserError
+
+
+def documents(paths: Iterable[Path]) -> Iterator[str | Sample]:
+    """Lines of the text files and samples of the LLaVA files, in order."""
+    for path in map(Path, paths):
+        if path.suffix == ".json":
+            yield from LlavaFile(path)
+        elif path.suffix == ".txt" and path.is_file():
+            with open(path, encoding="utf-8") as file:
+                yield from (line.strip() for line in file if line.strip())
+        else:
+            raise UserError(f"no text in {str(path)!r}; expected an existing .txt or .json file")
+
+
+def plain_texts(paths: Iterable[Path]) -> Iterator[str]:
+    """Every piece of text, for training a tokenizer."""
+    for document in documents(paths):
+        if isinstance(document, str):
+            yield document
+        else:
+            yield from (turn["value"].replace(IMAGE_TAG, "") for turn in document.conversations)
+
+
+def tokenize_documents(
+    paths: Iterable[Path], processor: Any, out: Path, template: str = "vicuna_v1"
+) -> Path:
+    """Write all documents' token ids, each closed by the end token, as uint32 to `out`."""
+    tokenizer = processor.tokenizer
+    end = np.array([tokenizer.eos_token_id], dtype=np.uint32)
+    partial = out.with_suffix(".partial")
+    with open(partial, "wb") as file:
+        for chunk in _chunks(tqdm(documents(paths), desc="tokenizing", unit=""), 1000):
+            texts = [document for document in chunk if isinstance(document, str)]
+            encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
+            for document in chunk:
+                if isinstance(document, str):
+                    file.write(np.array(next(encoded), dtype=np.uint32).tobytes() + end.tobytes())
+                else:
+                    ids = _conversation_ids(document, processor, template)
+                    file.write(ids.tobytes() + (b"" if ids[-1] == end[0] else end.tobytes()))
+    partial.replace(out)
+    return out
+
+
+def _conversation_ids(sample: Sample, processor: Any, template: str) -> np.ndarray:
+    turns = [
+        {"from": turn["from"], "value": turn["value"].replace(f"{IMAGE_TAG}\n", "")}
+        for turn in sample.conversations
+    ]
+    ids, _ = processor.training_example(turns, images=0, template=template)
+    return np.asarray(ids, dtype=np.uint32)
+
+
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+class PackedText:
+    """Blocks of `block` consecutive tokens of a token file; every token is predicted."""
+
+    image_argument = "pixel_values"
+
+    def __init__(self, tokens: Path, block: int):
+        self.tokens, self.block = Path(tokens), block
+        count = self.tokens.stat().st_size // 4 // block
+        if not count:
+            raise UserError(f"too little text: less than one block of {block} tokens")
+        self.lengths = np.full(count, block)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def name(self, position: int) -> str:
+        """How messages name a block."""
+        return f"{self.tokens}: block {position}"
+
+    def __getitem__(self, position: int) -> Example:
+        offset = 4 * self.block * position
+        ids = np.fromfile(self.tokens, np.uint32, self.block, offset=offset).astype(np.int64)
+        return Example(torch.from_numpy(ids), torch.from_numpy(ids))

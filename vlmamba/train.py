@@ -1,0 +1,262 @@
+"""Train VL-Mamba, one stage at a time (VL-Mamba's training section, LLaVA-1.5's recipe).
+
+    python -m vlmamba.train --preset nano --stage text --data glosses.txt finetune.json --out T
+    python -m vlmamba.train --preset nano --stage pretrain --init T/final \\
+        --data pretrain.json --images DIR --out P
+    python -m vlmamba.train --preset nano --stage finetune --init P/final \\
+        --data finetune.json --images DIR --out F
+
+On several GPUs: `accelerate launch -m vlmamba.train ...` with the same arguments; the global
+batch, and so the loss curve, stays the same.  OUT receives config.json (everything resolved),
+train.jsonl (one line a step), summary.json, checkpoints/ and final/ (for from_pretrained).
+`--estimate` prints parameters, memory and FLOPs; `--dry-run` makes one update and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from vlmamba.errors import UserError, cli
+
+if TYPE_CHECKING:  # torch loads only once the arguments are known to be right
+    from accelerate import Accelerator
+
+    from vlmamba.config import VLMambaConfig
+    from vlmamba.data.collate import Examples
+    from vlmamba.training.recipe import Hyperparameters
+    from vlmamba.training.stages import Stage
+
+HYPER_FLAGS: dict[str, Any] = {
+    "lr": float,
+    "steps": int,
+    "epochs": float,
+    "batch_size": int,
+    "micro_batch": int,
+    "max_length": int,
+    "warmup_ratio": float,
+    "weight_decay": float,
+    "clip_norm": float,
+    "schedule": str,
+    "dtype": str,
+    "seed": int,
+    "save_every": int,
+    "keep": int,
+}
+HYPER_SWITCHES = ("gradient_checkpointing", "compile")
+# What a resumed run may change: how it is cut and saved, not what it computes.
+FREE_ON_RESUME = ("micro_batch", "save_every", "keep", *HYPER_SWITCHES)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; flags left out take the recipe's value."""
+    p = argparse.ArgumentParser(
+        prog="python -m vlmamba.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--preset", help="e.g. nano+vss_l2+bsm, 2.8b-slimpj+siglip-so400m-384")
+    p.add_argument("--stage", required=True, help="text, pretrain or finetune")
+    p.add_argument("--data", nargs="+", default=[], type=Path, help="LLaVA JSON (text: .txt too)")
+    p.add_argument("--images", type=Path, help="folder that the image paths are relative to")
+    p.add_argument("--out", type=Path, help="folder for logs, checkpoints and the final model")
+    p.add_argument("--init", help="result of the stage before: folder or hub id")
+    p.add_argument("--recipe", help="recipe name or .toml file (default: by preset)")
+    p.add_argument("--features-cache", type=Path, help="keep the encoder's output here")
+    p.add_argument("--resume", choices=("auto", "never"), default="never")
+    p.add_argument("--strict", action="store_true", help="stop at the first unusable sample")
+    p.add_argument("--workers", type=int, default=0, help="data processes (default 0: none)")
+    p.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    p.add_argument("--tensorboard", action="store_true")
+    p.add_argument("--dry-run", action="store_true", help="one update, nothing written")
+    p.add_argument("--estimate", action="store_true", help="print the cost, run nothing")
+    p.add_argument("--devices", type=int, default=1, help="for --estimate (default 1)")
+    p.add_argument("--tiny", action="store_true", help="shrink every dimension, for tests")
+    hyper = p.add_argument_group("hyperparameters (default: the recipe's)")
+    for name, kind in HYPER_FLAGS.items():
+        hyper.add_argument(f"--{name.replace('_', '-')}", type=kind)
+    for name in HYPER_SWITCHES:
+        flag = f"--{name.replace('_', '-')}"
+        hyper.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
+    return p
+
+
+@cli
+def main(argv: list[str] | None = None) -> None:
+    """Parse the flags, then estimate, try one update, or train."""
+    args = parser().parse_args(argv)
+    hyper, config, stage = resolve(args)
+    if args.estimate:
+        from vlmamba.training.estimate import estimate, table
+
+        print(table(estimate(config, stage, hyper), hyper, args.devices))
+        return
+    check_paths(args)
+    if args.dry_run:
+        with tempfile.TemporaryDirectory() as scratch:
+            args.out = Path(scratch)
+            run(args, replace(hyper, steps=1), config, stage)
+            print("dry run: one update made, nothing kept")
+    else:
+        run(args, hyper, config, stage)
+
+
+def resolve(args: argparse.Namespace) -> tuple[Hyperparameters, VLMambaConfig, Stage]:
+    """Flags and recipe -> hyperparameters, model configuration, stage."""
+    from vlmamba.config import VLMambaConfig
+    from vlmamba.training.recipe import default_recipe, hyperparameters, load_recipe
+    from vlmamba.training.stages import get_stage
+
+    stage = get_stage(args.stage)
+    recipe = load_recipe(args.recipe or default_recipe(args.preset or "nano"))
+    args.preset = args.preset or recipe.get("preset")
+    if args.preset is None:
+        raise UserError("no preset; give --preset NAME or a --recipe that names one")
+    flags = {name: getattr(args, name) for name in (*HYPER_FLAGS, *HYPER_SWITCHES)}
+    config = VLMambaConfig.preset(args.preset)
+    if args.tiny:
+        from vlmamba.training.build import tiny
+
+        config = tiny(config)
+    return hyperparameters(recipe, stage.name, flags), config, stage
+
+
+def check_paths(args: argparse.Namespace) -> None:
+    """Raise UserError for missing or contradictory folders, before anything is loaded."""
+    if not args.data or (args.out is None and not args.dry_run):
+        raise UserError(f"--stage {args.stage} needs --data and --out")
+    for path in args.data:
+        if not path.is_file():
+            raise UserError(f"no data file {str(path)!r}; expected --data FILE")
+    if args.images is not None and not args.images.is_dir():
+        raise UserError(f"no image folder {str(args.images)!r}; expected --images DIR")
+
+
+def run(
+    args: argparse.Namespace, hyper: Hyperparameters, config: VLMambaConfig, stage: Stage
+) -> None:
+    """Build model and data, train, report."""
+    from transformers.utils import logging
+
+    from vlmamba import checkpoints
+    from vlmamba.training import build, checkpoint, loop
+
+    logging.disable_progress_bar()  # of every saved checkpoint
+    accelerator = loop.make_accelerator(hyper, args.cpu)
+    resume_from = checkpoint_to_resume(args)
+    if resume_from is not None:
+        model, processor = checkpoints.load(str(resume_from))
+    else:
+        if not args.tiny:
+            build.check_init(config, stage, args.init)
+        model, processor = build.build(config, stage, args.init, args.data, hyper.seed)
+    settings = resolved_settings(args, hyper, model.config)
+    if resume_from is not None:
+        check_same_run(checkpoint.read_state(resume_from)["settings"], settings, resume_from)
+    if accelerator.is_main_process:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    model.to(accelerator.device)
+    examples = build_examples(args, stage, hyper, model, processor, accelerator)
+    job = loop.Run(model, processor, examples, stage, hyper, args.out, settings)
+    job.workers, job.strict, job.tensorboard = args.workers, args.strict, args.tensorboard
+    final = loop.train(job, accelerator, resume_from)
+    accelerator.print(f"model written to {final}")
+
+
+def checkpoint_to_resume(args: argparse.Namespace) -> Path | None:
+    """The newest checkpoint with --resume auto; UserError where one would be overwritten."""
+    from vlmamba.training import checkpoint
+
+    saved = checkpoint.checkpoints(args.out)
+    if saved and args.resume == "never":
+        raise UserError(
+            f"{args.out} holds checkpoints; continue them with --resume auto or change --out"
+        )
+    return saved[-1] if saved else None
+
+
+def build_examples(
+    args: argparse.Namespace,
+    stage: Stage,
+    hyper: Hyperparameters,
+    model: Any,
+    processor: Any,
+    accelerator: Accelerator,
+) -> Examples:
+    """The stage's training examples; files that they need are written by the main process."""
+    from vlmamba.data import collate, features, llava, text
+
+    if stage.template is None:
+        tokens = args.out / "tokens.u32"
+        with accelerator.main_process_first():
+            if accelerator.is_main_process:
+                text.tokenize_documents(args.data, processor, tokens)
+        return text.PackedText(tokens, hyper.max_length)
+    if len(args.data) != 1:
+        raise UserError(f"--stage {stage.name} takes one --data FILE.json")
+    file, main = llava.LlavaFile(args.data[0]), accelerator.is_main_process
+    found = llava.survey(file, args.images, model.config.num_image_tokens, args.strict, main)
+    accelerator.print(found.describe())
+    source = collate.PixelImages(args.images, processor) if args.images else None
+    if args.features_cache and args.images:
+        with accelerator.main_process_first():
+            source = features.open_cache(args.features_cache, args.images, model, processor)
+            wanted = (image for i in found.usable for image in file[int(i)].images)
+            if main and (broken := features.fill_cache(source, wanted, model, processor)):
+                tqdm.write(f"{broken} broken image files: their samples are left out")
+    template, length = stage.template, hyper.max_length
+    return collate.ConversationExamples(file, found, processor, template, length, source)
+
+
+def resolved_settings(
+    args: argparse.Namespace, hyper: Hyperparameters, config: VLMambaConfig
+) -> dict[str, Any]:
+    """Everything that decides the result, resolved, as JSON."""
+    import torch
+    import transformers
+
+    from vlmamba import __version__
+    from vlmamba.models.selective_scan import resolve_backend
+
+    return {
+        "preset": args.preset,
+        "stage": args.stage,
+        "data": [str(path) for path in args.data],
+        "images": str(args.images) if args.images else None,
+        "init": args.init,
+        "recipe": args.recipe,
+        "hyperparameters": asdict(hyper),
+        "model": json.loads(config.to_json_string(use_diff=False)),
+        "scan_backend": resolve_backend(
+            config.scan_backend, "cpu" if args.cpu or not torch.cuda.is_available() else "cuda"
+        ),
+        "packages": {
+            "vlmamba": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+def check_same_run(saved: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    """Raise UserError if a resumed run differs from the one that wrote the checkpoint."""
+    pairs = [(key, saved[key], now[key]) for key in ("preset", "stage", "data", "init")]
+    old, new = saved["hyperparameters"], now["hyperparameters"]
+    pairs += [(key, old[key], new[key]) for key in old if key not in FREE_ON_RESUME]
+    for key, before, after in pairs:
+        if before != after:
+            raise UserError(
+                f"cannot resume {folder}: {key} was {before!r} and is now {after!r}; "
+                "give the same value or another --out"
+            )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

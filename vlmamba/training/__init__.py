@@ -1,0 +1,1 @@
+"""Training: stages (what learns), schedule, optimizer, loop, checkpoints; run by vlmamba.train."""

@@ -1,0 +1,289 @@
+"""The training loop: batches -> gradients -> AdamW, on Hugging Face accelerate.
+
+One step is one global batch of `hyper.batch_size` sequences, whatever the number of processes:
+each process runs its share in micro-batches, and every scored token of the global batch weighs
+the same.  The loss curve therefore does not depend on how the batch was cut.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from vlmamba.data.collate import Batch, Examples, MicroBatches
+from vlmamba.data.order import MicroBatchOrder
+from vlmamba.errors import UserError
+from vlmamba.training import checkpoint
+from vlmamba.training.optimizer import build_optimizer
+from vlmamba.training.recipe import Hyperparameters
+from vlmamba.training.schedule import SCHEDULES
+from vlmamba.training.stages import Stage, freeze
+
+
+@dataclass
+class Progress:
+    """How far a run is; saved with every checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    truncated: int = 0  # samples cut at max_length
+    skipped: dict[str, int] = field(default_factory=dict)  # reason -> samples
+
+
+@dataclass
+class Run:
+    """Everything the loop works on."""
+
+    model: nn.Module
+    processor: Any
+    examples: Examples
+    stage: Stage
+    hyper: Hyperparameters
+    out: Path
+    settings: dict[str, Any]
+    workers: int = 0
+    strict: bool = False
+    tensorboard: bool = False
+
+
+def make_accelerator(hyper: Hyperparameters, cpu: bool = False) -> Accelerator:
+    """Devices and processes as `accelerate launch` set them up; batches are cut by the loop."""
+    return Accelerator(mixed_precision="bf16" if hyper.dtype == "bf16" else "no", cpu=cpu)
+
+
+def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -> Path:
+    """Run the stage to its end; returns the folder with the trained model, `OUT/final`.
+
+    `resume_from`: a checkpoint folder, from which `run.model` was loaded.  Raises UserError when
+    the loss stops being finite, the disk is full, or (strict) a sample cannot be used.
+    """
+    hyper, total = run.hyper, run.hyper.total_steps(len(run.examples.lengths))
+    freeze(run.model, run.stage)
+    if hyper.gradient_checkpointing:
+        run.model.activation_checkpointing_enable()
+    model, optimizer = accelerator.prepare(run.model, build_optimizer(run.model, hyper))
+    model = torch.compile(model) if hyper.compile else model
+    progress = Progress()
+    if resume_from is not None:
+        saved = checkpoint.restore(resume_from, model, optimizer.optimizer, accelerator)
+        progress = Progress(**saved)
+    log = StepLog(run, progress.step, total, accelerator)
+    began = time.perf_counter()
+    for batches in steps(run, progress.step, total, accelerator):
+        lr = hyper.lr * SCHEDULES[hyper.schedule](progress.step, total, hyper.warmup_ratio)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        loss, norm, counts = update(model, optimizer, batches, hyper, accelerator)
+        _account(run, progress, batches, counts)
+        seconds = time.perf_counter() - began
+        progress.seconds += seconds
+        log.write(progress, loss, lr, norm, counts, seconds)
+        if progress.step % hyper.save_every == 0 and progress.step < total:
+            checkpoint.save_checkpoint(
+                run.out,
+                model,
+                run.processor,
+                optimizer.optimizer,
+                asdict(progress),
+                run.settings,
+                accelerator,
+                hyper.keep,
+            )
+        began = time.perf_counter()
+    log.close(progress)
+    with checkpoint.atomic_folder(run.out / "final", accelerator) as folder:
+        checkpoint.write_model(folder, model, run.processor, accelerator)
+    return run.out / "final"
+
+
+def steps(run: Run, first: int, total: int, accelerator: Accelerator) -> Iterator[list[Batch]]:
+    """This process's micro-batches of each step from `first` on."""
+    order = MicroBatchOrder(
+        run.examples.lengths,
+        run.hyper.batch_size,
+        run.hyper.micro_batch,
+        run.hyper.seed,
+        (first, total),
+        accelerator.num_processes,
+        accelerator.process_index,
+    )
+    loader = DataLoader(
+        MicroBatches(run.examples, run.processor.tokenizer.pad_token_id),
+        sampler=order,
+        batch_size=None,
+        num_workers=run.workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    batches = iter(loader)
+    for _ in range(first, total):
+        yield [next(batches) for _ in range(order.rounds)]
+
+
+def update(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: list[Batch],
+    hyper: Hyperparameters,
+    accelerator: Accelerator,
+) -> tuple[float, float, dict[str, int]]:
+    """One optimizer step; -> (mean loss per scored token, gradient norm, counts of the batch)."""
+    counts = _count(batches, accelerator)
+    scored = max(1, counts["labels"])
+    total_loss = torch.zeros((), device=accelerator.device)
+    for number, batch in enumerate(batches):
+        last = number == len(batches) - 1
+        with nullcontext() if last else accelerator.no_sync(model):
+            loss = summed_loss(model, batch, accelerator.device) / scored
+            # DDP and FSDP average over processes, the batch's loss is a sum over them
+            accelerator.backward(loss * accelerator.num_processes)
+        total_loss += loss.detach()
+    learning = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = float(accelerator.clip_grad_norm_(learning, hyper.clip_norm))
+    loss = float(accelerator.reduce(total_loss, "sum"))
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise UserError(f"loss {loss}, gradient norm {norm}: training diverged; lower --lr")
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss, norm, counts
+
+
+def summed_loss(model: nn.Module, batch: Batch, device: torch.device) -> torch.Tensor:
+    """The loss summed over the batch's scored tokens; zero, with gradients, if there are none."""
+    inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
+    if not batch.n_labels:
+        del inputs["labels"]
+    output = model(**inputs)
+    loss = output.loss * batch.n_labels if batch.n_labels else output.logits.sum() * 0.0
+    if batch.has_images:
+        return loss
+    # Without images the connector is not used; every process must still give it a gradient.
+    unused = (p.sum() for n, p in model.named_parameters() if "connector." in n and p.requires_grad)
+    return loss + 0.0 * sum(unused)
+
+
+def _count(batches: list[Batch], accelerator: Accelerator) -> dict[str, int]:
+    """Scored tokens, tokens and skipped samples of the global batch."""
+    local = [
+        sum(batch.n_labels for batch in batches),
+        sum(batch.n_tokens for batch in batches),
+        sum(len(batch.skipped) for batch in batches),
+    ]
+    if accelerator.num_processes > 1:
+        local = accelerator.reduce(torch.tensor(local, device=accelerator.device), "sum").tolist()
+    return dict(zip(("labels", "tokens", "skipped"), local, strict=True))
+
+
+def _account(run: Run, progress: Progress, batches: list[Batch], counts: dict[str, int]) -> None:
+    progress.step += 1
+    progress.tokens += counts["tokens"]
+    progress.truncated += sum(batch.n_truncated for batch in batches)
+    for name, reason in (pair for batch in batches for pair in batch.skipped):
+        if run.strict:
+            raise UserError(f"{name}: {reason}; mend it or run without --strict")
+        progress.skipped[reason] = progress.skipped.get(reason, 0) + 1
+        tqdm.write(f"skipped {name}: {reason}")
+
+
+class StepLog:
+    """`OUT/train.jsonl`, the progress bar and, if asked for, TensorBoard; main process only."""
+
+    def __init__(self, run: Run, first: int, total: int, accelerator: Accelerator):
+        self.active = accelerator.is_main_process
+        if not self.active:
+            return
+        self.device = accelerator.device
+        path = run.out / "train.jsonl"
+        kept = _lines_until(path, first)
+        path.write_text("".join(kept))
+        self.out = run.out
+        self.file = path.open("a", buffering=1)  # one line at a time reaches the disk
+        self.bar = tqdm(total=total, initial=first, desc=run.stage.name, unit="step")
+        self.board = _tensorboard(run.out) if run.tensorboard else None
+
+    def write(
+        self,
+        progress: Progress,
+        loss: float,
+        lr: float,
+        norm: float,
+        counts: dict[str, int],
+        seconds: float,
+    ) -> None:
+        """One step, which took `seconds`: a JSON line; loss, speed and memory on the bar."""
+        if not self.active:
+            return
+        line = {
+            "step": progress.step,
+            "loss": loss,
+            "lr": lr,
+            "grad_norm": norm,
+            "tokens": progress.tokens,
+            "labels": counts["labels"],
+            "tokens_per_s": round(counts["tokens"] / seconds, 1),
+            "peak_mem_bytes": peak_memory(self.device),
+        }
+        self.file.write(json.dumps(line) + "\n")
+        self.bar.set_postfix(
+            {
+                "loss": f"{loss:.3f}",
+                "tok/s": f"{line['tokens_per_s']:.0f}",
+                "mem": f"{line['peak_mem_bytes'] / 2**30:.1f}G",
+            },
+            refresh=False,
+        )
+        self.bar.update()
+        if self.board is not None:
+            for name in ("loss", "lr", "grad_norm", "tokens_per_s"):
+                self.board.add_scalar(name, line[name], progress.step)
+
+    def close(self, progress: Progress) -> None:
+        """Finish the bar and the files; say what was cut or left out."""
+        if not self.active:
+            return
+        self.bar.close()
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
+        (self.out / "summary.json").write_text(json.dumps(asdict(progress), indent=2) + "\n")
+        if progress.truncated or progress.skipped:
+            print(
+                f"{progress.truncated} samples cut at the maximum length, left out: "
+                f"{progress.skipped or 'none'}"
+            )
+
+
+def _lines_until(path: Path, step: int) -> list[str]:
+    """The log's complete lines up to `step`: what an interrupted run wrote later is redone."""
+    if step == 0 or not path.is_file():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+
+
+def _tensorboard(out: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError("--tensorboard needs its package: pip install tensorboard") from error
+    return SummaryWriter(str(out / "tensorboard"))
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the GPU allocator's peak, or this process's largest resident size on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

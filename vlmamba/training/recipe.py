@@ -1,0 +1,106 @@
+"""Hyperparameters of a run: a recipe file (vlmamba/recipes/*.toml) with the flags laid over it.
+
+A recipe may name a `preset` and a `base` recipe, and has one table per stage.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, fields, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from vlmamba.errors import UserError, unknown
+from vlmamba.training.schedule import SCHEDULES
+
+DTYPES = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """Defaults are LLaVA-1.5's where it has one.
+
+    batch_size: sequences per update over all processes; micro_batch: sequences per forward of one
+    process; steps: number of updates, or None to follow `epochs`; max_length in tokens.
+    """
+
+    lr: float
+    batch_size: int
+    micro_batch: int
+    epochs: float = 1.0
+    steps: int | None = None
+    schedule: str = "cosine"
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    clip_norm: float = 1.0
+    max_length: int = 2048
+    dtype: str = "bf16"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    seed: int = 0
+    save_every: int = 500
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "batch_size", "micro_batch", "epochs", "max_length", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)!r}; expected a positive number")
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"steps is {self.steps}; expected at least 1")
+        if self.schedule not in SCHEDULES:
+            raise unknown("schedule", self.schedule, SCHEDULES)
+        if self.dtype not in DTYPES:
+            raise unknown("dtype", self.dtype, DTYPES)
+
+    def total_steps(self, n_samples: int) -> int:
+        """Number of updates: `steps`, or what `epochs` passes over the samples take."""
+        per_epoch = -(-n_samples // self.batch_size)
+        return self.steps or max(1, round(self.epochs * per_epoch))
+
+
+def recipe_names() -> list[str]:
+    """Recipes that ship with the package."""
+    folder = files("vlmamba") / "recipes"
+    return sorted(
+        path.name.removesuffix(".toml") for path in folder.iterdir() if ".toml" in path.name
+    )
+
+
+def default_recipe(preset: str) -> str:
+    """The recipe of a preset that names none: the demo's for nano, else LLaVA-1.5's."""
+    return "nano" if preset.split("+")[0] == "nano" else "llava-1.5"
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """A recipe by name or file, with its base's entries filled in."""
+    path = Path(name)
+    if path.suffix != ".toml":
+        if name not in recipe_names():
+            raise unknown("recipe", name, recipe_names())
+        path = Path(str(files("vlmamba") / "recipes" / f"{name}.toml"))
+    try:
+        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"no recipe file {name!r}; known recipes: {recipe_names()}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"recipe {name}: {error}") from error
+    base = load_recipe(recipe.pop("base")) if "base" in recipe else {}
+    return {
+        key: {**base.get(key, {}), **value} if isinstance(value, dict) else value
+        for key, value in {**base, **recipe}.items()
+    }
+
+
+def hyperparameters(recipe: dict[str, Any], stage: str, flags: dict[str, Any]) -> Hyperparameters:
+    """The stage's table of a recipe, with every flag that is not None laid over it."""
+    if stage not in recipe:
+        raise UserError(f"the recipe has no table [{stage}]; add one with lr, batch_size, ...")
+    known = [field.name for field in fields(Hyperparameters)]
+    for key in recipe[stage]:
+        if key not in known:
+            raise unknown(f"recipe key in [{stage}]", key, known)
+    chosen = Hyperparameters(**recipe[stage])
+    return replace(chosen, **{key: value for key, value in flags.items() if value is not None})

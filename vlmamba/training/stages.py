@@ -1,0 +1,56 @@
+"""The training stages as data: which part learns, from which template, on top of what.
+
+The paper trains in two stages (its section on training, LLaVA-1.5's recipe): `pretrain` aligns
+the connector, `finetune` instructs connector and language model.  `text` comes before them only
+where no pretrained language model exists (the demo).  The vision encoder never learns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from vlmamba.errors import unknown
+
+
+@dataclass(frozen=True)
+class Stage:
+    """learns: submodules whose parameters train; template: how a conversation becomes tokens
+    (None: packed plain text); starts_from: submodules taken from --init, the others are new."""
+
+    name: str
+    learns: tuple[str, ...]
+    template: str | None
+    starts_from: tuple[str, ...]
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("text", ("language_model",), None, ("language_model",)),
+        Stage("pretrain", ("connector",), "plain", ("language_model",)),
+        Stage(
+            "finetune",
+            ("connector", "language_model"),
+            "vicuna_v1",
+            ("connector", "language_model"),
+        ),
+    )
+}
+
+
+def get_stage(name: str) -> Stage:
+    """The stage called `name`; raises UserError listing the known ones."""
+    if name not in STAGES:
+        raise unknown("stage", name, STAGES)
+    return STAGES[name]
+
+
+def freeze(model: nn.Module, stage: Stage) -> None:
+    """Let only the stage's submodules learn; the encoder's buffers (batch statistics) stay too."""
+    model.requires_grad_(False)
+    for name in stage.learns:
+        model.get_submodule(name).requires_grad_(True)
+    model.train()  # gradient checkpointing asks for it, of frozen layers too
+    model.get_submodule("vision_encoder").eval()
