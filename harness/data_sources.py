@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.common import Benchmark
-from vlmamba.errors import UserError, unknown
+from tasks.errors import UserError, unknown
 
 if TYPE_CHECKING:
     import datasets

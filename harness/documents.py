@@ -15,7 +15,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 from tasks.common import Benchmark
-from vlmamba.errors import UserError
+from tasks.errors import UserError
 
 Row = dict[str, Any]
 

@@ -18,7 +18,7 @@ from harness import llava_answers
 from harness.documents import Row, read_documents, read_rows
 from harness.llava_answers import Joined
 from tasks.common import Benchmark
-from vlmamba.errors import UserError, unknown
+from tasks.errors import UserError, unknown
 
 Loader = Callable[[Benchmark, Path, Sequence[Path]], tuple[list[Joined], int]]
 

@@ -24,8 +24,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tasks.common import Benchmark, Case, Doc, Report
+from tasks.errors import UserError
 from tasks.mmvet.judging import MAX_TOKENS, REMINDER, TEMPERATURES, read_grade
-from vlmamba.errors import UserError
 
 RETRIED = (408, 429, 500, 502, 503, 504)  # HTTP status codes worth another try
 WAITS_S = (1.0, 2.0, 4.0, 8.0)  # before each further try

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from harness.documents import Row, read_documents, read_json, read_rows
 from tasks.common import OPTION_LETTER, SHORT_ANSWER, Benchmark
+from tasks.errors import UserError
 from tasks.mme.prompt import YES_OR_NO
 from tasks.pope import CATEGORIES
-from vlmamba.errors import UserError
 
 TRUTH_FILES = {
     "pope": f"the question file and the label files of {', '.join(CATEGORIES)}, named after them",

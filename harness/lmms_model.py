@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 from harness.images import UnreadableImage, decode, image_key, is_stored
 from harness.rundir import AnswerJournal, digest
+from tasks.errors import UserError, unknown
 from vlmamba import checkpoints
-from vlmamba.errors import UserError, unknown
 from vlmamba.generation import GroupedGenerator, Request
 from vlmamba.models.selective_scan import BACKENDS, resolve_backend, use_backend
 from vlmamba.processing import IMAGE
@@ -121,13 +121,15 @@ class VLMamba(lmms):
         open_questions = []
         for question in questions:
             kept = self._kept_answer(question)
-            if kept is None:
+            if question.image_key == UNREADABLE:
+                answers[question.position] = UNREADABLE
+            elif kept is None:
                 open_questions.append(question)
             else:
                 answers[question.position] = kept
+                self.timing["resumed_answers"] += 1
         for question, answer in self._answers(open_questions, questions):
             answers[question.position] = answer
-        self.timing["resumed_answers"] += len(questions) - len(open_questions)
         self.timing["questions"] += len(open_questions)
         self.timing["images"] += len({(q.task, q.image_key) for q in open_questions})
         return answers
@@ -174,7 +176,8 @@ class VLMamba(lmms):
         stored = [value for value in doc.values() if is_stored(value)]
         try:
             keys = [image_key(v) for v in (stored or doc_to_visual(doc) or [])]
-        except UnreadableImage:
+        except UnreadableImage as error:
+            self.events.append(f"{task}: row {doc_id + 1}: {error}")
             keys = [UNREADABLE]
         if len(keys) > 1:
             raise UserError(f"{task}: row {doc_id + 1} has {len(keys)} images, vlmamba takes one")
@@ -208,8 +211,6 @@ class VLMamba(lmms):
         )
 
     def _kept_answer(self, question: Question) -> str | None:
-        if question.image_key == UNREADABLE:
-            return UNREADABLE
         return self.journal.get(self._key(question)) if self.journal is not None else None
 
     @torch.inference_mode()

@@ -13,24 +13,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import tasks
+from harness.cli import cli
 from harness.data_sources import STYLES, Source
 from harness.rundir import AnswerJournal, RunFolder
 from tasks.common import PROTOCOLS, Benchmark
-from vlmamba.errors import UserError, cli, unknown
-
-if TYPE_CHECKING:
-    from harness.engine import Answers
-    from harness.lmms_model import VLMamba
-    from harness.records import Sample, TaskResult
+from tasks.errors import UserError, unknown
 
 BACKENDS = ("auto", "reference", "torch", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -154,158 +149,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [(task, source.load(task, args.protocol)) for task in chosen]
     rank = int(os.environ.get("RANK", "0"))
     with RunFolder(out, shared=rank > 0) as folder:
-        from harness import engine
+        from harness import engine, evaluation  # these load torch and lmms-eval
 
         with engine.quiet(not args.verbose):
-            model = load_model(args, AnswerJournal(out, rank, every=args.batch_size))
+            journal = AnswerJournal(out, rank, every=args.batch_size)
+            model = evaluation.load_model(args, journal)
             answers = engine.run(model, rows, args.protocol, limit=args.limit, seed=args.seed)
         if answers is not None:  # every rank but the first is done
-            finish(args, source, model, answers, folder, started)
+            arguments = {name: getattr(args, name) for name in KEPT}
+            evaluation.finish(arguments, source, model, answers, folder, started)
     return 0
-
-
-def load_model(args: argparse.Namespace, journal: Any) -> VLMamba:
-    """The model behind lmms-eval's interface, with everything its answers depend on noted."""
-    import torch
-    import transformers
-
-    from harness.lmms_model import VLMamba, model_sha256
-    from harness.records import code_sha256
-
-    model = VLMamba(
-        pretrained=args.model,
-        revision=args.revision,
-        batch_size=args.batch_size,
-        device=args.device,
-        dtype=args.dtype,
-        backend=args.backend,
-        blind=args.blind,
-        journal=journal,
-    )
-    model.terms = {
-        "model_sha256": model_sha256(model.model),
-        "code_sha256": code_sha256(),
-        "device": model.device.type,
-        "dtype": str(model.dtype),
-        "backend": model.backend,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    return model
-
-
-def finish(
-    args: argparse.Namespace,
-    source: Source,
-    model: VLMamba,
-    answers: Sequence[Answers],
-    folder: Any,
-    started: float,
-) -> None:
-    """Score, check against lmms-eval's own aggregates, write the files and print the table."""
-    from harness import records, tables
-
-    results: list[TaskResult] = []
-    checks: dict[str, str] = {}
-    for answer in answers:
-        result, samples = score(answer, args)
-        results.append(result)
-        checks[result.task] = compare(result, answer.engine)
-        folder.write(f"samples_{result.task}.jsonl", records.samples_text(samples))
-    title = title_line(args, source)
-    record = {
-        "schema": records.SCHEMA,
-        "kind": "evaluation",
-        "label": source.label,
-        "arguments": {name: getattr(args, name) for name in KEPT},
-        "model": {"name": args.model, **describe(model)},
-        "data": {answer.task.name: source.describe(answer.task) for answer in answers},
-        "protocol": args.protocol,
-        "tasks": {result.task: records.result_entry(result) for result in results},
-        "lmms_eval_check": checks,
-        "terms": terms(args, model) | records.environment(),
-        "events": model.events,
-        "timing": {**model.timing, "total_s": time.perf_counter() - started},
-        "finished": records.now(),
-    }
-    folder.write("record.json", records.record_text(record))
-    folder.write("table.md", tables.report(results, title, markdown=True))
-    report_to_terminal(model, checks, folder.path, tables.report(results, title))
-
-
-def score(answer: Answers, args: argparse.Namespace) -> tuple[TaskResult, list[Sample]]:
-    """A task's scores and per-question lines."""
-    from harness.lmms_model import UNREADABLE
-    from harness.records import score_task
-
-    return score_task(
-        answer.task,
-        answer.docs,
-        [None if p == UNREADABLE else p for p in answer.predictions],
-        args.protocol,
-        doc_ids=answer.doc_ids,
-        image_keys=answer.image_keys,
-        seed=args.seed,
-    )
-
-
-def compare(result: TaskResult, engine: dict[str, float]) -> str:
-    """ "equal", or which of our metrics differ from lmms-eval's own aggregates."""
-    different = [
-        f"{name}: {result.metrics.get(name, math.nan)} here, {value} in lmms-eval"
-        for name, value in engine.items()
-        if math.isfinite(value) != (name in result.metrics)
-        or (name in result.metrics and not math.isclose(value, result.metrics[name], abs_tol=1e-9))
-    ]
-    return "; ".join(different) or "equal"
-
-
-def describe(model: VLMamba) -> dict[str, Any]:
-    """The model's part of the record."""
-    return {
-        "sha256": model.terms["model_sha256"],
-        "parameters": model.parameters,
-        "config": model.config_dict,
-    }
-
-
-def terms(args: argparse.Namespace, model: VLMamba) -> dict[str, Any]:
-    """Under which terms the answers were made."""
-    import torch
-
-    gpu = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else None
-    return {
-        **{name: value for name, value in model.terms.items() if name != "model_sha256"},
-        "device_name": gpu,
-        "batch_size": args.batch_size,
-        "processes": model.world_size,
-        "threads": torch.get_num_threads(),
-        "seeds": {"bootstrap": args.seed, "python": args.seed, "numpy": args.seed},
-    }
-
-
-def title_line(args: argparse.Namespace, source: Source) -> str:
-    """What the table is about, and what its numbers may not be compared with."""
-    parts = [f"model {args.model}", f"data {source.name}", f"protocol {args.protocol}"]
-    parts += ["blind (image features replaced by their mean)"] if args.blind else []
-    parts += [f"first {args.limit} questions only"] if args.limit else []
-    line = ", ".join(parts)
-    return f"{line}\n{source.label}" if source.label else line
-
-
-def report_to_terminal(model: VLMamba, checks: dict[str, str], out: Path, table: str) -> None:
-    """The table on stdout; what went wrong on stderr."""
-    for event in model.events[:5]:
-        print(f"note: {event}", file=sys.stderr)
-    if len(model.events) > 5:
-        print(f"note: and {len(model.events) - 5} more, see record.json", file=sys.stderr)
-    for task, check in checks.items():
-        if check != "equal":
-            print(f"warning: {task}: lmms-eval's aggregate differs: {check}", file=sys.stderr)
-    print(table)
-    resumed = model.timing["resumed_answers"]
-    kept = f" ({resumed} answers were already there)" if resumed else ""
-    print(f"written to {out}: record.json, table.md, samples_*.jsonl{kept}")
 
 
 if __name__ == "__main__":

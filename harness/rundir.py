@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
-from vlmamba.errors import UserError
+from tasks.errors import UserError
 
 
 class RunFolder:

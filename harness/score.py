@@ -23,11 +23,12 @@ from typing import Any
 import tasks
 from harness import importers, submit
 from harness import judge as judging
+from harness.cli import cli
 from harness.documents import read_rows
 from harness.llava_answers import Joined
 from harness.run import Parser
 from tasks.common import PROTOCOLS, Benchmark, Case, Report, check_protocol
-from vlmamba.errors import UserError, cli
+from tasks.errors import UserError
 
 SHOWN = 20  # changed rows that --compare prints without --per-case
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.common import Benchmark, Doc
-from vlmamba.errors import UserError
+from tasks.errors import UserError
 
 SPREADSHEETS = ("mmbench",)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from tasks.common import Benchmark
-from vlmamba.errors import unknown
+from tasks.errors import unknown
 
 NAMES = (
     "pope",

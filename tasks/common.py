@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlmamba.errors import UserError
+from tasks.errors import UserError, unknown
 
 PROTOCOLS = ("paper", "lmms")
 SHORT_ANSWER = "Answer the question using a single word or phrase."
@@ -151,8 +151,6 @@ class Benchmark(ABC):
 def check_protocol(protocol: str) -> None:
     """Raise UserError unless `protocol` is a known one."""
     if protocol not in PROTOCOLS:
-        from vlmamba.errors import unknown
-
         raise unknown("protocol", protocol, PROTOCOLS)
 
 

@@ -21,7 +21,13 @@ from vlmamba.data.demo.benchmarks.source import Source
 from vlmamba.data.demo.conversations import build_training_data, conversation_sample
 from vlmamba.data.demo.render import pictures, render
 from vlmamba.data.demo.text import definitions, documents, examples
-from vlmamba.data.demo.vocabulary import CLASSES, HELDOUT_STYLES, SHOWN_WITH, TRAINING_STYLES
+from vlmamba.data.demo.vocabulary import (
+    CLASSES,
+    HELDOUT_STYLES,
+    SHOWN_WITH,
+    TRAINING_STYLES,
+    with_article,
+)
 from vlmamba.data.demo.world import SIDE, SPLITS, STYLES, SceneOptions, sample_scene
 from vlmamba.errors import UserError
 
@@ -141,7 +147,7 @@ def test_existence_turns_are_balanced_class_by_class(talks):
     asked: dict[str, Counter] = {}
     for text, answer in (turn for sample in talks for turn in human_turns(sample)):
         for name in CLASSES:
-            if f"Is there {ask.with_article(name)} in th" in text:
+            if f"Is there {with_article(name)} in th" in text:
                 asked.setdefault(name, Counter())[answer] += 1
     assert len(asked) == len(CLASSES)
     for name, counts in asked.items():
@@ -156,7 +162,7 @@ def test_no_turn_gives_away_a_later_answer():
         earlier = ""
         for text, answer in human_turns(conversation_sample(scene, PATH, balance)):
             for name in scene.counts:
-                if f"Is there {ask.with_article(name)} in th" in text:
+                if f"Is there {with_article(name)} in th" in text:
                     assert f" {name} " not in f" {earlier} ", (earlier, text)
             earlier += f" {answer}"
 
@@ -235,7 +241,7 @@ def test_pope_has_three_balanced_categories_on_the_same_objects(rows):
     assert affirmed[0] == affirmed[1] == affirmed[2]
     for row in rows["pope"]:
         (name,) = (
-            n for n in CLASSES if row["question"] == f"Is there {ask.with_article(n)} in the image?"
+            n for n in CLASSES if row["question"] == f"Is there {with_article(n)} in the image?"
         )
         assert (name in row["image"].counts) == (row["answer"] == "yes")
         assert name not in row["image"].hidden
@@ -304,10 +310,10 @@ def test_answers_agree_with_the_scene():
     rng = random.Random(0)
     for index in range(300):
         scene = sample_scene(f"check/{index}", TRAINING)
-        question = ask.how_many(scene, rng)
+        question = ask.OPEN["how many"](scene, rng)
         if question:
             assert int(question.answer) == sum(t.name == question.names[0] for t in scene.things)
-        question = ask.which_side(scene, rng)
+        question = ask.OPEN["which side"](scene, rng)
         if question:
             first, second = (scene.only(name) for name in question.names)
             offset = {

@@ -10,7 +10,7 @@ from harness_world import mme_rows, png, pope_rows, write_parquet
 
 import tasks
 from harness.data_sources import DEMO_LABEL, Source, without_images
-from vlmamba.errors import UserError
+from tasks.errors import UserError
 
 POPE, MME = tasks.load("pope"), tasks.load("mme")
 

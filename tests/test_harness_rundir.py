@@ -10,7 +10,7 @@ import pytest
 
 from harness import rundir
 from harness.rundir import AnswerJournal, RunFolder, digest, write_atomically
-from vlmamba.errors import UserError
+from tasks.errors import UserError
 
 
 def test_second_writer_is_refused_with_the_owner(tmp_path):

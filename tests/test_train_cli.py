@@ -1,10 +1,11 @@
-"""`python -m vlmamba.train` as a user runs it: all stages, kill and resume, two processes, errors."""
+"""`python -m vlmamba.train` as a user runs it: stages, kill and resume, two processes, errors."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -45,12 +46,18 @@ def flags(world: Path, out: Path, stage: str = "finetune", **changes: object) ->
     return ["--stage", stage, *files, "--out", str(out), *SMALL, *numbers]
 
 
-def launch(*arguments: str, module: str = "vlmamba.train", **options) -> subprocess.Popen:
+def launch(*arguments: str, module: str = "vlmamba.train") -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return server.getsockname()[1]
 
 
 def losses(out: Path) -> list[float]:
@@ -82,11 +89,9 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(world, uninterrupte
 
 def test_two_processes_follow_the_curve_of_one(world, uninterrupted, tmp_path):
     arguments = ["--preset", PRESET, *flags(world, tmp_path / "o", steps=12, batch_size=6)]
-    two = ["--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    port = ["--main_process_port", "0", "--dynamo_backend", "no"]
-    process = launch(
-        *two, *port, "-m", "vlmamba.train", *arguments, module="accelerate.commands.launch"
-    )
+    two = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    two += ["--dynamo_backend", "no", "--main_process_port", str(free_port())]
+    process = launch(*two, "-m", "vlmamba.train", *arguments, module="accelerate.commands.launch")
     output = process.communicate()[0]
     assert process.returncode == 0, output
     assert losses(tmp_path / "o") == pytest.approx(losses(uninterrupted), rel=1e-4)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.coco_cap import scorer
 from tasks.common import Benchmark, Case, Doc, Hub, Report, lmms_eval_functions
-from vlmamba.errors import UserError
+from tasks.errors import UserError
 
 
 class CocoCaptions(Benchmark):

@@ -13,7 +13,7 @@ from statistics import fmean
 NEGATIONS = {"No", "no", "not"}
 
 # (truth, what the answer was read as) -> number of questions
-Counts = Counter[tuple[str, str | None]]
+Counts = Counter[tuple[str | None, str | None]]
 
 
 def read_paper(answer: str) -> str:

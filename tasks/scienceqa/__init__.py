@@ -35,7 +35,7 @@ class ScienceQa(Benchmark):
         answer, choices = doc["answer"], doc["choices"]
         if not isinstance(answer, Integral) or not isinstance(choices, Sequence):
             return None
-        return scorer.LETTERS[answer] if 0 <= answer < min(len(choices), 5) else None
+        return scorer.LETTERS[int(answer)] if 0 <= int(answer) < min(len(choices), 5) else None
 
     def has_image(self, doc: Doc) -> bool:
         """False for a text-only question: its `has_image` is false or its `image` is empty.
@@ -62,8 +62,8 @@ class ScienceQa(Benchmark):
     def aggregate(
         self, docs: Sequence[Doc], cases: Sequence[Case], protocol: str
     ) -> dict[str, float]:
-        everything = [case.score for case in cases]
-        images = [case.score for doc, case in zip(docs, cases, strict=True) if self.has_image(doc)]
+        everything = [case.score or 0.0 for case in cases]
+        images = [s for doc, s in zip(docs, everything, strict=True) if self.has_image(doc)]
         subset = {"accuracy": fmean(images)} if images else {}
         return subset | {"accuracy_all": fmean(everything)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tasks.common import SHORT_ANSWER, Doc
-from vlmamba.errors import UserError
+from tasks.errors import UserError
 
 
 def short_question(doc: Doc, with_ocr: bool) -> str:

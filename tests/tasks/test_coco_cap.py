@@ -17,7 +17,7 @@ from lmms_eval.utils import load_yaml_config
 
 from tasks import load
 from tasks.coco_cap import java, scorer
-from vlmamba.errors import UserError
+from tasks.errors import UserError
 
 RECORDED = json.loads((Path(__file__).parent / "cases" / "coco_cap.json").read_text())
 CASES = RECORDED["cases"]

@@ -10,8 +10,8 @@ from harness import importers, score
 from harness.llava_answers import split_choices
 from harness.submit import write_spreadsheet
 from tasks.common import OPTION_LETTER, SHORT_ANSWER, lmms_eval_functions
+from tasks.errors import UserError
 from tasks.mme.prompt import short_question
-from vlmamba.errors import UserError
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "published" / "llava-v1.5-13b"
 needs_published = pytest.mark.skipif(

@@ -13,7 +13,7 @@ import pytest
 from harness import judge as judging
 from harness.judge import Judge, grade
 from tasks import load
-from vlmamba.errors import UserError
+from tasks.errors import UserError
 
 KEY = "sk-secret-1234567890"
 Answer = Callable[[dict], "str | tuple[int, dict, bytes]"]

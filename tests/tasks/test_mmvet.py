@@ -15,7 +15,7 @@ from lmms_eval.utils import load_yaml_config
 import tasks.mmvet.judging as judging
 from tasks import load
 from tasks.common import Case
-from vlmamba.errors import UserError
+from tasks.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 # Of the prompt in mm-vet_evaluator.py of the benchmark's repository.

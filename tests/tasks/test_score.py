@@ -14,7 +14,7 @@ import tasks
 from harness import score, submit
 from harness.documents import read_rows
 from tasks.common import PROTOCOLS
-from vlmamba.errors import UserError
+from tasks.errors import UserError
 
 POPE = {"question": "Is there a dog?", "answer": "yes", "category": "random"}
 MME = {"question_id": "OCR/1.jpg", "question": "Is it?", "category": "OCR"}

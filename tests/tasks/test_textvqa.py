@@ -14,7 +14,7 @@ from lmms_eval.tasks.textvqa import utils as lmms_textvqa
 from lmms_eval.utils import load_yaml_config
 
 from tasks import load
-from vlmamba.errors import UserError
+from tasks.errors import UserError
 
 RECORDED = json.loads((Path(__file__).parent / "cases" / "textvqa.json").read_text())
 CASES = RECORDED["cases"]

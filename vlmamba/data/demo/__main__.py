@@ -67,6 +67,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     if min(args.images or 0, args.captions or 0) < 0 or args.workers < 1:
         raise UserError("--images and --captions must not be negative, --workers at least 1")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to --out {args.out}: {error.strerror}") from error
     if args.benchmarks is None or args.images or args.captions:
         asked = args.images is not None or args.captions is not None
         build_training_data(

@@ -12,6 +12,7 @@ from vlmamba.data.demo.benchmarks.source import Source
 from vlmamba.data.demo.vocabulary import with_article
 from vlmamba.data.demo.world import Scene
 
+# All fourteen subtasks of MME; the demo fills those that its world can express.
 MME_SUBTASKS = (
     *("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark"),
     *("artwork", "OCR", "commonsense_reasoning", "numerical_calculation", "text_translation"),

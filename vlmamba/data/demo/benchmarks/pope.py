@@ -22,12 +22,12 @@ CATEGORIES = ("random", "popular", "adversarial")
 ASKED = 3  # objects present, and as many absent, per picture and category
 POPULAR = 30  # the most frequent classes, about half
 RELATED = 9  # classes most often seen with those of a picture
-POPE_IMAGES = 72
+POPE_IMAGES = 72  # times 18 questions
 RELATION_SCENES = 2000  # scenes that POPE's statistics are counted on
 
 
 def pope(source: Source) -> list[dict]:
-    """Three categories, six questions a picture each, in the original's order of columns."""
+    """Three categories, six questions a picture each, category by category."""
     rng = source.rng()
     everyday = source.take(RELATION_SCENES, classes=(3, 3, 4, 4, 5))
     scenes = [scene for scene in everyday if len(scene.counts) >= 3][:POPE_IMAGES]
