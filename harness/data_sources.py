@@ -77,7 +77,7 @@ class Source:
 
     def check(self, task: Benchmark) -> None:
         """Raise UserError when a folder has no files for the task."""
-        if not self.has(task):
+        if self.root is not None and not self.has(task):
             found = ", ".join(sorted(p.name for p in self.root.iterdir())[:8]) or "nothing"
             raise UserError(
                 f"no data for task {task.name!r} in {self.root}: expected {task.name}.parquet, "
@@ -95,7 +95,7 @@ class Source:
         datasets.disable_progress_bars()  # the model's bar over questions is the only one
         if self.kind == "hub":
             rows = _load_hub(task)
-        elif self.kind == "demo":
+        elif self.root is None:
             rows = _load_folder(_demo_folder(task.name, self.style or "seen"), task)
         else:
             rows = _load_folder(self.root, task)

@@ -177,7 +177,7 @@ class VLMamba(lmms):
         try:
             keys = [image_key(v) for v in (stored or doc_to_visual(doc) or [])]
         except UnreadableImage as error:
-            self.events.append(f"{task}: row {doc_id + 1}: {error}")
+            self._note(f"{task}: row {doc_id + 1}: {error}")
             keys = [UNREADABLE]
         if len(keys) > 1:
             raise UserError(f"{task}: row {doc_id + 1} has {len(keys)} images, vlmamba takes one")
@@ -271,9 +271,13 @@ class VLMamba(lmms):
                 "--dtype bfloat16 or another --device"
             ) from error
         self._live_batch_size //= 2
-        self.events.append(f"out of memory: batch size halved to {self._live_batch_size}")
+        self._note(f"out of memory: batch size halved to {self._live_batch_size}")
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _note(self, event: str) -> None:
+        if event not in self.events:
+            self.events.append(event)
 
     def _images(self, questions: Iterable[Question]) -> dict[str, Image.Image | None]:
         """Decoded images by key; a broken one is left out, and None stands for no image."""
@@ -283,7 +287,7 @@ class VLMamba(lmms):
             try:
                 doc = {k: decode(v) if is_stored(v) else v for k, v in doc.items()}
             except UnreadableImage as error:
-                self.events.append(f"{question.task}: row {question.doc_id + 1}: {error}")
+                self._note(f"{question.task}: row {question.doc_id + 1}: {error}")
                 continue
             images[question.image_key] = next(iter(question.doc_to_visual(doc) or []), None)
         return images
@@ -296,8 +300,8 @@ class VLMamba(lmms):
         distinct = list({q.image_key: q for q in questions}.values())
         total, count = torch.zeros((), dtype=torch.float64), 0
         for start in range(0, len(distinct), self.batch_size):
-            images = self._images(distinct[start : start + self.batch_size]).values()
-            images = [image for image in images if image is not None]
+            batch = self._images(distinct[start : start + self.batch_size])
+            images = [image for image in batch.values() if image is not None]
             if images:
                 pixels = self.processor.pixel_values(images).to(self.device)
                 features = self.model.encode_images(pixels).double().cpu()
@@ -353,8 +357,9 @@ def _cut(text: str, until: Sequence[str]) -> str:
     return text.strip()
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _is_out_of_memory(error: BaseException) -> bool:
+    kinds = torch.OutOfMemoryError | MemoryError
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def _check_greedy(generation: Mapping[str, Any], task: str) -> None:

@@ -92,7 +92,7 @@ def score_task(
     image_keys = [None] * len(docs) if image_keys is None else image_keys
     readable = [row for row, prediction in enumerate(predictions) if prediction is not None]
     kept_docs = [docs[row] for row in readable]
-    report = task.evaluate(kept_docs, [predictions[row] for row in readable], protocol)
+    report = task.evaluate(kept_docs, [p for p in predictions if p is not None], protocol)
     cases: dict[int, Case | None] = dict(zip(readable, report.cases, strict=True))
     reasons = task.exclude(kept_docs, protocol)
     excluded = dict(report.excluded)

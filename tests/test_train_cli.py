@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -91,9 +92,16 @@ def test_two_processes_follow_the_curve_of_one(world, uninterrupted, tmp_path):
     arguments = ["--preset", PRESET, *flags(world, tmp_path / "o", steps=12, batch_size=6)]
     two = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
     two += ["--dynamo_backend", "no", "--main_process_port", str(free_port())]
-    process = launch(*two, "-m", "vlmamba.train", *arguments, module="accelerate.commands.launch")
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
+
+    def run(*more: str) -> None:
+        everything = [*two, "-m", "vlmamba.train", *arguments, *more]
+        process = launch(*everything, module="accelerate.commands.launch")
+        output = process.communicate()[0]
+        assert process.returncode == 0, output
+
+    run()
+    shutil.rmtree(tmp_path / "o" / "final")
+    run("--resume", "auto")  # from step 10
     assert losses(tmp_path / "o") == pytest.approx(losses(uninterrupted), rel=1e-4)
     mine, other = (
         load_file(folder / "final" / "model.safetensors")

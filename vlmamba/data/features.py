@@ -117,8 +117,9 @@ def encoder_fingerprint(encoder: nn.Module, description: dict[str, Any]) -> str:
 def open_cache(root: Path, images: Path, model: nn.Module, processor: Any) -> FeatureCache:
     """The cache of `model`'s encoder and the processor's image transform, under `root`."""
     vision = model.config.vision_config
+    how_saved = ("dtype", "transformers_version")  # of a checkpoint; says nothing of its output
     description = {
-        "vision": vision.to_dict(),
+        "vision": {k: v for k, v in vision.to_dict().items() if k not in how_saved},
         "transform": processor.image_processor.to_dict(),
         "image_aspect_ratio": processor.image_aspect_ratio,
     }

@@ -44,8 +44,17 @@ class VisionSelectiveScan(nn.Module):
         return merged.sum(0) if self.merge == "sum" else merged.mean(0)
 
 
+class OutputLinear(nn.Linear):
+    """The layer that writes into the language model's embedding space.
+
+    It starts at the scale of token embeddings (see VLMambaPreTrainedModel._init_weights): with
+    the usual initialisation image tokens would be tens of times larger than words, and what the
+    language model's layers add to them would not count.
+    """
+
+
 def _mlp(d_in: int, d_out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(d_in, d_out), nn.GELU(), nn.Linear(d_out, d_out))
+    return nn.Sequential(nn.Linear(d_in, d_out), nn.GELU(), OutputLinear(d_out, d_out))
 
 
 class MLPConnector(nn.Module):
@@ -83,7 +92,7 @@ class VSSL2Connector(nn.Module):
         self.act = nn.GELU()
         self.vss = VisionSelectiveScan(config, config.d_model)
         self.norm = nn.LayerNorm(config.d_model)
-        self.linear_out = nn.Linear(config.d_model, config.d_model)
+        self.linear_out = OutputLinear(config.d_model, config.d_model)
 
     def forward(self, patches: Tensor) -> Tensor:
         """(B, P, Dv) -> (B, P, D)."""

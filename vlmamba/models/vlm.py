@@ -24,9 +24,11 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from vlmamba.config import VLMambaConfig
-from vlmamba.models.connector import build_connector
+from vlmamba.models.connector import OutputLinear, build_connector
 from vlmamba.models.mamba import MambaLM, MambaMixer, MambaState
 from vlmamba.models.vision import build_vision_encoder
+
+EMBEDDING_STD = 0.02
 
 
 @dataclass
@@ -61,7 +63,10 @@ class VLMambaPreTrainedModel(PreTrainedModel):
         if isinstance(module, MambaMixer):
             self._init_mixer(module)
         elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=0.02)
+            init.normal_(module.weight, std=EMBEDDING_STD)
+        elif isinstance(module, OutputLinear):
+            init.normal_(module.weight, std=EMBEDDING_STD / math.sqrt(module.in_features))
+            init.zeros_(module.bias)
         elif isinstance(module, nn.Linear | nn.Conv1d):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:

@@ -14,6 +14,7 @@ import random
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +111,10 @@ def save_checkpoint(
     target = checkpoint_root(out) / f"step-{progress['step']:08d}"
     with atomic_folder(target, accelerator) as folder:
         write_model(folder, model, processor, accelerator)
-        moments = get_optimizer_state_dict(model, optimizer, options=FULL)["state"]
+        moments = get_optimizer_state_dict(model, optimizer, options=FULL)  # main process: all
         save_file(random_state(), folder / f"rng-{accelerator.process_index:05d}.safetensors")
         if accelerator.is_main_process:
-            save_file(_flatten(moments), folder / "optimizer.safetensors")
+            save_file(_flatten(moments["state"]), folder / "optimizer.safetensors")
             state = {"progress": progress, "settings": settings, "python_random": random.getstate()}
             (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n")
     if accelerator.is_main_process:
@@ -153,8 +154,11 @@ def restore(
 ) -> dict[str, Any]:
     """Put optimizer and random states back (the model was loaded from `folder`); -> progress."""
     current = get_optimizer_state_dict(model, optimizer, options=FULL)
-    current["state"] = _unflatten(load_file(Path(folder) / "optimizer.safetensors"))
-    set_optimizer_state_dict(model, optimizer, current, options=FULL)
+    if accelerator.is_main_process:  # the others receive theirs from it
+        current["state"] = _unflatten(load_file(Path(folder) / "optimizer.safetensors"))
+    several = accelerator.num_processes > 1
+    options = replace(FULL, broadcast_from_rank0=several)
+    set_optimizer_state_dict(model, optimizer, current, options=options)
     state = read_state(folder)
     version, values, gauss = state["python_random"]
     random.setstate((version, tuple(values), gauss))

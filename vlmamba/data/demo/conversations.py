@@ -10,11 +10,13 @@ and a few samples without a picture.  Pictures lie beside them in `images/` and 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import multiprocessing
 import random
 import shutil
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +71,8 @@ def build_training_data(
 ) -> None:
     """Write `text.txt`, `pretrain.json`, `finetune.json` and their pictures to the folder `out`.
 
-    Equal arguments give equal files. Raises UserError when `out` already holds a training set.
+    Equal arguments give equal files. Drawing spawns processes, so a script calls this under
+    `if __name__ == "__main__"`. Raises UserError when `out` already holds a training set.
     """
     out = Path(out)
     if (out / "finetune.json").exists():
@@ -221,14 +224,16 @@ def _sample(name: str, turns: Iterable[tuple[str, str]], image: Path | None = No
 
 
 def _draw(jobs: Sequence[_Job], out: Path, workers: int) -> None:
-    """Draw all pictures in `workers` processes, with a progress bar."""
+    """Draw all pictures, in `workers` processes if more than one, with a progress bar."""
     for folder in {job.path.parent for job in jobs}:
         (out / folder).mkdir(parents=True, exist_ok=True)
     work = [(job.scene, out / job.path) for job in jobs]
+    progress = functools.partial(tqdm, total=len(work), desc="pictures", unit="img")
+    if workers == 1:
+        deque(progress(map(_draw_one, work)), maxlen=0)
+        return
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        done = pool.imap_unordered(_draw_one, work, chunksize=32)
-        for _ in tqdm(done, total=len(work), desc="pictures", unit="img"):
-            pass
+        deque(progress(pool.imap_unordered(_draw_one, work, chunksize=32)), maxlen=0)
 
 
 def _draw_one(work: tuple[Scene, Path]) -> None:

@@ -84,10 +84,15 @@ def causal_conv1d(x, weight, bias, initial_state, lengths, activation) -> tuple[
     if activation == "silu":
         y = F.silu(y)
     y = y.masked_fill(~real_steps(lengths, length, x.device), 0.0).to(x.dtype)
+    return y, last_inputs(inputs, past, lengths)
+
+
+def last_inputs(inputs: Tensor, past: int, lengths: Tensor | None) -> Tensor:
+    """The `past` inputs before each row's end; inputs (B, past + L, Di) begin with a state."""
     if lengths is None:
-        return y, inputs[:, length:].clone()  # not a view, which would keep x alive
-    last = lengths.to(x.device)[:, None] + torch.arange(past, device=x.device)  # (B, K-1)
-    return y, inputs.gather(1, last[..., None].expand(-1, -1, channels))
+        return inputs[:, inputs.shape[1] - past :].clone()  # a view would keep all inputs alive
+    last = lengths.to(inputs.device)[:, None] + torch.arange(past, device=inputs.device)
+    return inputs.gather(1, last[..., None].expand(-1, -1, inputs.shape[2]))
 
 
 def causal_conv1d_step(state, x, weight, bias, activation) -> Tensor:

@@ -1,0 +1,37 @@
+"""Turn a finished training run into the bundled demo model: half-precision weights, no encoder.
+
+    python tools/bundle_demo_model.py runs/demo-model/finetune/final vlmamba/assets/nano
+
+The encoder's weights come from their own package.  The configuration keeps float32: tensors are
+stored in 16 bits to be small, and computed with in 32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from vlmamba.checkpoints import load
+
+
+def main() -> None:
+    """Load, halve, save."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", help="`final` folder of a training run")
+    parser.add_argument("target", type=Path)
+    args = parser.parse_args()
+    model, processor = load(args.source, dtype=torch.float32)
+    model.half().save_pretrained(args.target)
+    processor.save_pretrained(args.target)
+    path = args.target / "config.json"
+    fields = json.loads(path.read_text()) | {"dtype": "float32"}
+    path.write_text(json.dumps(fields, indent=2) + "\n")
+    size = sum(file.stat().st_size for file in args.target.iterdir())
+    print(f"{args.target}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
