@@ -33,5 +33,16 @@ lint: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# The commands that made vlmamba/assets/nano.
+TRAIN = $(PY) -m vlmamba.train --preset nano+vss_l2+bsm --images $(DEMO_DATA) \
+  --features-cache $(DEMO_OUT)/features --resume auto
+demo-model: install
+	test -f $(DEMO_DATA)/finetune.json || \
+	  $(PY) -m vlmamba.data.demo --out $(DEMO_DATA) --images 12000 --captions 4000 --seed 0
+	$(TRAIN) --stage text --data $(DEMO_DATA)/text.txt $(DEMO_DATA)/finetune.json --out $(DEMO_OUT)/text
+	$(TRAIN) --stage pretrain --data $(DEMO_DATA)/pretrain.json --init $(DEMO_OUT)/text/final --out $(DEMO_OUT)/pretrain
+	$(TRAIN) --stage finetune --data $(DEMO_DATA)/finetune.json --init $(DEMO_OUT)/pretrain/final --out $(DEMO_OUT)/finetune
+	$(PY) tools/bundle_demo_model.py $(DEMO_OUT)/finetune/final vlmamba/assets/nano
+
 clean:
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -49,7 +49,7 @@ def read_json(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+        raise UserError(f"cannot read {path} as UTF-8 text: {error}") from error
     if not text.strip():
         raise UserError(f"{path} is empty")
     try:
@@ -84,7 +84,7 @@ def _parquet(path: Path, image_column: str) -> list[Row]:
     return rows
 
 
-def _table(path: Path, image_column: str) -> list[Row]:
+def read_table(path: Path) -> list[Row]:
     """A spreadsheet or separated text: every cell a string, an empty cell an empty string."""
     import pandas as pd
 
@@ -96,9 +96,15 @@ def _table(path: Path, image_column: str) -> list[Row]:
             frame = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", **options)
     except (OSError, ValueError, KeyError, BadZipFile) as error:  # parser errors: ValueError
         raise UserError(f"cannot read {path} as a table: {error}") from error
-    if image_column in frame:
-        frame[image_column] = [True if cell else None for cell in frame[image_column]]
     return frame.to_dict("records")
+
+
+def _table(path: Path, image_column: str) -> list[Row]:
+    rows = read_table(path)
+    for row in rows:
+        if image_column in row:
+            row[image_column] = True if row[image_column] else None
+    return rows
 
 
 def _kind(value: Any) -> str:

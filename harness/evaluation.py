@@ -1,7 +1,7 @@
 """From a model's answers to scores, files and the table on the terminal.
 
 `finish` scores every task, checks the scores against lmms-eval's own aggregates, and writes
-record.json, samples_TASK.jsonl and table.md into the run's folder.
+record.json, samples_TASK.jsonl, table.md and submission files into the run's folder.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from harness import records, tables
+from harness import records, submit, tables
 from harness.data_sources import Source
 from harness.engine import Answers
+from harness.judge import JUDGED, Judge
 from harness.lmms_model import UNREADABLE, VLMamba, model_sha256
 from harness.records import Sample, TaskResult
 from harness.rundir import AnswerJournal, RunFolder, digest
@@ -51,28 +53,35 @@ def load_model(args: argparse.Namespace, journal: AnswerJournal) -> VLMamba:
     return model
 
 
-def finish(
-    arguments: Arguments,
-    source: Source,
-    model: VLMamba,
-    answers: Sequence[Answers],
-    folder: RunFolder,
-    started: float,
-) -> None:
+@dataclass(frozen=True)
+class Run:
+    """What a run was asked to do, and where its files go."""
+
+    arguments: Arguments  # the command line's, as the record keeps them
+    source: Source
+    data: Mapping[str, Mapping[str, Any]]  # task -> which data, as `Source.describe` says
+    folder: RunFolder
+    submit_to: Path | None = None
+    judge: Judge | None = None
+
+
+def finish(run: Run, model: VLMamba, answers: Sequence[Answers], started: float) -> None:
     """Score, check against lmms-eval's own aggregates, write the files and print the table.
 
-    arguments: the command line's, as the record keeps them; started: perf_counter() at the start.
+    started: perf_counter() at the start.
     """
     results: list[TaskResult] = []
     checks: dict[str, str] = {}
     data: dict[str, dict[str, Any]] = {}
     for answer in answers:
-        result, samples = score(answer, arguments["protocol"], arguments["seed"])
+        result, samples = score(run, answer)
         results.append(result)
         asked = [[sample.question, sample.truth, sample.image] for sample in samples]
-        data[result.task] = source.describe(answer.task) | {"rows_digest": digest(asked)}
-        checks[result.task] = compare(result, answer.engine)
-        folder.write(f"samples_{result.task}.jsonl", records.samples_text(samples))
+        data[result.task] = {**run.data[result.task], "rows_digest": digest(asked)}
+        judged = run.judge is not None and result.task in JUDGED
+        checks[result.task] = "not made: a judge helped" if judged else compare(result, answer)
+        run.folder.write(f"samples_{result.task}.jsonl", records.samples_text(samples))
+    arguments, source = run.arguments, run.source
     title = title_line(arguments, source)
     record = {
         "schema": records.SCHEMA,
@@ -89,29 +98,51 @@ def finish(
         "timing": {**model.timing, "total_s": time.perf_counter() - started},
         "finished": records.now(),
     }
-    folder.write("record.json", records.record_text(record))
-    folder.write("table.md", tables.report(results, title, markdown=True))
-    report_to_terminal(model, checks, folder.path, tables.report(results, title))
+    run.folder.write("record.json", records.record_text(record))
+    run.folder.write("table.md", tables.report(results, title, markdown=True))
+    report_to_terminal(model, checks, run.folder.path, tables.report(results, title))
 
 
-def score(answer: Answers, protocol: str, seed: int) -> tuple[TaskResult, list[Sample]]:
-    """A task's scores and per-question lines."""
-    return records.score_task(
+def score(run: Run, answer: Answers) -> tuple[TaskResult, list[Sample]]:
+    """A task's scores and per-question lines; its submission file where one is due."""
+    result, samples = records.score_task(
         answer.task,
         answer.docs,
         [None if p == UNREADABLE else p for p in answer.predictions],
-        protocol,
+        run.arguments["protocol"],
         doc_ids=answer.doc_ids,
         image_keys=answer.image_keys,
-        seed=seed,
+        seed=run.arguments["seed"],
+        judge=run.judge,
     )
+    result.notes.extend(write_submission(run, answer, scored=bool(result.metrics)))
+    return result, samples
 
 
-def compare(result: TaskResult, engine: dict[str, float]) -> str:
+def write_submission(run: Run, answer: Answers, scored: bool) -> list[str]:
+    """Write the file for a benchmark's server, if asked to or without a score; and the notes on it.
+
+    A question whose image is unreadable gets an empty answer: servers want all questions.
+    """
+    name = submit.file_name(answer.task)
+    if name is None or (scored and run.submit_to is None):
+        return []
+    path = (run.submit_to or run.folder.path) / name
+    unreadable = answer.predictions.count(UNREADABLE)
+    predictions = ["" if text == UNREADABLE else text for text in answer.predictions]
+    submit.write(answer.task, answer.docs, predictions, path)
+    why = "" if scored else "no score is made here; "
+    notes = [f"{why}for the test server: {len(predictions)} answers in {path}"]
+    if unreadable:
+        notes.append(f"{unreadable} answers in it are empty: their images are unreadable")
+    return notes
+
+
+def compare(result: TaskResult, answer: Answers) -> str:
     """ "equal", or which of our metrics differ from lmms-eval's own aggregates."""
     different = [
         f"{name}: {result.metrics.get(name, math.nan)} here, {value} in lmms-eval"
-        for name, value in engine.items()
+        for name, value in answer.engine.items()
         if math.isfinite(value) != (name in result.metrics)
         or (name in result.metrics and not math.isclose(value, result.metrics[name], abs_tol=1e-9))
     ]
@@ -157,7 +188,7 @@ def report_to_terminal(model: VLMamba, checks: dict[str, str], out: Path, table:
     if len(model.events) > 5:
         print(f"note: and {len(model.events) - 5} more, see record.json", file=sys.stderr)
     for task, check in checks.items():
-        if check != "equal":
+        if check != "equal" and not check.startswith("not made"):
             print(f"warning: {task}: lmms-eval's aggregate differs: {check}", file=sys.stderr)
     print(table)
     resumed = model.timing["resumed_answers"]

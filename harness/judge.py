@@ -1,7 +1,7 @@
 """Scores that need a judge model behind an OpenAI-compatible endpoint.
 
     judge = Judge("https://api.openai.com/v1", model="gpt-4-0613", key_variable="OPENAI_API_KEY")
-    report = grade(tasks.load("mmvet"), docs, predictions, "paper", judge)
+    report = evaluate(tasks.load("mmvet"), docs, predictions, "paper", judge)
 
 MM-Vet: the judge grades every answer. MMBench: it names the option that an answer means where the
 rules find none. The key is read from an environment variable named by the caller, sent in the
@@ -79,12 +79,13 @@ class Judge:
         request = urllib.request.Request(
             f"{self.url.rstrip('/').removesuffix('/chat/completions')}/chat/completions",
             data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json", **self._authorization()},
+            headers={"Content-Type": "application/json", **self.authorization()},
             method="POST",
         )
         return self._reply(self._send(request))
 
-    def _authorization(self) -> dict[str, str]:
+    def authorization(self) -> dict[str, str]:
+        """The header that carries the key. Raises UserError if its variable holds none."""
         if self.key_variable is None:
             return {}
         key = os.environ.get(self.key_variable, "").strip()
@@ -149,21 +150,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--judge-key-env", metavar="VAR", help="environment variable that holds the judge's key")
 
 
-def from_arguments(args: argparse.Namespace) -> Judge | None:
-    """The judge that the options name; None without --judge."""
+def from_arguments(args: argparse.Namespace, tasks: Sequence[Benchmark]) -> Judge | None:
+    """The judge that the options name; None without --judge.
+
+    Raises UserError when none of the tasks has a use for it, or its key is not there.
+    """
     if args.judge is None:
         return None
-    return Judge(args.judge, args.judge_model, args.judge_key_env)
+    if not any(task.name in JUDGED for task in tasks):
+        names = ", ".join(repr(task.name) for task in tasks)
+        raise UserError(f"{names} needs no judge; --judge is for {' and '.join(sorted(JUDGED))}")
+    judge = Judge(args.judge, args.judge_model, args.judge_key_env)
+    judge.authorization()
+    return judge
 
 
-def grade(
-    task: Benchmark, docs: Sequence[Doc], predictions: Sequence[str], protocol: str, judge: Judge
+def evaluate(
+    task: Benchmark,
+    docs: Sequence[Doc],
+    predictions: Sequence[str],
+    protocol: str,
+    judge: Judge | None = None,
 ) -> Report:
-    """`task.evaluate` with the judge's help. Raises UserError for a task that has no use for it."""
-    if task.name not in JUDGED:
-        raise UserError(
-            f"task {task.name!r} needs no judge; --judge is for {' and '.join(sorted(JUDGED))}"
-        )
+    """`task.evaluate`, with the judge's help where there is a judge and the task has use for it."""
+    if judge is None or task.name not in JUDGED:
+        return task.evaluate(docs, predictions, protocol)
     return JUDGED[task.name](task, docs, predictions, protocol, judge)
 
 

@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness import judge as judging
+from harness.judge import Judge
 from harness.stats import Interval, intervals
 from tasks.common import Benchmark, Case
 
@@ -86,13 +88,18 @@ def score_task(
     doc_ids: Sequence[int] | None = None,
     image_keys: Sequence[str | None] | None = None,
     seed: int = 0,
+    judge: Judge | None = None,
 ) -> tuple[TaskResult, list[Sample]]:
-    """Scores, intervals and per-sample lines. A prediction of None: the image was unreadable."""
+    """Scores, intervals and per-sample lines. A prediction of None: the image was unreadable.
+
+    `judge` helps with the tasks that need a model to grade or read answers.
+    """
     doc_ids = range(len(docs)) if doc_ids is None else doc_ids
     image_keys = [None] * len(docs) if image_keys is None else image_keys
     readable = [row for row, prediction in enumerate(predictions) if prediction is not None]
     kept_docs = [docs[row] for row in readable]
-    report = task.evaluate(kept_docs, [p for p in predictions if p is not None], protocol)
+    answers = [prediction for prediction in predictions if prediction is not None]
+    report = judging.evaluate(task, kept_docs, answers, protocol, judge)
     cases: dict[int, Case | None] = dict(zip(readable, report.cases, strict=True))
     reasons = task.exclude(kept_docs, protocol)
     excluded = dict(report.excluded)

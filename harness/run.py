@@ -4,9 +4,11 @@
     python -m harness.run --tasks pope --style heldout --blind    # text-only control, new styles
     python -m harness.run --tasks all --model ORG/NAME --data hub --dtype bfloat16
     python -m harness.run --tasks mme --data my_data --protocol lmms --limit 100
+    python -m harness.run --tasks vqav2 --model ORG/NAME --data hub --split testdev --submit sent
 
 Writes record.json, table.md and samples_TASK.jsonl under --out. Interrupted, the same command
-continues from the answers that are already there.
+continues from the answers that are already there. A benchmark that gets no score here (its truth
+is hidden, or it needs a judge model) leaves the file that its test server takes.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import tasks
+from harness import judge as judging
+from harness import submit
 from harness.cli import cli
 from harness.data_sources import STYLES, Source
 from harness.rundir import AnswerJournal, RunFolder
@@ -29,10 +33,12 @@ from tasks.errors import UserError, unknown
 
 BACKENDS = ("auto", "reference", "torch", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+BUNDLED_MODELS = ("nano", "demo")  # vlmamba.checkpoints knows them too, but comes with torch
 # arguments that a record keeps and `--from-record` takes up again
 KEPT = (
-    *("tasks", "model", "revision", "data", "style", "protocol", "limit", "batch_size"),
-    *("blind", "dtype", "device", "backend", "seed"),
+    *("tasks", "model", "revision", "data", "style", "split", "data_id", "data_revision"),
+    *("protocol", "limit", "batch_size", "blind", "dtype", "device", "backend", "seed"),
+    *("judge", "judge_model", "judge_key_env"),
 )
 
 
@@ -56,8 +62,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--tasks", help=f"comma-separated, or all: {', '.join(tasks.NAMES)}")
     add("--model", default="nano", help="nano (bundled demo), a checkpoint folder, or a hub id")
     add("--revision", help="revision of a hub model")
-    add("--data", default="demo", help="demo, hub, or a folder with TASK.parquet files")
+    add("--data", default="demo", help="demo, hub, or a folder with files such as TASK.parquet")
     add("--style", help=f"demo data only: {', '.join(STYLES)} (default: seen)")
+    add("--split", help="another split than the task's, such as testdev for vqav2")
+    add("--data-id", metavar="ORG/NAME", help="hub data only: another data set of one task")
+    add("--data-revision", metavar="REV", help="hub data only: branch, tag or commit")
     add("--protocol", default="paper", help="paper (LLaVA-1.5's scripts) or lmms (lmms-eval's)")
     add("--limit", type=int, help="only the first N questions of each task")
     add("--batch-size", type=int, default=32, help="questions decoded together (default: 32)")
@@ -67,6 +76,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--backend", default="auto", help=f"selective scan: {', '.join(BACKENDS)}")
     add("--seed", type=int, default=0, help="seed of the bootstrap and of all generators")
+    add("--submit", type=Path, metavar="DIR", help="write the test servers' files here")
+    judging.add_arguments(parser)
     add("--from-record", type=Path, metavar="FILE", help="take the arguments of a record.json")
     add("--verbose", action="store_true", help="show lmms-eval's log and progress bars")
     return parser
@@ -90,14 +101,28 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             raise UserError(f"--{name.replace('_', '-')} is {value}; expected at least 1")
     if not 0 <= args.seed < 2**32:
         raise UserError(f"--seed is {args.seed}; expected 0 to {2**32 - 1}")
+    check_model(args.model)
     return args
+
+
+def check_model(name: str) -> None:
+    """Raise UserError for a name that is no bundled model, no folder and no hub id.
+
+    The model package says the same, but only once torch is loaded.
+    """
+    hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    if name not in BUNDLED_MODELS and not Path(name).is_dir() and not hub_id:
+        raise UserError(
+            f"{unknown('model', name, BUNDLED_MODELS)} (or an existing folder, or a hub id "
+            "ORGANISATION/NAME)"
+        )
 
 
 def read_arguments(path: Path) -> dict[str, Any]:
     """The arguments that a record was made with. Raises UserError for any other file."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))["arguments"]
-        return {name: kept[name] for name in KEPT}
+        return {"tasks": kept["tasks"]} | {name: kept[name] for name in KEPT if name in kept}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a record.json of harness.run: {error!r}") from error
 
@@ -115,7 +140,23 @@ def choose_tasks(names: str, source: Source) -> list[Benchmark]:
     chosen = [tasks.load(name) for name in dict.fromkeys(wanted)]
     for task in chosen:
         source.check(task)
+    if source.dataset and len(chosen) > 1:
+        raise UserError(f"--data-id {source.dataset} is one data set; give one task in --tasks")
     return chosen
+
+
+def make_submit_folder(folder: Path, chosen: Sequence[Benchmark]) -> None:
+    """Create the folder for submission files, before anything slow.
+
+    Raises UserError where no chosen task has a test server, or the folder cannot be made.
+    """
+    if not any(map(submit.file_name, chosen)):
+        with_server = ", ".join(n for n in tasks.NAMES if submit.file_name(tasks.load(n)))
+        raise UserError(f"--submit: no chosen task has a test server; these do: {with_server}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
 
 
 def default_out(args: argparse.Namespace, source: Source, chosen: Sequence[Benchmark]) -> Path:
@@ -141,8 +182,17 @@ def stay_offline(args: argparse.Namespace, source: Source) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = parse(argv)
-    source = Source.parse(args.data, args.style)
+    source = Source.parse(
+        args.data,
+        args.style,
+        split=args.split,
+        dataset=args.data_id,
+        revision=args.data_revision,
+    )
     chosen = choose_tasks(args.tasks, source)
+    judge = judging.from_arguments(args, chosen)
+    if args.submit:
+        make_submit_folder(args.submit, chosen)
     out = args.out or default_out(args, source, chosen)
     stay_offline(args, source)
     started = time.perf_counter()
@@ -157,7 +207,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             answers = engine.run(model, rows, args.protocol, limit=args.limit, seed=args.seed)
         if answers is not None:  # every rank but the first is done
             arguments = {name: getattr(args, name) for name in KEPT}
-            evaluation.finish(arguments, source, model, answers, folder, started)
+            data = {task.name: source.describe(task, table) for task, table in rows}
+            run = evaluation.Run(arguments, source, data, folder, args.submit, judge)
+            evaluation.finish(run, model, answers, started)
     return 0
 
 

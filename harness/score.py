@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         submit.write(task, [row.doc for row in rows], [row.prediction for row in rows], args.submit)
         print(f"written to {args.submit}: {len(rows)} answers")
         return 0
-    judge = judging.from_arguments(args)
+    judge = judging.from_arguments(args, [task])
     report = score(task, rows, args.protocol, judge)
     print(summary(task, report, args.protocol, missing))
     if args.compare:
@@ -114,10 +114,7 @@ def score(
 ) -> Report:
     """The report of all rows. Raises UserError if none of them can be scored."""
     docs, predictions = [row.doc for row in rows], [row.prediction for row in rows]
-    if judge:
-        report = judging.grade(task, docs, predictions, protocol, judge)
-    else:
-        report = task.evaluate(docs, predictions, protocol)
+    report = judging.evaluate(task, docs, predictions, protocol, judge)
     if report.n == 0:
         reasons = "; ".join(f"{count}: {reason}" for reason, count in report.excluded.items())
         raise UserError(f"{task.name}: none of {len(rows)} rows can be scored ({reasons})")

@@ -16,7 +16,10 @@ from typing import Any
 from tasks.common import Benchmark, Doc
 from tasks.errors import UserError
 
-SPREADSHEETS = ("mmbench",)
+
+def file_name(task: Benchmark) -> str | None:
+    """What a submission file is called in a folder; None for a benchmark without a test server."""
+    return f"{task.name}_submission{task.submission_suffix}" if task.submission_suffix else None
 
 
 def write(task: Benchmark, docs: Sequence[Doc], predictions: Sequence[str], path: Path) -> None:
@@ -25,7 +28,7 @@ def write(task: Benchmark, docs: Sequence[Doc], predictions: Sequence[str], path
     Raises UserError for a benchmark without one, a wrong suffix, or a place that is not writable.
     """
     content = task.submission(docs, predictions)
-    suffix = ".xlsx" if task.name in SPREADSHEETS else ".json"
+    suffix = task.submission_suffix
     if path.suffix != suffix:
         raise UserError(f"the {task.name} submission is a {suffix} file, but --submit is {path}")
     try:

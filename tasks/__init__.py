@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
 from tasks.common import Benchmark
 from tasks.errors import unknown
 
-NAMES = (
-    "pope",
-    "mme",
-    "vqav2",
-    "gqa",
-    "scienceqa",
-    "textvqa",
-    "mmbench",
-    "coco_cap",
-    "mmvet",
-    "easy_vqa",
-)
+NAMES = tuple(sorted(file.parent.name for file in Path(__file__).parent.glob("*/__init__.py")))
 
 
 def load(name: str) -> Benchmark:

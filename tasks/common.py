@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from tasks.errors import UserError, unknown
 
@@ -19,6 +19,7 @@ SHORT_ANSWER = "Answer the question using a single word or phrase."
 OPTION_LETTER = "Answer with the option's letter from the given choices directly."
 
 Doc = Mapping[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,18 @@ class Hub:
 
 
 @dataclass(frozen=True)
+class PerProtocol(Generic[T]):
+    """A setting that the protocols do not share."""
+
+    paper: T
+    lmms: T
+
+    def under(self, protocol: str) -> T:
+        """The setting under one protocol."""
+        return getattr(self, protocol)
+
+
+@dataclass(frozen=True)
 class Report:
     """Scores of a set of answers. `cases` follows `docs`; an excluded row has no case (None)."""
 
@@ -65,15 +78,17 @@ class Benchmark(ABC):
     points: bool = False  # True: metrics are totals (MME), else fractions 0..1
     columns: tuple[str, ...]  # columns a document must have, besides the image
     image_column: str = "image"
+    image_id_column: str | None = None  # names a row's image in `image_hub`, a second table
+    image_hub: Hub | None = None
+    cluster_columns: tuple[str, ...] = ("image_source", "question_id")
     hub: Hub
+    token_limits: PerProtocol[int]  # how long an answer may get
+    stops = PerProtocol[tuple[str, ...]](paper=(), lmms=("\n\n",))  # see `stop`
+    submission_suffix: str | None = None  # of the file that the benchmark's test server takes
 
     @abstractmethod
     def prompt(self, doc: Doc, protocol: str) -> str:
         """The text after "<image>\\n" in the user's turn."""
-
-    @abstractmethod
-    def max_new_tokens(self, protocol: str) -> int:
-        """Answer length limit in tokens."""
 
     @abstractmethod
     def truth(self, doc: Doc) -> Any:
@@ -92,9 +107,18 @@ class Benchmark(ABC):
         A metric that these documents say nothing about (an absent category) is left out.
         """
 
+    def max_new_tokens(self, protocol: str) -> int:
+        """Answer length limit in tokens."""
+        return self.token_limits.under(protocol)
+
+    def stop(self, protocol: str) -> tuple[str, ...]:
+        """Strings that end an answer (the answer is cut before the first one)."""
+        return self.stops.under(protocol)
+
     def cluster(self, doc: Doc) -> str:
         """Key of the resampling unit for intervals: questions that share it are not independent."""
-        return str(doc.get("image_source") or doc.get("question_id") or id(doc))
+        named = (doc[c] for c in self.cluster_columns if doc.get(c) not in (None, ""))
+        return str(next(named, id(doc)))
 
     def exclude(self, docs: Sequence[Doc], protocol: str) -> dict[int, str]:
         """Row index -> reason, for rows that cannot be scored (half a pair, missing truth...)."""
@@ -109,15 +133,11 @@ class Benchmark(ABC):
         return {key: value for key, value in doc.items() if key != self.image_column}
 
     def submission(self, docs: Sequence[Doc], predictions: Sequence[str]) -> Any:
-        """What the benchmark's test server takes: JSON content, or a list of rows.
+        """What the benchmark's test server takes: JSON content, or a list of rows for a sheet.
 
         Raises UserError for a benchmark that has no server, which is the default.
         """
         raise UserError(f"task {self.name!r} has no test server and no submission file")
-
-    def stop(self, protocol: str) -> tuple[str, ...]:
-        """Strings that end an answer (the answer is cut before the first one)."""
-        return ()
 
     def images(self, doc: Doc) -> list:
         """The document's PIL images, RGB; empty for a text-only document."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
+from statistics import fmean
 
-from tasks.common import Doc
+from tasks.common import SHORT_ANSWER, Benchmark, Case, Doc, PerProtocol
 
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -32,10 +33,34 @@ def _lower_without_punctuation(text: str) -> str:
     return lower.translate(NO_PUNCTUATION).rstrip("\0")
 
 
-def missing_answers(docs: Sequence[Doc]) -> dict[int, str]:
-    """Row -> reason for the rows whose "answer" is hidden, empty or not text."""
-    return {
-        row: "no reference answer"
-        for row, doc in enumerate(docs)
-        if not (isinstance(doc["answer"], str) and doc["answer"].strip())
-    }
+class ExactMatch(Benchmark):
+    """A benchmark of short answers with one reference each, right or wrong."""
+
+    headline = "accuracy"
+    metrics = ("accuracy",)
+    columns = ("question", "answer")
+    token_limits = PerProtocol(paper=128, lmms=16)
+
+    def prompt(self, doc: Doc, protocol: str) -> str:
+        return f"{doc['question']}\n{SHORT_ANSWER}"
+
+    def truth(self, doc: Doc) -> str | None:
+        """The reference; None where it is hidden, empty or not text."""
+        answer = doc["answer"]
+        return answer if isinstance(answer, str) and answer.strip() else None
+
+    def exclude(self, docs: Sequence[Doc], protocol: str) -> dict[int, str]:
+        return {
+            row: "no reference answer" for row, doc in enumerate(docs) if self.truth(doc) is None
+        }
+
+    def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
+        answer = parse(prediction, protocol)
+        truth = self.truth(doc)
+        right = None if truth is None else float(answer == comparable(truth, protocol))
+        return Case(right, answer or None)
+
+    def aggregate(
+        self, docs: Sequence[Doc], cases: Sequence[Case], protocol: str
+    ) -> dict[str, float]:
+        return {"accuracy": fmean(case.score or 0.0 for case in cases)}

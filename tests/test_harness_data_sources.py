@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import datasets
@@ -13,6 +14,7 @@ from harness.data_sources import DEMO_LABEL, Source, without_images
 from tasks.errors import UserError
 
 POPE, MME = tasks.load("pope"), tasks.load("mme")
+GQA, MMBENCH = tasks.load("gqa"), tasks.load("mmbench")
 
 
 def folder(path) -> Source:
@@ -30,6 +32,10 @@ def test_demo_and_styles():
     ):
         with pytest.raises(UserError, match=message):
             Source.parse(*arguments)
+    with pytest.raises(UserError, match="--data-revision needs --data hub"):
+        Source.parse("demo", revision="v1")
+    with pytest.raises(UserError, match="--split testdev needs --data hub or a folder"):
+        Source.parse("demo", split="testdev")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +91,7 @@ def test_missing_image_column_is_named(tmp_path):
 
 def test_column_of_the_wrong_type_is_named(tmp_path):
     write_parquet([{**row, "question": 5} for row in pope_rows()], tmp_path / "pope.parquet")
-    with pytest.raises(UserError, match=r"pope: row 1 cannot be used.*question"):
+    with pytest.raises(UserError, match=r"pope: row 1 .*column 'question' is 5"):
         folder(tmp_path).load(POPE, "paper")
     datasets.Dataset.from_list([{**row, "image": 3} for row in pope_rows()]).to_parquet(
         tmp_path / "pope.parquet"
@@ -113,11 +119,11 @@ def test_truncated_parquet(tmp_path):
     ("text", "message"),
     [
         (b"{", "line 1 is not JSON"),
-        (b"[1, 2]", "line 1 is not a JSON object"),
-        (b'{"question": "a"}', "line 1: no column 'answer'"),
+        (b"[1, 2]", "entry 1 is a number, expected a JSON object"),
+        (b'{"question": "a"}', "row 1: no column 'answer'"),
         (b"\xff\xfe{}", "as UTF-8"),
         (b"[" * 100_000, "line 1 is not JSON"),
-        (b"", "has no rows"),
+        (b"", "is empty"),
     ],
 )
 def test_broken_jsonl(tmp_path, text, message):
@@ -131,7 +137,7 @@ def test_jsonl_with_mixed_types(tmp_path):
     for row, answer in zip(rows, ["yes", 3, ["no"]] * 2, strict=True):
         row |= {"image": None, "answer": answer}
     (tmp_path / "pope.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(UserError, match="mixes types"):
+    with pytest.raises(UserError, match="column 'answer' mixes types"):
         folder(tmp_path).load(POPE, "paper")
 
 
@@ -163,3 +169,138 @@ def test_hub_without_a_network_is_one_line(monkeypatch):
     ) as error:
         Source.parse("hub").load(POPE, "paper")
     assert "\n" not in str(error.value)
+
+
+def test_shards_are_joined_and_a_missing_one_is_named(tmp_path):
+    for shard in range(2):
+        path = tmp_path / f"pope-0000{shard}-of-00002.parquet"
+        write_parquet(pope_rows(images=1 + shard), path)
+    assert len(folder(tmp_path).load(POPE, "paper")) == 18
+    path.unlink()
+    with pytest.raises(UserError, match="pope: 1 of 2 parquet shards are there"):
+        folder(tmp_path).load(POPE, "paper")
+
+
+def test_another_split_is_taken_by_name_only(tmp_path):
+    (tmp_path / "pope").mkdir()
+    write_parquet(pope_rows(), tmp_path / "pope" / "train.parquet")
+    with pytest.raises(UserError, match=r"has files of split train, not of test.*--split"):
+        folder(tmp_path).load(POPE, "paper")
+    source = Source.parse(str(tmp_path), split="train")
+    assert len(source.load(POPE, "paper")) == 24
+    assert source.name.endswith("-train")
+
+
+def test_line_separators_inside_a_string_do_not_end_a_row(tmp_path):
+    rows = [{**row, "image": None, "question": "Is\u2028it\x85?"} for row in pope_rows()]
+    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "pope.jsonl").write_text(text, encoding="utf-8")
+    assert folder(tmp_path).load(POPE, "paper")[3]["question"] == "Is\u2028it\x85?"
+
+
+def test_json_array_in_a_folder_of_its_own_with_images(tmp_path):
+    (tmp_path / "mme" / "images").mkdir(parents=True)
+    (tmp_path / "mme" / "images" / "dog.png").write_bytes(png((1, 2, 3)))
+    rows = [{**row, "image": "dog.png"} for row in mme_rows()]
+    (tmp_path / "mme" / "test.json").write_text(json.dumps(rows))
+    path = folder(tmp_path).load(MME, "paper")[0]["image"]["path"]
+    assert path == str(tmp_path / "mme" / "images" / "dog.png")
+
+
+def mmbench_tsv(path) -> None:
+    """MMBench as published: images in base64, a rotation that refers to the first row's image."""
+    image = base64.b64encode(png((9, 9, 9))).decode()
+    first, last = ("index", "question", "hint"), ("answer", "category", "image", "l2-category")
+    columns = [*first, *"ABCD", *last, "split"]
+    question, hint = '"What\nis ""it""?"', ""
+    rows = [
+        [7, question, hint, "cat", "None", "", "", "A", "c", image, "l2", "dev"],
+        [1_000_007, question, hint, "None", "cat", "", "", "B", "c", "7", "l2", "dev"],
+        [8, "Which?", "Look.", "1", "2", "3", "", "C", "c", "no image", "l2", "dev"],
+    ]
+    lines = ["\t".join(map(str, row)) for row in [columns, *rows]]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_mmbench_as_published(tmp_path):
+    mmbench_tsv(tmp_path / "MMBench_DEV_EN.tsv")
+    rows = folder(tmp_path).load(MMBENCH, "paper")
+    assert [row["image"]["bytes"] for row in rows][:2] == [png((9, 9, 9))] * 2
+    assert rows[2]["image"]["bytes"] == b"no image"  # counted as unreadable in its turn
+    assert MMBENCH.prompt(rows[0], "paper").startswith('What\nis "it"?\nA. cat\n')
+    assert MMBENCH.options(rows[0]) == {"A": "cat", "B": "None"}
+    report = MMBENCH.evaluate(rows.to_list()[:2], ["A", "B"], "paper")
+    assert report.metrics == {"accuracy": 1.0, "vanilla_accuracy": 1.0, "l2/accuracy": 1.0}
+    mmbench_tsv(tmp_path / "mmbench_dev_20230712.tsv")
+    with pytest.raises(UserError, match="several tables"):
+        folder(tmp_path).load(MMBENCH, "paper")
+
+
+def gqa_tables(root) -> None:
+    """GQA as published: questions point into a table of images."""
+    for name in ("testdev_balanced_instructions", "testdev_balanced_images"):
+        (root / "GQA" / name).mkdir(parents=True)
+    questions = [
+        {"question": "What is it?", "answer": "dog", "imageId": f"n{i % 2}", "isBalanced": True}
+        for i in range(4)
+    ]
+    datasets.Dataset.from_list(questions).to_parquet(
+        root / "GQA/testdev_balanced_instructions/testdev-00000-of-00001.parquet"
+    )
+    images = [{"id": f"n{i}", "image": {"bytes": png((i, i, i)), "path": None}} for i in range(2)]
+    write_parquet(images, root / "GQA/testdev_balanced_images/testdev-00000-of-00001.parquet")
+
+
+def test_gqa_as_published(tmp_path):
+    gqa_tables(tmp_path)
+    rows = folder(tmp_path).load(GQA, "paper")
+    assert [row["image"]["bytes"] for row in rows] == [png((i % 2,) * 3) for i in range(4)]
+    assert "image" not in without_images(rows)[0]
+    images = tmp_path / "GQA/testdev_balanced_images/testdev-00000-of-00001.parquet"
+    write_parquet([{"id": "n0", "image": None}], images)
+    with pytest.raises(UserError, match="imageId 'n1' .*is not among the 1 images"):
+        folder(tmp_path).load(GQA, "paper")
+    images.unlink()
+    with pytest.raises(UserError, match="no testdev_balanced_images/ folder"):
+        folder(tmp_path).load(GQA, "paper")
+
+
+def test_easy_vqa_on_the_hub_is_its_package(tmp_path, monkeypatch):
+    import vlmamba.data.demo.benchmarks as demo
+
+    row = {"question": "is it red?", "answer": "yes", "image_id": 1, "question_id": 1}
+    write_parquet([{**row, "image": None}], tmp_path / "easy_vqa.parquet")
+    monkeypatch.setattr(demo, "demo_benchmark", lambda task, split: tmp_path)
+    task = tasks.load("easy_vqa")
+    rows = Source.parse("hub").load(task, "paper")
+    terms = Source.parse("hub").describe(task, rows)
+    assert (terms["path"], terms["revision"]) == ("easy-vqa", "1.0")
+
+
+def test_hub_data_are_described_by_the_commit_they_came_from(monkeypatch):
+    asked = []
+    sha = "0123456789abcdef0123456789abcdef01234567"
+
+    def load_dataset(path, name, split, revision):
+        asked.append((path, name, split, revision))
+        rows = datasets.Dataset.from_list(pope_rows())
+        rows.info.download_checksums = {f"hf://datasets/{path}@{sha}/data/test.parquet": {}}
+        return rows
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    source = Source.parse("hub", split="dev", dataset="lmms-lab-encoder/POPE", revision="v2")
+    terms = source.describe(POPE, source.load(POPE, "paper"))
+    assert asked == [("lmms-lab-encoder/POPE", None, "dev", "v2")]
+    assert terms == {
+        "source": "hub-dev",
+        "path": "lmms-lab-encoder/POPE",
+        "name": None,
+        "split": "dev",
+        "revision": sha,
+    }
+
+
+def test_a_folder_is_described_by_its_files(tmp_path):
+    write_parquet(pope_rows(), tmp_path / "pope.parquet")
+    source = folder(tmp_path)
+    assert source.describe(POPE, source.load(POPE, "paper"))["files"] == ["pope.parquet"]

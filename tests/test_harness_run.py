@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from harness_world import mme_rows, png, pope_rows, write_parquet
 
-from harness import lmms_model
+from harness import judge as judging
+from harness import lmms_model, run
 from harness.lmms_model import VLMamba
 from harness.run import main
+from vlmamba.checkpoints import NAMES
 from vlmamba.generation import GroupedGenerator
 
 
@@ -79,7 +84,7 @@ def test_run_writes_record_samples_and_table(world, capsys):
     shown = capsys.readouterr().out
     assert "protocol paper" in shown
     assert "mme by part" in shown
-    assert "absent from the data: count" in shown
+    assert "absent from the answered rows: count" in shown
     assert "| pope | f1 |" in read(world, "table.md")
 
 
@@ -256,7 +261,7 @@ def test_mistakes_are_one_line_and_code_2(world, capsys, monkeypatch, extra, mes
 
 def test_no_tasks_at_all_lists_them(capsys):
     assert main([]) == 2
-    assert "--tasks is missing; give some of pope, mme" in capsys.readouterr().err
+    assert "--tasks is missing; give some of coco_cap, easy_vqa" in capsys.readouterr().err
 
 
 def test_pickled_checkpoint_is_refused(world, capsys):
@@ -264,3 +269,89 @@ def test_pickled_checkpoint_is_refused(world, capsys):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert main(command(world)) == 2
     assert "pytorch_model.bin is a pickled checkpoint" in capsys.readouterr().err
+
+
+def captions_without_truth(world: dict[str, str]) -> list[dict]:
+    rows = [
+        {"question_id": f"COCO_test2014_{i:012}.jpg", "answer": None, "image": row["image"]}
+        for i, row in enumerate(pope_rows(images=2, questions=1))
+    ]
+    rows[1]["image"] = {"bytes": b"broken", "path": None}
+    write_parquet(rows, Path(world["data"]) / "coco_cap.parquet")
+    return rows
+
+
+def test_hidden_truth_leaves_the_test_servers_file(world, capsys):
+    rows = captions_without_truth(world)
+    assert main(command(world, tasks="pope,coco_cap")) == 0
+    sent = json.loads(read(world, "coco_cap_submission.json"))
+    assert [entry["image_id"] for entry in sent] == list(range(len(rows)))
+    assert sent[1]["caption"] == ""
+    assert sent[0]["caption"]
+    table = read(world, "table.md")
+    assert "coco_cap: no score is made here; for the test server: 6 answers in" in table
+    assert "1 answers in it are empty: their images are unreadable" in table
+    assert not (Path(world["out"]) / "pope_submission.json").exists()
+
+
+def test_submission_folder(world, tmp_path, capsys):
+    captions_without_truth(world)
+    assert main(command(world, "--submit", str(tmp_path / "sent"), tasks="coco_cap,pope")) == 0
+    assert [file.name for file in (tmp_path / "sent").iterdir()] == ["coco_cap_submission.json"]
+    assert main(command(world, "--submit", str(tmp_path / "sent"), tasks="pope")) == 2
+    assert "no chosen task has a test server; these do: coco_cap" in capsys.readouterr().err
+
+
+def test_a_judge_grades_in_a_run(world, monkeypatch):
+    rows = [
+        {
+            "question_id": f"v1_{i}",
+            "question": "Who?",
+            "answer": "a dog",
+            "capability": "rec",
+            "image": row["image"],
+        }
+        for i, row in enumerate(pope_rows(images=2, questions=1))
+    ]
+    write_parquet(rows, Path(world["data"]) / "mmvet.parquet")
+    monkeypatch.setattr(judging.Judge, "ask", lambda self, prompt, **_: "0.5")
+    judge = ("--judge", "http://localhost:1/v1", "--judge-model", "fake")
+    assert main(command(world, *judge, tasks="mmvet,mme")) == 0
+    record = json.loads(read(world, "record.json"))
+    assert record["tasks"]["mmvet"]["metrics"]["score"]["value"] == 0.5
+    assert record["tasks"]["mmvet"]["notes"] == ["graded by fake"]
+    assert record["arguments"]["judge_model"] == "fake"
+    assert record["lmms_eval_check"] == {"mmvet": "not made: a judge helped", "mme": "equal"}
+    assert main(command(world, *judge, tasks="mme")) == 2
+
+
+def test_gqas_two_tables_run(world):
+    root = Path(world["data"]) / "GQA"
+    names = ("testdev_balanced_instructions", "testdev_balanced_images")
+    for name in names:
+        (root / name).mkdir(parents=True)
+    images = [{"id": str(i), "image": row["image"]} for i, row in enumerate(pope_rows()[:8:2])]
+    questions = [{"question": "Who?", "answer": "dog", "imageId": str(i % 4)} for i in range(8)]
+    tables = [datasets.Dataset.from_list(questions), datasets.Dataset.from_list(images)]
+    for name, table in zip(names, tables, strict=True):
+        table.to_parquet(root / name / "testdev-00000-of-00001.parquet")
+    assert main(command(world, tasks="gqa")) == 0
+    samples = lines(world, "gqa")
+    assert len({sample["image"] for sample in samples}) == 4
+    assert json.loads(read(world, "record.json"))["timing"]["images"] == 4
+
+
+def test_unknown_model_is_refused_before_torch_is_loaded():
+    assert set(run.BUNDLED_MODELS) == set(NAMES)
+    code = (
+        "import sys; from harness.run import main; "
+        "sys.exit(10 * main(['--tasks', 'pope', '--model', 'nanoo']) + ('torch' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 20
+    assert "unknown model 'nanoo'; known, nearest first: nano" in done.stderr
+
+
+def test_data_id_is_for_one_task(capsys):
+    assert main(["--tasks", "pope,mme", "--data", "hub", "--data-id", "a/b"]) == 2
+    assert "--data-id a/b is one data set; give one task" in capsys.readouterr().err

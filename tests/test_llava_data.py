@@ -183,7 +183,7 @@ def test_collate_pads_right_and_keeps_broken_samples_out(tmp_path, images, proce
         0 if short is not examples[1] and len(examples[0].input_ids) == len(short.input_ids) else 1
     )
     ids, labels = batch.inputs["input_ids"], batch.inputs["labels"]
-    assert ids.shape == labels.shape == (2, len(long.input_ids))
+    assert ids.shape == labels.shape == (2, 64 * -(-len(long.input_ids) // 64))
     assert ids[row, len(short.input_ids) :].unique().tolist() in ([], [0])
     assert (labels[row, len(short.input_ids) :] == collate.IGNORE).all()
     assert batch.inputs["pixel_values"].shape == (1, 3, 28, 28)

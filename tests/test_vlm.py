@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,12 @@ from conftest import tiny_config
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
-import vlmamba  # noqa: F401
+import vlmamba
 from vlmamba.checkpoints import load
 from vlmamba.config import VLMambaConfig
 from vlmamba.errors import UserError
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
-from vlmamba.processing import SYSTEM
+from vlmamba.processing import SYSTEM, build_image_processor
 
 
 def picture(seed: int, size=(40, 30)) -> Image.Image:
@@ -139,6 +141,28 @@ def test_the_demo_encoder_is_left_out_of_checkpoints(tmp_path, processor):
     pixels = torch.randn(1, 3, 224, 224)
     assert torch.equal(loaded.encode_images(pixels), model.encode_images(pixels))
     assert (tmp_path / "model.safetensors").stat().st_size < 3e6
+
+
+def test_the_demo_encoder_ignores_its_batch_even_in_training():
+    model = VLMambaForConditionalGeneration(tiny_config(vision_config=None))  # never put in eval
+    model.vision_encoder.load_pretrained()
+    pixels = torch.randn(3, 3, 224, 224)
+    with torch.no_grad():
+        together, alone = model.encode_images(pixels), model.encode_images(pixels[:1])
+        assert torch.allclose(together[:1], alone, atol=1e-4)
+        assert torch.equal(model.train().encode_images(pixels), together)
+
+
+def test_the_demo_encoders_features_are_standardised():
+    """The channel moments are derived from batch-norm parameters; photographs must agree."""
+    model = VLMambaForConditionalGeneration(tiny_config(vision_config=None))
+    model.vision_encoder.load_pretrained()
+    folder = Path(vlmamba.__file__).parent / "assets" / "backgrounds"
+    photos = [Image.open(path).convert("RGB").resize((224, 224)) for path in folder.glob("*.jpg")]
+    pixels = build_image_processor(model.config.vision_config)(photos, return_tensors="pt")
+    with torch.no_grad():
+        features = model.encode_images(pixels["pixel_values"])
+    assert abs(features.mean()) < 0.3 and 0.5 < features.std() < 2
 
 
 def test_the_chat_template_is_vicuna_v1(processor):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tasks.coco_cap import scorer
-from tasks.common import Benchmark, Case, Doc, Hub, Report, lmms_eval_functions
+from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, Report, lmms_eval_functions
 from tasks.errors import UserError
 
 
@@ -19,18 +19,12 @@ class CocoCaptions(Benchmark):
     metrics = ("CIDEr", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE_L")
     columns = ("answer",)
     hub = Hub("lmms-lab/COCO-Caption2017", split="val")
+    cluster_columns = ("question_id",)
+    token_limits = PerProtocol(paper=64, lmms=64)
+    submission_suffix = ".json"
 
     def prompt(self, doc: Doc, protocol: str) -> str:
         return "Provide a one-sentence caption for the provided image."
-
-    def max_new_tokens(self, protocol: str) -> int:
-        return 64
-
-    def stop(self, protocol: str) -> tuple[str, ...]:
-        return ("\n\n",) if protocol == "lmms" else ()
-
-    def cluster(self, doc: Doc) -> str:
-        return str(doc.get("question_id") or id(doc))
 
     def truth(self, doc: Doc) -> list[str] | None:
         """The reference captions; None where they are hidden: absent, not text, or all blank."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from string import ascii_uppercase
 from typing import Any
 
-from tasks.common import Benchmark, Case, Doc, Hub, lmms_eval_functions
+from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, lmms_eval_functions
 from tasks.errors import UserError
 from tasks.mmbench import scorer
 from tasks.mmbench.prompt import is_empty, lmms_question, paper_question
@@ -27,15 +27,12 @@ class MmBench(Benchmark):
     metrics = ("accuracy", "vanilla_accuracy")
     columns = ("index", "question", "A", "B")
     hub = Hub("lmms-lab/MMBench", name="en", split="dev")
+    token_limits = PerProtocol(paper=1024, lmms=1024)
+    stops = PerProtocol[tuple[str, ...]](paper=(), lmms=("ASSISTANT:",))
+    submission_suffix = ".xlsx"
 
     def prompt(self, doc: Doc, protocol: str) -> str:
         return paper_question(doc) if protocol == "paper" else lmms_question(doc)
-
-    def max_new_tokens(self, protocol: str) -> int:
-        return 1024
-
-    def stop(self, protocol: str) -> tuple[str, ...]:
-        return ("ASSISTANT:",) if protocol == "lmms" else ()
 
     def options(self, doc: Doc) -> dict[str, str]:
         """Letter -> text of the options that are not empty."""
@@ -109,7 +106,7 @@ class MmBench(Benchmark):
     def notes(self, docs: Sequence[Doc], protocol: str) -> list[str]:
         if any(map(_is_rotated, docs)):
             return []
-        return ["the data hold no rotated question: circular accuracy is not reported"]
+        return ["no answered row is a rotation: circular accuracy is not reported"]
 
 
 def _index(doc: Doc) -> int:

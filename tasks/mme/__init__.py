@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from tasks.common import Benchmark, Case, Doc, Hub, lmms_eval_functions
+from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, lmms_eval_functions
 from tasks.mme import scorer
 from tasks.mme.prompt import short_question
 
@@ -19,15 +19,10 @@ class Mme(Benchmark):
     points = True
     columns = ("question_id", "question", "answer", "category")
     hub = Hub("lmms-lab/MME", split="test")
+    token_limits = PerProtocol(paper=128, lmms=16)
 
     def prompt(self, doc: Doc, protocol: str) -> str:
         return short_question(doc["question"], protocol)
-
-    def max_new_tokens(self, protocol: str) -> int:
-        return 128 if protocol == "paper" else 16
-
-    def stop(self, protocol: str) -> tuple[str, ...]:
-        return ("\n\n",) if protocol == "lmms" else ()
 
     def truth(self, doc: Doc) -> str | None:
         """ "yes", "no", or None where the column holds something else."""
@@ -77,7 +72,7 @@ class Mme(Benchmark):
         present = {doc["category"] for doc in docs}
         return [
             f"{group} is the total of {len(names) - len(absent)} of {len(names)} subtasks; "
-            f"absent from the data: {', '.join(absent)}"
+            f"absent from the answered rows: {', '.join(absent)}"
             for group, names in scorer.SUBTASKS.items()
             if (absent := [name for name in names if name not in present])
         ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from tasks.common import Benchmark, Case, Doc, Hub, lmms_eval_functions
+from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, lmms_eval_functions
 from tasks.mmvet.judging import rubric
 
 ABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
@@ -27,18 +27,12 @@ class MMVet(Benchmark):
     metrics = ("score",)
     columns = ("question_id", "question")
     hub = Hub("lmms-lab/MMVet", split="test")
+    cluster_columns = ("question_id",)
+    token_limits = PerProtocol(paper=1024, lmms=1024)
+    submission_suffix = ".json"
 
     def prompt(self, doc: Doc, protocol: str) -> str:
         return doc["question"] if protocol == "paper" else STEP_BY_STEP + doc["question"]
-
-    def max_new_tokens(self, protocol: str) -> int:
-        return 1024
-
-    def stop(self, protocol: str) -> tuple[str, ...]:
-        return ("\n\n",) if protocol == "lmms" else ()
-
-    def cluster(self, doc: Doc) -> str:
-        return str(doc["question_id"])
 
     def truth(self, doc: Doc) -> str | None:
         """The reference answer, in which <AND> and <OR> join elements."""

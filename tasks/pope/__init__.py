@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from tasks.common import Benchmark, Case, Doc, Hub, lmms_eval_functions
+from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, lmms_eval_functions
 from tasks.pope import scorer
 from tasks.pope.prompt import short_question
 
@@ -20,15 +20,10 @@ class Pope(Benchmark):
     metrics = ("f1", "accuracy", "precision", "recall", "yes_ratio")
     columns = ("question", "answer", "category")
     hub = Hub("lmms-lab/POPE", split="test")
+    token_limits = PerProtocol(paper=128, lmms=128)
 
     def prompt(self, doc: Doc, protocol: str) -> str:
         return short_question(doc["question"])
-
-    def max_new_tokens(self, protocol: str) -> int:
-        return 128
-
-    def stop(self, protocol: str) -> tuple[str, ...]:
-        return ("\n\n",) if protocol == "lmms" else ()
 
     def truth(self, doc: Doc) -> str | None:
         """ "yes", "no", or None where the column holds something else."""
@@ -59,7 +54,7 @@ class Pope(Benchmark):
 
     def notes(self, docs: Sequence[Doc], protocol: str) -> list[str]:
         absent = [c for c in CATEGORIES if c not in {doc["category"] for doc in docs}]
-        return [f"categories absent from the data: {', '.join(absent)}"] if absent else []
+        return [f"categories absent from the answered rows: {', '.join(absent)}"] if absent else []
 
 
 task = Pope()

@@ -7,7 +7,7 @@ from numbers import Integral
 from statistics import fmean
 from typing import Any
 
-from tasks.common import Benchmark, Case, Doc, Hub, lmms_eval_functions
+from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, lmms_eval_functions
 from tasks.scienceqa import scorer
 from tasks.scienceqa.prompt import choice_question
 
@@ -20,15 +20,10 @@ class ScienceQa(Benchmark):
     metrics = ("accuracy", "accuracy_all")
     columns = ("question", "choices", "answer", "hint")
     hub = Hub("lmms-lab/ScienceQA", name="ScienceQA-FULL", split="test")
+    token_limits = PerProtocol(paper=1024, lmms=16)
 
     def prompt(self, doc: Doc, protocol: str) -> str:
         return choice_question(doc["hint"], doc["question"], doc["choices"], protocol)
-
-    def max_new_tokens(self, protocol: str) -> int:
-        return 1024 if protocol == "paper" else 16
-
-    def stop(self, protocol: str) -> tuple[str, ...]:
-        return ("\n\n",) if protocol == "lmms" else ()
 
     def truth(self, doc: Doc) -> str | None:
         """The right choice's letter; None where `answer` is not the index of a choice."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from tasks import vqa_answers
-from tasks.common import Benchmark, Case, Doc, Hub, lmms_eval_functions
+from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, lmms_eval_functions
 from tasks.textvqa import scorer
 from tasks.textvqa.prompt import short_question
 
@@ -19,20 +19,14 @@ class TextVQA(Benchmark):
     metrics = ("accuracy",)
     columns = ("question", "answers")
     hub = Hub("lmms-lab/textvqa", split="validation")
+    cluster_columns = ("image_id", "question_id")
+    token_limits = PerProtocol(
+        paper=128, lmms=1024
+    )  # lmms-eval sets none; this is its LLaVA model's
+    stops = PerProtocol[tuple[str, ...]](paper=(), lmms=("ASSISTANT:",))
 
     def prompt(self, doc: Doc, protocol: str) -> str:
         return short_question(doc, with_ocr=protocol == "paper")
-
-    def max_new_tokens(self, protocol: str) -> int:
-        # lmms-eval sets no limit for this task; 1024 is what its LLaVA model then takes.
-        return 128 if protocol == "paper" else 1024
-
-    def stop(self, protocol: str) -> tuple[str, ...]:
-        return ("ASSISTANT:",) if protocol == "lmms" else ()
-
-    def cluster(self, doc: Doc) -> str:
-        image_id = doc.get("image_id")
-        return super().cluster(doc) if image_id is None else str(image_id)
 
     def truth(self, doc: Doc) -> list[str] | None:
         return vqa_answers.references(doc)

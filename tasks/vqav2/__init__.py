@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from tasks import vqa_answers
-from tasks.common import SHORT_ANSWER, Benchmark, Case, Doc, Hub, lmms_eval_functions
+from tasks.common import SHORT_ANSWER, Benchmark, Case, Doc, Hub, PerProtocol, lmms_eval_functions
 from tasks.vqav2 import scorer
 
 ANSWER_TYPES = ("yes/no", "number", "other")
@@ -21,19 +21,12 @@ class VQAv2(Benchmark):
     metrics = ("accuracy", *(f"{kind}/accuracy" for kind in ANSWER_TYPES))
     columns = ("question", "answers", "answer_type")
     hub = Hub("lmms-lab/VQAv2", split="validation")
+    cluster_columns = ("image_id", "question_id")
+    token_limits = PerProtocol(paper=128, lmms=16)
+    submission_suffix = ".json"
 
     def prompt(self, doc: Doc, protocol: str) -> str:
         return f"{doc['question']}\n{SHORT_ANSWER}"
-
-    def max_new_tokens(self, protocol: str) -> int:
-        return 128 if protocol == "paper" else 16
-
-    def stop(self, protocol: str) -> tuple[str, ...]:
-        return ("\n\n",) if protocol == "lmms" else ()
-
-    def cluster(self, doc: Doc) -> str:
-        image_id = doc.get("image_id")
-        return super().cluster(doc) if image_id is None else str(image_id)
 
     def truth(self, doc: Doc) -> list[str] | None:
         return vqa_answers.references(doc)

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from harness import judge as judging
-from harness.judge import Judge, grade
+from harness.judge import Judge, evaluate
 from tasks import load
 from tasks.errors import UserError
 
@@ -159,12 +159,19 @@ def test_the_key_is_in_no_record(judge):
     assert judge.terms() == {"judge_url": judge.url, "judge_model": "judge-1"}
 
 
-def test_options(judge):
+def test_options(judge, monkeypatch):
     parser = argparse.ArgumentParser()
     judging.add_arguments(parser)
-    assert judging.from_arguments(parser.parse_args([])) is None
+    tasks = [load("gqa"), load("mmvet")]
+    assert judging.from_arguments(parser.parse_args([]), tasks) is None
     args = parser.parse_args(["--judge", judge.url, "--judge-model", "m", "--judge-key-env", "K"])
-    assert judging.from_arguments(args) == Judge(judge.url, "m", "K")
+    monkeypatch.delenv("K", raising=False)
+    with pytest.raises(UserError, match="environment variable K is not set"):
+        judging.from_arguments(args, tasks)
+    monkeypatch.setenv("K", KEY)
+    assert judging.from_arguments(args, tasks) == Judge(judge.url, "m", "K")
+    with pytest.raises(UserError, match="'gqa' needs no judge; --judge is for mmbench and mmvet"):
+        judging.from_arguments(args, tasks[:1])
 
 
 def mmvet_documents() -> list[dict]:
@@ -182,7 +189,7 @@ def test_mmvet_is_graded(server, judge, protocol):
         grade for row, grade in grades.items() if row in body["messages"][0]["content"]
     )
     task = load("mmvet")
-    report = grade(task, mmvet_documents(), ["A dog.\n", "42", "right", ""], protocol, judge)
+    report = evaluate(task, mmvet_documents(), ["A dog.\n", "42", "right", ""], protocol, judge)
     assert report.metrics == pytest.approx(
         {"score": 0.5, "rec/score": 0.55, "ocr/score": 0.4, "math/score": 0.4, "spat/score": 0.1}
     )
@@ -195,7 +202,7 @@ def test_mmvet_is_graded(server, judge, protocol):
 @pytest.mark.parametrize(("protocol", "attempts"), [("paper", 5), ("lmms", 4)])
 def test_mmvet_counts_what_the_judge_cannot_grade(server, judge, protocol, attempts):
     server.answer = lambda body: "I cannot say"
-    report = grade(load("mmvet"), mmvet_documents()[:1], ["a dog"], protocol, judge)
+    report = evaluate(load("mmvet"), mmvet_documents()[:1], ["a dog"], protocol, judge)
     assert (report.metrics["score"], len(server.requests)) == (0.0, attempts)
     assert "1 answers got no readable grade and count as 0" in report.notes
     assert [r["temperature"] for r in server.requests][-1] == 1.5
@@ -205,12 +212,7 @@ def test_mmbench_asks_about_unread_answers_only(server, judge):
     server.answer = lambda body: "B." if "furry" in body["messages"][0]["content"] else "Z"
     doc = {"question": "What is it?", "hint": None, "A": "cat", "B": "dog", "answer": "B"}
     docs = [{**doc, "index": i, "category": "c", "L2-category": "l2"} for i in range(3)]
-    report = grade(load("mmbench"), docs, ["B", "a furry friend", "no idea"], "paper", judge)
+    report = evaluate(load("mmbench"), docs, ["B", "a furry friend", "no idea"], "paper", judge)
     assert report.metrics["vanilla_accuracy"] == pytest.approx(2 / 3)
     assert len(server.requests) == 2
     assert "judge-1 was asked about 2 answers and named an option for 1" in report.notes
-
-
-def test_other_tasks_need_no_judge(judge):
-    with pytest.raises(UserError, match="'gqa' needs no judge; --judge is for mmbench and mmvet"):
-        grade(load("gqa"), [], [], "paper", judge)

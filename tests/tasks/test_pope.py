@@ -66,7 +66,7 @@ def test_absent_categories_are_named_and_not_scored():
     report = task.evaluate([row(), row("no")], ["Yes", "No"], "paper")
     assert report.metrics["f1"] == report.metrics["random/f1"] == 1
     assert not any(key.startswith("popular/") for key in report.metrics)
-    assert report.notes == ["categories absent from the data: popular, adversarial"]
+    assert report.notes == ["categories absent from the answered rows: popular, adversarial"]
 
 
 def test_headline_is_the_mean_over_categories_under_paper_and_pooled_under_lmms():

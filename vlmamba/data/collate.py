@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from vlmamba.data.llava import IMAGE_TAG, LlavaFile, Sample, SampleError, Survey
 
 IGNORE = -100  # label of a position that is not trained on
+PAD_MULTIPLE = 64  # few distinct lengths: matrix kernels are prepared anew for each shape
 
 
 @dataclass(frozen=True)
@@ -159,11 +161,12 @@ def collate(
     image_argument: str = "pixel_values",
     skipped: list[tuple[str, str]] | None = None,
 ) -> Batch:
-    """Right-pad to the longest: input_ids, labels (B, T); images (n_images, ...).
+    """Right-pad to one length: input_ids, labels (B, T); images (n_images, ...).
 
-    There is no attention mask: in a causal model padding on the right reaches no real position.
-    No example gives a placeholder of two padding tokens without labels: the process that holds it
-    still takes part in every collective of the step.
+    T is the longest row's length, rounded up to a multiple of PAD_MULTIPLE.  There is no attention
+    mask: in a causal model padding on the right reaches no real position.  No example
+    gives a placeholder without labels: the process that holds it still takes part in every
+    collective of the step.
     """
     blank = torch.full((2,), pad_token_id)
     rows = examples or [Example(blank, torch.full((2,), IGNORE))]
@@ -186,4 +189,8 @@ def collate(
 
 
 def _pad(rows: list[torch.Tensor], value: int) -> torch.Tensor:
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
+    length = PAD_MULTIPLE * math.ceil(max(map(len, rows)) / PAD_MULTIPLE)
+    padded = torch.full((len(rows), length), value)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = row
+    return padded

@@ -9,10 +9,12 @@ Rows are written before their keys, so a killed run leaves a shorter but correct
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,25 +38,28 @@ class FeatureCache:
         self.folder, self.images = Path(folder), Path(images)
         self.shape = (patches, width)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._discard_unkeyed_rows()
-        self._reload()
+        for name in ("keys.u64", "features.f16"):
+            (self.folder / name).touch()
+        self.reload()
 
-    def _discard_unkeyed_rows(self) -> None:
-        """Cut what a killed writer left behind the last complete row."""
-        keys, features = self.folder / "keys.u64", self.folder / "features.f16"
-        keys.touch()
-        features.touch()
-        row_bytes = 2 * self.shape[0] * self.shape[1]
-        rows = min(keys.stat().st_size // 8, features.stat().st_size // row_bytes)
-        for path, size in ((keys, 8 * rows), (features, row_bytes * rows)):
-            if path.stat().st_size != size:
-                os.truncate(path, size)
-
-    def _reload(self) -> None:
+    def reload(self) -> None:
+        """Read the keys anew; rows are mapped when the first one is asked for."""
         keys = np.fromfile(self.folder / "keys.u64", dtype=np.uint64)
         self._rows = np.argsort(keys, kind="stable")
         self._sorted = keys[self._rows]
-        self._features = None  # mapped in the process that reads
+        self._features = None
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """One writer at a time; begins by cutting what a killed one left behind the last row."""
+        with open(self.folder / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.reload()
+            os.truncate(self.folder / "keys.u64", 8 * len(self))
+            row_bytes = 2 * self.shape[0] * self.shape[1]
+            os.truncate(self.folder / "features.f16", row_bytes * len(self))
+            yield
+            self.reload()
 
     def __len__(self) -> int:
         return len(self._sorted)
@@ -80,7 +85,7 @@ class FeatureCache:
         return torch.from_numpy(self._features[rows].astype(np.float32))
 
     def append(self, images: list[str], features: torch.Tensor) -> None:
-        """Write the features (n_images, P, D_v) of new images; they can be loaded afterwards."""
+        """Write the features (n_images, P, D_v) of new images; only inside `writing()`."""
         keys = np.array([image_key(self.images, image) for image in images], dtype=np.uint64)
         _append(self.folder / "features.f16", features.half().cpu().numpy().tobytes())
         _append(self.folder / "keys.u64", keys.tobytes())
@@ -141,18 +146,18 @@ def fill_cache(
 ) -> int:
     """Encode every image that the cache lacks; returns how many were broken and left out."""
     wanted = list(_missing(cache, images))
-    device = next(model.vision_encoder.parameters()).device
-    broken = 0
-    progress = tqdm(total=len(wanted), desc="encoding images", unit="img", disable=not wanted)
-    for names in _chunks(wanted, batch_size):
-        decoded = {name: image for name in names if (image := _try_open(cache, name))}
-        broken += len(names) - len(decoded)
-        if decoded:
-            pixels = processor.pixel_values(list(decoded.values()))
-            cache.append(list(decoded), model.encode_images(pixels.to(device)))
-        progress.update(len(names))
-    progress.close()
-    cache._reload()
+    if not wanted:
+        return 0
+    with cache.writing(), tqdm(total=len(wanted), desc="encoding images", unit="img") as progress:
+        device, broken = next(model.vision_encoder.parameters()).device, 0
+        wanted = list(_missing(cache, wanted))  # another run may have written meanwhile
+        for names in _chunks(wanted, batch_size):
+            decoded = {name: image for name in names if (image := _try_open(cache, name))}
+            broken += len(names) - len(decoded)
+            if decoded:
+                pixels = processor.pixel_values(list(decoded.values()))
+                cache.append(list(decoded), model.encode_images(pixels.to(device)))
+            progress.update(len(names))
     return broken
 
 

@@ -59,6 +59,7 @@ class EfficientNetLite0Encoder(nn.Module):
         self.model = model.to(memory_format=torch.channels_last)
         self.register_buffer("mean", torch.zeros(model.num_features))
         self.register_buffer("std", torch.ones(model.num_features))
+        self.eval()  # a new module is in training mode
 
     def train(self, mode: bool = True) -> EfficientNetLite0Encoder:
         """Batch norm statistics stay those of ImageNet, in training too."""

@@ -84,9 +84,10 @@ def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -
     log = StepLog(run, progress.step, total, accelerator)
     began = time.perf_counter()
     for batches in steps(run, progress.step, total, accelerator):
-        lr = hyper.lr * SCHEDULES[hyper.schedule](progress.step, total, hyper.warmup_ratio)
+        factor = SCHEDULES[hyper.schedule](progress.step, total, hyper.warmup_ratio)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = factor * group["peak_lr"]
+        lr = factor * hyper.lr
         loss, norm, counts = update(model, optimizer, batches, hyper, accelerator)
         _account(run, progress, batches, counts)
         seconds = time.perf_counter() - began

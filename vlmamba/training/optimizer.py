@@ -1,4 +1,4 @@
-"""AdamW over the parameters that learn, in groups with and without weight decay."""
+"""AdamW over the parameters that learn: groups by learning rate and by weight decay."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from vlmamba.training.recipe import Hyperparameters
 
 
 def build_optimizer(model: nn.Module, hyper: Hyperparameters) -> torch.optim.AdamW:
-    """Decay is for matrices; vectors, biases and the scan's A_log and D never decay.
+    """Each group's `peak_lr` is what the schedule's factor multiplies.
 
-    LLaVA-1.5's recipe has no weight decay at all, so the two groups differ only where a recipe
-    asks for some.
+    The connector may have a rate of its own (hyper.connector_lr).  Decay is for matrices; vectors,
+    biases and the scan's A_log and D never decay.  LLaVA-1.5's recipe has no weight decay at all.
     """
-    decayed, plain = [], []
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_matrix = parameter.ndim >= 2 and not name.endswith("A_log")
-            (decayed if is_matrix else plain).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": hyper.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+            decay = hyper.weight_decay if is_matrix else 0.0
+            is_connector = hyper.connector_lr is not None and "connector." in name
+            peak_lr = hyper.connector_lr if is_connector else hyper.lr
+            groups.setdefault((peak_lr, decay), []).append(parameter)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=hyper.lr,
+        [
+            {"params": parameters, "lr": peak_lr, "peak_lr": peak_lr, "weight_decay": decay}
+            for (peak_lr, decay), parameters in groups.items()
+        ],
         betas=(hyper.beta1, hyper.beta2),
         fused=True,
     )

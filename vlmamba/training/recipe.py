@@ -22,7 +22,8 @@ class Hyperparameters:
     """Defaults are LLaVA-1.5's where it has one.
 
     batch_size: sequences per update over all processes; micro_batch: sequences per forward of one
-    process; steps: number of updates, or None to follow `epochs`; max_length in tokens.
+    process; steps: number of updates, or None to follow `epochs`; max_length in tokens;
+    connector_lr: the connector's own rate, where it should differ from lr.
     """
 
     lr: float
@@ -30,6 +31,7 @@ class Hyperparameters:
     micro_batch: int
     epochs: float = 1.0
     steps: int | None = None
+    connector_lr: float | None = None
     schedule: str = "cosine"
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0

@@ -109,8 +109,8 @@ def caption_sample(scene: Scene, image: Path) -> dict:
 
 
 def conversation_sample(scene: Scene, image: Path, balance: ask.Existence) -> dict:
-    """8 to 12 turns of mixed kinds about one picture; no turn gives away the answer of a later
-    question about existence."""
+    """9 to 13 turns of mixed kinds about one picture, a caption among them; no turn gives away the
+    answer of a later question about existence."""
     rng = random.Random(f"{scene.seed}/words")
     kinds = rng.choices(list(TURN_WEIGHTS), list(TURN_WEIGHTS.values()), k=rng.randint(10, 18))
     if rng.random() < 0.5:
@@ -121,7 +121,9 @@ def conversation_sample(scene: Scene, image: Path, balance: ask.Existence) -> di
         turn = _turn(kind, scene, rng, balance, mentioned)
         if turn and turn[0] not in (said for said, _ in turns):
             turns.append(turn)
-    return _sample(image.stem, turns or [_caption_turn(scene, rng)], image)
+    if not any(text == CAPTION for text, _ in turns):  # names everything, so it comes last
+        turns.append(_caption_turn(scene, rng))
+    return _sample(image.stem, turns, image)
 
 
 def _turn(kind, scene, rng, balance, mentioned) -> tuple[str, str] | None:

@@ -1,0 +1,267 @@
+"""A benchmark's rows in a local folder: finding the files, and reading every format they come in.
+
+    TASK.parquet, TASK-00000-of-00003.parquet   images inside, as hub data sets store them
+    TASK.jsonl, TASK.json                       images as paths inside the folder or its images/
+    TASK.tsv, MMBench_DEV_EN.tsv                published tables with images in base64
+    TASK/ or POPE/, ...                         any of these, or a copy of the hub's repository
+
+Images stay undecoded ({"bytes", "path"}): one broken image then costs one row, not the run.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.documents import Row, read_rows, read_table
+from tasks.common import Benchmark, Hub
+from tasks.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
+
+FORMATS = (".parquet", ".jsonl", ".json", ".tsv")
+SHARD = re.compile(r"-\d+-of-(\d+)$")
+SPLITS = {"train", "val", "validation", "dev", "test", "testdev"}
+LONGEST_REFERENCE = 64  # a shorter image cell is the index of the row that holds the image
+
+
+def find(root: Path, task: Benchmark, hub: Hub) -> list[Path]:
+    """The task's files in a folder, best-named layout first; empty if there are none.
+
+    Raises UserError for a part of a sharded file, files of other splits only, and several tables.
+    """
+    for suffix in FORMATS:
+        if (root / f"{task.name}{suffix}").is_file():
+            return [root / f"{task.name}{suffix}"]
+    shards = sorted(root.glob(f"{task.name}-*-of-*.parquet"))
+    if shards:
+        return _whole(shards)
+    start = f"{task.name}_{hub.split}"
+    tables = [file for file in sorted(root.glob("*.tsv")) if file.stem.lower().startswith(start)]
+    if tables:
+        return _only(tables)
+    names = {task.name.lower(), hub.path.split("/")[-1].lower()}
+    for folder in (root, *sorted(p for p in root.iterdir() if p.is_dir())):
+        if folder.resolve().name.lower() in names and (files := _in_folder(folder, hub)):
+            return files
+    return []
+
+
+def load(root: Path, task: Benchmark, hub: Hub) -> datasets.Dataset:
+    """The rows of the files that `find` gives, images undecoded. Raises UserError."""
+    files = find(root, task, hub)
+    if files[0].suffix == ".parquet":
+        return _parquet(files, root, task)
+    return _records(files, root, task)
+
+
+def load_images(root: Path, task: Benchmark, hub: Hub) -> datasets.Dataset | None:
+    """The second table, which holds the images of a published data set such as GQA; None if absent.
+
+    `hub` is the table's: its config names the folder that the files are in.
+    """
+    if hub.name is None:
+        return None
+    inside = [file for file in sorted(root.rglob("*.parquet")) if hub.name in file.parts]
+    return _parquet(_of_split(inside, hub), root, task, ("id",)) if inside else None
+
+
+def check_columns(
+    columns: Sequence[str], task: Benchmark, where: str, needed: Sequence[str] | None = None
+) -> None:
+    """Raise UserError naming the first column that is missing. `needed` replaces the task's."""
+    image = () if task.image_hub else (task.image_column,)
+    needed = needed or (*task.columns, *image)
+    for column in needed:
+        if column not in columns:
+            raise UserError(
+                f"{where}: no column {column!r} for task {task.name!r} (it has: "
+                f"{', '.join(map(str, columns)) or 'none'}); expected: {', '.join(needed)}"
+            )
+
+
+def undecoded(rows: datasets.Dataset, task: Benchmark, where: str) -> datasets.Dataset:
+    """The rows with the image column as {"bytes", "path"}, never decoded by the reader."""
+    import datasets
+    import pyarrow as pa
+
+    if task.image_column not in rows.column_names:
+        return rows
+    try:
+        return rows.cast_column(task.image_column, datasets.Image(decode=False))
+    except (pa.ArrowException, TypeError, ValueError, KeyError) as error:
+        kind = rows.features[task.image_column]
+        raise UserError(
+            f"{where}: column {task.image_column!r} holds {kind}, not images"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error, short enough for one line of ours."""
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:200]
+
+
+def _in_folder(folder: Path, hub: Hub) -> list[Path]:
+    parquet = sorted(folder.rglob("*.parquet"))
+    if parquet:
+        return _of_split(parquet, hub)
+    for suffix in FORMATS[1:]:
+        files = sorted(folder.glob(f"*{suffix}"))
+        if files:
+            files = _of_split(files, hub)
+            return _only(files) if suffix == ".tsv" else files
+    return []
+
+
+def _of_split(files: list[Path], hub: Hub) -> list[Path]:
+    """The files of the wanted config and split, where file names tell them apart."""
+    if hub.name:
+        files = [file for file in files if hub.name in file.parts] or files
+    named = [file for file in files if SHARD.sub("", file.stem) == hub.split]
+    others = {SHARD.sub("", file.stem) for file in files} & SPLITS
+    if others and not named:
+        raise UserError(
+            f"{files[0].parent} has files of split {', '.join(sorted(others))}, not of "
+            f"{hub.split}; name the split to use with --split"
+        )
+    return _whole(named or files)
+
+
+def _whole(files: list[Path]) -> list[Path]:
+    """The files; raises UserError where shards of one are missing."""
+    counts: dict[tuple[str, int], int] = {}
+    for file in files:
+        if shard := SHARD.search(file.stem):
+            key = str(file.with_name(SHARD.sub("", file.stem))), int(shard[1])
+            counts[key] = counts.get(key, 0) + 1
+    for (name, expected), found in counts.items():
+        if found != expected:
+            raise UserError(f"{name}: {found} of {expected} parquet shards are there; get all")
+    return files
+
+
+def _only(tables: list[Path]) -> list[Path]:
+    if len(tables) > 1:
+        names = ", ".join(file.name for file in tables)
+        raise UserError(f"{tables[0].parent} has several tables ({names}); keep the one to use")
+    return tables
+
+
+def _parquet(
+    files: Sequence[Path], root: Path, task: Benchmark, needed: Sequence[str] | None = None
+) -> datasets.Dataset:
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for file in files:
+        try:
+            columns = pq.read_schema(file).names
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(
+                f"{file} is not a readable parquet file: {first_line(error)}"
+            ) from error
+        check_columns(columns, task, str(file), needed)
+    try:
+        rows = datasets.load_dataset("parquet", data_files=[str(f) for f in files], split="train")
+    except (datasets.exceptions.DatasetsError, pa.ArrowException, OSError) as error:
+        cause = first_line(error.__cause__ or error)
+        raise UserError(f"cannot read {files[0]}: {cause}") from error
+    return _confine_paths(undecoded(rows, task, str(files[0])), root, files[0].parent, task)
+
+
+def _records(files: Sequence[Path], root: Path, task: Benchmark) -> datasets.Dataset:
+    """Rows of JSON or TSV files as a data set."""
+    import datasets
+    import pyarrow as pa
+
+    rows: list[Row] = []
+    for file in files:
+        found = _tsv_rows(file, task.image_column) if file.suffix == ".tsv" else read_rows(file)
+        for number, row in enumerate(found, 1):
+            check_columns(list(row), task, f"{file} row {number}")
+            image = row.get(task.image_column)
+            if isinstance(image, str):
+                row[task.image_column] = {"bytes": None, "path": image}
+        rows += found
+    columns = dict.fromkeys(name for row in rows for name in row)
+    table: dict[str, datasets.Dataset] = {}
+    for column in columns:
+        try:
+            values = {column: [row.get(column) for row in rows]}
+            table[column] = datasets.Dataset.from_dict(values)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise UserError(
+                f"{files[0]}: column {column!r} mixes types: {first_line(error)}"
+            ) from error
+    whole = datasets.concatenate_datasets(list(table.values()), axis=1)
+    return _confine_paths(undecoded(whole, task, str(files[0])), root, files[0].parent, task)
+
+
+def _tsv_rows(file: Path, image_column: str) -> list[Row]:
+    """Rows of a published table, as its hub copy has them: an empty cell is the text "nan".
+
+    A rotated question may name, in place of an image, the index of the row that holds it. A cell
+    that is no image at all is kept as it is: it counts as an unreadable one.
+    """
+    rows = read_table(file)
+    images = {row.get("index"): row.get(image_column) for row in rows}
+    for row in rows:
+        image = row.get(image_column)
+        if image is not None:
+            referred = images.get(image) if len(image) <= LONGEST_REFERENCE else None
+            row[image_column] = {"bytes": _from_base64(referred or image), "path": None}
+        row |= {column: "nan" for column, cell in row.items() if cell == ""}
+    return rows
+
+
+def _from_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return text.encode()
+
+
+def _confine_paths(
+    rows: datasets.Dataset, root: Path, folder: Path, task: Benchmark
+) -> datasets.Dataset:
+    """Images stored as paths only, resolved inside the data folder they came with."""
+    column = task.image_column
+    paths_only = column in rows.column_names and any(
+        value["bytes"] is None and value["path"] is not None
+        for chunk in rows.data.column(column).chunks
+        if chunk.field("bytes").null_count
+        for value in chunk.to_pylist()
+        if value is not None
+    )
+    if not paths_only:
+        return rows
+
+    def resolve(row: Row) -> Row:
+        image = row[column]
+        if image is None or image["bytes"] is not None:
+            return {column: image}
+        return {column: {"bytes": None, "path": _inside(root, folder, image["path"])}}
+
+    return rows.map(resolve, features=rows.features)
+
+
+def _inside(root: Path, folder: Path, name: str) -> str:
+    """The image file `name` under `root`, the file's folder, or the `images/` of either.
+
+    Raises UserError if the name leads out of `root`.
+    """
+    home = root.resolve()
+    for base in (home / "images", home, folder / "images", folder):
+        path = (base / name).resolve()
+        if not path.is_relative_to(home):
+            raise UserError(f"image path {name!r} leads out of the data folder {root}; refused")
+        if path.is_file():
+            return str(path)
+    return str(home / name)  # absent: counted as unreadable when its turn comes

@@ -1,0 +1,43 @@
+"""Two documents of every benchmark, in hub columns without the image, for tests of all tasks."""
+
+from __future__ import annotations
+
+import math
+
+POPE = {"question": "Is there a dog?", "answer": "yes", "category": "random"}
+MME = {"question_id": "OCR/1.jpg", "question": "Is it?", "category": "OCR"}
+SCIENCEQA = {"question": "Is it?", "choices": ["no", "yes"], "answer": 1, "hint": "", "image": "x"}
+MMBENCH = {"question": "What?", "hint": None, "C": math.nan, "L2-category": "l2"}
+VQAV2 = {"question": "What is it?", "answer_type": "other", "image_id": 1}
+TEXTVQA = {"question": "what does it say?", "image_id": "a", "ocr_tokens": ["STOP"]}
+MMVET = {"question": "What is it?", "capability": "rec,ocr", "answer": "a <AND> b"}
+DOCUMENTS = {
+    "pope": [POPE, POPE | {"answer": "no"}],
+    "mme": [MME | {"answer": "Yes"}, MME | {"answer": "No"}],
+    "scienceqa": [SCIENCEQA, SCIENCEQA | {"answer": 0, "image": None}],
+    "mmbench": [
+        MMBENCH | {"index": 7, "answer": "A", "A": "cat", "B": "dog"},
+        MMBENCH | {"index": 1_000_007, "answer": "B", "A": "dog", "B": "cat"},
+    ],
+    "vqav2": [
+        VQAV2 | {"question_id": 1, "answers": ["cat"] * 10},
+        VQAV2 | {"question_id": 2, "answers": ["2,000", "dogs", *["it's a dog"] * 8]},
+    ],
+    "textvqa": [
+        TEXTVQA | {"question_id": 1, "answers": ["stop"] * 10},
+        TEXTVQA | {"question_id": 2, "answers": ["2,000", *["dog's"] * 9]},
+    ],
+    "gqa": [
+        {"question": "What is it?", "answer": answer, "imageId": "n1", "isBalanced": True}
+        for answer in ("cat", "dog")
+    ],
+    "easy_vqa": [
+        {"question": "what color is it?", "answer": answer, "image_id": 1}
+        for answer in ("red", "yes")
+    ],
+    "coco_cap": [
+        {"question_id": f"COCO_val2014_{i:012}.jpg", "answer": ["a cat", "the cat sits"]}
+        for i in (1, 2)
+    ],
+    "mmvet": [MMVET | {"question_id": "v1_0"}, MMVET | {"question_id": "v1_1"}],
+}
