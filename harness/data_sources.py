@@ -139,13 +139,12 @@ class Source:
         if len(rows) == 0:
             raise UserError(f"{task.name}: the data of {self.name} has no rows")
         if task.image_hub and task.image_column not in rows.column_names:
-            rows = self._with_images(task, rows)
+            rows = self._with_images(task, rows, self._chosen(task.image_hub))
         check_usable(task, rows, protocol)
         return rows
 
-    def _with_images(self, task: Benchmark, rows: datasets.Dataset) -> datasets.Dataset:
+    def _with_images(self, task: Benchmark, rows: datasets.Dataset, hub: Hub) -> datasets.Dataset:
         """Rows whose image is looked up in the data set's second table whenever a row is read."""
-        hub = self._chosen(task.image_hub)
         if self.root is None:
             images: datasets.Dataset | None = _load_hub(task, hub, ("id", task.image_column))
         else:

@@ -78,8 +78,8 @@ class Benchmark(ABC):
     points: bool = False  # True: metrics are totals (MME), else fractions 0..1
     columns: tuple[str, ...]  # columns a document must have, besides the image
     image_column: str = "image"
-    image_id_column: str | None = None  # names a row's image in `image_hub`, a second table
-    image_hub: Hub | None = None
+    image_hub: Hub | None = None  # a second table, for rows that only name their image...
+    image_id_column: str = ""  # ...in this column
     cluster_columns: tuple[str, ...] = ("image_source", "question_id")
     hub: Hub
     token_limits: PerProtocol[int]  # how long an answer may get

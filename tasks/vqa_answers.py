@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
-from tasks.common import Doc
+from tasks.common import Benchmark, Doc
 
 ANSWERS_PER_QUESTION = 10  # people asked per question, in VQAv2 and in TextVQA
 MATCHES_FOR_FULL_SCORE = 3
@@ -116,3 +116,17 @@ def missing_references(docs: Sequence[Doc], needed: int | None) -> dict[int, str
         elif needed is not None and len(texts) != needed:
             reasons[row] = f"not {needed} reference answers"
     return reasons
+
+
+class PeoplesAnswers(Benchmark):
+    """A benchmark whose reference is what ten people answered."""
+
+    headline = "accuracy"
+    cluster_columns = ("image_id", "question_id")
+
+    def truth(self, doc: Doc) -> list[str] | None:
+        """The people's answers; None where they are hidden."""
+        return references(doc)
+
+    def exclude(self, docs: Sequence[Doc], protocol: str) -> dict[int, str]:
+        return missing_references(docs, ANSWERS_PER_QUESTION if protocol == "paper" else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def test_index_finds_every_record_whatever_its_text(tmp_path, indent, ascii_only
     records = [{"id": i, "conversations": conversation("q", a)} for i, a in enumerate(answers)]
     path = write(tmp_path, records, indent=indent, ensure_ascii=ascii_only)
     file = llava.LlavaFile(path)
-    assert [s.conversations[1]["value"] for s in file] == answers
+    assert [file[i].conversations[1]["value"] for i in range(len(file))] == answers
     assert pickle.loads(pickle.dumps(file))[2].id == "2"  # as data workers get it
 
 
@@ -98,6 +99,10 @@ def test_survey_counts_what_cannot_be_used(tmp_path, images):
     assert found.skipped == {**dict.fromkeys(UNUSABLE, 1), "no conversations": 2}
     assert found.lengths[1] - found.lengths[2] >= 8  # two images of four tokens
     assert "3 of 9" in found.describe()
+    assert "1 missing image file, first: record 4" in found.describe()
+    skipped = Counter()
+    assert len(list(file.samples(skipped))) == 4  # reading text does not look for images
+    assert skipped.total() == 5
 
 
 @pytest.mark.parametrize("reason", UNUSABLE)
@@ -183,7 +188,7 @@ def test_collate_pads_right_and_keeps_broken_samples_out(tmp_path, images, proce
         0 if short is not examples[1] and len(examples[0].input_ids) == len(short.input_ids) else 1
     )
     ids, labels = batch.inputs["input_ids"], batch.inputs["labels"]
-    assert ids.shape == labels.shape == (2, 64 * -(-len(long.input_ids) // 64))
+    assert ids.shape == labels.shape == (2, 8 * -(-len(long.input_ids) // 8))
     assert ids[row, len(short.input_ids) :].unique().tolist() in ([], [0])
     assert (labels[row, len(short.input_ids) :] == collate.IGNORE).all()
     assert batch.inputs["pixel_values"].shape == (1, 3, 28, 28)
@@ -294,7 +299,7 @@ def test_packed_text_holds_every_document_in_order(tmp_path, processor):
 
 def test_text_sources_that_do_not_exist_are_named(tmp_path):
     with pytest.raises(UserError, match=r"gone\.txt"):
-        list(text.documents([tmp_path / "gone.txt"]))
+        list(text.documents([tmp_path / "gone.txt"], Counter()))
 
 
 def test_tokenizer_learns_its_text_and_round_trips():

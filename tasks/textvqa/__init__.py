@@ -6,34 +6,24 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from tasks import vqa_answers
-from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, lmms_eval_functions
+from tasks.common import Case, Doc, Hub, PerProtocol, lmms_eval_functions
 from tasks.textvqa import scorer
 from tasks.textvqa.prompt import short_question
 
 
-class TextVQA(Benchmark):
+class TextVQA(vqa_answers.PeoplesAnswers):
     """Accuracy of short answers against ten people's; `paper` shows the OCR tokens too."""
 
     name = "textvqa"
-    headline = "accuracy"
     metrics = ("accuracy",)
     columns = ("question", "answers")
     hub = Hub("lmms-lab/textvqa", split="validation")
-    cluster_columns = ("image_id", "question_id")
-    token_limits = PerProtocol(
-        paper=128, lmms=1024
-    )  # lmms-eval sets none; this is its LLaVA model's
+    # lmms-eval sets no limit for this task; 1024 is what its LLaVA model then takes.
+    token_limits = PerProtocol(paper=128, lmms=1024)
     stops = PerProtocol[tuple[str, ...]](paper=(), lmms=("ASSISTANT:",))
 
     def prompt(self, doc: Doc, protocol: str) -> str:
         return short_question(doc, with_ocr=protocol == "paper")
-
-    def truth(self, doc: Doc) -> list[str] | None:
-        return vqa_answers.references(doc)
-
-    def exclude(self, docs: Sequence[Doc], protocol: str) -> dict[int, str]:
-        needed = vqa_answers.ANSWERS_PER_QUESTION if protocol == "paper" else None
-        return vqa_answers.missing_references(docs, needed)
 
     def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
         answer = vqa_answers.m4c_normalise(prediction)

@@ -7,33 +7,24 @@ from statistics import fmean
 from typing import Any
 
 from tasks import vqa_answers
-from tasks.common import SHORT_ANSWER, Benchmark, Case, Doc, Hub, PerProtocol, lmms_eval_functions
+from tasks.common import SHORT_ANSWER, Case, Doc, Hub, PerProtocol, lmms_eval_functions
 from tasks.vqav2 import scorer
 
 ANSWER_TYPES = ("yes/no", "number", "other")
 
 
-class VQAv2(Benchmark):
+class VQAv2(vqa_answers.PeoplesAnswers):
     """Accuracy of short answers against ten people's, overall and by type of answer."""
 
     name = "vqav2"
-    headline = "accuracy"
     metrics = ("accuracy", *(f"{kind}/accuracy" for kind in ANSWER_TYPES))
     columns = ("question", "answers", "answer_type")
     hub = Hub("lmms-lab/VQAv2", split="validation")
-    cluster_columns = ("image_id", "question_id")
     token_limits = PerProtocol(paper=128, lmms=16)
     submission_suffix = ".json"
 
     def prompt(self, doc: Doc, protocol: str) -> str:
         return f"{doc['question']}\n{SHORT_ANSWER}"
-
-    def truth(self, doc: Doc) -> list[str] | None:
-        return vqa_answers.references(doc)
-
-    def exclude(self, docs: Sequence[Doc], protocol: str) -> dict[int, str]:
-        needed = vqa_answers.ANSWERS_PER_QUESTION if protocol == "paper" else None
-        return vqa_answers.missing_references(docs, needed)
 
     def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
         people = vqa_answers.references(doc)
@@ -46,13 +37,15 @@ class VQAv2(Benchmark):
     def aggregate(
         self, docs: Sequence[Doc], cases: Sequence[Case], protocol: str
     ) -> dict[str, float]:
-        by_type: dict[str, list[float]] = {}
-        for doc, case in zip(docs, cases, strict=True):
-            by_type.setdefault(doc["answer_type"], []).append(case.score or 0.0)
-        overall = fmean(score for scores in by_type.values() for score in scores)
-        return {"accuracy": overall} | {
-            f"{kind}/accuracy": fmean(by_type[kind]) for kind in ANSWER_TYPES if kind in by_type
-        }
+        rows = [
+            (doc["answer_type"], case.score or 0.0) for doc, case in zip(docs, cases, strict=True)
+        ]
+        metrics = {"accuracy": fmean(score for _, score in rows)}
+        for kind in ANSWER_TYPES:
+            scores = [score for its_kind, score in rows if its_kind == kind]
+            if scores:
+                metrics[f"{kind}/accuracy"] = fmean(scores)
+        return metrics
 
     def submission(self, docs: Sequence[Doc], predictions: Sequence[str]) -> list[dict[str, Any]]:
         """The list of {question_id, answer} that the test server takes."""

@@ -13,13 +13,12 @@ import pytest
 from lmms_eval.tasks.coco_cap import utils as lmms_coco
 from lmms_eval.utils import load_yaml_config
 
-from tasks import load
+from tasks import coco_cap, load
 from tasks.coco_cap import java, scorer
 from tasks.errors import UserError
 
 RECORDED = json.loads((Path(__file__).parent / "cases" / "coco_cap.json").read_text())
 CASES = RECORDED["cases"]
-ROOT = Path(__file__).parents[2]
 
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="no java on the PATH")
 task = load("coco_cap")
@@ -139,12 +138,23 @@ def test_submission_has_the_servers_format():
 
 
 @needs_java
-def test_random_captions_score_and_stay_apart():
+@pytest.mark.parametrize("metric", task.metrics)
+def test_task_files_aggregate_in_lmms_eval(metric, report):
+    config = load_yaml_config(str(Path(coco_cap.__file__).with_name("vlmamba_coco_cap.yaml")))
+    docs, predictions = recorded_documents()
+    items = [config["process_results"](d, [p]) for d, p in zip(docs, predictions, strict=True)]
+    (aggregation,) = [e["aggregation"] for e in config["metric_list"] if e["metric"] == metric]
+    assert aggregation([item[metric] for item in items]) == report.metrics[metric]
+
+
+@needs_java
+@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.fuzz)])
+def test_random_captions_score_and_stay_apart(count):
     """Line breaks of every kind, lone surrogates and control characters do not shift captions."""
     pieces = [*"ab .,'\"|\n\r\v\f\x00\x85\u2028\u2029\ud800é日🐶-()[]{}<>&$%", "|||", "cat", "n't"]
     rng = random.Random(0)
-    captions = ["".join(rng.choices(pieces, k=rng.randrange(12))) for _ in range(1000)]
-    docs = [document(["a cat", "the cat é"], i) for i in range(1001)]
+    captions = ["".join(rng.choices(pieces, k=rng.randrange(12))) for _ in range(count)]
+    docs = [document(["a cat", "the cat é"], i) for i in range(count + 1)]
     report = task.evaluate(docs, [*captions, "a cat"], "paper")
     assert set(report.metrics) == set(task.metrics)
     assert all(math.isfinite(value) for value in report.metrics.values())

@@ -13,7 +13,6 @@ from tasks import load
 
 RECORDED = json.loads((Path(__file__).parent / "cases" / "easy_vqa.json").read_text())
 CASES = RECORDED["cases"]
-ROOT = Path(__file__).parents[2]
 
 task = load("easy_vqa")
 

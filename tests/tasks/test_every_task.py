@@ -12,6 +12,7 @@ from lmms_eval.utils import load_yaml_config
 from sample_documents import DOCUMENTS
 
 import tasks
+from tasks.coco_cap import scorer
 from tasks.common import PROTOCOLS
 from tasks.errors import UserError
 
@@ -30,7 +31,11 @@ def test_every_folder_has_documents_here_and_a_readme():
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("name", tasks.NAMES)
-def test_task_files_say_in_lmms_eval_what_the_task_says(name, protocol):
+def test_task_files_say_in_lmms_eval_what_the_task_says(name, protocol, monkeypatch):
+    if name == "coco_cap":  # its programs take long to start; test_coco_cap.py runs them
+        nothing = scorer.Measured(({}, {}), {})
+        monkeypatch.setattr(scorer, "measure", lambda *_: nothing)
+        monkeypatch.setattr(scorer, "aggregate", lambda _: {"CIDEr": 0.5})
     task, docs = tasks.load(name), DOCUMENTS[name]
     title = f"vlmamba_{name}" + ("" if protocol == "paper" else "_lmms")
     config = load_yaml_config(str(FOLDER / name / f"{title}.yaml"))

@@ -20,7 +20,6 @@ from tasks.gqa import images
 
 RECORDED = json.loads((Path(__file__).parent / "cases" / "gqa.json").read_text())
 CASES = RECORDED["cases"]
-ROOT = Path(__file__).parents[2]
 
 task = load("gqa")
 

@@ -15,7 +15,6 @@ from tasks import load
 from tasks.common import Case
 from tasks.errors import UserError
 
-ROOT = Path(__file__).parents[2]
 # Of the prompt in mm-vet_evaluator.py of the benchmark's repository.
 OFFICIAL_RUBRIC_SHA256 = "d1b3e0a5b4e72c888b77164489d705bba4dd149934fff564dfba6443d81afe3f"
 
@@ -119,3 +118,12 @@ def test_a_missing_rubric_is_explained(monkeypatch):
     with pytest.raises(UserError, match="rubric comes with lmms-eval"):
         judging.rubric("lmms")
     judging.rubric.cache_clear()
+
+
+@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.fuzz)])
+def test_any_reply_of_a_judge_is_a_grade_or_none(count):
+    rng = random.Random(0)
+    for _ in range(count):
+        reply = "".join(rng.choices("0123456789.+-einfaN _,\n\u0661\u00bd", k=rng.randrange(6)))
+        grade = judging.read_grade(reply)
+        assert grade is None or 0.0 <= grade <= 1.0

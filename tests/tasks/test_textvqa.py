@@ -18,7 +18,6 @@ from tasks.errors import UserError
 
 RECORDED = json.loads((Path(__file__).parent / "cases" / "textvqa.json").read_text())
 CASES = RECORDED["cases"]
-ROOT = Path(__file__).parents[2]
 
 task = load("textvqa")
 

@@ -19,7 +19,6 @@ from tasks.errors import UserError
 
 RECORDED = json.loads((Path(__file__).parent / "cases" / "vqav2.json").read_text())
 CASES = RECORDED["cases"]
-ROOT = Path(__file__).parents[2]
 
 task = load("vqav2")
 

@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from vlmamba.data.llava import IMAGE_TAG, LlavaFile, Sample, SampleError, Survey
 
 IGNORE = -100  # label of a position that is not trained on
-PAD_MULTIPLE = 64  # few distinct lengths: matrix kernels are prepared anew for each shape
+PAD_MULTIPLE = 8  # what matrix units like; fewer distinct shapes to prepare kernels for
 
 
 @dataclass(frozen=True)

@@ -73,13 +73,13 @@ class LlavaFile:
         start, end = int(self.starts[index]), int(self.ends[index])
         return parse_sample(os.pread(self._open(), end - start, start))
 
-    def __iter__(self) -> Iterator[Sample]:
-        """All usable samples in file order; unusable ones are passed over (see `survey`)."""
+    def samples(self, skipped: Counter) -> Iterator[Sample]:
+        """All usable samples in file order; the others are counted in `skipped` by reason."""
         for index in range(len(self)):
             try:
                 yield self[index]
-            except SampleError:
-                continue
+            except SampleError as error:
+                skipped[str(error)] += 1
 
     def _open(self) -> int:
         if self._descriptor is None:
@@ -202,7 +202,10 @@ class Survey:
     def describe(self) -> str:
         """One line: how many samples train and how many were left out, and why."""
         total = len(self.usable) + sum(self.skipped.values())
-        reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
+        reasons = ", ".join(
+            f"{count} {reason}, first: record {self.first[reason]}"
+            for reason, count in self.skipped.items()
+        )
         return f"{len(self.usable)} of {total} samples usable" + (
             f" ({reasons})" if reasons else ""
         )

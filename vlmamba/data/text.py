@@ -7,6 +7,7 @@ it sees an image.  Tokens are packed without padding, documents end with "<|endo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -21,11 +22,14 @@ from vlmamba.data.llava import IMAGE_TAG, LlavaFile, Sample
 from vlmamba.errors import UserError
 
 
-def documents(paths: Iterable[Path]) -> Iterator[str | Sample]:
-    """Lines of the text files and samples of the LLaVA files, in order."""
+def documents(paths: Iterable[Path], skipped: Counter) -> Iterator[str | Sample]:
+    """Lines of the text files and samples of the LLaVA files, in order.
+
+    Unusable samples are counted in `skipped` by reason.
+    """
     for path in map(Path, paths):
         if path.suffix == ".json":
-            yield from LlavaFile(path)
+            yield from LlavaFile(path).samples(skipped)
         elif path.suffix == ".txt" and path.is_file():
             with open(path, encoding="utf-8") as file:
                 yield from (line.strip() for line in file if line.strip())
@@ -35,7 +39,7 @@ def documents(paths: Iterable[Path]) -> Iterator[str | Sample]:
 
 def plain_texts(paths: Iterable[Path]) -> Iterator[str]:
     """Every piece of text, for training a tokenizer."""
-    for document in documents(paths):
+    for document in documents(paths, Counter()):
         if isinstance(document, str):
             yield document
         else:
@@ -48,9 +52,9 @@ def tokenize_documents(
     """Write all documents' token ids, each closed by the end token, as uint32 to `out`."""
     tokenizer = processor.tokenizer
     end = np.array([tokenizer.eos_token_id], dtype=np.uint32)
-    partial = out.with_suffix(".partial")
+    partial, skipped = out.with_suffix(".partial"), Counter()
     with open(partial, "wb") as file:
-        for chunk in _chunks(tqdm(documents(paths), desc="tokenizing", unit=""), 1000):
+        for chunk in _chunks(tqdm(documents(paths, skipped), desc="tokenizing", unit=""), 1000):
             texts = [document for document in chunk if isinstance(document, str)]
             encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
             for document in chunk:
@@ -60,6 +64,8 @@ def tokenize_documents(
                     ids = _conversation_ids(document, processor, template)
                     file.write(ids.tobytes() + (b"" if ids[-1] == end[0] else end.tobytes()))
     partial.replace(out)
+    if skipped:
+        tqdm.write(f"left out of the text: {dict(skipped)}")
     return out
 
 

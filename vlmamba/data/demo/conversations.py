@@ -41,6 +41,9 @@ CAPTION_REQUESTS = (
     "What is in the photo?",
 )
 
+# A small language model from scratch forgets a picture that lies hundreds of tokens back, and then
+# never learns to look; benchmarks ask one question right behind it.
+TURNS_PER_SAMPLE = 3
 TURN_WEIGHTS = {  # kind of turn -> how often; the yes/no pairs of MME count one by one
     "existence": 12.0,
     "pair": 5.0,
@@ -87,7 +90,7 @@ def build_training_data(
     for index in range(images):
         scene = sample_scene(f"train/{seed}/talk/{index}", options)
         jobs.append(_Job(scene, _picture_path(f"t{index:06d}")))
-        finetune.append(conversation_sample(scene, jobs[-1].path, balance))
+        finetune += conversation_samples(scene, jobs[-1].path, balance)
     finetune += [text_sample(f"train/{seed}/text/{index}") for index in range(images // 30)]
     _draw(jobs, out, workers)
     if easy_vqa:
@@ -108,9 +111,9 @@ def caption_sample(scene: Scene, image: Path) -> dict:
     return _sample(image.stem, [(request, sentence)], image)
 
 
-def conversation_sample(scene: Scene, image: Path, balance: ask.Existence) -> dict:
-    """9 to 13 turns of mixed kinds about one picture, a caption among them; no turn gives away the
-    answer of a later question about existence."""
+def conversation_samples(scene: Scene, image: Path, balance: ask.Existence) -> list[dict]:
+    """9 to 13 turns of mixed kinds about one picture, a caption among them, cut into short samples;
+    no turn gives away the answer of a later question about existence."""
     rng = random.Random(f"{scene.seed}/words")
     kinds = rng.choices(list(TURN_WEIGHTS), list(TURN_WEIGHTS.values()), k=rng.randint(10, 18))
     if rng.random() < 0.5:
@@ -123,7 +126,7 @@ def conversation_sample(scene: Scene, image: Path, balance: ask.Existence) -> di
             turns.append(turn)
     if not any(text == CAPTION for text, _ in turns):  # names everything, so it comes last
         turns.append(_caption_turn(scene, rng))
-    return _sample(image.stem, turns, image)
+    return _samples(image.stem, turns, image)
 
 
 def _turn(kind, scene, rng, balance, mentioned) -> tuple[str, str] | None:
@@ -191,7 +194,7 @@ def text_sample(seed: str) -> dict:
 
 
 def easy_vqa_samples(out: Path, seed: int) -> list[dict]:
-    """The train split of easy-VQA (package `easy-vqa`, MIT): one conversation a picture."""
+    """The train split of easy-VQA (package `easy-vqa`, MIT): short conversations about each picture."""
     try:
         import easy_vqa
     except ImportError as error:
@@ -207,8 +210,17 @@ def easy_vqa_samples(out: Path, seed: int) -> list[dict]:
         path = Path("easy_vqa") / f"{image_id}.png"
         shutil.copyfile(paths[image_id], out / path)
         random.Random(f"{seed}/easy/{image_id}").shuffle(turns)
-        samples.append(_sample(f"easy{image_id}", turns, path))
+        samples += _samples(f"easy{image_id}", turns, path)
     return samples
+
+
+def _samples(name: str, turns: Sequence[tuple[str, str]], image: Path) -> list[dict]:
+    """The turns, TURNS_PER_SAMPLE at a time."""
+    starts = range(0, len(turns), TURNS_PER_SAMPLE)
+    return [
+        _sample(f"{name}-{n}", turns[start : start + TURNS_PER_SAMPLE], image)
+        for n, start in enumerate(starts)
+    ]
 
 
 def _sample(name: str, turns: Iterable[tuple[str, str]], image: Path | None = None) -> dict:

@@ -1,0 +1,134 @@
+"""Measure the speed of the scan, the language model and evaluation against their alternatives.
+
+    python -m harness.bench --quick                    # under 4 minutes on 2 idle cores
+    python -m harness.bench --only decode,pope --threads 2 --json bench.json
+
+Everything runs in this one process, in alternation, with the same threads on both sides; tables
+show medians and the fastest and slowest run. The last line printed is JSON. Leave the machine idle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tqdm import tqdm
+
+from harness.benchmarks import evaluation, invariance, language_model, machine, report, scan
+from harness.benchmarks.report import Results
+from harness.benchmarks.timing import FULL, QUICK, Comparison, Effort
+from harness.cli import cli
+from tasks import NAMES
+from tasks.errors import UserError, unknown
+from vlmamba.models.selective_scan import resolve_backend
+
+SECTIONS = ("scan", "prefill", "decode", "pope", "mme", "invariance")
+
+Step = tuple[str, Callable[[dict[str, Any]], Any]]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `harness.bench`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="fewer repeats and questions; the same measurements")
+    add("--only", help=f"comma-separated: {', '.join(SECTIONS)} (default: all)")
+    add("--threads", type=int, help="threads of every contender (default: PyTorch's choice)")
+    add("--json", type=Path, help="also write every measurement to this file")
+    return parser
+
+
+@cli
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    arguments = build_parser().parse_args(argv)
+    only = _sections(arguments.only)
+    if arguments.threads is not None:
+        if arguments.threads < 1:
+            raise UserError(f"--threads is {arguments.threads}; expected a positive number")
+        torch.set_num_threads(arguments.threads)
+    if arguments.json and not arguments.json.parent.is_dir():
+        raise UserError(f"no folder {str(arguments.json.parent)!r} for --json")
+    transformers.utils.logging.set_verbosity_error()
+    results = run(only, arguments.quick)
+    print(report.tables(results))
+    summary = report.summary(results)
+    if arguments.json:
+        arguments.json.write_text(report.details(results, summary), encoding="utf-8")
+    print(json.dumps(summary, allow_nan=False))
+    return 0
+
+
+def _sections(only: str | None) -> set[str]:
+    names = set(only.split(",")) if only else set(SECTIONS)
+    for name in names - {*SECTIONS}:
+        raise unknown("section", name, SECTIONS)
+    return names
+
+
+def run(only: set[str], quick: bool) -> Results:
+    """Measure the named sections under one progress bar."""
+    started, effort = time.perf_counter(), QUICK if quick else FULL
+    models = language_model.Models()
+    with tqdm(_steps(only, effort, quick, models), file=sys.stderr, unit="step") as bar:
+        found: dict[str, Any] = {}
+        for name, measure in bar:
+            bar.set_description(name)
+            found[name] = measure(found)
+    settings = {
+        **machine.state(models.device, models.dtype),
+        "scan_backend": resolve_backend("auto", models.device),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "quick": quick,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    return Results(
+        settings=settings,
+        machine=found["machine"],
+        comparisons=[x for x in found.values() if isinstance(x, Comparison)],
+        scan_errors=found.get("scan errors"),
+        logits_error=found.get("logits"),
+        invariance=found.get("invariance"),
+    )
+
+
+def _steps(
+    only: set[str], effort: Effort, quick: bool, models: language_model.Models
+) -> list[Step]:
+    """(name, measurement) in order; a measurement gets what was found before it."""
+    steps: list[Step] = [("machine", lambda _: machine.measure(effort))]
+    if "scan" in only:
+        steps += [(name, lambda _, run=run: run()) for name, run in scan.cases(effort)]
+        steps.append(("scan errors", lambda _: scan.errors()))
+    for name, compare in (("prefill", language_model.prefill), ("decode", language_model.decode)):
+        if name in only:
+            steps.append((name, lambda found, c=compare: c(models, found["machine"], effort)))
+    if "prefill" in only:
+        steps.append(("logits", lambda _: language_model.logits_error(models)))
+    for shape in evaluation.SHAPES:
+        if shape.section in only:
+            steps.append(
+                (shape.section, lambda _, s=shape: evaluation.throughput(s, models, effort))
+            )
+    if "invariance" in only:
+        names = invariance.QUICK_TASKS if quick else NAMES
+        count = invariance.QUICK_QUESTIONS if quick else invariance.QUESTIONS
+        steps.append(("invariance", lambda _: invariance.measure(names, count)))
+    return steps
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""Time contenders side by side: in one process, in alternation, after a warm-up.
+
+comparison = compare("prefill", "1024 tokens", {"ours": Contender(f), "theirs": Contender(g)})
+comparison.speedup("theirs")        # above 1: ours is faster
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+OURS = "ours"
+LONG_RUN_S = 2.0  # a first run this long counts: what a warm-up would save is lost in it
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How often a contender runs: `least` times, then until `most` times or `seconds` are over."""
+
+    least: int
+    most: int
+    seconds: float
+
+
+QUICK = Effort(least=2, most=7, seconds=1.5)
+FULL = Effort(least=3, most=25, seconds=12)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something to time. One call of `run` does `items` pieces of work (tokens, questions)."""
+
+    run: Callable[[], object]
+    items: int = 1
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds for one item, of every run: on the clock, and of the processor (all threads).
+
+    On a busy machine the second is the steadier one.
+    """
+
+    wall_s: tuple[float, ...]
+    processor_s: tuple[float, ...]
+
+    @property
+    def median_s(self) -> float:
+        """Median on the clock."""
+        return statistics.median(self.wall_s)
+
+    @property
+    def median_processor_s(self) -> float:
+        """Median of the processor's time."""
+        return statistics.median(self.processor_s)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The timings of one workload. `floor_s`: what the machine's limits allow at best."""
+
+    kind: str
+    shape: str
+    item: str  # what one item is: "run", "token", "question"
+    timings: Mapping[str, Timing]
+    floor_s: float | None = None
+
+    def speedup(self, other: str, ours: str = OURS) -> float:
+        """How many times faster `ours` is than `other`, by medians."""
+        return self.timings[other].median_s / self.timings[ours].median_s
+
+    def processor_speedup(self, other: str, ours: str = OURS) -> float:
+        """The same of processor time."""
+        theirs = self.timings[other].median_processor_s
+        return theirs / self.timings[ours].median_processor_s
+
+
+def side_by_side(
+    contenders: Mapping[str, Contender], effort: Effort, device: str = "cpu"
+) -> dict[str, Timing]:
+    """Rounds of one run of each contender, until each has had its share of the effort."""
+    runs: dict[str, list[tuple[float, float]]] = {}
+    for name, contender in contenders.items():
+        first = _timed(contender, device)
+        runs[name] = [first] if first[0] * contender.items > LONG_RUN_S else []
+    waiting = list(contenders)
+    while waiting:
+        for name in waiting:
+            runs[name].append(_timed(contenders[name], device))
+        waiting = [n for n in waiting if _unfinished(runs[n], contenders[n].items, effort)]
+    return {name: Timing(*zip(*times, strict=True)) for name, times in runs.items()}
+
+
+def _unfinished(times: list[tuple[float, float]], items: int, effort: Effort) -> bool:
+    spent = sum(wall for wall, _ in times) * items
+    return len(times) < effort.least or (len(times) < effort.most and spent < effort.seconds)
+
+
+def _timed(contender: Contender, device: str) -> tuple[float, float]:
+    """Seconds for one item: on the clock, and of the processor."""
+    _synchronize(device)
+    wall, processor = time.perf_counter(), time.process_time()
+    contender.run()
+    _synchronize(device)
+    spent = time.perf_counter() - wall, time.process_time() - processor
+    return spent[0] / contender.items, spent[1] / contender.items
+
+
+def _synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()

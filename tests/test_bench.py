@@ -1,0 +1,167 @@
+"""The benchmark: fair comparisons, true ratios, baselines that compute what they claim."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from harness import baselines, bench
+from harness.benchmarks import invariance, language_model, machine, report, scan
+from harness.benchmarks.timing import OURS, Comparison, Contender, Effort, Timing, side_by_side
+from vlmamba.config import LANGUAGE_MODELS
+
+ONCE = Effort(least=1, most=1, seconds=0)
+PROMISED = (
+    *("scan_forward_speedup", "scan_train_speedup", "scan_max_rel_error", "prefill_speedup"),
+    *("decode_speedup", "decode_bandwidth_fraction", "pope_shape_speedup", "mme_shape_speedup"),
+    "batch_invariant",
+)
+
+
+@pytest.fixture
+def tiny(monkeypatch) -> None:
+    """Every size of the benchmark shrunk, none of its steps left out."""
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 504}
+    heads = {"num_attention_heads": 2, "intermediate_size": 64}
+    for name, spec in baselines.BASELINES.items():
+        shape = small | (heads if "num_attention_heads" in spec else {})
+        monkeypatch.setitem(baselines.BASELINES, name, spec | shape)
+    shape = {"d_model": 32, "n_layer": 2, "vocab_size": 504, "language_model_id": None}
+    monkeypatch.setitem(LANGUAGE_MODELS, "130m", shape)
+    vision = {"hidden_size": 24, "intermediate_size": 32, "num_attention_heads": 2}
+    siglip = baselines.VISION_ENCODERS[baselines.ENCODER] | vision | {"image_size": 56}
+    monkeypatch.setitem(baselines.VISION_ENCODERS, baselines.ENCODER, siglip)
+    monkeypatch.setattr(scan, "CHANNELS", 8)
+    monkeypatch.setattr(scan, "FORWARD_SHAPES", ((1, 5), (2, 9)))
+    monkeypatch.setattr(scan, "TRAIN_SHAPES", ((2, 7),))
+    monkeypatch.setattr(scan, "ERROR_SHAPE", (2, 9))
+    monkeypatch.setattr(machine, "BUFFER_BYTES", 2**16)
+    monkeypatch.setattr(machine, "GEMM_SHAPES", ((4, 8, 16),))
+    monkeypatch.setattr(language_model, "PROMPT_TOKENS", 12)
+    monkeypatch.setattr(language_model, "NEW_TOKENS", 3)
+    monkeypatch.setattr(bench, "QUICK", ONCE)
+    answered = invariance.Invariance("random weights", ("pope",), 4, 0, 1e-6)
+    monkeypatch.setattr(invariance, "measure", lambda names, questions: answered)
+
+
+def test_every_contender_runs_in_every_round_after_a_warm_up():
+    calls: list[str] = []
+    contenders = {n: Contender(lambda n=n: calls.append(n), items=4) for n in ("a", "b")}
+    timings = side_by_side(contenders, Effort(least=2, most=3, seconds=9))
+    assert calls == ["a", "b"] * 4  # the warm-up is not counted
+    assert [len(t.wall_s) for t in timings.values()] == [3, 3]
+    assert side_by_side(contenders, Effort(least=2, most=9, seconds=0))["a"].wall_s != ()
+
+
+def test_a_speedup_is_a_ratio_of_medians_for_one_item():
+    ours, theirs = Timing((1.0, 9.0, 2.0), (1.0, 1.0, 1.0)), Timing((4.0, 6.0, 50.0), (3.0,) * 3)
+    comparison = Comparison("prefill", "", "run", {OURS: ours, "theirs": theirs})
+    assert comparison.speedup("theirs") == 3
+    assert comparison.processor_speedup("theirs") == 3
+
+
+def test_the_smallest_of_several_shapes_is_reported():
+    def timed(seconds: float) -> Comparison:
+        timings = {OURS: Timing((1.0,), (1.0,)), scan.TRANSFORMERS: Timing((seconds,), (1.0,))}
+        return Comparison("scan_forward", "", "run", timings)
+
+    limits = machine.Machine(1e9, 1e9, 1e9)
+    found = report.summary(report.Results({}, limits, [timed(80), timed(70), timed(90)]))
+    assert found["scan_forward_speedup"] == 70
+    assert found["scan_forward_speedup_mamba_ssm"] == "not installed"
+    assert found["processor_time"]["scan_forward_speedup"] == 1
+    assert "decode_speedup" not in found
+
+
+def test_floors_follow_from_the_machines_limits(tiny):
+    limits = machine.Machine(copy_bytes_per_s=20, read_bytes_per_s=10, gemm_flops_per_s=100)
+    assert limits.token_floor_s(40) == 2
+    assert limits.prefill_floor_s(50) == 0.5
+    ours = language_model.Models().ours
+    linear = sum(m.weight.numel() for m in ours.language_model.layers.modules() if _linear(m))
+    head = 32 * 504
+    assert language_model.prefill_flops(ours.language_model, 10) == 2 * (10 * linear + head)
+    assert ours.weight_bytes() == 4 * sum(p.numel() for p in ours.language_model.parameters())
+
+
+def _linear(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Linear)
+
+
+def test_contenders_of_the_scan_compute_the_same(tiny):
+    x = scan.inputs(2, 9)
+    ours, theirs = scan.ours(x), scan.transformers_loop(scan.channels_first(x))
+    torch.testing.assert_close(ours, theirs.transpose(1, 2), rtol=1e-4, atol=1e-5)
+    assert max(scan.errors().values()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "name", ["vl-mamba-130m", "transformers-mamba-130m", "pythia-160m", "phi-2", "llama-160m"]
+)
+@torch.inference_mode()
+def test_a_baseline_steps_as_it_reads(tiny, name):
+    model = baselines.build(name)
+    ids = torch.randint(504, (2, 6))
+    features = torch.randn(2, 16, 24)
+    embeds = model.embed(ids, features)
+    assert embeds.shape == (2, 16 + 6, 32)
+    expected, _ = model.prefill(embeds)
+    _, cache = model.prefill(embeds[:, :-1])
+    held = baselines.cache_bytes(cache)
+    torch.testing.assert_close(model.step(ids[:, -1], cache), expected, rtol=1e-3, atol=1e-4)
+    grown = baselines.cache_bytes(cache) - held
+    assert grown == 0 if "mamba" in name else grown == 2 * 2 * 2 * 32 * 4  # keys, values, layers
+
+
+@torch.inference_mode()
+def test_both_mambas_have_the_same_weights(tiny):
+    models = language_model.Models()
+    assert models.theirs.embedding.weight is models.ours.embedding.weight
+    assert language_model.logits_error(models) < 1e-4
+
+
+def test_the_last_line_is_json_with_every_promised_key(tiny, capsys, tmp_path):
+    assert bench.main(["--quick", "--json", str(tmp_path / "all.json")]) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(PROMISED) <= set(summary)
+    assert summary["batch_invariant"] is True
+    assert all(summary[key] > 0 for key in PROMISED)
+    saved = json.loads((tmp_path / "all.json").read_text())
+    assert saved["summary"] == summary
+    assert saved["comparisons"][0]["timings"]["ours"]["wall_s"]
+
+
+def test_only_the_wanted_sections_run(tiny, capsys):
+    assert bench.main(["--quick", "--only", "decode", "--threads", "1"]) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert "decode_speedup" in summary
+    assert "scan_forward_speedup" not in summary
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "decoed"], "unknown section 'decoed'; known, nearest first: decode"),
+        (["--threads", "0"], "--threads is 0; expected a positive number"),
+        (["--json", "no/such/folder/x.json"], "no folder 'no/such/folder' for --json"),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, arguments, message):
+    assert bench.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_unknown_model_lists_the_known_ones():
+    with pytest.raises(Exception, match="unknown model 'pythia-161m'.*pythia-160m"):
+        baselines.build("pythia-161m")
+
+
+def test_invariance_is_measured_on_the_demo_benchmarks(monkeypatch):
+    monkeypatch.setattr(invariance, "BATCH_SIZES", (1, 3))
+    monkeypatch.setattr(invariance, "LOGITS_BATCH", 2)
+    monkeypatch.setattr(invariance, "NEW_TOKENS", 3)
+    found = invariance.measure(["pope", "mme"], 4)
+    assert (found.questions, found.different) == (8, 0)
+    assert found.logits_error < 1e-4

@@ -1,0 +1,62 @@
+"""The bundled demo model: its files, its ways of loading, and that it looks at the picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+
+from harness import run
+from vlmamba.checkpoints import BUNDLED, load
+from vlmamba.models.vlm import VLMambaForConditionalGeneration
+
+FOLDER = BUNDLED["nano"]
+QUESTION = "Is there a cat in the image?\nAnswer the question using a single word or phrase."
+GREY = Image.new("RGB", (224, 224), "gray")
+
+
+def test_it_is_small_safetensors_without_the_encoder():
+    assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 12e6
+    assert not [*FOLDER.glob("*.bin"), *FOLDER.glob("*.pt")]
+    model, _ = load("nano")
+    assert model.dtype == torch.float32
+    assert model.config.connector == "vss_l2" and model.config.scan == "bsm"
+
+
+def test_auto_classes_and_a_round_trip(tmp_path):
+    model = AutoModelForImageTextToText.from_pretrained(FOLDER)
+    processor = AutoProcessor.from_pretrained(FOLDER)
+    assert isinstance(model, VLMambaForConditionalGeneration)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again, same = load(str(tmp_path))
+    inputs = processor(
+        text=processor.conversation_prompt(QUESTION), images=GREY, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        assert torch.equal(again(**inputs).logits, model.eval()(**inputs).logits)
+    assert same.encode("a cat") == processor.encode("a cat")
+
+
+def test_the_pipeline_answers():
+    pipe = pipeline("image-text-to-text", model=str(FOLDER))
+    content = [{"type": "image", "image": GREY}, {"type": "text", "text": QUESTION}]
+    outputs = pipe(
+        text=[{"role": "user", "content": content}], max_new_tokens=4, return_full_text=False
+    )
+    assert outputs[0]["generated_text"].strip() in ("Yes", "No")
+
+
+@pytest.mark.parametrize(("arguments", "low", "high"), [([], 0.8, 1.0), (["--blind"], 0.0, 0.7)])
+def test_it_looks(tmp_path, arguments, low, high):
+    """Accuracy on 432 POPE questions of unseen scenes; blind, near chance (0.5)."""
+    common = ["--tasks", "pope", "--style", "validation", "--limit", "432", "--out", str(tmp_path)]
+    assert run.main([*common, *arguments]) == 0
+    record = json.loads(Path(tmp_path, "record.json").read_text())
+    accuracy = record["tasks"]["pope"]["metrics"]["accuracy"]
+    value = accuracy["value"] if isinstance(accuracy, dict) else accuracy
+    assert low <= value <= high
