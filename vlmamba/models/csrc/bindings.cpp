@@ -102,7 +102,7 @@ std::vector<Tensor> backward(
     using R = Wide<T>;
     const ScanInputs<T> in = scan.inputs<T>();
     const auto wide = scan.u.options().dtype(wide_type<T>());
-    const int64_t groups = scan_groups<T>(in.batch, in.channels);
+    const int64_t groups = scan_groups(in.batch);
     Tensor u = at::empty(scan.u.sizes(), scan.u.options()), delta = at::empty_like(u);
     Tensor z = scan.z ? at::empty_like(u) : at::empty({0}, u.options());
     Tensor A = at::empty({in.batch, in.channels, in.states}, wide), state = at::empty_like(A);

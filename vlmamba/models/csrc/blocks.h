@@ -1,5 +1,5 @@
 // How the kernels cut their work: lanes are channels, a register's worth of neighbouring channels is
-// a block, and a task takes a group of a row's blocks over all its steps.
+// a block, and a thread takes a range of blocks, row by row, each over all its steps.
 #pragma once
 
 #include "vec.h"
@@ -21,22 +21,28 @@ int64_t block_count(int64_t channels) {
   return ceil_div(channels, kLanes<R>);
 }
 
-// Enough groups that threads finish together, few enough that a group's steps share pages.
-template <typename R>
-int64_t group_count(int64_t batch, int64_t channels) {
-  constexpr int64_t tasks_per_thread = 4;
-  const int64_t wanted = ceil_div(tasks_per_thread * at::get_num_threads(), batch);
-  return std::min(block_count<R>(channels), wanted);
+// Blocks that are read and written together: few pages are open at a time, and lines come in runs.
+constexpr int64_t kPanel = 4;
+
+// Threads share the blocks of all rows evenly. Those of one row that fall to one thread are a group;
+// a row has at most this many.
+inline int64_t group_count(int64_t batch) {
+  return ceil_div(at::get_num_threads(), batch) + 1;
 }
 
-// f(row, first block, end block, group) for every row and group, over the threads.
-template <typename R, typename F>
-void for_groups(int64_t batch, int64_t channels, const F& f) {
-  const int64_t blocks = block_count<R>(channels), groups = group_count<R>(batch, channels);
-  at::parallel_for(0, batch * groups, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t group = task % groups;
-      f(task / groups, group * blocks / groups, (group + 1) * blocks / groups, group);
+// f(row, first block, end block, group) for every group.
+template <typename F>
+void for_groups(int64_t batch, int64_t blocks, const F& f) {
+  const int64_t all = batch * blocks, tasks = std::min<int64_t>(all, at::get_num_threads());
+  at::parallel_for(0, tasks, 1, [&](int64_t task, int64_t end_task) {
+    for (; task < end_task; ++task) {
+      const int64_t begin = task * all / tasks, end = (task + 1) * all / tasks;
+      for (int64_t row = begin / blocks; row * blocks < end; ++row) {
+        const int64_t start = row * blocks;
+        const int64_t first_task = ceil_div((start + 1) * tasks, all) - 1;  // that of block `start`
+        f(row, std::max(begin - start, int64_t{0}), std::min(end - start, blocks),
+          task - first_task);
+      }
     }
   });
 }

@@ -140,8 +140,9 @@ void backward_group(
 template <typename T>
 void conv_forward(const ConvInputs<T>& in, T* y, T* final_state) {
   const auto run = in.taps == 4 ? forward_group<T, 4> : forward_group<T, 0>;
-  for_groups<Wide<T>>(
-      in.batch, in.channels, [&](int64_t row, int64_t first, int64_t last, int64_t) {
+  const int64_t blocks = block_count<Wide<T>>(in.channels);
+  for_groups(
+      in.batch, blocks, [&](int64_t row, int64_t first, int64_t last, int64_t) {
         run(in, row, first, last, y, final_state);
       });
 }
@@ -149,8 +150,9 @@ void conv_forward(const ConvInputs<T>& in, T* y, T* final_state) {
 template <typename T>
 void conv_backward(const ConvInputs<T>& in, const ConvGrads<T>& grads) {
   const auto run = in.taps == 4 ? backward_group<T, 4> : backward_group<T, 0>;
-  for_groups<Wide<T>>(
-      in.batch, in.channels, [&](int64_t row, int64_t first, int64_t last, int64_t) {
+  const int64_t blocks = block_count<Wide<T>>(in.channels);
+  for_groups(
+      in.batch, blocks, [&](int64_t row, int64_t first, int64_t last, int64_t) {
         run(in, row, first, last, grads);
       });
 }

@@ -55,9 +55,8 @@ struct ScanGrads {
   R *B, *C;                      // (B, groups, L, N), zeros on entry: likewise the sum over groups
 };
 
-// Groups that scan_backward cuts the channels into, and elements of the checkpoints in R.
-template <typename T>
-int64_t scan_groups(int64_t batch, int64_t channels);
+// Groups that scan_backward cuts a row's channels into at most, and elements of the checkpoints.
+int64_t scan_groups(int64_t batch);
 template <typename T>
 int64_t scan_checkpoint_size(const ScanInputs<T>& in);
 

@@ -2,8 +2,9 @@
 //
 // Lanes are channels: one register holds the same state of neighbouring channels, so loads are
 // contiguous in (B, L, Di), B_t and C_t are broadcasts and no sum runs across lanes. kLanes
-// channels form a block; kChunk steps of a block, a tile. A task walks a group of blocks chunk by
-// chunk, so that a page of the inputs serves all its blocks; states wait in memory between tiles.
+// channels form a block; kChunk steps of a block, a tile. A thread walks its blocks chunk by chunk, a
+// panel of tiles at a time: it loads the panel, scans each tile in registers while the next panel is
+// fetched, and stores the panel. Between chunks the states wait in memory.
 //
 // The backward pass keeps only the state at the start of every chunk, recomputes a chunk's states
 // from it and walks the chunk backwards: extra memory is N / kChunk of one input, plus N rows.
@@ -68,43 +69,60 @@ struct Block {
     const int64_t chunk = row * ceil_div(in.length, kChunk) + t / kChunk;
     return (chunk * block_count<R>(in.channels) + index) * in.states * kLanes<R>;
   }
-  // The next block's inputs: hardware does not foresee strides of Di elements.
+  // Bring a step's inputs near; hardware does not foresee strides of Di elements.
   void prefetch(int64_t t) const {
-    __builtin_prefetch(u + t * in.u.step_stride + kLanes<R>);
-    __builtin_prefetch(delta + t * in.delta.step_stride + kLanes<R>);
-    if (z) __builtin_prefetch(z + t * in.z.step_stride + kLanes<R>);
+    fetch(u + t * in.u.step_stride);
+    fetch(delta + t * in.delta.step_stride);
+    if (z) fetch(z + t * in.z.step_stride);
   }
 };
 
-// The step sizes, inputs and outputs (before the gate) of a tile, as vectors.
+// The step sizes, inputs and outputs (before the gate) of a tile.
 template <typename R>
 struct Tile {
   Vec<R> dt[kChunk], x[kChunk], out[kChunk];
 };
 
+// The blocks [first, last) of one row, with their states, (N) vectors each.
 template <typename T>
-void load_tile(const Block<T>& block, int64_t begin, int64_t end, Tile<Wide<T>>& tile) {
-  for (int64_t t = begin, s = 0; t < end; ++t, ++s) {
-    block.prefetch(t);
-    const Vec<Wide<T>> raw = block.raw_step(t);
-    tile.dt[s] = block.in.softplus ? softplus(raw) : raw;
-    tile.x[s] = block.input(t);
-  }
-}
+struct Group {
+  using R = Wide<T>;
+  std::vector<Block<T>> blocks;
+  Buffer<R> states;
+  int64_t n;
 
-// h <- exp(dt A) h + dt x B and out = C h + D x, step by step from the states in `states`, which are
-// updated. With kKeep, the decays exp(dt A) and the new states of each step are written as well.
-// The states stay in registers where kN says how many there are; `rates` is A / ln 2.
-template <int kN, bool kKeep, typename R>
+  Group(const ScanInputs<T>& in, int64_t row, int64_t first, int64_t last, const R* from)
+      : states((last - first) * in.states), n(in.states) {
+    for (int64_t b = first; b < last; ++b) {
+      blocks.emplace_back(in, row, b);
+      const Block<T>& block = blocks.back();
+      if (from) load_columns<R>(from + block.states_at(), n, block.count, R(1), state(b - first));
+    }
+  }
+  int64_t size() const { return blocks.size(); }
+  Vec<R>* state(int64_t i) { return states.data() + i * n; }
+  // The block whose turn comes one panel after block i's; `t` moves on at the end of a chunk.
+  const Block<T>& next(int64_t i, int64_t& t, int64_t chunk) const {
+    if (i + kPanel >= size()) t += chunk;
+    return blocks[(i + kPanel) % size()];
+  }
+};
+
+// h <- exp(dt A) h + dt x B and out = C h + D x, step by step from `states`, which are updated. They
+// stay in registers where kN says how many there are. `rates` is A / ln 2; meanwhile(s) runs at each
+// step s. With kKeep, the decays exp(dt A) and the new states of all steps are written as well.
+template <int kN, bool kKeep, typename R, typename F>
 void scan_tile(
-    Tile<R>& tile, int64_t steps, int64_t states_n, const Vec<R>* rates, const R* B, const R* C,
-    Vec<R> D, Vec<R>* states, Vec<R>* decays = nullptr, Vec<R>* kept = nullptr) {
-  const int64_t n = kN ? kN : states_n;
+    Tile<R>& tile, int64_t steps, int64_t state_count, const Vec<R>* rates, const R* B, const R* C,
+    Vec<R> D, Vec<R>* states, const F& meanwhile, Vec<R>* decays = nullptr,
+    Vec<R>* kept = nullptr) {
+  const int64_t n = kN ? kN : state_count;
   Vec<R> registers[kN ? kN : 1];
   Vec<R>* h = kN ? registers : states;
 #pragma GCC unroll 16
   for (int i = 0; i < kN; ++i) registers[i] = states[i];
   for (int64_t s = 0; s < steps; ++s, B += n, C += n) {
+    meanwhile(s);
     const Vec<R> drive = tile.dt[s] * tile.x[s], dt = limit_rate(tile.dt[s]);
     Vec<R> even = D * tile.x[s], odd{};  // two sums: half the latency of one
 #pragma GCC unroll 16
@@ -123,48 +141,61 @@ void scan_tile(
   for (int i = 0; i < kN; ++i) states[i] = registers[i];
 }
 
-template <typename T>
-void store_tile(const Block<T>& block, int64_t begin, int64_t end, Tile<Wide<T>>& tile, T* y) {
-  for (int64_t t = begin, s = 0; t < end; ++t, ++s) {
-    Vec<Wide<T>> out = tile.out[s];
-    if (block.z) {
-      const Vec<Wide<T>> z = block.gate(t);
-      out *= z * sigmoid(z);
+// One panel of the forward pass: `count` blocks from block `at` of the group, steps [begin, end).
+template <typename T, int kN>
+void forward_panel(
+    Group<T>& group, int64_t at, int64_t count, int64_t begin, int64_t end,
+    const Buffer<Wide<T>>& rates, T* y, Wide<T>* checkpoints) {
+  using R = Wide<T>;
+  const int64_t n = group.n;
+  Tile<R> tiles[kPanel];
+  const Block<T>* blocks = group.blocks.data() + at;
+  for (int64_t t = begin; t < end; ++t)
+    for (int64_t i = 0; i < count; ++i) {
+      const Vec<R> raw = blocks[i].raw_step(t);
+      tiles[i].dt[t - begin] = blocks[i].in.softplus ? softplus(raw) : raw;
+      tiles[i].x[t - begin] = blocks[i].input(t);
     }
-    store(y + block.at(t), out, block.count);
+  for (int64_t i = 0; i < count; ++i) {
+    const Block<T>& b = blocks[i];
+    Vec<R>* h = group.state(at + i);
+    if (checkpoints)
+      std::memcpy(checkpoints + b.checkpoint_at(begin), h, n * sizeof(Vec<R>));
+    int64_t next_t = begin;
+    const Block<T>& next = group.next(at + i, next_t, kChunk);
+    scan_tile<kN, false, R>(
+        tiles[i], end - begin, n, rates.data() + b.index * n, b.B + begin * n, b.C + begin * n, b.D,
+        h, [&](int64_t s) {
+          next.prefetch(next_t + s);
+          fetch(y + next.at(next_t + s));
+        });
   }
+  for (int64_t t = begin; t < end; ++t)
+    for (int64_t i = 0; i < count; ++i) {
+      Vec<R> out = tiles[i].out[t - begin];
+      if (blocks[i].z) {
+        const Vec<R> z = blocks[i].gate(t);
+        out *= z * sigmoid(z);
+      }
+      store(y + blocks[i].at(t), out, blocks[i].count);
+    }
 }
 
-// The blocks [first, last) of one row, from its first step to its last.
 template <typename T, int kN>
 void forward_group(
     const ScanInputs<T>& in, const Buffer<Wide<T>>& rates, int64_t row, int64_t first,
     int64_t last, T* y, Wide<T>* final_state, Wide<T>* checkpoints) {
   using R = Wide<T>;
-  const int64_t n = in.states, length = in.row_length(row);
-  std::vector<Block<T>> blocks;
-  for (int64_t b = first; b < last; ++b) blocks.emplace_back(in, row, b);
-  Buffer<R> states(blocks.size() * n);
-  Tile<R> tile;
-  const auto states_of = [&](const Block<T>& b) { return states.data() + (b.index - first) * n; };
-
-  if (in.initial_state)
-    for (const Block<T>& b : blocks)
-      load_columns<R>(in.initial_state + b.states_at(), n, b.count, R(1), states_of(b));
-  for (int64_t t = 0; t < length; t += kChunk) {
-    const int64_t end = std::min(t + kChunk, length);
-    for (const Block<T>& b : blocks) {
-      if (checkpoints)
-        std::memcpy(checkpoints + b.checkpoint_at(t), states_of(b), n * sizeof(Vec<R>));
-      load_tile(b, t, end, tile);
-      scan_tile<kN, false, R>(
-          tile, end - t, n, rates.data() + b.index * n, b.B + t * n, b.C + t * n, b.D,
-          states_of(b));
-      store_tile(b, t, end, tile, y);
-    }
-  }
-  for (const Block<T>& b : blocks) {
-    store_columns<R>(states_of(b), n, b.count, final_state + b.states_at());
+  const int64_t length = in.row_length(row);
+  Group<T> group(in, row, first, last, in.initial_state);
+  for (int64_t t = 0; t < length; t += kChunk)
+    for (int64_t at = 0; at < group.size(); at += kPanel)
+      forward_panel<T, kN>(
+          group, at, std::min(kPanel, group.size() - at), t, std::min(t + kChunk, length), rates, y,
+          checkpoints);
+  for (int64_t i = 0; i < group.size(); ++i) {
+    const Block<T>& b = group.blocks[i];
+    store_columns<R>(group.state(i), in.states, b.count, final_state + b.states_at());
     for (int64_t t = length; t < in.length; ++t) std::fill_n(y + b.at(t), b.count, T(0));
   }
 }
@@ -179,39 +210,62 @@ struct TileMemory {
       : states((kChunk + 1) * n), decays(kChunk * n), grad_B(kChunk * n), grad_C(kChunk * n) {}
 };
 
-// What it carries from tile to tile for one block: gradients of the states, (N), and of parameters.
+// Sums over the steps of one block: gradients of A, (N), of D and of delta_bias.
 template <typename R>
-struct BlockGrads {
-  Buffer<R> state, A;
+struct BlockSums {
+  Buffer<R> A;
   Vec<R> D{}, bias{};
 
-  explicit BlockGrads(int64_t n) : state(n), A(n) {}
+  explicit BlockSums(int64_t n) : A(n) {}
 };
 
-template <typename T, int kN>
-void backward_tile(
-    const Block<T>& block, const Vec<Wide<T>>* rates, int64_t begin, int64_t end,
-    const ScanGrads<T>& grads, BlockGrads<Wide<T>>& sums, TileMemory<Wide<T>>& memory) {
+// A tile of the backward pass. The gradients of delta, u and z take the place of dt, x and gate.
+template <typename R>
+struct BackwardTile : Tile<R> {
+  Vec<R> slope[kChunk], gate[kChunk], grad_y[kChunk];  // slope of the softplus
+};
+
+template <typename T>
+void load_backward(
+    const Block<T>& b, int64_t t, const ScanGrads<T>& grads, BackwardTile<Wide<T>>& tile,
+    int64_t s) {
   using R = Wide<T>;
-  const int64_t n = kN ? kN : block.in.states;
-  Tile<R> tile;
-  load_tile(block, begin, end, tile);
-  Buffer<R> running(memory.states.begin(), memory.states.begin() + n);
-  scan_tile<kN, true, R>(
-      tile, end - begin, n, rates, block.B + begin * n, block.C + begin * n, block.D,
-      running.data(), memory.decays.data(), memory.states.data() + n);
-  Vec<R>* grad_h = sums.state.data();
+  const Vec<R> raw = b.raw_step(t);
+  tile.dt[s] = b.in.softplus ? softplus(raw) : raw;
+  tile.slope[s] = b.in.softplus ? sigmoid(raw) : splat<R>(1);
+  tile.x[s] = b.input(t);
+  if (b.z) tile.gate[s] = b.gate(t);
+  tile.grad_y[s] = load(grads.y.at(b.row, t) + b.channel, b.count);
+}
+
+template <typename T>
+void store_backward(
+    const Block<T>& b, int64_t t, const ScanGrads<T>& grads,
+    const BackwardTile<Wide<T>>& tile, int64_t s) {
+  store(grads.delta + b.at(t), tile.dt[s], b.count);
+  store(grads.u + b.at(t), tile.x[s], b.count);
+  if (b.z) store(grads.z + b.at(t), tile.gate[s], b.count);
+}
+
+// Walk a scanned tile from its last step to its first. grad_h, (N): the gradient of the state after
+// the tile, which becomes that of the state before it.
+template <typename T, int kN>
+void reverse_tile(
+    const Block<T>& b, const Vec<Wide<T>>* rates, int64_t begin, int64_t steps,
+    BackwardTile<Wide<T>>& tile, TileMemory<Wide<T>>& memory, Vec<Wide<T>>* grad_h,
+    BlockSums<Wide<T>>& sums) {
+  using R = Wide<T>;
+  const int64_t n = kN ? kN : b.in.states;
   Vec<R>* grad_A = sums.A.data();
-  for (int64_t t = end - 1, s = end - begin - 1; t >= begin; --t, --s) {
-    Vec<R> grad_y = load(grads.y.at(block.row, t) + block.channel, block.count);
-    if (block.z) {
-      const Vec<R> z = block.gate(t), p = sigmoid(z);
-      const Vec<R> grad_z = grad_y * tile.out[s] * p * (1 + z * (1 - p));
-      store(grads.z + block.at(t), grad_z, block.count);
+  for (int64_t s = steps - 1; s >= 0; --s) {
+    Vec<R> grad_y = tile.grad_y[s];
+    if (b.z) {
+      const Vec<R> z = tile.gate[s], p = sigmoid(z);
+      tile.gate[s] = grad_y * tile.out[s] * p * (1 + z * (1 - p));
       grad_y *= z * p;
     }
     const Vec<R> x = tile.x[s], dt = tile.dt[s], drive = dt * x;
-    const R *B = block.B + t * n, *C = block.C + t * n;
+    const R *B = b.B + (begin + s) * n, *C = b.C + (begin + s) * n;
     const Vec<R>* before = memory.states.data() + s * n;
     const Vec<R>* after = before + n;
     const Vec<R>* decays = memory.decays.data() + s * n;
@@ -229,16 +283,48 @@ void backward_tile(
       grad_exponent += e * rates[i];
       grad_A[i] += e * dt;
     }
-    Vec<R> grad_dt = grad_exponent * R(kLn2) + grad_drive * x;
-    if (block.in.softplus) grad_dt *= sigmoid(block.raw_step(t));
-    store(grads.delta + block.at(t), grad_dt, block.count);
-    store(grads.u + block.at(t), grad_y * block.D + grad_drive * dt, block.count);
-    sums.bias += grad_dt;
+    tile.dt[s] = (grad_exponent * R(kLn2) + grad_drive * x) * tile.slope[s];
+    tile.x[s] = grad_y * b.D + grad_drive * dt;
+    sums.bias += tile.dt[s];
     sums.D += grad_y * x;
   }
 }
 
-// Add the lanes of a chunk's gradients of B and C and clear them for the next chunk.
+template <typename T, int kN>
+void backward_panel(
+    Group<T>& group, int64_t at, int64_t count, int64_t begin, int64_t end,
+    const Buffer<Wide<T>>& rates, const ScanGrads<T>& grads, std::vector<BlockSums<Wide<T>>>& sums,
+    TileMemory<Wide<T>>& memory) {
+  using R = Wide<T>;
+  const int64_t n = group.n;
+  BackwardTile<R> tiles[kPanel];
+  Buffer<R> h(n);
+  const Block<T>* blocks = group.blocks.data() + at;
+  for (int64_t t = begin; t < end; ++t)
+    for (int64_t i = 0; i < count; ++i) load_backward(blocks[i], t, grads, tiles[i], t - begin);
+  for (int64_t i = 0; i < count; ++i) {
+    const Block<T>& b = blocks[i];
+    const Vec<R>* A2 = rates.data() + b.index * n;
+    int64_t next_t = begin;
+    const Block<T>& next = group.next(at + i, next_t, -kChunk);
+    std::memcpy(h.data(), grads.checkpoints + b.checkpoint_at(begin), n * sizeof(Vec<R>));
+    std::copy(h.begin(), h.end(), memory.states.begin());
+    scan_tile<kN, true, R>(
+        tiles[i], end - begin, n, A2, b.B + begin * n, b.C + begin * n, b.D, h.data(),
+        [&](int64_t s) {
+          next.prefetch(next_t + s);
+          fetch(grads.y.at(next.row, next_t + s) + next.channel);
+          for (const T* grad : {grads.u, grads.delta, grads.z}) fetch(grad + next.at(next_t + s));
+        },
+        memory.decays.data(), memory.states.data() + n);
+    reverse_tile<T, kN>(
+        b, A2, begin, end - begin, tiles[i], memory, group.state(at + i), sums[at + i]);
+  }
+  for (int64_t t = begin; t < end; ++t)
+    for (int64_t i = 0; i < count; ++i) store_backward(blocks[i], t, grads, tiles[i], t - begin);
+}
+
+// Add the lanes of a chunk's gradients of B or C and clear them for the next chunk.
 template <typename R>
 void drain(Buffer<R>& from, int64_t count, R* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = sum<R>(from[i]);
@@ -246,11 +332,13 @@ void drain(Buffer<R>& from, int64_t count, R* to) {
 }
 
 template <typename T>
-void store_grads(const Block<T>& b, const BlockGrads<Wide<T>>& sums, const ScanGrads<T>& grads) {
+void store_sums(
+    const Block<T>& b, const Vec<Wide<T>>* grad_h, const BlockSums<Wide<T>>& sums,
+    const ScanGrads<T>& grads) {
   using R = Wide<T>;
   const int64_t n = b.in.states, plane = b.row * b.in.channels + b.channel;
   store_columns<R>(sums.A.data(), n, b.count, grads.A + b.states_at());
-  store_columns<R>(sums.state.data(), n, b.count, grads.initial_state + b.states_at());
+  store_columns<R>(grad_h, n, b.count, grads.initial_state + b.states_at());
   store(grads.D + plane, sums.D, b.count);
   store(grads.delta_bias + plane, sums.bias, b.count);
   for (int64_t t = b.in.row_length(b.row); t < b.in.length; ++t)
@@ -261,31 +349,23 @@ void store_grads(const Block<T>& b, const BlockGrads<Wide<T>>& sums, const ScanG
 template <typename T, int kN>
 void backward_group(
     const ScanInputs<T>& in, const Buffer<Wide<T>>& rates, int64_t row, int64_t first,
-    int64_t last, int64_t group, int64_t groups, const ScanGrads<T>& grads) {
+    int64_t last, int64_t index, const ScanGrads<T>& grads) {
   using R = Wide<T>;
   const int64_t n = in.states, length = in.row_length(row);
+  Group<T> group(in, row, first, last, grads.final_state);  // its states are their gradients
+  std::vector<BlockSums<R>> sums(group.size(), BlockSums<R>(n));
   TileMemory<R> memory(n);
-  std::vector<Block<T>> blocks;
-  std::vector<BlockGrads<R>> sums(last - first, BlockGrads<R>(n));
-  for (int64_t b = first; b < last; ++b) {
-    blocks.emplace_back(in, row, b);
-    load_columns<R>(
-        grads.final_state + blocks.back().states_at(), n, blocks.back().count, R(1),
-        sums[b - first].state.data());
-  }
   for (int64_t t = (length - 1) / kChunk * kChunk; t >= 0; t -= kChunk) {
     const int64_t end = std::min(t + kChunk, length);
-    for (const Block<T>& b : blocks) {
-      std::memcpy(
-          memory.states.data(), grads.checkpoints + b.checkpoint_at(t), n * sizeof(Vec<R>));
-      backward_tile<T, kN>(
-          b, rates.data() + b.index * n, t, end, grads, sums[b.index - first], memory);
-    }
-    const int64_t at = ((row * groups + group) * in.length + t) * n;
-    drain<R>(memory.grad_B, (end - t) * n, grads.B + at);
-    drain<R>(memory.grad_C, (end - t) * n, grads.C + at);
+    for (int64_t at = 0; at < group.size(); at += kPanel)
+      backward_panel<T, kN>(
+          group, at, std::min(kPanel, group.size() - at), t, end, rates, grads, sums, memory);
+    const int64_t to = ((row * group_count(in.batch) + index) * in.length + t) * n;
+    drain<R>(memory.grad_B, (end - t) * n, grads.B + to);
+    drain<R>(memory.grad_C, (end - t) * n, grads.C + to);
   }
-  for (const Block<T>& b : blocks) store_grads(b, sums[b.index - first], grads);
+  for (int64_t i = 0; i < group.size(); ++i)
+    store_sums(group.blocks[i], group.state(i), sums[i], grads);
 }
 
 // One step of one channel: lanes are states, which are contiguous here. Returns sum of C h.
@@ -305,10 +385,7 @@ R step_channel(R* h, const R* A, const R* B, const R* C, int64_t n, R dt, R x) {
 
 }  // namespace
 
-template <typename T>
-int64_t scan_groups(int64_t batch, int64_t channels) {
-  return group_count<Wide<T>>(batch, channels);
-}
+int64_t scan_groups(int64_t batch) { return group_count(batch); }
 
 template <typename T>
 int64_t scan_checkpoint_size(const ScanInputs<T>& in) {
@@ -321,7 +398,7 @@ template <typename T>
 void scan_forward(const ScanInputs<T>& in, T* y, Wide<T>* final_state, Wide<T>* checkpoints) {
   const auto rates = binary_rates<Wide<T>>(in.A, in.channels, in.states);
   const auto group = in.states == 16 ? forward_group<T, 16> : forward_group<T, 0>;
-  for_groups<Wide<T>>(in.batch, in.channels, [&](int64_t row, int64_t first, int64_t last, int64_t) {
+  for_groups(in.batch, block_count<Wide<T>>(in.channels), [&](int64_t row, int64_t first, int64_t last, int64_t) {
     group(in, rates, row, first, last, y, final_state, checkpoints);
   });
 }
@@ -330,9 +407,8 @@ template <typename T>
 void scan_backward(const ScanInputs<T>& in, const ScanGrads<T>& grads) {
   const auto rates = binary_rates<Wide<T>>(in.A, in.channels, in.states);
   const auto run = in.states == 16 ? backward_group<T, 16> : backward_group<T, 0>;
-  const int64_t groups = scan_groups<T>(in.batch, in.channels);
-  for_groups<Wide<T>>(in.batch, in.channels, [&](int64_t row, int64_t first, int64_t last, int64_t group) {
-    run(in, rates, row, first, last, group, groups, grads);
+  for_groups(in.batch, block_count<Wide<T>>(in.channels), [&](int64_t row, int64_t first, int64_t last, int64_t group) {
+    run(in, rates, row, first, last, group, grads);
   });
 }
 
@@ -361,7 +437,6 @@ void scan_step(const ScanInputs<T>& in, T* y, Wide<T>* state) {
 }
 
 #define VLMAMBA_INSTANTIATE(T)                                                 \
-  template int64_t scan_groups<T>(int64_t, int64_t);                           \
   template int64_t scan_checkpoint_size<T>(const ScanInputs<T>&);              \
   template void scan_forward<T>(const ScanInputs<T>&, T*, Wide<T>*, Wide<T>*); \
   template void scan_backward<T>(const ScanInputs<T>&, const ScanGrads<T>&);   \
