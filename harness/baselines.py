@@ -22,9 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks.errors import unknown
 from vlmamba.config import LANGUAGE_MODELS, VISION_ENCODERS, VLMambaConfig
-from vlmamba.models.connector import build_connector
 from vlmamba.models.mamba import MambaState
-from vlmamba.models.vision import build_vision_encoder
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 
 OURS = "vl-mamba-"  # followed by a name of LANGUAGE_MODELS
@@ -91,11 +89,14 @@ def build(
     else:
         spec = BASELINES[name]
         shell = VLMambaConfig(
-            d_model=spec["hidden_size"], connector=connector, vision_config=vision
+            d_model=spec["hidden_size"],
+            n_layer=1,
+            vocab_size=8,
+            connector=connector,
+            vision_config=vision,
         )
-        model = TransformersVLM(
-            shell, AutoModelForCausalLM.from_config(AutoConfig.for_model(**spec))
-        )
+        language_model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**spec))
+        model = TransformersVLM(VLMambaForConditionalGeneration(shell), language_model)
     return model.to(device=device, dtype=dtype).eval()
 
 
@@ -154,12 +155,11 @@ class OurVLM(VLMBase):
 
 
 class TransformersVLM(VLMBase):
-    """A causal language model of transformers in the same shell."""
+    """A causal language model of transformers in the shell of one of ours."""
 
-    def __init__(self, shell: VLMambaConfig, language_model: nn.Module):
+    def __init__(self, shell: VLMambaForConditionalGeneration, language_model: nn.Module):
         super().__init__()
-        self.vision_encoder = build_vision_encoder(shell)
-        self.connector = build_connector(shell)
+        self.vision_encoder, self.connector = shell.vision_encoder, shell.connector
         self.language_model = language_model
         self.embedding = language_model.get_input_embeddings()
         names = {"mamba": "cache_params"}

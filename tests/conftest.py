@@ -9,28 +9,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from tiny import tiny_config
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from vlmamba.config import VLMambaConfig
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import EOS, IMAGE, SYSTEM, VLMambaProcessor
-
-TINY_CLIP = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 24,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-    "projection_dim": 16,
-}
-
-
-def tiny_config(**overrides) -> VLMambaConfig:
-    fields = {"d_model": 32, "n_layer": 2, "vocab_size": 320, "vision_config": dict(TINY_CLIP)}
-    return VLMambaConfig(**{**fields, **overrides})
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY_CLIP, tiny_config
+from tiny import TINY_CLIP, tiny_config
 
 from vlmamba.config import CONNECTOR_NAMES
 from vlmamba.models.connector import CONNECTORS, build_connector

@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
-from conftest import tiny_config
 from safetensors.torch import save_file
+from tiny import tiny_config
 from transformers import MambaConfig, MambaForCausalLM
 
 from vlmamba.checkpoints import language_model_config, load_language_model

@@ -100,7 +100,7 @@ def test_a_stage_changes_its_own_parts_only(make_run, stage):
 
 
 def test_the_demo_encoder_keeps_its_batch_statistics(processor):
-    from conftest import tiny_config
+    from tiny import tiny_config
 
     config = tiny_config(vision_config=None)
     model = checkpoints.build(config)
@@ -137,6 +137,16 @@ def test_the_cut_into_micro_batches_does_not_change_the_curve(make_run, model):
         curves.append(losses(run))
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
     assert curves[0] == pytest.approx(curves[2], rel=1e-4)
+
+
+def test_data_workers_do_not_change_the_curve(make_run, model):
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    alone, helped = make_run(out="alone", steps=3), make_run(out="helped", steps=3)
+    helped.workers = 2
+    loop.train(alone, accelerator())
+    model.load_state_dict(start)
+    loop.train(helped, accelerator())
+    assert losses(alone) == losses(helped)
 
 
 def test_gradient_checkpointing_does_not_change_the_curve(make_run, model):

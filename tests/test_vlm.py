@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
 from PIL import Image
+from tiny import tiny_config
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 import vlmamba

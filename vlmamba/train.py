@@ -216,13 +216,15 @@ def build_examples(
     file, main = llava.LlavaFile(args.data[0]), accelerator.is_main_process
     found = llava.survey(file, args.images, model.config.num_image_tokens, args.strict, main)
     accelerator.print(found.describe())
-    source = collate.PixelImages(args.images, processor) if args.images else None
-    if args.features_cache and args.images:
+    source: collate.ImageSource | None = None
+    if args.images and args.features_cache:
         with accelerator.main_process_first():
-            source = features.open_cache(args.features_cache, args.images, model, processor)
+            source = cache = features.open_cache(args.features_cache, args.images, model, processor)
             wanted = (image for i in found.usable for image in file[int(i)].images)
-            if main and (broken := features.fill_cache(source, wanted, model, processor)):
+            if main and (broken := features.fill_cache(cache, wanted, model, processor)):
                 tqdm.write(f"{broken} broken image files: their samples are left out")
+    elif args.images:
+        source = collate.PixelImages(args.images, processor)
     template, length = stage.template, hyper.max_length
     return collate.ConversationExamples(file, found, processor, template, length, source)
 

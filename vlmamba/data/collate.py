@@ -106,7 +106,7 @@ class ConversationExamples:
     def __getitem__(self, position: int) -> Example:
         sample = self.file[int(self.records[position])]
         example = self.tokenize(sample)
-        if not sample.images:
+        if not sample.images or self.images is None:
             return example
         pixels = self.images.load(sample.images)
         return Example(example.input_ids, example.labels, pixels, example.truncated)

@@ -47,7 +47,7 @@ class FeatureCache:
         keys = np.fromfile(self.folder / "keys.u64", dtype=np.uint64)
         self._rows = np.argsort(keys, kind="stable")
         self._sorted = keys[self._rows]
-        self._features = None
+        self._features: np.memmap | None = None
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -76,8 +76,8 @@ class FeatureCache:
 
     def load(self, images: tuple[str, ...]) -> torch.Tensor:
         """float32 (n_images, P, D_v); raises SampleError for an image that could not be encoded."""
-        rows = [self.row(image) for image in images]
-        if None in rows:
+        rows = [row for image in images if (row := self.row(image)) is not None]
+        if len(rows) < len(images):
             raise SampleError("broken image file")
         if self._features is None:
             path = self.folder / "features.f16"
@@ -119,7 +119,7 @@ def encoder_fingerprint(encoder: nn.Module, description: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def open_cache(root: Path, images: Path, model: nn.Module, processor: Any) -> FeatureCache:
+def open_cache(root: Path, images: Path, model: Any, processor: Any) -> FeatureCache:
     """The cache of `model`'s encoder and the processor's image transform, under `root`."""
     vision = model.config.vision_config
     how_saved = ("dtype", "transformers_version")  # of a checkpoint; says nothing of its output
@@ -140,7 +140,7 @@ def open_cache(root: Path, images: Path, model: nn.Module, processor: Any) -> Fe
 def fill_cache(
     cache: FeatureCache,
     images: Iterable[str],
-    model: nn.Module,
+    model: Any,
     processor: Any,
     batch_size: int = 32,
 ) -> int:

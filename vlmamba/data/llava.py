@@ -73,7 +73,7 @@ class LlavaFile:
         start, end = int(self.starts[index]), int(self.ends[index])
         return parse_sample(os.pread(self._open(), end - start, start))
 
-    def samples(self, skipped: Counter) -> Iterator[Sample]:
+    def samples(self, skipped: Counter[str]) -> Iterator[Sample]:
         """All usable samples in file order; the others are counted in `skipped` by reason."""
         for index in range(len(self)):
             try:
@@ -90,8 +90,9 @@ class LlavaFile:
         return self.__dict__ | {"_descriptor": None}
 
     def __del__(self) -> None:
-        if getattr(self, "_descriptor", None) is not None:
-            os.close(self._descriptor)
+        descriptor = getattr(self, "_descriptor", None)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def index_records(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -196,7 +197,7 @@ class Survey:
 
     usable: np.ndarray
     lengths: np.ndarray
-    skipped: Counter
+    skipped: Counter[str]
     first: dict[str, int]
 
     def describe(self) -> str:
@@ -219,7 +220,9 @@ def survey(
     `patches` is the number of tokens of one image.  Raises UserError at the first unusable record
     if `strict`, or if no record is usable.
     """
-    usable, lengths, skipped, first = array("q"), array("q"), Counter(), {}
+    usable, lengths = array("q"), array("q")
+    skipped: Counter[str] = Counter()
+    first: dict[str, int] = {}
     for index in tqdm(range(len(file)), desc="reading samples", unit="", disable=not progress):
         try:
             sample = file[index]
@@ -248,8 +251,8 @@ def survey(
 
 def check_images(sample: Sample, folder: Path | None) -> None:
     """Raise SampleError unless every image file of the sample exists under `folder`."""
-    if sample.images and folder is None:
-        raise SampleError("image, but no image folder given (--images)")
     for image in sample.images:
+        if folder is None:
+            raise SampleError("image, but no image folder given (--images)")
         if not os.path.isfile(os.path.join(folder, image)):
             raise SampleError("missing image file")

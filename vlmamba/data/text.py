@@ -22,7 +22,7 @@ from vlmamba.data.llava import IMAGE_TAG, LlavaFile, Sample
 from vlmamba.errors import UserError
 
 
-def documents(paths: Iterable[Path], skipped: Counter) -> Iterator[str | Sample]:
+def documents(paths: Iterable[Path], skipped: Counter[str]) -> Iterator[str | Sample]:
     """Lines of the text files and samples of the LLaVA files, in order.
 
     Unusable samples are counted in `skipped` by reason.
@@ -52,7 +52,8 @@ def tokenize_documents(
     """Write all documents' token ids, each closed by the end token, as uint32 to `out`."""
     tokenizer = processor.tokenizer
     end = np.array([tokenizer.eos_token_id], dtype=np.uint32)
-    partial, skipped = out.with_suffix(".partial"), Counter()
+    partial = out.with_suffix(".partial")
+    skipped: Counter[str] = Counter()
     with open(partial, "wb") as file:
         for chunk in _chunks(tqdm(documents(paths, skipped), desc="tokenizing", unit=""), 1000):
             texts = [document for document in chunk if isinstance(document, str)]

@@ -111,7 +111,8 @@ def save_checkpoint(
     target = checkpoint_root(out) / f"step-{progress['step']:08d}"
     with atomic_folder(target, accelerator) as folder:
         write_model(folder, model, processor, accelerator)
-        moments = get_optimizer_state_dict(model, optimizer, options=FULL)  # main process: all
+        # full on the main process, empty on the others
+        moments: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=FULL)
         save_file(random_state(), folder / f"rng-{accelerator.process_index:05d}.safetensors")
         if accelerator.is_main_process:
             save_file(_flatten(moments["state"]), folder / "optimizer.safetensors")
@@ -153,7 +154,7 @@ def restore(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
 ) -> dict[str, Any]:
     """Put optimizer and random states back (the model was loaded from `folder`); -> progress."""
-    current = get_optimizer_state_dict(model, optimizer, options=FULL)
+    current: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=FULL)
     if accelerator.is_main_process:  # the others receive theirs from it
         current["state"] = _unflatten(load_file(Path(folder) / "optimizer.safetensors"))
     several = accelerator.num_processes > 1
@@ -186,7 +187,8 @@ def _unflatten(flat: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tenso
 
 def random_state() -> dict[str, torch.Tensor]:
     """States of torch's and numpy's generators as tensors."""
-    _, keys, position, has_gauss, gauss = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
+    _, keys, position, has_gauss, gauss = numpy_state
     states = {
         "torch": torch.get_rng_state(),
         "numpy_keys": torch.from_numpy(keys.astype(np.int64)),

@@ -83,16 +83,16 @@ def _language_flops(
     return forward * (1 + backward + again) + head * (1 + backward)
 
 
-def _connector_flops(model: nn.Module, config: VLMambaConfig) -> float:
+def _connector_flops(model: VLMambaForConditionalGeneration, config: VLMambaConfig) -> float:
     """Forward and backward of one image; the scanned layer runs once per direction."""
-    scanned = _count(model.connector.vss) if hasattr(model.connector, "vss") else 0
+    scanned = sum(p.numel() for n, p in model.connector.named_parameters() if "vss." in n)
     directions = len(scan_orders(config.scan, *config.grid)[0])
     repeats = directions if config.scan_shared else 1  # unshared: each direction has its own
     once = _count(model.connector) - scanned
     return 3 * 2 * config.num_image_tokens * (once + repeats * scanned)
 
 
-def _vision_flops(model: nn.Module, config: VLMambaConfig) -> float:
+def _vision_flops(model: VLMambaForConditionalGeneration, config: VLMambaConfig) -> float:
     """Forward of one image, counted by running the encoder on the meta device."""
     side = config.vision_config.image_size
     with FlopCounterMode(display=False) as counter, torch.no_grad():

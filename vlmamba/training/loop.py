@@ -26,6 +26,7 @@ from tqdm import tqdm
 from vlmamba.data.collate import Batch, Examples, MicroBatches
 from vlmamba.data.order import MicroBatchOrder
 from vlmamba.errors import UserError
+from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.training import checkpoint
 from vlmamba.training.optimizer import build_optimizer
 from vlmamba.training.recipe import Hyperparameters
@@ -48,7 +49,7 @@ class Progress:
 class Run:
     """Everything the loop works on."""
 
-    model: nn.Module
+    model: VLMambaForConditionalGeneration
     processor: Any
     examples: Examples
     stage: Stage
@@ -76,7 +77,8 @@ def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -
     if hyper.gradient_checkpointing:
         run.model.activation_checkpointing_enable()
     model, optimizer = accelerator.prepare(run.model, build_optimizer(run.model, hyper))
-    model = torch.compile(model) if hyper.compile else model
+    if hyper.compile:
+        model.compile()
     progress = Progress()
     if resume_from is not None:
         saved = checkpoint.restore(resume_from, model, optimizer.optimizer, accelerator)
@@ -154,12 +156,12 @@ def update(
         total_loss += loss.detach()
     learning = [p for group in optimizer.param_groups for p in group["params"]]
     norm = float(accelerator.clip_grad_norm_(learning, hyper.clip_norm))
-    loss = float(accelerator.reduce(total_loss, "sum"))
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise UserError(f"loss {loss}, gradient norm {norm}: training diverged; lower --lr")
+    mean_loss = float(accelerator.reduce(total_loss, "sum"))
+    if not (math.isfinite(mean_loss) and math.isfinite(norm)):
+        raise UserError(f"loss {mean_loss}, gradient norm {norm}: training diverged; lower --lr")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss, norm, counts
+    return mean_loss, norm, counts
 
 
 def summed_loss(model: nn.Module, batch: Batch, device: torch.device) -> torch.Tensor:

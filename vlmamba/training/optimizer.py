@@ -19,8 +19,9 @@ def build_optimizer(model: nn.Module, hyper: Hyperparameters) -> torch.optim.Ada
         if parameter.requires_grad:
             is_matrix = parameter.ndim >= 2 and not name.endswith("A_log")
             decay = hyper.weight_decay if is_matrix else 0.0
-            is_connector = hyper.connector_lr is not None and "connector." in name
-            peak_lr = hyper.connector_lr if is_connector else hyper.lr
+            peak_lr = hyper.lr
+            if hyper.connector_lr is not None and "connector." in name:
+                peak_lr = hyper.connector_lr
             groups.setdefault((peak_lr, decay), []).append(parameter)
     return torch.optim.AdamW(
         [

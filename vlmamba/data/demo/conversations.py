@@ -194,7 +194,7 @@ def text_sample(seed: str) -> dict:
 
 
 def easy_vqa_samples(out: Path, seed: int) -> list[dict]:
-    """The train split of easy-VQA (package `easy-vqa`, MIT): short conversations about each picture."""
+    """The train split of easy-VQA (package `easy-vqa`, MIT), short conversations."""
     try:
         import easy_vqa
     except ImportError as error:

@@ -1,9 +1,10 @@
 """mamba-ssm and causal-conv1d (extra `cuda`) behind the common interface, on NVIDIA GPUs.
 
-Their scan is channel-first, starts from zeros and knows no lengths. Padding gets a step size of 0,
-which leaves a state as it is. An initial state is written by N tokens ahead of the sequence: token n
-has B = e_n, step size 2^-64 and input 2^64 h_n, so that it adds exactly h_n to state n and its decay
-exp(2^-64 A) is exactly 1. Both are computed in float32; without them the dtype of `u` is kept.
+Their scan is channel-first, starts from zeros and knows no lengths. Padding gets a step size of
+0, which leaves a state as it is. An initial state is written by N tokens ahead of the sequence:
+token n has B = e_n, step size 2^-64 and input 2^64 h_n, so that it adds exactly h_n to state n
+and its decay exp(2^-64 A) is exactly 1. Both are computed in float32; without them the dtype of
+`u` is kept.
 """
 
 from __future__ import annotations
