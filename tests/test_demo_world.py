@@ -18,7 +18,11 @@ from vlmamba.data.demo.benchmarks import ROWS
 from vlmamba.data.demo.benchmarks.hub_schemas import COLUMNS, features
 from vlmamba.data.demo.benchmarks.mme import MME_IMAGES, MME_SUBTASKS
 from vlmamba.data.demo.benchmarks.source import Source
-from vlmamba.data.demo.conversations import build_training_data, conversation_sample
+from vlmamba.data.demo.conversations import (
+    TURNS_PER_SAMPLE,
+    build_training_data,
+    conversation_samples,
+)
 from vlmamba.data.demo.render import pictures, render
 from vlmamba.data.demo.text import definitions, documents, examples
 from vlmamba.data.demo.vocabulary import (
@@ -128,7 +132,7 @@ def human_turns(sample: dict) -> list[tuple[str, str]]:
 def talks() -> list[dict]:
     balance = ask.Existence()
     scenes = (sample_scene(f"train/0/talk/{i}", TRAINING) for i in range(1500))
-    return [conversation_sample(scene, PATH, balance) for scene in scenes]
+    return [sample for scene in scenes for sample in conversation_samples(scene, PATH, balance)]
 
 
 def test_conversations_are_llava_json(talks):
@@ -139,8 +143,9 @@ def test_conversations_are_llava_json(talks):
         assert turns[0]["value"].startswith("<image>\n")
         assert sum("<image>" in turn["value"] for turn in turns) == 1
         assert all(turn["value"].strip() for turn in turns)
-    lengths = [len(human_turns(sample)) for sample in talks]
-    assert 7 <= sum(lengths) / len(lengths) <= 12
+    assert all(1 <= len(human_turns(sample)) <= TURNS_PER_SAMPLE for sample in talks)
+    turns_per_picture = sum(len(human_turns(sample)) for sample in talks) / 1500
+    assert 8 <= turns_per_picture <= 13
 
 
 def test_existence_turns_are_balanced_class_by_class(talks):
@@ -160,7 +165,8 @@ def test_no_turn_gives_away_a_later_answer():
     for index in range(200):
         scene = sample_scene(f"train/1/talk/{index}", TRAINING)
         earlier = ""
-        for text, answer in human_turns(conversation_sample(scene, PATH, balance)):
+        samples = conversation_samples(scene, PATH, balance)
+        for text, answer in (turn for sample in samples for turn in human_turns(sample)):
             for name in scene.counts:
                 if f"Is there {with_article(name)} in th" in text:
                     assert f" {name} " not in f" {earlier} ", (earlier, text)
