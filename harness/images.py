@@ -5,16 +5,17 @@ A stored image is {"bytes", "path"} (undecoded) or a PIL image (decoded by the r
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 # What PIL's decoders raise on damaged files.
 DAMAGE = (
@@ -58,13 +59,24 @@ def decode(value: Any) -> Image.Image:
     if not is_stored(value):
         return value
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with _strict():
             image = Image.open(io.BytesIO(_stored_bytes(value)))
             image.load()
             return _eight_bit(image)
     except DAMAGE as error:
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def _strict() -> Iterator[None]:
+    """PIL refusing truncated files (importing lmms-eval makes it fill them in) and huge ones."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _stored_bytes(value: Mapping[str, Any]) -> bytes:

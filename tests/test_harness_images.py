@@ -6,7 +6,7 @@ import io
 
 import pytest
 from harness_world import png
-from PIL import Image
+from PIL import Image, ImageFile
 
 from harness.images import UnreadableImage, decode, image_key, is_stored
 
@@ -52,7 +52,8 @@ WHOLE = encoded(Image.effect_noise((64, 64), 80).convert("RGB"), "JPEG")
     ],
     ids=["empty", "text", "half a JPEG", "half a PNG", "no file", "nothing"],
 )
-def test_damage_is_named(value):
+def test_damage_is_named(value, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as lmms-eval does
     with pytest.raises(UnreadableImage, match=r"\w"):
         decode(value)
 

@@ -38,3 +38,12 @@ def test_continuous_scans_move_to_a_neighbour(name, side):
 def test_diagonal_and_window_by_hand():
     assert scan_orders("diagonal", 2, 3)[0][0].tolist() == [0, 1, 3, 2, 4, 5]
     assert scan_orders("window", 4, 4)[0][0].tolist()[:8] == [0, 1, 4, 5, 2, 3, 6, 7]
+
+
+def test_orders_first_asked_for_in_inference_mode_serve_training():
+    scan_orders.cache_clear()
+    with torch.inference_mode():
+        scan_orders("bsm", 2, 2)
+    patches = torch.randn(1, 4, 3, requires_grad=True)
+    unfold(patches, scan_orders("bsm", 2, 2)[0]).sum().backward()
+    assert torch.equal(patches.grad, torch.full_like(patches, 2))

@@ -90,9 +90,11 @@ def scan_orders(name: str, height: int, width: int) -> tuple[Tensor, Tensor]:
 
     `x[orders[s]]` is the sequence of direction s; `y[inverses[s]]` puts it back.
     """
-    # on the CPU whatever the default device: a model may be built on the meta device
-    orders = torch.tensor(SCANS[name](height, width), dtype=torch.int64, device="cpu")
-    return orders, orders.argsort(dim=1)
+    # Cached, so independent of who asks first: on the CPU although a model may be built on the
+    # meta device, and usable in training although the first caller may be in inference mode.
+    with torch.inference_mode(False):
+        orders = torch.tensor(SCANS[name](height, width), dtype=torch.int64, device="cpu")
+        return orders, orders.argsort(dim=1)
 
 
 def unfold(x: Tensor, orders: Tensor) -> Tensor:
