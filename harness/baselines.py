@@ -123,6 +123,9 @@ class VLMBase(nn.Module):
         """One token each (B,) -> logits (B, V); the cache is updated."""
         raise NotImplementedError
 
+    def crop(self, cache: Any, tokens: int) -> None:
+        """Forget all but the first `tokens` tokens; a recurrent state is left as it is."""
+
     def weight_bytes(self) -> int:
         """Bytes of weights that a generated token reads: the language model with its head.
 
@@ -175,6 +178,11 @@ class TransformersVLM(VLMBase):
         return self.language_model(
             input_ids=tokens[:, None], use_cache=True, **{self.cache_name: cache}
         ).logits[:, -1]
+
+    def crop(self, cache: Any, tokens: int) -> None:
+        """Cut the keys and values, where there are any."""
+        if self.cache_name == "past_key_values":
+            cache.crop(min(0, tokens - cache.get_seq_length()))  # counts what to remove
 
     def weight_bytes(self) -> int:
         """Without the input embedding, unless it is the head."""

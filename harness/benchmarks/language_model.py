@@ -58,13 +58,13 @@ class Models:
 
 
 def share_weights(ours: OurVLM, theirs: TransformersVLM) -> None:
-    """Let transformers' Mamba compute with our very parameters."""
+    """Copy our parameters into transformers' Mamba."""
     renamed = {
         "backbone." + name.replace("embedding.", "embeddings."): value
         for name, value in ours.language_model.state_dict().items()
     }
     renamed["lm_head.weight"] = ours.embedding.weight
-    theirs.language_model.load_state_dict(renamed, assign=True)
+    theirs.language_model.load_state_dict(renamed)
     theirs.language_model.tie_weights()
     theirs.embedding, theirs.connector = (
         theirs.language_model.get_input_embeddings(),
@@ -146,8 +146,7 @@ def _loop(model: VLMBase, ids: Tensor) -> Callable[[], object]:
         logits = start
         for _ in range(NEW_TOKENS):
             logits = model.step(logits.argmax(dim=-1), cache)
-        if hasattr(cache, "crop") and cache.layers[0].get_seq_length() > ids.shape[1]:
-            cache.crop(ids.shape[1])  # every run starts from the same cache
+        model.crop(cache, ids.shape[1])  # every run starts from the same cache
 
     return run
 
@@ -160,6 +159,7 @@ def _all(models: Models) -> dict[str, VLMBase]:
 def logits_error(models: Models) -> float:
     """Largest difference of our logits from transformers' Mamba, over the largest logit."""
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(1000, (1, 64), generator=generator).to(models.device)
+    vocabulary = models.ours.embedding.num_embeddings
+    ids = torch.randint(vocabulary, (1, 64), generator=generator).to(models.device)
     ours, theirs = (m.prefill(m.embed(ids))[0].float() for m in (models.ours, models.theirs))
     return float((ours - theirs).abs().max() / theirs.abs().max())

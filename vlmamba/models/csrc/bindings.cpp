@@ -1,5 +1,5 @@
-// The Python module: tensors in, tensors out. `scan_backends/cpu.py` has checked the shapes and made
-// parameters and states contiguous in the wide dtype and rows contiguous in channels.
+// The Python module: tensors in, tensors out. `scan_backends/cpu.py` has made parameters and states
+// contiguous in the wide dtype and rows contiguous in channels; shapes are checked before that.
 #include "kernels.h"
 
 #include <ATen/ATen.h>

@@ -1,5 +1,5 @@
-// How the kernels cut their work: lanes are channels, a register's worth of neighbouring channels is
-// a block, and a thread takes a range of blocks, row by row, each over all its steps.
+// How the kernels cut their work: lanes are channels, a register's worth of neighbouring channels
+// is a block, and a thread takes a range of blocks, row by row, each over all its steps.
 #pragma once
 
 #include "vec.h"
@@ -21,7 +21,7 @@ int64_t block_count(int64_t channels) {
   return ceil_div(channels, kLanes<R>);
 }
 
-// Blocks that are read and written together: few pages are open at a time, and lines come in runs.
+// Blocks that are read and written together: few pages are open at once, and lines come in runs.
 constexpr int64_t kPanel = 4;
 
 // Threads share the blocks of all rows evenly. Those of one row that fall to one thread are a group;

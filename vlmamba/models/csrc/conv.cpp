@@ -62,7 +62,7 @@ void forward_group(
   for (int64_t begin = 0; begin < in.length; begin += kChunk)
     for (const Block<T>& b : blocks)
       for (int64_t t = begin; t < std::min(begin + kChunk, in.length); ++t) {
-        __builtin_prefetch(in.x.at(row, t) + b.channel + kLanes<Wide<T>>);
+        fetch(in.x.at(row, t) + b.channel + kLanes<Wide<T>>);  // for the next block
         store(y + b.at(t), t < length ? b.template output<kK>(t) : Vec<Wide<T>>{}, b.count);
       }
   for (const Block<T>& b : blocks)
@@ -141,20 +141,18 @@ template <typename T>
 void conv_forward(const ConvInputs<T>& in, T* y, T* final_state) {
   const auto run = in.taps == 4 ? forward_group<T, 4> : forward_group<T, 0>;
   const int64_t blocks = block_count<Wide<T>>(in.channels);
-  for_groups(
-      in.batch, blocks, [&](int64_t row, int64_t first, int64_t last, int64_t) {
-        run(in, row, first, last, y, final_state);
-      });
+  for_groups(in.batch, blocks, [&](int64_t row, int64_t first, int64_t last, int64_t) {
+    run(in, row, first, last, y, final_state);
+  });
 }
 
 template <typename T>
 void conv_backward(const ConvInputs<T>& in, const ConvGrads<T>& grads) {
   const auto run = in.taps == 4 ? backward_group<T, 4> : backward_group<T, 0>;
   const int64_t blocks = block_count<Wide<T>>(in.channels);
-  for_groups(
-      in.batch, blocks, [&](int64_t row, int64_t first, int64_t last, int64_t) {
-        run(in, row, first, last, grads);
-      });
+  for_groups(in.batch, blocks, [&](int64_t row, int64_t first, int64_t last, int64_t) {
+    run(in, row, first, last, grads);
+  });
 }
 
 template <typename T>

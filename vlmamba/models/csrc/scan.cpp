@@ -1,10 +1,10 @@
 // The selective scan over a sequence, forward and backward, and one step of it.
 //
 // Lanes are channels: one register holds the same state of neighbouring channels, so loads are
-// contiguous in (B, L, Di), B_t and C_t are broadcasts and no sum runs across lanes. kLanes
-// channels form a block; kChunk steps of a block, a tile. A thread walks its blocks chunk by chunk, a
-// panel of tiles at a time: it loads the panel, scans each tile in registers while the next panel is
-// fetched, and stores the panel. Between chunks the states wait in memory.
+// contiguous in (B, L, Di), B_t and C_t are broadcasts and no sum runs across lanes. kLanes channels
+// form a block; kChunk steps of a block, a tile. A thread walks its blocks chunk by chunk, a panel of
+// tiles at a time: it loads the panel, scans each tile in registers while the next panel is fetched,
+// and stores the panel. Between chunks the states wait in memory.
 //
 // The backward pass keeps only the state at the start of every chunk, recomputes a chunk's states
 // from it and walks the chunk backwards: extra memory is N / kChunk of one input, plus N rows.
@@ -108,8 +108,8 @@ struct Group {
   }
 };
 
-// h <- exp(dt A) h + dt x B and out = C h + D x, step by step from `states`, which are updated. They
-// stay in registers where kN says how many there are. `rates` is A / ln 2; meanwhile(s) runs at each
+// h <- exp(dt A) h + dt x B and out = C h + D x, step by step from `states`, which are updated; they
+// stay in registers where kN says how many there are. `rates` is A / ln 2; meanwhile(s) runs at
 // step s. With kKeep, the decays exp(dt A) and the new states of all steps are written as well.
 template <int kN, bool kKeep, typename R, typename F>
 void scan_tile(
@@ -397,9 +397,10 @@ int64_t scan_checkpoint_size(const ScanInputs<T>& in) {
 template <typename T>
 void scan_forward(const ScanInputs<T>& in, T* y, Wide<T>* final_state, Wide<T>* checkpoints) {
   const auto rates = binary_rates<Wide<T>>(in.A, in.channels, in.states);
-  const auto group = in.states == 16 ? forward_group<T, 16> : forward_group<T, 0>;
-  for_groups(in.batch, block_count<Wide<T>>(in.channels), [&](int64_t row, int64_t first, int64_t last, int64_t) {
-    group(in, rates, row, first, last, y, final_state, checkpoints);
+  const auto run = in.states == 16 ? forward_group<T, 16> : forward_group<T, 0>;
+  const int64_t blocks = block_count<Wide<T>>(in.channels);
+  for_groups(in.batch, blocks, [&](int64_t row, int64_t first, int64_t last, int64_t) {
+    run(in, rates, row, first, last, y, final_state, checkpoints);
   });
 }
 
@@ -407,7 +408,8 @@ template <typename T>
 void scan_backward(const ScanInputs<T>& in, const ScanGrads<T>& grads) {
   const auto rates = binary_rates<Wide<T>>(in.A, in.channels, in.states);
   const auto run = in.states == 16 ? backward_group<T, 16> : backward_group<T, 0>;
-  for_groups(in.batch, block_count<Wide<T>>(in.channels), [&](int64_t row, int64_t first, int64_t last, int64_t group) {
+  const int64_t blocks = block_count<Wide<T>>(in.channels);
+  for_groups(in.batch, blocks, [&](int64_t row, int64_t first, int64_t last, int64_t group) {
     run(in, rates, row, first, last, group, grads);
   });
 }

@@ -1,7 +1,7 @@
 // Vectors of one machine register, and the few functions the kernels need on them.
 //
-// The width is that of the instruction set this file is compiled for: 64 bytes with AVX-512, 32 with
-// AVX2, 16 otherwise (SSE2, NEON). Arithmetic uses the vector types of GCC and Clang, so only exp
+// The width is that of the instruction set this file is compiled for: 64 bytes with AVX-512, 32
+// with AVX2, 16 otherwise (SSE2, NEON). Arithmetic uses the vector types of GCC and Clang, so only exp
 // has code of its own per instruction set. Multiply-adds contract to FMA where there is one.
 #pragma once
 
@@ -109,7 +109,7 @@ VLMAMBA_INLINE T sum(const Vec<T>& x) {
   return total;
 }
 
-// Brings the line at p to the second-level cache: strides of Di elements fill few sets of the first.
+// Brings the line at p to the second cache level: strides of Di elements use few sets of the first.
 VLMAMBA_INLINE void fetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // ---- functions ----------------------------------------------------------------------------------

@@ -13,26 +13,30 @@ from torch.autograd.function import once_differentiable
 
 from vlmamba.models.scan_backends.build import kernels
 
-_STORED = (torch.float32, torch.bfloat16, torch.float64)
+_WIDE = {torch.float32: torch.float32, torch.bfloat16: torch.float32, torch.float64: torch.float64}
 
 
-def _compute_dtypes(*tensors: Tensor | None) -> tuple[torch.dtype, torch.dtype]:
+def _dtypes(x: Tensor, *others: Tensor | None) -> tuple[torch.dtype, torch.dtype]:
     """(dtype of the rows, dtype of parameters, states and sums) for a call with these rows."""
-    dtypes = {x.dtype for x in tensors if x is not None}
+    if x.dtype in _WIDE and all(y is None or y.dtype == x.dtype for y in others):
+        return x.dtype, _WIDE[x.dtype]
+    dtypes = {y.dtype for y in (x, *others) if y is not None}
     wide = torch.float64 if torch.float64 in dtypes else torch.float32
-    return (dtypes.pop() if len(dtypes) == 1 and dtypes <= {*_STORED} else wide), wide
+    return wide, wide
 
 
 def _rows(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """x (..., Di) with contiguous channels; a slice of a wider projection stays as it is."""
-    if x is None:
-        return None
-    x = x if x.dtype == dtype else x.to(dtype)
+    if x is None or (x.dtype == dtype and x.stride(-1) == 1):
+        return x
+    x = x.to(dtype)
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _dense(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if x is None else x.to(dtype).contiguous()
+    if x is None or (x.dtype == dtype and x.is_contiguous()):
+        return x
+    return x.to(dtype).contiguous()
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
@@ -42,7 +46,7 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
 def selective_scan(
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, lengths
 ) -> tuple[Tensor, Tensor]:
-    dtype, wide = _compute_dtypes(u, delta, z)
+    dtype, wide = _dtypes(u, delta, z)
     tensors = (
         *(_rows(x, dtype) for x in (u, delta)),
         *(_dense(x, wide) for x in (A, B, C, D)),
@@ -82,23 +86,27 @@ class _Scan(torch.autograd.Function):
 
 
 def selective_scan_step(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> Tensor:
-    dtype, wide = _compute_dtypes(u, delta, z)
+    dtype, wide = _dtypes(u, delta, z)
     h = _dense(state, wide)
     y = kernels().scan_step(
         h,
-        *(_rows(x, dtype) for x in (u, delta)),
-        *(_dense(x, wide) for x in (A, B, C, D)),
+        _rows(u, dtype),
+        _rows(delta, dtype),
+        _dense(A, wide),
+        _dense(B, wide),
+        _dense(C, wide),
+        _dense(D, wide),
         _rows(z, dtype),
         _dense(delta_bias, wide),
         delta_softplus,
     )
     if h is not state:
         state.copy_(h)
-    return y.to(u.dtype)
+    return y if y.dtype == u.dtype else y.to(u.dtype)
 
 
 def causal_conv1d(x, weight, bias, initial_state, lengths, activation) -> tuple[Tensor, Tensor]:
-    dtype, wide = _compute_dtypes(x)
+    dtype, wide = _dtypes(x)
     tensors = (
         _rows(x, dtype),
         _dense(weight, wide),
@@ -128,7 +136,7 @@ class _Conv(torch.autograd.Function):
 
 
 def causal_conv1d_step(state, x, weight, bias, activation) -> Tensor:
-    dtype, wide = _compute_dtypes(x)
+    dtype, wide = _dtypes(x)
     past = _dense(state, dtype)
     y = kernels().conv_step(
         past, _rows(x, dtype), _dense(weight, wide), _dense(bias, wide), activation == "silu"

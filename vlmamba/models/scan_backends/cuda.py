@@ -35,42 +35,35 @@ class _NoGradient(torch.autograd.Function):
         )
 
 
-def _state_tokens(state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """u, delta (B, N, Di) and B (B, N, N) of the tokens that write `state` (B, Di, N)."""
-    u = state.float().mT / _TINY
-    writes = torch.eye(state.shape[2], device=state.device).expand(len(state), -1, -1)
-    return u, torch.full_like(u, _TINY), writes
+def _write_state(state: Tensor, u, delta, B, C, z) -> tuple[Tensor | None, ...]:
+    """The sequence (B, L, ...) in float32, behind N tokens that write `state` (B, Di, N)."""
+    x = state.float().mT / _TINY  # (B, N, Di)
+    unit = torch.eye(state.shape[2], device=state.device).expand(len(state), -1, -1)
+    ahead = (x, torch.full_like(x, _TINY), unit, torch.zeros_like(unit), torch.zeros_like(x))
+    return tuple(
+        None if s is None else torch.cat([a, s.float()], dim=1)
+        for a, s in zip(ahead, (u, delta, B, C, z), strict=True)
+    )
 
 
 def selective_scan(
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, lengths
 ) -> tuple[Tensor, Tensor]:
-    dtype = u.dtype if initial_state is None and lengths is None else torch.float32
-    written = 0 if initial_state is None else initial_state.shape[2]
-    if dtype == u.dtype and not written and lengths is None:
-        steps = delta
-    else:
-        steps = step_sizes(delta, delta_bias, delta_softplus, lengths)
+    length, dtype, written = u.shape[1], u.dtype, 0
+    if initial_state is not None or lengths is not None:
+        delta = step_sizes(delta, delta_bias, delta_softplus, lengths)
         delta_bias, delta_softplus = None, False
-    sequence = [None if x is None else x.to(dtype) for x in (u, steps, B, C, z)]
-    if written:
-        x, tiny, writes = _state_tokens(initial_state)
-        unread = [None if t is None else t.new_zeros(*x.shape[:2], t.shape[2]) for t in sequence]
-        ahead = [x, tiny, writes, *unread[3:]]
-        sequence = [
-            None if t is None else torch.cat([a, t], dim=1)
-            for a, t in zip(ahead, sequence, strict=True)
-        ]
-    first = [None if t is None else t.mT for t in sequence]  # channels first, time last
-    D, delta_bias = (None if p is None else p.float() for p in (D, delta_bias))
+        if initial_state is None:
+            initial_state = delta.new_zeros(len(u), *A.shape)
+        written = A.shape[1]
+        u, delta, B, C, z = _write_state(initial_state, u, delta, B, C, z)
+    u, delta, B, C, z = (None if x is None else x.to(u.dtype).mT for x in (u, delta, B, C, z))
+    D, delta_bias = (None if x is None else x.float() for x in (D, delta_bias))
     y, final_state = selective_scan_fn(
-        first[0], first[1], A.float(), first[2], first[3], D, first[4],
-        delta_bias, delta_softplus, return_last_state=True,
-    )  # fmt: skip
-    y = y.mT[:, written:].to(u.dtype)
-    if lengths is not None:
-        y = y.masked_fill(~real_steps(lengths, u.shape[1], u.device), 0.0)
-    return y, _NoGradient.apply(final_state)
+        u, delta, A.float(), B, C, D, z, delta_bias, delta_softplus, return_last_state=True
+    )
+    y = y.mT[:, written:].masked_fill(~real_steps(lengths, length, u.device), 0.0)
+    return y.to(dtype), _NoGradient.apply(final_state)
 
 
 def selective_scan_step(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> Tensor:
