@@ -11,7 +11,7 @@ Weights are random, so no answer ends early: all have `answer_tokens`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch

@@ -24,8 +24,8 @@ int64_t block_count(int64_t channels) {
 // Blocks that are read and written together: few pages are open at once, and lines come in runs.
 constexpr int64_t kPanel = 4;
 
-// Threads share the blocks of all rows evenly. Those of one row that fall to one thread are a group;
-// a row has at most this many.
+// Threads share the blocks of all rows evenly. Those of one row that fall to one thread are a
+// group; a row has at most this many.
 inline int64_t group_count(int64_t batch) {
   return ceil_div(at::get_num_threads(), batch) + 1;
 }

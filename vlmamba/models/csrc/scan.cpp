@@ -1,10 +1,10 @@
 // The selective scan over a sequence, forward and backward, and one step of it.
 //
 // Lanes are channels: one register holds the same state of neighbouring channels, so loads are
-// contiguous in (B, L, Di), B_t and C_t are broadcasts and no sum runs across lanes. kLanes channels
-// form a block; kChunk steps of a block, a tile. A thread walks its blocks chunk by chunk, a panel of
-// tiles at a time: it loads the panel, scans each tile in registers while the next panel is fetched,
-// and stores the panel. Between chunks the states wait in memory.
+// contiguous in (B, L, Di), B_t and C_t are broadcasts and no sum runs across lanes. kLanes
+// channels form a block; kChunk steps of a block, a tile. A thread walks its blocks chunk by
+// chunk, a panel of tiles at a time: it loads the panel, scans each tile in registers while the
+// next panel is fetched, and stores the panel. Between chunks the states wait in memory.
 //
 // The backward pass keeps only the state at the start of every chunk, recomputes a chunk's states
 // from it and walks the chunk backwards: extra memory is N / kChunk of one input, plus N rows.
@@ -108,9 +108,10 @@ struct Group {
   }
 };
 
-// h <- exp(dt A) h + dt x B and out = C h + D x, step by step from `states`, which are updated; they
-// stay in registers where kN says how many there are. `rates` is A / ln 2; meanwhile(s) runs at
-// step s. With kKeep, the decays exp(dt A) and the new states of all steps are written as well.
+// h <- exp(dt A) h + dt x B and out = C h + D x, step by step from `states`, which are updated;
+// they stay in registers where kN says how many there are. `rates` is A / ln 2; meanwhile(s)
+// runs at step s. With kKeep, the decays exp(dt A) and the new states of all steps are written
+// as well.
 template <int kN, bool kKeep, typename R, typename F>
 void scan_tile(
     Tile<R>& tile, int64_t steps, int64_t state_count, const Vec<R>* rates, const R* B, const R* C,

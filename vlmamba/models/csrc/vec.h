@@ -1,8 +1,9 @@
 // Vectors of one machine register, and the few functions the kernels need on them.
 //
 // The width is that of the instruction set this file is compiled for: 64 bytes with AVX-512, 32
-// with AVX2, 16 otherwise (SSE2, NEON). Arithmetic uses the vector types of GCC and Clang, so only exp
-// has code of its own per instruction set. Multiply-adds contract to FMA where there is one.
+// with AVX2, 16 otherwise (SSE2, NEON). Arithmetic uses the vector types of GCC and Clang, so
+// only exp has code of its own per instruction set. Multiply-adds contract to FMA where there is
+// one.
 #pragma once
 
 #include "kernels.h"

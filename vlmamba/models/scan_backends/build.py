@@ -23,6 +23,7 @@ import tempfile
 import warnings
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -38,8 +39,8 @@ _FLAGS = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 
 
 @functools.cache
-def kernels() -> ModuleType | None:
-    """The kernels for this machine; without a working compiler None, with one warning why."""
+def kernels() -> Any:
+    """The module for this machine; without a working compiler None, with one warning why."""
     try:
         return load_kernels(torch.backends.cpu.get_cpu_capability())
     except (OSError, RuntimeError, ImportError, subprocess.CalledProcessError) as error:
@@ -61,6 +62,7 @@ def load_kernels(instruction_set: str) -> ModuleType:
     if not file.exists():
         return _build(name, flags, file)
     spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None  # always so for an existing file
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
