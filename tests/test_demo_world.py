@@ -22,6 +22,8 @@ from vlmamba.data.demo.conversations import (
     TURNS_PER_SAMPLE,
     build_training_data,
     conversation_samples,
+    told_captions,
+    told_samples,
 )
 from vlmamba.data.demo.render import pictures, render
 from vlmamba.data.demo.text import definitions, documents, examples
@@ -32,6 +34,7 @@ from vlmamba.data.demo.vocabulary import (
     TRAINING_STYLES,
     with_article,
 )
+from vlmamba.data.demo.words import in_words
 from vlmamba.data.demo.world import SIDE, SPLITS, STYLES, SceneOptions, sample_scene
 from vlmamba.errors import UserError
 
@@ -186,8 +189,10 @@ def test_option_letters_are_uniform(talks):
 
 def test_training_data_is_written_and_equal_again(tmp_path):
     for name in ("a", "b"):
-        build_training_data(tmp_path / name, images=31, captions=4, easy_vqa=False, workers=1)
-    for name in ("pretrain.json", "finetune.json", "images/t000/t000007.jpg"):
+        build_training_data(
+            tmp_path / name, images=31, captions=4, dialogues=3, easy_vqa=False, workers=1
+        )
+    for name in ("dialogue.json", "pretrain.json", "finetune.json", "images/t000/t000007.jpg"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     finetune = json.loads((tmp_path / "a" / "finetune.json").read_text())
     assert sum("image" not in sample for sample in finetune) == 1
@@ -358,3 +363,32 @@ def test_text_has_definitions_and_examples():
     assert all(": " in line and line.endswith(".") for line in lines)
     assert all('"' not in line for line in itertools.islice(examples(), 500))
     assert next(iter(documents())) == lines[0]
+
+
+# --- scenes in words --------------------------------------------------------------------------
+
+
+def test_words_name_what_lies_in_the_cells():
+    for index in range(100):
+        scene = sample_scene(f"words/{index}", SceneOptions())
+        told = in_words(scene, random.Random(index))
+        assert told == in_words(scene, random.Random(index))
+        for name in scene.counts:
+            assert f" {name} " in f" {told} ", (name, told)
+        for name in set(CLASSES) - set(scene.counts):
+            assert f" {name} " not in f" {told} ", (name, told)
+        if scene.sign:
+            assert scene.sign.text in told and scene.sign.colour in told
+        for thing in scene.things:
+            assert thing.card is None or thing.card in told
+
+
+def test_dialogues_are_conversations_about_words_instead_of_pictures():
+    samples = told_samples("told", 40)
+    for sample in samples:
+        assert set(sample) == {"id", "conversations"}
+        assert not any("<image>" in human for human, _ in human_turns(sample))
+        told, question = sample["conversations"][0]["value"].split("\n", 1)
+        assert len(told.split()) >= 49 and question
+    lines = list(told_captions("told", 3))
+    assert len(lines) == 3 and all(len(line.split(": ")) == 2 for line in lines)

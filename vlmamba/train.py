@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--preset", help="e.g. nano+vss_l2+bsm, 2.8b-slimpj+siglip-so400m-384")
-    p.add_argument("--stage", required=True, help="text, pretrain or finetune")
+    p.add_argument("--stage", required=True, help="text, dialogue, pretrain or finetune")
     p.add_argument("--data", nargs="+", default=[], type=Path, help="LLaVA JSON (text: .txt too)")
     p.add_argument("--images", type=Path, help="folder that the image paths are relative to")
     p.add_argument("--out", type=Path, help="folder for logs, checkpoints and the final model")

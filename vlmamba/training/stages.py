@@ -1,8 +1,9 @@
 """The training stages as data: which part learns, from which template, on top of what.
 
 The paper trains in two stages (its section on training, LLaVA-1.5's recipe): `pretrain` aligns
-the connector, `finetune` instructs connector and language model.  `text` comes before them only
-where no pretrained language model exists (the demo).  The vision encoder never learns.
+the connector, `finetune` instructs connector and language model.  `text` and `dialogue` come
+before them only where no pretrained language model exists (the demo): plain text, then
+conversations without pictures.  The vision encoder never learns.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("text", ("language_model",), None, ("language_model",)),
+        Stage("dialogue", ("language_model",), "vicuna_v1", ("language_model",)),
         Stage("pretrain", ("connector",), "plain", ("language_model",)),
         Stage(
             "finetune",

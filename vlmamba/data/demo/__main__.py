@@ -4,9 +4,10 @@
     python -m vlmamba.data.demo --out demo_bench --benchmarks pope,mme --split heldout
     python -m vlmamba.data.demo --out demo_bench --benchmarks all --split validation --styles fluent
 
-Training data goes to `--out` itself (text.txt, pretrain.json, finetune.json, images/), benchmark
-files to `--out`/TASK.parquet.  Without --benchmarks training data is made; with it, benchmark files
-are (and training data too where --images or --captions is given).  Equal arguments, equal files.
+Training data goes to `--out` itself (text.txt, dialogue.json, pretrain.json, finetune.json,
+images/), benchmark files to `--out`/TASK.parquet.  Without --benchmarks training data is made;
+with it, benchmark files are (and training data too where --images or --captions is given).  Equal
+arguments, equal files.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--images", type=int, help="conversation pictures (default 12000)")
     parser.add_argument("--captions", type=int, help="caption pictures (default 8000)")
+    parser.add_argument("--dialogues", type=int, default=20000, help="scenes told in words")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="drawing processes (default 2)")
     parser.add_argument(
@@ -65,8 +67,8 @@ def _names(kind: str, known: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
 @cli
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    if min(args.images or 0, args.captions or 0) < 0 or args.workers < 1:
-        raise UserError("--images and --captions must not be negative, --workers at least 1")
+    if min(args.images or 0, args.captions or 0, args.dialogues) < 0 or args.workers < 1:
+        raise UserError("numbers of samples must not be negative, --workers at least 1")
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -77,6 +79,7 @@ def main(argv: list[str] | None = None) -> None:
             args.out,
             images=args.images or (0 if asked else 12000),
             captions=args.captions or (0 if asked else 8000),
+            dialogues=args.dialogues,
             seed=args.seed,
             easy_vqa=not args.no_easy_vqa,
             workers=args.workers,

@@ -5,7 +5,9 @@
 `pretrain.json` has one caption a picture (as LLaVA's 558k set), `finetune.json` conversations of
 short answers (as its 665k mix): every prompt format of the benchmarks, the easy-VQA train split
 and a few samples without a picture.  Pictures lie beside them in `images/` and `easy_vqa/`.
-`text.txt` holds plain English for the language model, a line a document (`text.documents`).
+For the language model alone there are `text.txt`, a line a document: plain English
+(`text.documents`) and captions of scenes told in words (`words.in_words`); and `dialogue.json`,
+conversations about such scenes.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import multiprocessing
 import random
 import shutil
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +29,9 @@ from vlmamba.data.demo import questions as ask
 from vlmamba.data.demo.render import render
 from vlmamba.data.demo.text import documents
 from vlmamba.data.demo.vocabulary import TRAINING_STYLES, WORDS
+from vlmamba.data.demo.words import in_words
 from vlmamba.data.demo.world import Scene, SceneOptions, sample_scene
+from vlmamba.data.llava import IMAGE_TAG
 from vlmamba.errors import UserError
 
 # The published instruction sentences (LLaVA-1.5), which `tasks` uses as well.
@@ -41,9 +45,9 @@ CAPTION_REQUESTS = (
     "What is in the photo?",
 )
 
-# A small language model from scratch forgets a picture that lies hundreds of tokens back, and then
-# never learns to look; benchmarks ask one question right behind it.
-TURNS_PER_SAMPLE = 3
+# A small language model forgets a picture that lies hundreds of tokens back; benchmarks ask one
+# question right behind it.
+TURNS_PER_SAMPLE = 5
 TURN_WEIGHTS = {  # kind of turn -> how often; the yes/no pairs of MME count one by one
     "existence": 12.0,
     "pair": 5.0,
@@ -67,15 +71,18 @@ def build_training_data(
     out: Path,
     images: int = 12000,
     captions: int = 8000,
+    dialogues: int = 20000,
     seed: int = 0,
     styles: Sequence[str] = TRAINING_STYLES,
     easy_vqa: bool = True,
     workers: int = 2,
 ) -> None:
-    """Write `text.txt`, `pretrain.json`, `finetune.json` and their pictures to the folder `out`.
+    """Write the training files and their pictures to the folder `out`.
 
-    Equal arguments give equal files. Drawing spawns processes, so a script calls this under
-    `if __name__ == "__main__"`. Raises UserError when `out` already holds a training set.
+    images, captions: pictures of `finetune.json` and `pretrain.json`; dialogues: scenes told in
+    words, for each of the language model's own files.  Equal arguments give equal files.  Drawing
+    spawns processes, so a script calls this under `if __name__ == "__main__"`.  Raises UserError
+    when `out` already holds a training set.
     """
     out = Path(out)
     if (out / "finetune.json").exists():
@@ -95,7 +102,9 @@ def build_training_data(
     _draw(jobs, out, workers)
     if easy_vqa:
         finetune += easy_vqa_samples(out, seed)
-    (out / "text.txt").write_text("".join(f"{line}\n" for line in documents()))
+    lines = itertools.chain(documents(), told_captions(f"train/{seed}/told", dialogues))
+    (out / "text.txt").write_text("".join(f"{line}\n" for line in lines))
+    _write_json(out / "dialogue.json", told_samples(f"train/{seed}/dialogue", dialogues))
     _write_json(out / "pretrain.json", pretrain)
     _write_json(out / "finetune.json", finetune)
 
@@ -127,6 +136,28 @@ def conversation_samples(scene: Scene, image: Path, balance: ask.Existence) -> l
     if not any(text == CAPTION for text, _ in turns):  # names everything, so it comes last
         turns.append(_caption_turn(scene, rng))
     return _samples(image.stem, turns, image)
+
+
+def told_captions(seed: str, number: int) -> Iterator[str]:
+    """Lines of a scene in words and a sentence about it: stage 1's template, without pictures."""
+    for index in range(number):
+        scene = sample_scene(f"{seed}/{index}", SceneOptions())
+        rng = random.Random(f"{scene.seed}/words")
+        yield f"{in_words(scene, rng)}: {rng.choice(ask.captions(scene, rng, 5))}"
+
+
+def told_samples(seed: str, number: int) -> list[dict]:
+    """Conversations about scenes told in words, which stand where pictures will."""
+    balance, samples = ask.Existence(), []
+    for index in range(number):
+        scene = sample_scene(f"{seed}/{index}", SceneOptions())
+        rng = random.Random(f"{scene.seed}/told")
+        for sample in conversation_samples(scene, Path(f"d{index:06d}"), balance):
+            del sample["image"]
+            first = sample["conversations"][0]
+            first["value"] = first["value"].replace(IMAGE_TAG, in_words(scene, rng))
+            samples.append(sample)
+    return samples
 
 
 def _turn(kind, scene, rng, balance, mentioned) -> tuple[str, str] | None:
@@ -233,7 +264,7 @@ def _sample(name: str, turns: Iterable[tuple[str, str]], image: Path | None = No
     )
     if image is None:
         return {"id": name, "conversations": conversations}
-    conversations[0]["value"] = f"<image>\n{conversations[0]['value']}"
+    conversations[0]["value"] = f"{IMAGE_TAG}\n{conversations[0]['value']}"
     return {"id": name, "image": image.as_posix(), "conversations": conversations}
 
 
