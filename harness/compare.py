@@ -1,0 +1,132 @@
+"""Compare two runs question by question: paired difference, 95 % interval, p-value.
+
+    python -m harness.compare runs/final runs/mlp
+    python -m harness.compare runs/final runs/mlp --markdown
+
+Takes folders that `harness.run` wrote. Only questions that both answered count; the score of a
+question is the benchmark's own (right or wrong, VQA's share of agreeing annotators, ...), so the
+difference is in the mean score of a question, not in totals such as MME's. See harness/paired.py
+for the statistics. The p-values are of single tests: several tasks are several looks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import tables
+from harness.cli import cli
+from harness.paired import Paired, paired
+from harness.run import Parser
+from harness.runs import EvaluationRun
+from tasks.errors import UserError
+
+HEADERS = ("task", "mean A", "mean B", "A - B", "95 % interval", "p", "n", "images", "A/B better")
+
+
+@dataclass(frozen=True)
+class TaskComparison:
+    """Two runs on one task: mean score of a question in each, and the paired difference."""
+
+    task: str
+    mean_a: float
+    mean_b: float
+    paired: Paired
+
+
+def compare(a: EvaluationRun, b: EvaluationRun, *, seed: int = 0) -> list[TaskComparison]:
+    """Every task that both runs scored. Raises UserError where they have nothing in common.
+
+    Or where the same row asks something else: then the data differ.
+    """
+    shared = [task for task in a.tasks if task in b.tasks]
+    found = [c for task in shared if (c := compare_task(a, b, task, seed)) is not None]
+    if not found:
+        raise UserError(
+            f"{a.name} and {b.name} share no scored question (tasks: {', '.join(a.tasks)}; "
+            f"{', '.join(b.tasks)})"
+        )
+    return found
+
+
+def compare_task(
+    a: EvaluationRun, b: EvaluationRun, task: str, seed: int = 0
+) -> TaskComparison | None:
+    """One task; None without questions that have a score in both runs."""
+    ours = {sample.doc_id: sample for sample in a.samples(task)}
+    rows = []
+    for other in b.samples(task):
+        mine = ours.get(other.doc_id)
+        if mine is None:
+            continue
+        if (mine.image, mine.truth) != (other.image, other.truth):
+            raise UserError(
+                f"{task}: row {other.doc_id + 1} of {a.name} and {b.name} is not the same "
+                "question; compare runs on the same data"
+            )
+        if mine.score is not None and other.score is not None:
+            rows.append((mine.score, other.score, mine.image or f"row {mine.doc_id}"))
+    if not rows:
+        return None
+    scores_a, scores_b, images = zip(*rows, strict=True)
+    n = len(rows)
+    return TaskComparison(
+        task, sum(scores_a) / n, sum(scores_b) / n, paired(scores_a, scores_b, images, seed=seed)
+    )
+
+
+def rows(found: Sequence[TaskComparison]) -> list[list[str]]:
+    """Table cells; scores in per cent, differences in points of them."""
+    return [
+        [
+            c.task,
+            f"{100 * c.mean_a:.1f}",
+            f"{100 * c.mean_b:.1f}",
+            f"{100 * c.paired.difference:+.1f}",
+            interval_text(c.paired),
+            p_text(c.paired.p_value),
+            str(c.paired.n),
+            str(c.paired.clusters),
+            f"{c.paired.better}/{c.paired.worse}",
+        ]
+        for c in found
+    ]
+
+
+def interval_text(found: Paired) -> str:
+    """ "low to high" in per cent; a dash without one."""
+    if found.low is None or found.high is None:
+        return "-"
+    return f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+
+
+def p_text(p: float) -> str:
+    """Two digits; very small ones as a bound."""
+    return "<0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+@cli
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parser = Parser(
+        prog="python -m harness.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("a", type=Path, help="a run's folder")
+    parser.add_argument("b", type=Path, help="another one's, on the same questions")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    parser.add_argument("--seed", type=int, default=0, help="of random sign flips (default: 0)")
+    args = parser.parse_args(argv)
+    a, b = EvaluationRun.read(args.a), EvaluationRun.read(args.b)
+    render = tables.markdown_table if args.markdown else tables.text_table
+    print(f"A: {a.title}\nB: {b.title}\n")
+    print(render(HEADERS, rows(compare(a, b, seed=args.seed))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

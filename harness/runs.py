@@ -1,0 +1,143 @@
+"""Finished runs read back from disk: evaluations, profiles, ablations.
+
+    runs = find(Path("results/runs"))           # every record.json, by folder
+    run = EvaluationRun.read(Path("runs/demo")) # its scores and its answers
+
+No torch here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tasks
+from harness.data_sources import Source
+from harness.documents import read_rows
+from harness.records import Sample, TaskResult
+from harness.stats import Interval
+from tasks.errors import UserError
+
+KINDS = ("evaluation", "profile", "ablation")
+RECORD = "record.json"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A record under a folder of runs; `name` is its own folder's, with dots for slashes."""
+
+    name: str
+    path: Path
+    record: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """One of KINDS."""
+        return str(self.record["kind"])
+
+
+def find(root: Path) -> list[Found]:
+    """Every record.json below `root`, sorted by name. Raises UserError without a folder."""
+    if not root.is_dir():
+        raise UserError(f"no folder {str(root)!r}; expected one with runs, such as results/runs")
+    files = sorted(root.rglob(RECORD))
+    names = [".".join(file.parent.relative_to(root).parts) or root.name for file in files]
+    return [
+        Found(name, file.parent, read_record(file.parent))
+        for name, file in sorted(zip(names, files, strict=True))
+    ]
+
+
+def read_record(folder: Path) -> Mapping[str, Any]:
+    """The record in a run's folder. Raises UserError where there is none, or one of no known kind."""
+    file = folder / RECORD
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        kind = record["kind"]
+    except FileNotFoundError as error:
+        raise UserError(f"no {RECORD} in {folder}; expected a finished run's folder") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is not a run's record: {error!r}") from error
+    if kind not in KINDS:
+        raise UserError(f"{file} is of kind {kind!r}; expected one of {', '.join(KINDS)}")
+    return record
+
+
+@dataclass(frozen=True)
+class EvaluationRun:
+    """What `harness.run` left behind."""
+
+    name: str
+    path: Path
+    record: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> EvaluationRun:
+        """The run in `folder`. Raises UserError for anything else."""
+        record = read_record(folder)
+        if record["kind"] != "evaluation":
+            raise UserError(f"{folder} holds a {record['kind']}; expected a run of harness.run")
+        return cls(folder.resolve().name, folder, record)
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks it ran, in order."""
+        return list(self.record["tasks"])
+
+    @property
+    def title(self) -> str:
+        """What it was, in one line."""
+        arguments = self.record["arguments"]
+        parts = [f"model {arguments['model']}", f"protocol {self.record['protocol']}"]
+        parts += ["blind"] if arguments.get("blind") else []
+        parts += [f"first {arguments['limit']} questions"] if arguments.get("limit") else []
+        return f"{self.name}: {', '.join(parts)}"
+
+    def results(self) -> list[TaskResult]:
+        """The scores as `harness.tables` shows them."""
+        return [task_result(name, entry) for name, entry in self.record["tasks"].items()]
+
+    def samples(self, task: str) -> list[Sample]:
+        """Every answer of a task. Raises UserError for a missing or foreign file."""
+        file = self.path / f"samples_{task}.jsonl"
+        if not file.exists():
+            return []
+        try:
+            return [Sample(**row) for row in read_rows(file)]
+        except TypeError as error:
+            raise UserError(f"{file} does not hold samples of harness.run: {error}") from error
+
+    def source(self) -> Source:
+        """Where its rows came from. Raises UserError where that is gone."""
+        arguments = self.record["arguments"]
+        return Source.parse(
+            arguments["data"],
+            arguments.get("style"),
+            split=arguments.get("split"),
+            dataset=arguments.get("data_id"),
+            revision=arguments.get("data_revision"),
+        )
+
+
+def task_result(name: str, entry: Mapping[str, Any]) -> TaskResult:
+    """A task's part of a record as the object it was written from."""
+    metrics = entry["metrics"]
+    known = tasks.load(name).metrics if name in tasks.NAMES else tuple(metrics)
+    return TaskResult(
+        task=name,
+        points=entry["points"],
+        headline_metrics=tuple(m for m in known if "/" not in m),
+        metrics={key: found["value"] for key, found in metrics.items()},
+        intervals={
+            key: Interval(found["low"], found["high"], found["method"])
+            for key, found in metrics.items()
+            if "low" in found
+        },
+        n=entry["n"],
+        n_unparsed=entry["n_unparsed"],
+        excluded=entry["excluded"],
+        notes=entry["notes"],
+    )

@@ -1,0 +1,146 @@
+"""Two runs compared: known statistics (against scipy), clusters, mismatched data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from harness import compare
+from harness.paired import paired
+
+
+def test_one_question_an_image_is_the_paired_t_interval():
+    generator = np.random.default_rng(0)
+    a, b = generator.random(40), generator.random(40)
+    found = paired(a, b, range(40))
+    theirs = stats.ttest_rel(a, b).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
+    assert found.difference == pytest.approx((a - b).mean())
+
+
+@pytest.mark.parametrize(("better", "worse"), [(9, 2), (3, 3), (30, 11), (1, 0)])
+def test_right_and_wrong_answers_are_mcnemars_exact_test(better, worse):
+    a = [1] * better + [0] * worse + [1] * 20
+    b = [0] * better + [1] * worse + [1] * 20
+    found = paired(a, b, range(len(a)))
+    theirs = stats.binomtest(better, better + worse, 0.5).pvalue
+    assert found.p_value == pytest.approx(theirs)
+    assert (found.better, found.worse) == (better, worse)
+    assert "exact" in found.method
+
+
+def test_clusters_are_flipped_whole_as_scipys_permutation_test_does():
+    generator = np.random.default_rng(1)
+    clusters = np.repeat(np.arange(9), 4)
+    a, b = generator.integers(0, 2, 36), generator.integers(0, 2, 36)
+    sums = np.bincount(clusters, a - b)
+    theirs = stats.permutation_test(
+        (sums, np.zeros(9)),
+        lambda x, y, axis: (x - y).sum(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=np.inf,
+    )
+    assert paired(a, b, clusters).p_value == pytest.approx(theirs.pvalue)
+
+
+def test_drawn_flips_agree_with_the_exact_ones():
+    generator = np.random.default_rng(2)
+    a, b = generator.choice([0, 0.3, 0.6, 1.0], 14), generator.choice([0, 0.3, 0.6, 1.0], 14)
+    found = paired(a, b, range(14))
+    theirs = stats.permutation_test(
+        (a - b, np.zeros(14)),
+        lambda x, y, axis: (x - y).sum(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=np.inf,
+    )
+    assert found.p_value == pytest.approx(theirs.pvalue, abs=0.02)
+    assert found == paired(a, b, range(14))  # same seed, same p
+
+
+def test_questions_of_one_image_count_as_one():
+    right = np.random.default_rng(3).random(60) < 0.5
+    a = np.repeat(right, 9)
+    b = np.zeros(540)
+    wide = paired(a, b, np.repeat(np.arange(60), 9))
+    narrow = paired(a, b, range(540))
+    assert wide.high - wide.low > 2.5 * (narrow.high - narrow.low)
+    assert wide.clusters == 60
+
+
+def test_equal_runs_and_a_single_image():
+    same = paired([1, 0, 1], [1, 0, 1], "abc")
+    assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)
+    alone = paired([1, 0], [0, 0], "aa")
+    assert (alone.low, alone.p_value) == (None, 1.0)
+
+
+def write_run(folder: Path, scores: list[float | None], **sample: object) -> Path:
+    """A run's folder with just what comparing and reporting read."""
+    folder.mkdir(parents=True)
+    n = sum(score is not None for score in scores)
+    entry = {"n": n, "n_unparsed": 0, "excluded": {}, "points": False, "notes": []}
+    entry["metrics"] = {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6, "method": "test"}}
+    record = {
+        "schema": 1,
+        "kind": "evaluation",
+        "label": None,
+        "arguments": {"model": "nano", "data": "demo", "tasks": "pope"},
+        "protocol": "paper",
+        "tasks": {"pope": entry},
+    }
+    (folder / "record.json").write_text(json.dumps(record))
+    lines = [
+        {
+            "doc_id": row,
+            "question": f"Is there a dog in image {row // 2}?",
+            "prediction": "yes" if score else "no",
+            "parsed": "yes" if score else "no",
+            "truth": "yes",
+            "score": score,
+            "image": f"image {row // 2}",
+            "excluded": None,
+            **sample,
+        }
+        for row, score in enumerate(scores)
+    ]
+    (folder / "samples_pope.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return folder
+
+
+def test_the_command_compares_what_both_scored(tmp_path, capsys):
+    a = write_run(tmp_path / "a", [1, 1, 1, 0, None])
+    b = write_run(tmp_path / "b", [0, 0, 1, 0, 1])
+    assert compare.main([str(a), str(b)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("A: a: model nano, protocol paper\nB: b:")
+    assert out.splitlines()[-1].split() == (
+        ["pope", "75.0", "25.0", "+50.0", "-585.3", "to", "+685.3", "1", "4", "2", "2/0"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"truth": "no"}, "row 1 of a and b is not the same question; compare runs on the same"),
+        ({"doc_id": 77}, "a and b share no scored question (tasks: pope; pope)"),
+    ],
+)
+def test_runs_on_other_data_are_refused(tmp_path, capsys, change, message):
+    a = write_run(tmp_path / "a", [1, 0])
+    b = write_run(tmp_path / "b", [1, 0], **change)
+    assert compare.main([str(a), str(b)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_without_a_run_is_one_line(tmp_path, capsys):
+    assert compare.main([str(tmp_path), str(tmp_path)]) == 2
+    assert "no record.json in" in capsys.readouterr().err
+    (tmp_path / "record.json").write_text('{"kind": "profile"}')
+    assert compare.main([str(tmp_path), str(tmp_path)]) == 2
+    assert "holds a profile; expected a run of harness.run" in capsys.readouterr().err
