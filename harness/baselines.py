@@ -13,6 +13,7 @@ Shapes: B batch, P patches, T text tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,11 @@ from vlmamba.models.vlm import VLMambaForConditionalGeneration
 
 OURS = "vl-mamba-"  # followed by a name of LANGUAGE_MODELS
 ENCODER = "siglip-so400m-384"
+# What `tiny` lays over a shape: the same architecture for tests, in no time.
+TINY_TRANSFORMER = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 1008}
+TINY_ATTENTION = {"num_attention_heads": 2, "intermediate_size": 64}
+TINY_OURS = {"d_model": 32, "n_layer": 2, "vocab_size": 1008, "language_model_id": None}
+TINY_ENCODER = {"hidden_size": 24, "intermediate_size": 32, "num_attention_heads": 2}
 
 
 def _transformer(
@@ -68,6 +74,8 @@ def build(
     *,
     connector: str = "vss_l2",
     encoder_layers: int = 0,
+    image_tokens: int | None = None,
+    tiny: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     seed: int = 0,
@@ -75,19 +83,23 @@ def build(
     """The model called `name` with random weights, in inference mode.
 
     With encoder_layers 0, image features are given and no encoder takes memory; SigLIP has 27.
+    image_tokens: P, a square number (default: SigLIP's 729).  tiny: every dimension shrunk.
     Raises UserError that lists the known names.
     """
-    ours = {OURS + size for size in LANGUAGE_MODELS if size != "nano"}
-    if name not in ours and name not in BASELINES:
-        raise unknown("model", name, {*ours, *BASELINES})
+    check(name)
     torch.manual_seed(seed)
     vision = VISION_ENCODERS[ENCODER] | {"num_hidden_layers": encoder_layers}
-    if name in ours:
-        shape = LANGUAGE_MODELS[name.removeprefix(OURS)]
+    vision |= TINY_ENCODER if tiny else {}
+    if image_tokens is not None:
+        vision |= {"image_size": vision["patch_size"] * math.isqrt(image_tokens)}
+    if name.startswith(OURS):
+        shape = LANGUAGE_MODELS[name.removeprefix(OURS)] | (TINY_OURS if tiny else {})
         config = VLMambaConfig(**shape, connector=connector, vision_config=vision)
         model: VLMBase = OurVLM(VLMambaForConditionalGeneration(config))
     else:
-        spec = BASELINES[name]
+        spec = BASELINES[name] | (TINY_TRANSFORMER if tiny else {})
+        if tiny and "num_attention_heads" in spec:
+            spec |= TINY_ATTENTION
         shell = VLMambaConfig(
             d_model=spec["hidden_size"],
             n_layer=1,
@@ -100,9 +112,17 @@ def build(
     return model.to(device=device, dtype=dtype).eval()
 
 
+def check(name: str) -> None:
+    """Raise UserError that lists the known names, unless `name` is one."""
+    ours = {OURS + size for size in LANGUAGE_MODELS if size != "nano"}
+    if name not in ours and name not in BASELINES:
+        raise unknown("model", name, {*ours, *BASELINES})
+
+
 class VLMBase(nn.Module):
     """What a benchmark needs of a model."""
 
+    shell_config: VLMambaConfig  # of encoder and connector
     vision_encoder: nn.Module
     connector: nn.Module
     language_model: nn.Module
@@ -114,6 +134,14 @@ class VLMBase(nn.Module):
         if image_features is None:
             return text
         return torch.cat([self.connector(image_features).to(text.dtype), text], dim=1)
+
+    def hidden(self, embeds: Tensor) -> Tensor:
+        """(B, L, D) -> the language model's last hidden states (B, L, D), for a loss."""
+        raise NotImplementedError
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., D) -> logits (..., V)."""
+        raise NotImplementedError
 
     def prefill(self, embeds: Tensor) -> tuple[Tensor, Any]:
         """(B, L, D) -> logits after the last token (B, V), and the cache."""
@@ -139,9 +167,17 @@ class OurVLM(VLMBase):
 
     def __init__(self, model: VLMambaForConditionalGeneration):
         super().__init__()
-        self.model = model
+        self.model, self.shell_config = model, model.config
         self.vision_encoder, self.connector = model.vision_encoder, model.connector
         self.language_model, self.embedding = model.language_model, model.get_input_embeddings()
+
+    def hidden(self, embeds: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        return self.language_model(embeds)[0]
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
+        return self.model.lm_head(hidden)
 
     def prefill(self, embeds: Tensor) -> tuple[Tensor, MambaState]:
         """(B, L, D) -> logits (B, V) and the state."""
@@ -162,11 +198,20 @@ class TransformersVLM(VLMBase):
 
     def __init__(self, shell: VLMambaForConditionalGeneration, language_model: nn.Module):
         super().__init__()
+        self.shell_config = shell.config
         self.vision_encoder, self.connector = shell.vision_encoder, shell.connector
         self.language_model = language_model
         self.embedding = language_model.get_input_embeddings()
         names = {"mamba": "cache_params"}
         self.cache_name = names.get(language_model.config.model_type, "past_key_values")
+
+    def hidden(self, embeds: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        return self.language_model.base_model(inputs_embeds=embeds, use_cache=False)[0]
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
+        return self.language_model.get_output_embeddings()(hidden)
 
     def prefill(self, embeds: Tensor) -> tuple[Tensor, Any]:
         """(B, L, D) -> logits (B, V) and transformers' cache."""

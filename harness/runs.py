@@ -21,6 +21,7 @@ from harness.records import Sample, TaskResult
 from harness.stats import Interval
 from tasks.errors import UserError
 
+NO_IMAGE = "none"  # in place of an image's key: the question has none
 KINDS = ("evaluation", "profile", "ablation")
 RECORD = "record.json"
 
@@ -52,7 +53,7 @@ def find(root: Path) -> list[Found]:
 
 
 def read_record(folder: Path) -> Mapping[str, Any]:
-    """The record in a run's folder. Raises UserError where there is none, or one of no known kind."""
+    """The record in a run's folder. Raises UserError for none or a foreign one."""
     file = folder / RECORD
     try:
         record = json.loads(file.read_text(encoding="utf-8"))

@@ -1,12 +1,19 @@
-"""Tables of results: aligned text for the terminal and Markdown for files, from the same rows.
+"""Tables of results: text for the terminal; Markdown, CSV and LaTeX for files; from the same rows.
+
+    python -m harness.tables --from results/runs --out results/tables     # as `make tables` does
 
 A benchmark gives one row per metric; scores of its parts ("category/metric" keys) follow in a
-table of their own, one row per part.
+table of their own, one row per part. A profile gives its points, growth and crossovers. The paper's
+tables stand beside all evaluations found. LaTeX wants the package booktabs.
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from harness.records import TaskResult
 from harness.stats import Interval
@@ -14,10 +21,60 @@ from harness.stats import Interval
 HEADERS = ("task", "metric", "value", "95 % interval", "n", "note")
 
 
+@dataclass(frozen=True)
+class Table:
+    """Cells under headers; `note` is what a reader must know of them."""
+
+    title: str
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+    def files(self) -> dict[str, str]:
+        """Suffix -> content, in every format."""
+        markdown = markdown_table(self.headers, self.rows)
+        blocks = [f"**{self.title}**", self.note, markdown]
+        return {
+            "md": "\n\n".join(block for block in blocks if block) + "\n",
+            "csv": csv_table(self.headers, self.rows),
+            "tex": latex_table(self.headers, self.rows, [self.title, self.note]),
+        }
+
+
+def csv_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Comma-separated, quoted where needed, lines ended by a line feed."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([headers, *rows])
+    return file.getvalue()
+
+
+def latex_table(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], comments: Sequence[str] = ()
+) -> str:
+    """A booktabs tabular, numbers to the right; comments stand above it."""
+    numbers = [all(is_number(row[i]) for row in rows) for i in range(len(headers))]
+    body = [r"\toprule", _latex_row(headers), r"\midrule", *map(_latex_row, rows), r"\bottomrule"]
+    columns = "".join("r" if right else "l" for right in numbers)
+    lines = [f"% {line}" for comment in comments for line in comment.splitlines()]
+    lines += [rf"\begin{{tabular}}{{{columns}}}", *body, r"\end{tabular}"]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(map(_latex, cells)) + r" \\"
+
+
+def _latex(cell: str) -> str:
+    """Text that LaTeX would read as commands, escaped."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {mark: f"\\{mark}" for mark in "&%$#_{}"} | {"<": r"\textless{}", "\n": " "}
+    return "".join(special.get(mark, mark) for mark in cell)
+
+
 def report(results: Sequence[TaskResult], title: str, markdown: bool = False) -> str:
     """All tables of a run under a title line that carries its terms."""
     render = markdown_table if markdown else text_table
-    blocks = [title, render(HEADERS, [row for result in results for row in _rows(result)])]
+    blocks = [title, render(HEADERS, result_rows(results))]
     for result in results:
         parts = _parts(result)
         if parts:
@@ -30,11 +87,16 @@ def report(results: Sequence[TaskResult], title: str, markdown: bool = False) ->
     return "\n\n".join(blocks) + "\n"
 
 
+def result_rows(results: Sequence[TaskResult]) -> list[list[str]]:
+    """Cells under HEADERS: one row per headline metric of each task."""
+    return [row for result in results for row in _rows(result)]
+
+
 def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns padded to equal width; numbers to the right."""
     cells = [list(headers), *map(list, rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
-    right = [all(_is_number(row[i]) for row in rows) for i in range(len(headers))]
+    right = [all(is_number(row[i]) for row in rows) for i in range(len(headers))]
 
     def line(row: Sequence[str]) -> str:
         padded = [
@@ -114,7 +176,8 @@ def _scores(
     return cells
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str) -> bool:
+    """Whether a cell reads as a number, a percentage or a dash."""
     return cell == "-" or cell.rstrip("%").replace(".", "", 1).isdigit()
 
 
@@ -122,3 +185,14 @@ def _escape(cell: str) -> str:
     for plain, safe in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("\n", " ")):
         cell = cell.replace(plain, safe)
     return cell
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line: every table of every run below a folder."""
+    from harness.published import tables_main
+
+    return tables_main(argv, __doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

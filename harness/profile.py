@@ -1,0 +1,184 @@
+"""Profile language models over sequence length: latency, throughput, memory, growth, crossovers.
+
+    python -m harness.profile                        # 130M shapes to 16k tokens: under 20 minutes
+    python -m harness.profile --models vl-mamba-130m,pythia-160m --seq-lens 256,512 --decode 16
+    python -m harness.profile --batch-sizes 1,4,16 --seq-lens 256,512,1024 --out runs/batches
+    python -m harness.profile --models vl-mamba-2.8b,pythia-2.8b,phi-2,mobilellama-2.7b \\
+        --dtype bfloat16 --device cuda --out runs/profile-2.8b
+
+All models sit in the same VLM shell with random weights and get the same tokens, dtype and compile
+setting. Every point has a process of its own: one that runs out of memory or time is reported as
+such, and the sweep goes on. The same command continues an interrupted sweep. Leave the machine
+idle. OUT receives points.jsonl (as they finish) and record.json; the last line printed is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from harness import records, tables
+from harness.cli import cli
+from harness.profiling import summary, sweep
+from harness.profiling.points import Journal, Row, Terms, plan
+from harness.run import Parser
+from harness.rundir import RunFolder
+from tasks.errors import UserError, unknown
+
+MODELS = "vl-mamba-130m,pythia-160m,llama-160m"
+SEQ_LENS = "256,512,1024,2048,4096,8192,16384"
+DTYPES = ("float32", "bfloat16", "float16")
+NOTE = (
+    "Weights are random (no layer skips work by value); image features are given, the encoder is "
+    "left out. Floor: matrix products at the measured rate; weights and cache read once at the "
+    "measured bandwidth. Exponents: least squares in logarithms, 95 % interval by Student's t."
+)
+
+
+def build_parser() -> Parser:
+    """The command line of `harness.profile`."""
+    parser = Parser(
+        prog="python -m harness.profile",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--models", default=MODELS, help=f"comma-separated (default: {MODELS})")
+    add("--seq-lens", default=SEQ_LENS, help=f"tokens, image included (default: {SEQ_LENS})")
+    add("--batch-sizes", default="1", help="comma-separated (default: 1)")
+    add(
+        "--image-tokens",
+        type=int,
+        default=729,
+        help="how many of the tokens are an image's, a square number or 0 (default: 729); "
+        "sequences too short to hold them are text only",
+    )
+    add("--decode", type=int, default=64, help="tokens generated after the prompt (default: 64)")
+    add("--dtype", default="float32", help=", ".join(DTYPES))
+    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--compile", action="store_true", help="torch.compile prefill and step of every model")
+    add("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all)")
+    add("--seconds", type=float, default=5.0, help="repeat a prefill for so long (default: 5)")
+    add("--time-limit", type=float, default=240.0, help="seconds for a point (default: 240)")
+    add("--memory-limit-gib", type=float, help="for a point on CPU (default: 4/5 of the memory)")
+    add("--out", type=Path, default=Path("runs/profile"), help="default: runs/profile")
+    add("--tiny", action="store_true", help="shrink every model, for tests")
+    return parser
+
+
+@cli
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    models = [name.strip() for name in args.models.split(",") if name.strip()]
+    lengths = _numbers("--seq-lens", args.seq_lens)
+    batches = _numbers("--batch-sizes", args.batch_sizes)
+    terms = _terms(args)
+    _check_models(models)
+    started = time.perf_counter()
+    with RunFolder(args.out) as folder:
+        rows = sweep.run(plan(models, lengths, batches, terms), Journal(args.out / "points.jsonl"))
+        machine = sweep.measure_machine(terms)
+        record = _record(args, terms, machine, rows, time.perf_counter() - started)
+        folder.write("record.json", records.record_text(record))
+    profile = summary.Profile.from_record(args.out.name, record)
+    for title, headers, cells in summary.tables(profile):
+        print(f"{title}\n{tables.text_table(headers, cells)}\n")
+    print(f"{NOTE}\nwritten to {args.out}: record.json, points.jsonl")
+    print(json.dumps(record["summary"], allow_nan=False))
+    return 0
+
+
+def _terms(args: argparse.Namespace) -> Terms:
+    """What all points share. Raises UserError for values that make no sense."""
+    if args.dtype not in DTYPES:
+        raise unknown("dtype", args.dtype, DTYPES)
+    if args.image_tokens < 0 or math.isqrt(max(args.image_tokens, 0)) ** 2 != args.image_tokens:
+        raise UserError(f"--image-tokens is {args.image_tokens}; expected a square number or 0")
+    for name in ("decode", "threads", "time_limit", "seconds"):
+        value = getattr(args, name)
+        if not value > 0:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; expected a positive number")
+    limit = args.memory_limit_gib
+    return Terms(
+        image_tokens=args.image_tokens,
+        decode=args.decode,
+        dtype=args.dtype,
+        device=_device(args.device),
+        compile=args.compile,
+        threads=args.threads,
+        seconds=args.seconds,
+        time_limit_s=args.time_limit,
+        memory_limit_bytes=_most_bytes() if limit is None else int(limit * 2**30),
+        tiny=args.tiny,
+    )
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _most_bytes() -> int | None:
+    """Four fifths of the machine's memory, to the GiB; None where Linux does not say.
+
+    Not what is free now: the limit belongs to a point's terms, and a resumed sweep has the same.
+    """
+    file = Path("/proc/meminfo")
+    for line in file.read_text().splitlines() if file.exists() else ():
+        if line.startswith("MemTotal:"):
+            return max(1, int(line.split()[1]) * 4 // 5 // 2**20) * 2**30
+    return None
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise UserError(f"{option} is {text!r}; expected positive numbers such as 256,512")
+    return numbers
+
+
+def _check_models(models: Sequence[str]) -> None:
+    if not models:
+        raise UserError(f"--models is empty; give some such as {MODELS}")
+    from harness.baselines import check  # loads torch
+
+    for name in models:
+        check(name)
+
+
+def _record(
+    args: argparse.Namespace, terms: Terms, machine: dict[str, Any], rows: list[Row], total_s: float
+) -> dict[str, Any]:
+    record = {
+        "schema": records.SCHEMA,
+        "kind": "profile",
+        "label": "tiny models, for tests only" if terms.tiny else None,
+        "arguments": {name: str(value) for name, value in vars(args).items() if name != "out"},
+        "terms": asdict(terms) | {"weights": "random"} | records.environment(),
+        "machine": machine,
+        "points": [asdict(row) for row in rows],
+        "timing": {"total_s": total_s},
+        "finished": records.now(),
+    }
+    profile = summary.Profile.from_record("", record)
+    return record | {"summary": summary.summarize(profile)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

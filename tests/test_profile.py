@@ -1,0 +1,295 @@
+"""The profile: points in processes of their own, resume, fits, crossovers, the last line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from harness import profile
+from harness.profiling import child, fits, summary, sweep
+from harness.profiling.points import (
+    FAILED,
+    KILLED,
+    NOT_RUN,
+    OK,
+    OUT_OF_MEMORY,
+    TIME_LIMIT,
+    Journal,
+    Point,
+    Row,
+    Terms,
+    plan,
+)
+
+TERMS = Terms(
+    image_tokens=16,
+    decode=3,
+    dtype="float32",
+    device="cpu",
+    compile=False,
+    threads=1,
+    seconds=0.0,
+    time_limit_s=120.0,
+    memory_limit_bytes=None,
+    tiny=True,
+)
+MACHINE = {"copy_bytes_per_s": 1e10, "read_bytes_per_s": 8e9, "gemm_flops_per_s": 1e11}
+OURS, PYTHIA = "vl-mamba-130m", "pythia-160m"
+
+
+def result(prefill_s: float, state_bytes: int, peak: int = 3 * 2**20) -> dict:
+    """A child's result with the values that summaries read."""
+    return {
+        "prefill_s": [prefill_s, 9 * prefill_s, prefill_s],
+        "ttft_s": [prefill_s * 1.1],
+        "decode_s": [0.02, 0.01, 0.01],
+        "decode_tok_per_s": 100.0,
+        "state_bytes": state_bytes,
+        "loaded_mem_bytes": 2**20,
+        "peak_mem_bytes": peak,
+        "decode_peak_mem_bytes": 2**20 + state_bytes,
+        "weight_bytes": 10**8,
+        "prefill_flops": 1e9,
+    }
+
+
+def synthetic(point: Point) -> Row:
+    """Ours: linear, constant state. Theirs: faster at first, then quadratic; growing cache."""
+    n = point.seq_len
+    if point.model == OURS:
+        return Row.of(point, OK, result=result(1e-3 * n, 1000))
+    return Row.of(point, OK, result=result(1e-6 * n**2, 72 * n, 2**20 + 100 * n))
+
+
+def sweep_of(*lengths: int) -> summary.Profile:
+    rows = [synthetic(point) for point in plan([OURS, PYTHIA], lengths, [1], TERMS)]
+    return summary.Profile("p", MACHINE, {}, rows)
+
+
+def test_an_exponent_and_its_interval_are_linear_regression_in_logarithms():
+    lengths = [256, 512, 1024, 2048]
+    costs = [n**1.5 * f for n, f in zip(lengths, (1.0, 1.2, 0.9, 1.1), strict=True)]
+    fit = fits.power_law(lengths, costs)
+    design = np.stack([np.ones(4), np.log(lengths)], axis=1)
+    coefficients, residual, *_ = np.linalg.lstsq(design, np.log(costs), rcond=None)
+    error = np.sqrt(residual[0] / 2 * np.linalg.inv(design.T @ design)[1, 1])
+    assert fit.value == pytest.approx(coefficients[1])
+    assert fit.high - fit.value == pytest.approx(error * stats.t.ppf(0.975, 2))
+    assert fits.power_law([1, 2, 4], [5, 10, 20]).value == pytest.approx(1)
+    assert fits.last_doubling([1, 4, 2], [1, 16, 2]) == pytest.approx(3)
+
+
+def test_two_points_have_no_interval_and_one_no_slope():
+    assert fits.power_law([1, 2], [1, 4]) == fits.Fit(pytest.approx(2), None, None, 2)
+    assert fits.power_law([2], [4]) is None
+    assert fits.power_law([1, 2, 4], [0, 1, 2]).n == 2
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "length", "note"),
+    [
+        ({100: 2, 400: 2}, {100: 1, 400: 4}, 200, "between 100 and 400"),
+        ({100: 1, 400: 1}, {100: 2, 400: 4}, 100, "already at 100"),
+        ({100: 3, 400: 9}, {100: 2, 400: 4}, None, "not up to 400"),
+        ({1: 1, 2: 3, 4: 1}, {1: 2, 2: 2, 4: 2}, 2 * 2 ** (1 - np.log(2) / np.log(3)), "2 and 4"),
+        ({100: 3}, {200: 2}, None, "no common length"),
+    ],
+)
+def test_crossovers(ours, theirs, length, note):
+    found = fits.crossover(ours, theirs)
+    assert note in found.note
+    if length in (None, 100, 200):
+        assert found.length == (length and pytest.approx(length))
+    else:
+        assert 2 < found.length < 4
+
+
+def test_summary_of_a_sweep_with_known_growth():
+    found = summary.summarize(sweep_of(250, 500, 1000, 2000, 4000))
+    ours, theirs = (found["models"][name] for name in (OURS, PYTHIA))
+    assert ours["prefill_exponent"] | {"n": 0} == {"value": 1, "low": 1, "high": 1, "n": 0}
+    assert theirs["prefill_exponent"]["value"] == 2
+    assert ours["state_bytes_per_token"]["value"] == 0
+    assert ours["decode_memory_slope"]["value"] == 0
+    assert theirs["decode_memory_slope"]["value"] == 72
+    assert found["crossover_len"][f"{OURS} / {PYTHIA}"]["prefill_s"] == 1000
+    assert found["not_measured"] == []
+
+
+def test_distance_from_the_machines_floor():
+    [row] = [synthetic(Point(OURS, 100, 1, TERMS))]
+    assert summary.floors(row, MACHINE) == {
+        "prefill": pytest.approx(0.1 / 0.01),
+        "decode": pytest.approx(0.01 / ((10**8 + 1000) / 1e10)),
+    }
+
+
+def test_finished_points_are_not_repeated_and_failed_ones_are(tmp_path):
+    started: list[str] = []
+
+    def start(point: Point) -> Row:
+        started.append(point.name)
+        if point.seq_len == 64 and len(started) < 9:
+            return Row.of(point, FAILED, "ModuleNotFoundError")
+        return synthetic(point)
+
+    points = plan([OURS, PYTHIA], [32, 64], [1], TERMS)
+    path = tmp_path / "points.jsonl"
+    first = sweep.run(points, Journal(path), start)
+    assert [row.status for row in first] == [OK, OK, FAILED, FAILED]
+    path.write_text(path.read_text() + '{"key": "torn')
+    started[:] = ["earlier"] * 8
+    assert all(row.status == OK for row in sweep.run(points, Journal(path), start))
+    assert started[8:] == [f"{OURS} 1x64", f"{PYTHIA} 1x64"]
+    assert len(Journal(path)._rows) == 4
+    assert Journal(path).get(points[0]) == first[0]
+
+
+@pytest.mark.parametrize("status", [OUT_OF_MEMORY, TIME_LIMIT, KILLED])
+def test_longer_points_of_a_model_that_ran_out_are_left_out(tmp_path, status, capsys):
+    def start(point: Point) -> Row:
+        too_much = point.model == PYTHIA and point.seq_len >= 64
+        return Row.of(point, status, "why") if too_much else synthetic(point)
+
+    points = plan([OURS, PYTHIA], [32, 64, 128], [1], TERMS)
+    rows = sweep.run(points, Journal(tmp_path / "points.jsonl"), start)
+    assert [row.status for row in rows] == [OK, OK, OK, status, OK, NOT_RUN]
+    assert rows[-1].detail == f"64 tokens: {status}"
+    found = summary.summarize(summary.Profile("p", MACHINE, {}, rows))
+    assert found["not_measured"] == [f"{PYTHIA} 1x64: {status}", f"{PYTHIA} 1x128: {NOT_RUN}"]
+    table = summary.point_rows(summary.Profile("p", MACHINE, {}, rows))
+    assert table[-1][-1] == f"{NOT_RUN}: 64 tokens: {status}"
+    assert f"{PYTHIA} 1x64: {status} (why)" in capsys.readouterr().err
+
+
+def test_a_child_that_dies_or_hangs_is_reported(monkeypatch):
+    point = Point(OURS, 32, 1, TERMS)
+
+    def run_code(code: str) -> Row:
+        command = [sys.executable, "-c", code]
+        monkeypatch.setattr(
+            sweep,
+            "_child",
+            lambda arguments, limit_s: subprocess.run(
+                command, capture_output=True, text=True, timeout=3
+            ),
+        )
+        return sweep.launch(point)
+
+    killed = run_code("import os; os.kill(os.getpid(), 9)")
+    assert (killed.status, killed.detail[:16]) == (KILLED, "ended by SIGKILL")
+    assert run_code("import time; time.sleep(9)").status == TIME_LIMIT
+    failed = run_code("raise ValueError('why')")
+    assert (failed.status, failed.detail) == (FAILED, "ValueError: why")
+
+
+def test_a_key_covers_the_terms():
+    keys = {
+        Point(OURS, 32, 1, TERMS).key,
+        Point(OURS, 64, 1, TERMS).key,
+        Point(OURS, 32, 2, TERMS).key,
+        Point(PYTHIA, 32, 1, TERMS).key,
+        Point(OURS, 32, 1, Terms(**{**TERMS.__dict__, "compile": True})).key,
+    }
+    assert len(keys) == 5
+    point = Point(OURS, 32, 1, TERMS)
+    assert Point.from_json(point.to_json()) == point
+
+
+def test_a_sequence_too_short_for_the_image_is_text_only():
+    assert [Point(OURS, n, 1, TERMS).image_tokens for n in (16, 17)] == [0, 16]
+
+
+@pytest.mark.parametrize("model", [OURS, PYTHIA, "llama-160m"])
+def test_a_point_measures_what_it_claims(model):
+    short, long = (child.measure(Point(model, n, 2, TERMS)) for n in (8, 24))
+    for r, n in ((short, 8), (long, 24)):
+        assert len(r["decode_s"]) == 3
+        assert all(0 < p <= t for p, t in zip(r["prefill_s"], r["ttft_s"], strict=True))
+        assert r["loaded_mem_bytes"] <= r["peak_mem_bytes"]
+        assert r["decode_energy_j_per_tok"] is None
+        cache = 2 * 2 * 2 * n * 32 * 4  # keys and values, layers, batch, width, float32
+        if model == OURS:
+            assert r["state_bytes"] == r["state_bytes_after_decode"]
+        else:
+            assert r["state_bytes"] == cache
+            assert r["state_bytes_after_decode"] == cache * (n + 3) // n
+            assert r["attention"] == "sdpa"
+    if model == OURS:
+        assert long["state_bytes"] == short["state_bytes"]
+    assert long["prefill_flops"] > 2 * short["prefill_flops"]
+
+
+def test_flops_of_a_prompt_are_those_of_its_matrices():
+    gpt = child.load(Point(PYTHIA, 8, 1, TERMS))
+    layer = 32 * 96 + 32 * 32 + 2 * 32 * 64
+    head = 32 * 1008
+    expected = 2 * (8 * 2 * layer + head) + 2 * 2 * 32 * 8**2
+    assert child.prefill_flops(gpt, 8) == expected
+    ours = child.load(Point(OURS, 8, 1, TERMS))
+    mixer = 32 * 128 + 64 * (2 + 32) + 2 * 64 + 64 * 32
+    assert child.prefill_flops(ours, 8) == 2 * (8 * 2 * mixer + head)
+
+
+def test_compile_is_applied_to_every_side_alike(monkeypatch):
+    import torch
+
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda f: compiled.append(f.__name__) or f)
+    terms = Terms(**{**TERMS.__dict__, "compile": True})
+    for model in (OURS, PYTHIA):
+        child.load(Point(model, 8, 1, terms))
+    assert compiled == ["prefill", "step"] * 2
+
+
+def test_energy_is_read_where_nvml_is(monkeypatch):
+    readings = iter([5000, 9000])
+    monkeypatch.setattr(child, "_nvml_counter", lambda device: lambda: next(readings) / 1e3)
+    meter = child.EnergyMeter("cuda")
+    assert meter.since(meter.joules(), 2) == 2.0
+    assert child.EnergyMeter("cpu").joules() is None
+
+
+def test_one_command_profiles_and_continues(tmp_path, capsys):
+    """The whole thing in real processes: a point that fits, one that is refused its memory."""
+    out = tmp_path / "out"
+    command = ["--tiny", "--models", OURS, "--seq-lens", "32", "--image-tokens", "16"]
+    command += ["--decode", "2", "--threads", "1", "--seconds", "0.1", "--out", str(out)]
+    assert profile.main(command) == 0
+    printed = capsys.readouterr().out.splitlines()
+    found = json.loads(printed[-1])
+    assert found["models"][OURS]["state_bytes"]["32"] > 0
+    record = json.loads((out / "record.json").read_text())
+    assert record["terms"]["weights"] == "random"
+    assert record["points"][0]["result"]["dtype"] == "float32"
+    assert record["machine"]["gemm_flops_per_s"] > 0
+    little = Terms(**{**TERMS.__dict__, "memory_limit_bytes": 100 * 2**20})
+    row = sweep.launch(Point(OURS, 32, 1, little))
+    assert row.status == OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", "pythia-161m"], "unknown model 'pythia-161m'; known, nearest first: pythia"),
+        (["--models", ","], "--models is empty"),
+        (["--seq-lens", "12,x"], "--seq-lens is '12,x'; expected positive numbers"),
+        (["--batch-sizes", "0"], "--batch-sizes is '0'"),
+        (["--image-tokens", "700"], "--image-tokens is 700; expected a square number"),
+        (["--decode", "0"], "--decode is 0; expected a positive number"),
+        (["--dtype", "float8"], "unknown dtype 'float8'"),
+        (["--mdels", "x"], "unrecognized arguments: --mdels x (see --help)"),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, arguments, message, tmp_path):
+    assert profile.main([*arguments, "--out", str(tmp_path / "never")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not Path(tmp_path / "never").exists()
