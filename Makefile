@@ -1,6 +1,7 @@
 # make run     the demo model on POPE and MME: the whole pipeline, ends with a table
 # make test    the test suite
 # make lint    ruff and mypy
+# make tables plots   every file of results/tables and results/plots again, from results/runs
 # make demo-model   train the bundled demo model again (about an hour on 2 cores)
 # Each builds .venv first when it is missing or out of date.
 
@@ -10,7 +11,7 @@ PY := $(VENV)/bin/python
 DEMO_DATA ?= runs/demo-data
 DEMO_OUT ?= runs/demo-model
 
-.PHONY: install run test lint demo-model clean
+.PHONY: install run test lint tables plots demo-model clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +33,12 @@ lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+tables: install
+	$(PY) -m harness.tables --from results/runs --out results/tables
+
+plots: install
+	$(PY) -m harness.plots --from results/runs --out results/plots
 
 # The commands that made vlmamba/assets/nano.
 TRAIN = $(PY) -m vlmamba.train --preset nano+vss_l2+bsm --images $(DEMO_DATA) \

@@ -5,10 +5,10 @@
 Questions about one image are not independent, so an image (cluster) is the unit throughout.  The
 interval is cluster-robust: with S_c the summed difference of a cluster and n_c its questions,
 residuals S_c - n_c * mean have the variance that the mean's error is made of; Student's t with one
-degree of freedom less than clusters.  The p-value is of the sign-flip test: were the two runs alike,
-a cluster's difference would be as likely with the other sign.  It is exact where all differences
-are whole numbers (right or wrong answers), else from random flips.  With one question an image the
-first is the paired t interval, and the second, of right and wrong answers, McNemar's exact test.
+degree of freedom less than clusters.  The p-value is of the sign-flip test: were the two runs
+alike, a cluster's difference would be as likely with the other sign.  It is exact where all
+differences are whole numbers (right or wrong answers), else from random flips.  With one question
+an image the first is the paired t interval, and the second McNemar's exact test.
 """
 
 from __future__ import annotations
@@ -92,10 +92,8 @@ def _exact(sizes: np.ndarray, observed: int) -> float:
     reach = int(sizes.sum())
     chances = np.zeros(2 * reach + 1)
     chances[reach] = 1.0
-    for size in sizes:
-        chances = (
-            np.roll(chances, size) + np.roll(chances, -size)
-        ) / 2  # never wraps: |sum| <= reach
+    for size in sizes:  # rolling never wraps: no sum goes beyond `reach`
+        chances = (np.roll(chances, size) + np.roll(chances, -size)) / 2
     totals = np.abs(np.arange(-reach, reach + 1))
     return min(1.0, float(chances[totals >= observed].sum()))
 

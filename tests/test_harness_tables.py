@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import re
 
+import pytest
+from test_harness_compare import write_run
+from test_harness_plots import write_profile
+
+from harness import paper, tables
 from harness.records import TaskResult
+from harness.runs import EvaluationRun
 from harness.stats import Interval
-from harness.tables import markdown_table, report, text_table
+from harness.tables import csv_table, latex_table, markdown_table, report, text_table
 
 MME = TaskResult(
     task="mme",
@@ -55,3 +61,71 @@ def test_markdown_cells_are_escaped():
     table = markdown_table(("a",), [("x|y <script>\nz & w",)])
     assert table.splitlines()[2] == "| x\\|y &lt;script> z &amp; w |"
     assert report([MME], "t", markdown=True).count("\n| --- |") == 2
+
+
+def test_latex_is_escaped_and_numbers_stand_right():
+    text = latex_table(("task", "n"), [("a_b & 50%", "9"), ("\\x{y}", "12")], ["title\nlabel"])
+    assert text.splitlines() == [
+        "% title",
+        "% label",
+        r"\begin{tabular}{lr}",
+        r"\toprule",
+        r"task & n \\",
+        r"\midrule",
+        r"a\_b \& 50\% & 9 \\",
+        r"\textbackslash{}x\{y\} & 12 \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+
+
+def test_csv_is_quoted():
+    assert csv_table(("a",), [('x, "y"',)]) == 'a\n"x, ""y"""\n'
+
+
+@pytest.fixture
+def all_kinds(tmp_path):
+    write_run(tmp_path / "runs" / "demo", [1, 0, None])
+    write_profile(tmp_path / "runs" / "speed" / "cpu")
+    return tmp_path
+
+
+def test_every_run_becomes_tables_of_every_format_twice_the_same(all_kinds, capsys):
+    for out in ("first", "second"):
+        assert tables.main(["--from", str(all_kinds / "runs"), "--out", str(all_kinds / out)]) == 0
+    names = {f"paper_{name}" for name in paper.TITLES} | {"demo"}
+    names |= {f"speed.cpu.{name}" for name in ("points", "growth", "crossovers")}
+    files = {file.name: file.read_bytes() for file in (all_kinds / "first").iterdir()}
+    assert set(files) == {f"{name}.{suffix}" for name in names for suffix in ("md", "csv", "tex")}
+    assert files == {file.name: file.read_bytes() for file in (all_kinds / "second").iterdir()}
+    assert "| pope | accuracy | 50.0% | 40.0 to 60.0 | 2 |" in files["demo.md"].decode()
+    assert "1000 tokens" in files["speed.cpu.crossovers.csv"].decode()
+
+
+def test_the_papers_cells_are_numbers_or_say_why_there_is_none():
+    found = paper.read()
+    assert [len(found[name]) for name in paper.TITLES] == [5, 3, 2, 3, 2]
+    final = found["main"][-1]
+    assert (final.setup["connector"], final.cells["mme"].text) == ("vss_l2", "1369.6")
+    assert found["main"][2].cells["gqa"] == paper.Cell("", "not reported by the paper")
+    assert found["llm"][0].cells["gqa"] == paper.Cell("", "not recorded")
+    for lines in found.values():
+        for line in lines:
+            assert line.source.startswith("arXiv 2403.13600v1")
+            assert all(cell.why or float(cell.text) > 0 for cell in line.cells.values())
+
+
+def test_measured_runs_stand_below_the_papers_with_reasons(all_kinds):
+    run = EvaluationRun.read(all_kinds / "runs" / "demo")
+    headers, rows = paper.table("main", [run])
+    row = dict(zip(headers, rows[-1], strict=True))
+    assert (row["model"], row["gqa"], row["pope"]) == ("demo", "not run", "no score")
+    assert row["source"] == "this harness, protocol paper"
+
+
+def test_an_altered_paper_file_is_one_line(tmp_path, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "paper.csv").write_text("table,model\nmain,x,y\n")
+    arguments = ["--from", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    assert tables.main([*arguments, "--paper", str(tmp_path / "paper.csv")]) == 2
+    assert "line 2 is not a row of a known table" in capsys.readouterr().err

@@ -1,0 +1,85 @@
+"""Every table that a folder of runs gives: what `python -m harness.tables` writes.
+
+Evaluations: their own table, and the paper's tables with all of them below. Profiles: points,
+growth, crossovers. Ablations: the table that the study itself printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import paper, runs, tables
+from harness.cli import cli
+from harness.plots import write_all
+from harness.profiling.summary import Profile
+from harness.profiling.summary import tables as profile_tables
+from harness.run import Parser
+from harness.runs import EvaluationRun, Found
+from harness.tables import Table
+
+
+@cli
+def tables_main(argv: Sequence[str] | None, description: str) -> int:
+    """The command line of `harness.tables`."""
+    parser = Parser(
+        prog="python -m harness.tables",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--from", dest="source", type=Path, required=True, help="folder of runs")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
+    parser.add_argument("--paper", type=Path, default=paper.FILE, help="default: results/paper.csv")
+    args = parser.parse_args(argv)
+    files = {
+        f"{name}.{suffix}": content
+        for name, table in all_tables(runs.find(args.source), args.paper).items()
+        for suffix, content in table.files().items()
+    }
+    print(write_all(args.out, files))
+    return 0
+
+
+def all_tables(found: Sequence[Found], paper_file: Path = paper.FILE) -> dict[str, Table]:
+    """File name without suffix -> table."""
+    evaluations = [EvaluationRun(f.name, f.path, f.record) for f in found if f.kind == "evaluation"]
+    made = paper_tables(evaluations, paper_file)
+    for run in evaluations:
+        made[run.name] = evaluation_table(run)
+    for one in found:
+        if one.kind == "profile":
+            made |= _profile(one)
+        elif one.kind == "ablation":
+            made[one.name] = ablation_table(one)
+    return made
+
+
+def paper_tables(evaluations: Sequence[EvaluationRun], path: Path = paper.FILE) -> dict[str, Table]:
+    """The paper's tables; Table 1 has the measured runs below."""
+    made = {}
+    for name, title in paper.TITLES.items():
+        headers, rows = paper.table(name, evaluations if name == "main" else (), path)
+        made[f"paper_{name}"] = Table(title, headers, rows)
+    return made
+
+
+def evaluation_table(run: EvaluationRun) -> Table:
+    """The scores of one run with intervals."""
+    label = str(run.record.get("label") or "")
+    return Table(run.title, tables.HEADERS, tables.result_rows(run.results()), label)
+
+
+def ablation_table(one: Found) -> Table:
+    """The study's table as its record holds it."""
+    stored = one.record["table"]
+    return Table(stored["title"], stored["headers"], stored["rows"], stored["note"])
+
+
+def _profile(one: Found) -> dict[str, Table]:
+    profile = Profile.from_record(one.name, one.record)
+    label = str(one.record.get("label") or "")
+    return {
+        f"{one.name}.{title.split()[0]}": Table(f"{one.name}: {title}", headers, rows, label)
+        for title, headers, rows in profile_tables(profile)
+    }
