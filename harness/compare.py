@@ -21,7 +21,7 @@ from harness import tables
 from harness.cli import cli
 from harness.paired import Paired, paired
 from harness.run import Parser
-from harness.runs import EvaluationRun
+from harness.runs import NO_IMAGE, EvaluationRun
 from tasks.errors import UserError
 
 HEADERS = ("task", "mean A", "mean B", "A - B", "95 % interval", "p", "n", "images", "A/B better")
@@ -68,7 +68,9 @@ def compare_task(
                 "question; compare runs on the same data"
             )
         if mine.score is not None and other.score is not None:
-            rows.append((mine.score, other.score, mine.image or f"row {mine.doc_id}"))
+            alone = mine.image in (None, NO_IMAGE)
+            cluster = f"row {mine.doc_id}" if alone else mine.image
+            rows.append((mine.score, other.score, cluster))
     if not rows:
         return None
     scores_a, scores_b, images = zip(*rows, strict=True)

@@ -2,8 +2,8 @@
 
     rows = table("main", measured=[EvaluationRun.read(Path("runs/final"))])
 
-A cell of the paper holds a number, "-" (the paper reports none) or nothing (not recorded: the
-source at hand does not give it).  Scores are in per cent, MME in points, as printed there.
+A cell of the paper holds a number, "-" (not reported: the paper has none) or nothing (not recorded:
+the source at hand does not give it).  Scores are in per cent, MME in points, as printed there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ from harness.runs import EvaluationRun
 from tasks.errors import UserError
 
 FILE = ROOT / "results" / "paper.csv"
-BENCHMARKS = ("vqav2", "gqa", "scienceqa", "textvqa", "pope", "mme", "mmbench", "mmvet")
+BENCHMARKS = {  # task -> its name in the paper
+    "vqav2": "VQAv2",
+    "gqa": "GQA",
+    "scienceqa": "SQA-I",
+    "textvqa": "TextVQA",
+    "pope": "POPE",
+    "mme": "MME",
+    "mmbench": "MMB",
+    "mmvet": "MM-Vet",
+}
 SETUP = ("model", "llm", "vision_encoder", "connector", "scan")
 TITLES = {
     "main": "Table 1: all models",
@@ -28,7 +37,7 @@ TITLES = {
     "connector": "Ablation: connector",
     "scan": "Ablation: 2D scan",
 }
-NOT_REPORTED = "not reported by the paper"
+NOT_REPORTED = "not reported"
 NOT_RECORDED = "not recorded"
 
 
@@ -105,7 +114,7 @@ def table(
 ) -> tuple[list[str], list[list[str]]]:
     """(headers, rows) of one of the paper's tables with the measured runs below."""
     lines = [*read(path)[name], *map(measured_line, measured)]
-    headers = [*SETUP, *BENCHMARKS, "source"]
+    headers = [*(name.replace("_", " ") for name in SETUP), *BENCHMARKS.values(), "source"]
     return headers, [
         [
             *line.setup.values(),

@@ -107,7 +107,7 @@ def test_the_papers_cells_are_numbers_or_say_why_there_is_none():
     assert [len(found[name]) for name in paper.TITLES] == [5, 3, 2, 3, 2]
     final = found["main"][-1]
     assert (final.setup["connector"], final.cells["mme"].text) == ("vss_l2", "1369.6")
-    assert found["main"][2].cells["gqa"] == paper.Cell("", "not reported by the paper")
+    assert found["main"][2].cells["gqa"] == paper.Cell("", "not reported")
     assert found["llm"][0].cells["gqa"] == paper.Cell("", "not recorded")
     for lines in found.values():
         for line in lines:
@@ -119,7 +119,7 @@ def test_measured_runs_stand_below_the_papers_with_reasons(all_kinds):
     run = EvaluationRun.read(all_kinds / "runs" / "demo")
     headers, rows = paper.table("main", [run])
     row = dict(zip(headers, rows[-1], strict=True))
-    assert (row["model"], row["gqa"], row["pope"]) == ("demo", "not run", "no score")
+    assert (row["model"], row["GQA"], row["POPE"]) == ("demo", "not run", "no score")
     assert row["source"] == "this harness, protocol paper"
 
 
