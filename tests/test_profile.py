@@ -76,11 +76,11 @@ def test_an_exponent_and_its_interval_are_linear_regression_in_logarithms():
     lengths = [256, 512, 1024, 2048]
     costs = [n**1.5 * f for n, f in zip(lengths, (1.0, 1.2, 0.9, 1.1), strict=True)]
     fit = fits.power_law(lengths, costs)
-    design = np.stack([np.ones(4), np.log(lengths)], axis=1)
-    coefficients, residual, *_ = np.linalg.lstsq(design, np.log(costs), rcond=None)
-    error = np.sqrt(residual[0] / 2 * np.linalg.inv(design.T @ design)[1, 1])
-    assert fit.value == pytest.approx(coefficients[1])
-    assert fit.high - fit.value == pytest.approx(error * stats.t.ppf(0.975, 2))
+    theirs = stats.linregress(np.log(lengths), np.log(costs))
+    assert (fit.value, (fit.high - fit.low) / 2) == pytest.approx(
+        (theirs.slope, theirs.stderr * stats.t.ppf(0.975, 2))
+    )
+    assert fits.line([1, 2, 3], [7, 7, 7]) == fits.Fit(0, 0, 0, 3)  # not NaN
     assert fits.power_law([1, 2, 4], [5, 10, 20]).value == pytest.approx(1)
     assert fits.last_doubling([1, 4, 2], [1, 16, 2]) == pytest.approx(3)
 
@@ -120,6 +120,7 @@ def test_summary_of_a_sweep_with_known_growth():
     assert theirs["decode_memory_slope"]["value"] == 72
     assert found["crossover_len"][f"{OURS} / {PYTHIA}"]["prefill_s"] == 1000
     assert found["not_measured"] == []
+    json.dumps(found, allow_nan=False)
 
 
 def test_distance_from_the_machines_floor():

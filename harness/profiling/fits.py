@@ -27,15 +27,20 @@ class Fit:
 
 def line(x: Sequence[float], y: Sequence[float]) -> Fit | None:
     """The slope of y over x; None of fewer than two different x."""
-    from scipy import stats
-
+    n = len(x)
     if len(set(x)) < 2:
         return None
-    found = stats.linregress(x, y)
-    if len(x) < 3:
-        return Fit(float(found.slope), None, None, len(x))
-    half = float(stats.t.ppf(0.975, len(x) - 2) * found.stderr)
-    return Fit(float(found.slope), float(found.slope) - half, float(found.slope) + half, len(x))
+    mean_x, mean_y = sum(x) / n, sum(y) / n
+    spread = sum((a - mean_x) ** 2 for a in x)
+    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread
+    if n < 3:
+        return Fit(slope, None, None, n)
+    from scipy.stats import t
+
+    misses = (b - mean_y - slope * (a - mean_x) for a, b in zip(x, y, strict=True))
+    error = math.sqrt(sum(miss**2 for miss in misses) / (n - 2) / spread)
+    half = float(t.ppf(0.975, n - 2)) * error
+    return Fit(slope, slope - half, slope + half, n)
 
 
 def power_law(lengths: Sequence[float], costs: Sequence[float]) -> Fit | None:
