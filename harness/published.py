@@ -1,7 +1,7 @@
 """Every table that a folder of runs gives: what `python -m harness.tables` writes.
 
 Evaluations: their own table, and the paper's tables with all of them below. Profiles: points,
-growth, crossovers. Ablations: the table that the study itself printed.
+growth, crossovers. Ablations: the tables that the study itself printed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import paper, runs, tables
+from harness.ablation.report import tables_of
 from harness.cli import cli
 from harness.plots import write_all
 from harness.profiling.summary import Profile
@@ -51,7 +52,7 @@ def all_tables(found: Sequence[Found], paper_file: Path = paper.FILE) -> dict[st
         if one.kind == "profile":
             made |= _profile(one)
         elif one.kind == "ablation":
-            made[one.name] = ablation_table(one)
+            made |= ablation_tables(one)
     return made
 
 
@@ -70,10 +71,10 @@ def evaluation_table(run: EvaluationRun) -> Table:
     return Table(run.title, tables.HEADERS, tables.result_rows(run.results()), label)
 
 
-def ablation_table(one: Found) -> Table:
-    """The study's table as its record holds it."""
-    stored = one.record["table"]
-    return Table(stored["title"], stored["headers"], stored["rows"], stored["note"])
+def ablation_tables(one: Found) -> dict[str, Table]:
+    """The study's tables as its record holds them."""
+    scores, paired = tables_of(one.record)
+    return {one.name: scores, f"{one.name}.paired": paired}
 
 
 def _profile(one: Found) -> dict[str, Table]:

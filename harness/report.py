@@ -245,10 +245,10 @@ def _paper(runs: Sequence[EvaluationRun], file: Path) -> str:
 def _ablations(found: Sequence[Found]) -> str:
     blocks = []
     for one in found:
-        table = published.ablation_table(one)
-        heading = f"<h3>{html.escape(table.title)}</h3>"
-        note = f'<p class="soft">{html.escape(table.note)}</p>'
-        blocks.append(heading + note + html_table(table.headers, table.rows))
+        for table in published.ablation_tables(one).values():
+            heading = f"<h3>{html.escape(table.title)}</h3>"
+            note = f'<p class="soft">{html.escape(table.note)}</p>'
+            blocks.append(heading + note + html_table(table.headers, table.rows))
     return "\n".join(blocks)
 
 

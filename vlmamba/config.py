@@ -38,6 +38,18 @@ VISION_ENCODERS: dict[str, dict[str, Any]] = {
         "image_size": 224,
         "patch_size": 32,
     },
+    "efficientnet-lite0-160": {  # the same weights on smaller and larger pictures, for ablations
+        "model_type": "efficientnet_lite0",
+        "hidden_size": 1280,
+        "image_size": 160,
+        "patch_size": 32,
+    },
+    "efficientnet-lite0-320": {
+        "model_type": "efficientnet_lite0",
+        "hidden_size": 1280,
+        "image_size": 320,
+        "patch_size": 32,
+    },
     "clip-l-336": {
         "model_type": "clip_vision_model",
         "hidden_size": 1024,

@@ -1,0 +1,124 @@
+"""Ablate one axis: train every variant with every seed, evaluate it, and put them in one table.
+
+    python -m harness.ablate --axis connector --seeds 3
+    python -m harness.ablate --axis scan --steps 600 --tasks pope,mme,gqa --limit 400
+    python -m harness.ablate --axis scan --variants bsm,csm --seeds 1 --out runs/quick
+
+The demo's scale: the nano model on generated pictures. All start from the language model of the
+demo's own text stages (`make demo-model` leaves them under --lm); stages `pretrain` and `finetune`
+follow for each cell, then harness.run. Finished cells are kept, also between axes, and the same
+command continues an interrupted study. OUT/AXIS receives record.json and table.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import tasks
+from harness import records, tables
+from harness.ablation import report
+from harness.ablation.cells import Budget, Cell, run_cell
+from harness.ablation.variants import AXES, FINAL, variants
+from harness.cli import cli
+from harness.run import Parser
+from harness.rundir import RunFolder
+from tasks.errors import UserError, unknown
+
+
+def build_parser() -> Parser:
+    """The command line of `harness.ablate`."""
+    parser = Parser(
+        prog="python -m harness.ablate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--axis", required=True, help=", ".join(AXES))
+    add("--variants", help="some of the axis's variants only (default: all)")
+    add("--seeds", type=int, default=3, help="seeds 0 to N-1 of each variant (default: 3)")
+    add("--tasks", default="all", help=f"all, or some of {', '.join(tasks.NAMES)}")
+    add("--data", type=Path, default=Path("runs/demo-data"), help="training data of the demo world")
+    add("--lm", type=Path, default=Path("runs/demo-model"), help="holds text/final, dialogue/final")
+    add("--pretrain-steps", type=int, help="updates of stage 1 (default: the recipe's)")
+    add("--steps", type=int, help="updates of stage 2 (default: the recipe's)")
+    add("--train-args", default="", help='more flags of vlmamba.train, such as "--dtype fp32"')
+    add("--eval-data", default="demo", help="what harness.run takes as --data (default: demo)")
+    add("--style", help="demo data only: seen, heldout or validation")
+    add("--limit", type=int, help="only the first N questions of each task")
+    add("--out", type=Path, default=Path("runs/ablation"), help="default: runs/ablation")
+    return parser
+
+
+@cli
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    args = build_parser().parse_args(argv)
+    budget = _budget(args)
+    chosen = _chosen(args)
+    cells = [Cell(variant, seed) for seed in range(args.seeds) for variant in chosen]
+    _check_inputs(args, cells)
+    with RunFolder(args.out) as folder:
+        for place, cell in enumerate(cells, 1):
+            print(f"cell {place} of {len(cells)}: {cell.name}", file=sys.stderr, flush=True)
+            run_cell(cell, budget, args.out / "cells")
+        record = report.record(args.axis, cells, budget, args.out / "cells")
+        (args.out / args.axis).mkdir(exist_ok=True)
+        shown = report.tables_of(record)
+        folder.write(f"{args.axis}/record.json", records.record_text(record))
+        text = "\n".join(table.files()["md"] for table in shown)
+        folder.write(f"{args.axis}/table.md", text)
+    for table in shown:
+        print(f"{table.title}\n{table.note}\n\n{tables.text_table(table.headers, table.rows)}\n")
+    print(f"written to {args.out / args.axis}: record.json, table.md")
+    return 0
+
+
+def _budget(args: argparse.Namespace) -> Budget:
+    """What every cell gets. Raises UserError for numbers that make no sense."""
+    for name in ("seeds", "pretrain_steps", "steps", "limit"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; expected at least 1")
+    return Budget(
+        data=str(args.data),
+        lm=str(args.lm),
+        pretrain_steps=args.pretrain_steps,
+        finetune_steps=args.steps,
+        train_args=tuple(shlex.split(args.train_args)),
+        tasks=args.tasks,
+        eval_data=args.eval_data,
+        style=args.style,
+        limit=args.limit,
+    )
+
+
+def _chosen(args: argparse.Namespace) -> list:
+    """The axis's variants, the final model always among them: it is what all are tested against."""
+    if args.axis not in AXES:
+        raise unknown("axis", args.axis, AXES)
+    known = {variant.name: variant for variant in variants(args.axis)}
+    names = [x.strip() for x in args.variants.split(",")] if args.variants else list(known)
+    for name in names:
+        if name not in known:
+            raise unknown(f"variant of axis {args.axis}", name, known)
+    return [v for name, v in known.items() if name in names or v.same_model(FINAL)]
+
+
+def _check_inputs(args: argparse.Namespace, cells: Sequence[Cell]) -> None:
+    """Raise UserError for absent training data or language models, before anything is trained."""
+    wanted = [args.data / name for name in ("pretrain.json", "finetune.json")]
+    wanted += [args.lm / cell.variant.lm / "final" for cell in cells]
+    for path in wanted:
+        if not path.exists():
+            raise UserError(
+                f"{path} is missing: `make demo-model` makes it (or give --data and --lm folders)"
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""A cell of an ablation: one variant with one seed, trained in two stages and evaluated.
+
+OUT/cells/VARIANT/seed-N/{pretrain,finetune,evaluation}.  Every step is a command of this project in
+a process of its own; a finished one is not repeated, an interrupted one goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from harness.ablation.variants import Variant
+from harness.rundir import write_atomically
+from harness.runs import EvaluationRun
+from tasks.errors import UserError
+
+Execute = Callable[[str, Sequence[str]], int]  # module, arguments -> exit code
+STAGES = ("pretrain", "finetune")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every cell of a study gets: data, updates (None: the recipe's), questions."""
+
+    data: str
+    lm: str
+    pretrain_steps: int | None
+    finetune_steps: int | None
+    train_args: tuple[str, ...]
+    tasks: str
+    eval_data: str
+    style: str | None
+    limit: int | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One variant with one seed."""
+
+    variant: Variant
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.variant.name}, seed {self.seed}"
+
+    def folder(self, root: Path) -> Path:
+        """Where everything of it lies."""
+        return root / self.variant.folder / f"seed-{self.seed}"
+
+    def evaluation(self, root: Path) -> EvaluationRun:
+        """Its finished evaluation. Raises UserError where there is none."""
+        return EvaluationRun.read(self.folder(root) / "evaluation")
+
+
+def execute(module: str, arguments: Sequence[str]) -> int:
+    """Run a command of this project; its progress goes to stderr, its tables nowhere."""
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+
+
+def run_cell(cell: Cell, budget: Budget, root: Path, start: Execute | None = None) -> None:
+    """Do what is left of a cell. Raises UserError where a command fails or the terms changed."""
+    start = start or execute
+    folder = cell.folder(root)
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_terms(folder / "cell.json", cell, budget)
+    for stage in STAGES:
+        if not (folder / stage / "final").is_dir():
+            _do(start, "vlmamba.train", training(cell, stage, budget, folder), cell)
+    if not (folder / "evaluation" / "record.json").exists():
+        _do(start, "harness.run", evaluating(budget, folder, cell.seed), cell)
+
+
+def training(cell: Cell, stage: str, budget: Budget, folder: Path) -> list[str]:
+    """The arguments of vlmamba.train for one stage."""
+    before = Path(budget.lm) / cell.variant.lm if stage == "pretrain" else folder / "pretrain"
+    steps = budget.pretrain_steps if stage == "pretrain" else budget.finetune_steps
+    arguments = ["--preset", cell.variant.preset, "--stage", stage]
+    arguments += ["--data", f"{budget.data}/{stage}.json", "--images", budget.data]
+    arguments += ["--init", str(before / "final"), "--out", str(folder / stage)]
+    arguments += ["--features-cache", str(folder.parent.parent / "features")]
+    arguments += ["--seed", str(cell.seed), "--resume", "auto"]
+    arguments += ["--steps", str(steps)] if steps else []
+    return [*arguments, *budget.train_args]
+
+
+def evaluating(budget: Budget, folder: Path, seed: int) -> list[str]:
+    """The arguments of harness.run."""
+    arguments = ["--tasks", budget.tasks, "--model", str(folder / "finetune" / "final")]
+    arguments += ["--data", budget.eval_data, "--out", str(folder / "evaluation")]
+    arguments += ["--style", budget.style] if budget.style else []
+    arguments += ["--limit", str(budget.limit)] if budget.limit else []
+    return [*arguments, "--seed", str(seed)]
+
+
+def _check_terms(file: Path, cell: Cell, budget: Budget) -> None:
+    """Keep the terms of a new cell; refuse to mix an old one with others."""
+    terms = json.loads(json.dumps({"variant": asdict(cell.variant), **asdict(budget)}))
+    del terms["variant"]["name"]  # axes may call the same model differently
+    if not file.exists():
+        write_atomically(file, json.dumps(terms, indent=2) + "\n")
+        return
+    before = json.loads(file.read_text(encoding="utf-8"))
+    for key in terms:
+        if before.get(key) != terms[key]:
+            raise UserError(
+                f"{file.parent} was begun with {key} {before.get(key)!r}, now it is "
+                f"{terms[key]!r}; give the same flags or another --out"
+            )
+
+
+def _do(start: Execute, module: str, arguments: Sequence[str], cell: Cell) -> None:
+    if code := start(module, arguments):
+        raise UserError(
+            f"{cell.name}: `python -m {module} {' '.join(arguments)}` ended with code {code}; "
+            "run the same command again to continue"
+        )

@@ -1,0 +1,180 @@
+"""An ablation: small cells for real, resumed and shared; tables and tests from known scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from harness_world import pope_rows, write_parquet
+from test_harness_compare import write_run
+
+from harness import ablate, paired
+from harness.ablation import cells, report
+from harness.ablation.cells import Budget, Cell
+from harness.ablation.variants import AXES, FINAL, Variant, variants
+from vlmamba.config import VLMambaConfig
+
+BUDGET = Budget("data", "lm", 5, 7, ("--cpu",), "pope", "demo", None, 10)
+
+
+def test_every_variant_is_a_preset_and_every_axis_ends_at_the_final_model():
+    for axis in AXES:
+        found = variants(axis)
+        assert sum(v.same_model(FINAL) for v in found) == 1
+        assert len({v.folder for v in found}) == len(found)
+        for variant in found:
+            config = VLMambaConfig.preset(variant.preset)
+            assert (config.connector, config.scan) == (variant.connector, variant.scan)
+    patches = [VLMambaConfig.preset(v.preset).num_image_tokens for v in AXES["encoder"]]
+    assert patches == [25, 49, 100]
+
+
+def test_a_cell_is_two_stages_and_an_evaluation_each_done_once(tmp_path):
+    done: list[tuple[str, list[str]]] = []
+    fail = ["finetune"]
+
+    def start(module: str, arguments: list[str]) -> int:
+        done.append((module, arguments))
+        out = Path(arguments[arguments.index("--out") + 1])
+        if out.name in fail:
+            return 1
+        (out / "final").mkdir(parents=True)
+        if out.name == "evaluation":
+            (out / "record.json").write_text("{}")
+        return 0
+
+    cell = Cell(Variant("csm", scan="csm"), 2)
+    with pytest.raises(Exception, match="csm, seed 2: `python -m vlmamba.train .* run the same"):
+        cells.run_cell(cell, BUDGET, tmp_path, start)
+    fail.clear()
+    cells.run_cell(cell, BUDGET, tmp_path, start)
+    cells.run_cell(cell, BUDGET, tmp_path, start)
+    assert [module for module, _ in done] == ["vlmamba.train"] * 3 + ["harness.run"]
+    first, second = " ".join(done[0][1]), " ".join(done[2][1])
+    assert "--preset nano+efficientnet-lite0+vss_l2+csm --stage pretrain" in first
+    assert "--init lm/dialogue/final" in first
+    assert "--seed 2 --resume auto --steps 5 --cpu" in first
+    assert "seed-2/pretrain/final" in second
+    assert "--steps 7" in second
+    assert "--limit 10 --seed 2" in " ".join(done[3][1])
+
+
+def test_a_cell_begun_under_other_terms_is_refused(tmp_path):
+    cell = Cell(FINAL, 0)
+    cells.run_cell(cell, BUDGET, tmp_path, finished)
+    renamed = Cell(Variant("bsm"), 0)
+    cells.run_cell(renamed, BUDGET, tmp_path, finished)  # the same model in another axis
+    other = Budget(**{**BUDGET.__dict__, "finetune_steps": 8})
+    with pytest.raises(Exception, match="was begun with finetune_steps 7, now it is 8"):
+        cells.run_cell(cell, other, tmp_path, finished)
+
+
+def finished(module: str, arguments: list[str]) -> int:
+    """An instant stand-in for a command."""
+    out = Path(arguments[arguments.index("--out") + 1])
+    (out / "final").mkdir(parents=True, exist_ok=True)
+    (out / "record.json").write_text("{}")
+    return 0
+
+
+def test_tables_follow_from_the_cells_scores(tmp_path):
+    chosen = AXES["connector"][:1] + AXES["connector"][2:]
+    scores = {("mlp", 0): [0, 0, 1, 0], ("mlp", 1): [0, 1, 1, 0]}
+    scores |= {("vss_l2", 0): [1, 1, 1, 0], ("vss_l2", 1): [1, 1, 1, 1]}
+    studied = [Cell(variant, seed) for seed in (0, 1) for variant in chosen]
+    for cell in studied:
+        folder = cell.folder(tmp_path) / "evaluation"
+        write_run(folder, scores[cell.variant.name, cell.seed])
+        record = json.loads((folder / "record.json").read_text())
+        values = scores[cell.variant.name, cell.seed]
+        record["tasks"]["pope"]["metrics"] = {"f1": {"value": sum(values) / 4}}
+        (folder / "record.json").write_text(json.dumps(record))
+    found = json.loads(json.dumps(report.record("connector", studied, BUDGET, tmp_path)))
+    table, tests = report.tables_of(found)
+    assert table.headers == ["connector", "POPE"]
+    half = 12.706 * (12.5 / 2**0.5 * 2**0.5 * 2**0.5) / 2**0.5  # t, deviation of (25, 50)
+    assert table.rows[0] == ["mlp", f"37.5 [{37.5 - half:.1f} to {37.5 + half:.1f}]"]
+    assert table.rows[1][0] == "vss_l2 *"
+    expected = paired.paired([0, 0.5, 1, 0], [1, 1, 1, 0.5], ["x", "x", "y", "y"])
+    [test] = found["tests"]
+    assert test["difference"] == expected.difference == -0.5
+    assert (test["p_value"], test["low"]) == (expected.p_value, expected.low)
+    assert tests.rows[0][:3] == ["mlp", "POPE", "-50.0"]
+    assert tests.rows[0][-1] == "2/2"
+
+
+def test_a_small_study_for_real(tmp_path, monkeypatch, capsys):
+    """Two connectors, one seed: trained, evaluated, tabled; the second axis finds its cells."""
+    from vlmamba import train
+    from vlmamba.generation import GroupedGenerator
+
+    world = training_world(tmp_path)
+    small = ["--tiny", "--cpu", "--dtype=fp32", "--batch-size=2", "--micro-batch=2"]
+    text = ["--preset", "nano", "--stage", "text", "--data", str(world / "finetune.json")]
+    lm = tmp_path / "lm"
+    text += ["--out", str(lm / "dialogue"), "--steps=1", "--max-length=32", *small]
+    assert train.main(text) == 0
+    write_parquet(pope_rows(2, 1), world / "pope.parquet")
+    generate = GroupedGenerator.generate
+    monkeypatch.setattr(
+        GroupedGenerator,
+        "generate",
+        lambda self, requests, longest, *rest: generate(self, requests, min(longest, 2), *rest),
+    )
+    monkeypatch.setattr(cells, "execute", in_this_process)
+    command = ["--seeds", "1", "--tasks", "pope", "--data", str(world), "--lm", str(lm)]
+    command += ["--pretrain-steps", "1", "--steps", "1", "--eval-data", str(world), "--limit", "4"]
+    command += ["--train-args", " ".join(small), "--out", str(tmp_path / "out")]
+    assert ablate.main(["--axis", "connector", "--variants", "mlp", *command]) == 0
+    record = json.loads((tmp_path / "out" / "connector" / "record.json").read_text())
+    assert [cell["variant"] for cell in record["cells"]] == ["mlp", "vss_l2"]
+    assert record["tests"][0]["n"] == 4
+    assert "| vss_l2 * |" in (tmp_path / "out" / "connector" / "table.md").read_text()
+    assert "Ablation of connector, 1 seed" in capsys.readouterr().out
+    monkeypatch.setattr(cells, "execute", lambda module, arguments: pytest.fail("trained again"))
+    assert ablate.main(["--axis", "scan", "--variants", "bsm", *command]) == 0
+
+
+def training_world(folder: Path) -> Path:
+    """pretrain.json, finetune.json and two pictures."""
+    from PIL import Image
+    from test_llava_data import conversation
+
+    world = folder / "data"
+    world.mkdir()
+    for i, colour in enumerate(("red", "green")):
+        Image.new("RGB", (40, 40), colour).save(world / f"{i}.png")
+    samples = [{"image": f"{i % 2}.png", "conversations": conversation()} for i in range(4)]
+    for stage in cells.STAGES:
+        (world / f"{stage}.json").write_text(json.dumps(samples))
+    return world
+
+
+def in_this_process(module: str, arguments: list[str]) -> int:
+    """Run a command without the seconds that a new process takes to load torch."""
+    from accelerate.state import AcceleratorState
+
+    from harness import run
+    from vlmamba import train
+
+    try:
+        return {"vlmamba.train": train.main, "harness.run": run.main}[module](arguments)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--axis", "scans"], "unknown axis 'scans'; known, nearest first: scan"),
+        (["--axis", "scan", "--variants", "bms"], "unknown variant of axis scan 'bms'"),
+        (["--axis", "scan", "--seeds", "0"], "--seeds is 0; expected at least 1"),
+        (["--axis", "scan", "--data", "no"], "no/pretrain.json is missing: `make demo-model`"),
+        ([], "required: --axis (see --help)"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, message, capsys, tmp_path):
+    assert ablate.main([*arguments, "--out", str(tmp_path / "never")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "never").exists()
