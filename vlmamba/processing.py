@@ -183,6 +183,11 @@ def _vicuna(conversations: list[dict[str, str]], images: int) -> list[tuple[str,
     return segments
 
 
+def conversation_text(conversations: list[dict[str, str]]) -> str:
+    """A conversation in the `vicuna_v1` template as one text, without images."""
+    return "".join(text for text, _ in _vicuna(conversations, images=0)).replace(EOS, "\n")
+
+
 def build_image_processor(vision_config: PretrainedConfig) -> Any:
     """The encoder's published image transform, as a transformers image processor."""
     from transformers import CLIPImageProcessor, SiglipImageProcessor

@@ -66,6 +66,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--preset", help="e.g. nano+vss_l2+bsm, 2.8b-slimpj+siglip-so400m-384")
     p.add_argument("--stage", required=True, help="text, dialogue, pretrain or finetune")
     p.add_argument("--data", nargs="+", default=[], type=Path, help="LLaVA JSON (text: .txt too)")
+    p.add_argument(
+        "--tokenizer-data",
+        nargs="+",
+        type=Path,
+        help="what a new tokenizer is trained on (default: --data)",
+    )
     p.add_argument("--images", type=Path, help="folder that the image paths are relative to")
     p.add_argument("--out", type=Path, help="folder for logs, checkpoints and the final model")
     p.add_argument("--init", help="result of the stage before: folder or hub id")
@@ -143,7 +149,7 @@ def check_paths(args: argparse.Namespace) -> None:
     """Raise UserError for missing or contradictory folders, before anything is loaded."""
     if not args.data or (args.out is None and not args.dry_run):
         raise UserError(f"--stage {args.stage} needs --data and --out")
-    for path in args.data:
+    for path in (*args.data, *(args.tokenizer_data or ())):
         if not path.is_file():
             raise UserError(f"no data file {str(path)!r}; expected --data FILE")
     if args.images is not None and not args.images.is_dir():
@@ -167,7 +173,8 @@ def run(
     else:
         if not args.tiny:
             build.check_init(config, stage, args.init)
-        model, processor = build.build(config, stage, args.init, args.data, hyper.seed)
+        texts = args.tokenizer_data or args.data
+        model, processor = build.build(config, stage, args.init, texts, hyper.seed)
     settings = resolved_settings(args, hyper, model.config)
     if resume_from is not None:
         check_same_run(checkpoint.read_state(resume_from)["settings"], settings, resume_from)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from vlmamba.data.collate import Example
 from vlmamba.data.llava import IMAGE_TAG, LlavaFile, Sample
 from vlmamba.errors import UserError
+from vlmamba.processing import conversation_text
 
 
 def documents(paths: Iterable[Path], skipped: Counter[str]) -> Iterator[str | Sample]:
@@ -38,12 +39,15 @@ def documents(paths: Iterable[Path], skipped: Counter[str]) -> Iterator[str | Sa
 
 
 def plain_texts(paths: Iterable[Path]) -> Iterator[str]:
-    """Every piece of text, for training a tokenizer."""
+    """Every document as the model will read it, for training a tokenizer.
+
+    Conversations come in their template, or its words would cost a token a letter.
+    """
     for document in documents(paths, Counter()):
         if isinstance(document, str):
             yield document
         else:
-            yield from (turn["value"].replace(IMAGE_TAG, "") for turn in document.conversations)
+            yield conversation_text(document.conversations)
 
 
 def tokenize_documents(

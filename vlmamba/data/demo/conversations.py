@@ -6,7 +6,7 @@
 short answers (as its 665k mix): every prompt format of the benchmarks, the easy-VQA train split
 and a few samples without a picture.  Pictures lie beside them in `images/` and `easy_vqa/`.
 For the language model alone there are `text.txt`, a line a document: plain English
-(`text.documents`) and captions of scenes told in words (`words.in_words`); and `dialogue.json`,
+(`text.documents`) and lines about scenes told in words (`words.in_words`); and `dialogue.json`,
 conversations about such scenes.
 """
 
@@ -80,9 +80,9 @@ def build_training_data(
     """Write the training files and their pictures to the folder `out`.
 
     images, captions: pictures of `finetune.json` and `pretrain.json`; dialogues: scenes told in
-    words, for each of the language model's own files.  Equal arguments give equal files.  Drawing
-    spawns processes, so a script calls this under `if __name__ == "__main__"`.  Raises UserError
-    when `out` already holds a training set.
+    words in `dialogue.json`, a third of those in `text.txt`.  Equal arguments give equal files.
+    Drawing spawns processes, so a script calls this under `if __name__ == "__main__"`.  Raises
+    UserError when `out` already holds a training set.
     """
     out = Path(out)
     if (out / "finetune.json").exists():
@@ -102,7 +102,7 @@ def build_training_data(
     _draw(jobs, out, workers)
     if easy_vqa:
         finetune += easy_vqa_samples(out, seed)
-    lines = itertools.chain(documents(), told_captions(f"train/{seed}/told", dialogues))
+    lines = itertools.chain(documents(), told_lines(f"train/{seed}/told", 3 * dialogues))
     (out / "text.txt").write_text("".join(f"{line}\n" for line in lines))
     _write_json(out / "dialogue.json", told_samples(f"train/{seed}/dialogue", dialogues))
     _write_json(out / "pretrain.json", pretrain)
@@ -138,12 +138,22 @@ def conversation_samples(scene: Scene, image: Path, balance: ask.Existence) -> l
     return _samples(image.stem, turns, image)
 
 
-def told_captions(seed: str, number: int) -> Iterator[str]:
-    """Lines of a scene in words and a sentence about it: stage 1's template, without pictures."""
+def told_lines(seed: str, number: int) -> Iterator[str]:
+    """Lines of a scene in words, which things are there, and a sentence: "...: dog yes, bus no. A".
+
+    An answer right behind the name is what teaches a language model from scratch to look things
+    up; questions alone, whose answer comes many tokens later, had not done so (results/LOG.md).
+    Every third line has the sentence only, as stage 1's template.
+    """
+    balance = ask.Existence()
     for index in range(number):
         scene = sample_scene(f"{seed}/{index}", SceneOptions())
         rng = random.Random(f"{scene.seed}/words")
-        yield f"{in_words(scene, rng)}: {rng.choice(ask.captions(scene, rng, 5))}"
+        sentence = rng.choice(ask.captions(scene, rng, 5))
+        if index % 3:
+            names = balance.checklist(scene, rng)
+            sentence = f"{', '.join(f'{name} {answer}' for name, answer in names)}. {sentence}"
+        yield f"{in_words(scene, rng)}: {sentence}"
 
 
 def told_samples(seed: str, number: int) -> list[dict]:

@@ -17,7 +17,7 @@ from vlmamba.data.demo.world import SIDE, Scene
 
 GRID = 7  # cells on a side
 CELL = SIDE // GRID  # pixels
-OVERSEEN = 0.1  # of the cells that show something: told as background
+OVERSEEN = 0.1  # of the cells whose word was told before: background instead
 
 
 def in_words(scene: Scene, rng: random.Random) -> str:
@@ -29,12 +29,14 @@ def in_words(scene: Scene, rng: random.Random) -> str:
     sign = scene.sign
     if sign:
         phrases[sign] = cycle(rng.sample([sign.text, sign.colour, sign.text, "sign"], 4))
-    cells = []
+    cells: list[str] = []
     for row in range(GRID):
         for column in range(GRID):
             shown = _shown(scene, CELL * column + CELL // 2, CELL * row + CELL // 2)
-            overseen = shown is not sign and rng.random() < OVERSEEN
-            cells.append(scene.place if shown is None or overseen else next(phrases[shown]))
+            told = scene.place if shown is None else next(phrases[shown])
+            if shown is not sign and told in cells and rng.random() < OVERSEEN:
+                told = scene.place
+            cells.append(told)
     return " ".join(cells)
 
 

@@ -137,6 +137,17 @@ class Existence:
         text = f"Is there {with_article(name)} in {where} image?"
         return Question("existence", text, yes_no(yes), names=(name,))
 
+    def checklist(self, scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
+        """Every class that is there ("yes") and as many that are not ("no"), mixed."""
+        denied: list[str] = []
+        for _ in scene.counts:
+            denied.append(self.pick_absent(scene, rng, set(denied)))
+            self.surplus[denied[-1]] -= 1
+        self.surplus.update(list(scene.counts))
+        names = [*((name, "yes") for name in scene.counts), *((name, "no") for name in denied)]
+        rng.shuffle(names)
+        return names
+
     def pick_present(self, names: list[str]) -> str:
         """The class asked with yes least."""
         return min(names, key=lambda name: self.surplus[name])
