@@ -3,11 +3,13 @@
     python -m harness.ablate --axis connector --seeds 3
     python -m harness.ablate --axis scan --steps 600 --tasks pope,mme,gqa --limit 400
     python -m harness.ablate --axis scan --variants bsm,csm --seeds 1 --out runs/quick
+    python -m harness.ablate --axis connector --scale paper --data LLAVA --eval-data hub --seeds 1
 
-The demo's scale: the nano model on generated pictures. All start from the language model of the
+At the demo's scale: the nano model on generated pictures. All start from the language model of the
 demo's own text stages (`make demo-model` leaves them under --lm); stages `pretrain` and `finetune`
-follow for each cell, then harness.run. Finished cells are kept, also between axes, and the same
-command continues an interrupted study. OUT/AXIS receives record.json and table.md.
+follow for each cell, then harness.run. At the paper's: its presets, published parts, and a folder
+with pretrain.json, finetune.json and their images. Finished cells are kept, also between axes, and
+the same command continues an interrupted study. OUT/AXIS receives record.json and table.md.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import tasks
 from harness import records, tables
 from harness.ablation import report
 from harness.ablation.cells import Budget, Cell, run_cell
-from harness.ablation.variants import AXES, FINAL, variants
+from harness.ablation.variants import AXES, FINAL, SCALES, Variant, variants
 from harness.cli import cli
 from harness.run import Parser
 from harness.rundir import RunFolder
@@ -39,6 +41,7 @@ def build_parser() -> Parser:
     )
     add = parser.add_argument
     add("--axis", required=True, help=", ".join(AXES))
+    add("--scale", default="demo", help=f"{' or '.join(SCALES)} (default: demo)")
     add("--variants", help="some of the axis's variants only (default: all)")
     add("--seeds", type=int, default=3, help="seeds 0 to N-1 of each variant (default: 3)")
     add("--tasks", default="all", help=f"all, or some of {', '.join(tasks.NAMES)}")
@@ -92,27 +95,31 @@ def _budget(args: argparse.Namespace) -> Budget:
         train_args=tuple(shlex.split(args.train_args)),
         tasks=args.tasks,
         eval_data=args.eval_data,
+        scale=args.scale,
         style=args.style,
         limit=args.limit,
     )
 
 
-def _chosen(args: argparse.Namespace) -> list:
+def _chosen(args: argparse.Namespace) -> list[Variant]:
     """The axis's variants, the final model always among them: it is what all are tested against."""
     if args.axis not in AXES:
         raise unknown("axis", args.axis, AXES)
-    known = {variant.name: variant for variant in variants(args.axis)}
+    if args.scale not in SCALES:
+        raise unknown("scale", args.scale, SCALES)
+    known = {variant.name: variant for variant in variants(args.axis, args.scale)}
     names = [x.strip() for x in args.variants.split(",")] if args.variants else list(known)
     for name in names:
         if name not in known:
             raise unknown(f"variant of axis {args.axis}", name, known)
-    return [v for name, v in known.items() if name in names or v.same_model(FINAL)]
+    final = FINAL[args.scale]
+    return [v for name, v in known.items() if name in names or v.same_model(final)]
 
 
 def _check_inputs(args: argparse.Namespace, cells: Sequence[Cell]) -> None:
     """Raise UserError for absent training data or language models, before anything is trained."""
     wanted = [args.data / name for name in ("pretrain.json", "finetune.json")]
-    wanted += [args.lm / cell.variant.lm / "final" for cell in cells]
+    wanted += [args.lm / cell.variant.lm / "final" for cell in cells if cell.variant.lm]
     for path in wanted:
         if not path.exists():
             raise UserError(

@@ -12,22 +12,34 @@ from test_harness_compare import write_run
 from harness import ablate, paired
 from harness.ablation import cells, report
 from harness.ablation.cells import Budget, Cell
-from harness.ablation.variants import AXES, FINAL, Variant, variants
+from harness.ablation.variants import AXES, DEMO, FINAL, SCALES, Variant, variants
 from vlmamba.config import VLMambaConfig
 
-BUDGET = Budget("data", "lm", 5, 7, ("--cpu",), "pope", "demo", None, 10)
+BUDGET = Budget("data", "lm", 5, 7, ("--cpu",), "pope", "demo", "demo", None, 10)
 
 
-def test_every_variant_is_a_preset_and_every_axis_ends_at_the_final_model():
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_variant_is_a_preset_and_every_axis_has_the_final_model(scale):
     for axis in AXES:
-        found = variants(axis)
-        assert sum(v.same_model(FINAL) for v in found) == 1
+        found = variants(axis, scale)
+        assert sum(v.same_model(FINAL[scale]) for v in found) == 1
         assert len({v.folder for v in found}) == len(found)
         for variant in found:
             config = VLMambaConfig.preset(variant.preset)
             assert (config.connector, config.scan) == (variant.connector, variant.scan)
-    patches = [VLMambaConfig.preset(v.preset).num_image_tokens for v in AXES["encoder"]]
-    assert patches == [25, 49, 100]
+    axis = SCALES[scale]["encoder"]
+    patches = [VLMambaConfig.preset(v.preset).num_image_tokens for v in axis]
+    assert patches == {"demo": [25, 49, 100], "paper": [576, 729]}[scale]
+
+
+def test_published_parts_need_no_text_stage():
+    budget = Budget(**{**BUDGET.__dict__, "scale": "paper"})
+    cell = Cell(FINAL["paper"], 0)
+    first, second = (cells.training(cell, s, budget, Path("cell")) for s in cells.STAGES)
+    assert first[1] == "2.8b-slimpj+siglip-so400m-384+vss_l2+bsm"
+    assert "--init" not in first
+    assert "--features-cache" not in first
+    assert second[second.index("--init") + 1] == "cell/pretrain/final"
 
 
 def test_a_cell_is_two_stages_and_an_evaluation_each_done_once(tmp_path):
@@ -61,7 +73,7 @@ def test_a_cell_is_two_stages_and_an_evaluation_each_done_once(tmp_path):
 
 
 def test_a_cell_begun_under_other_terms_is_refused(tmp_path):
-    cell = Cell(FINAL, 0)
+    cell = Cell(FINAL["demo"], 0)
     cells.run_cell(cell, BUDGET, tmp_path, finished)
     renamed = Cell(Variant("bsm"), 0)
     cells.run_cell(renamed, BUDGET, tmp_path, finished)  # the same model in another axis
@@ -79,7 +91,7 @@ def finished(module: str, arguments: list[str]) -> int:
 
 
 def test_tables_follow_from_the_cells_scores(tmp_path):
-    chosen = AXES["connector"][:1] + AXES["connector"][2:]
+    chosen = DEMO["connector"][:1] + DEMO["connector"][2:]
     scores = {("mlp", 0): [0, 0, 1, 0], ("mlp", 1): [0, 1, 1, 0]}
     scores |= {("vss_l2", 0): [1, 1, 1, 0], ("vss_l2", 1): [1, 1, 1, 1]}
     studied = [Cell(variant, seed) for seed in (0, 1) for variant in chosen]
@@ -169,6 +181,7 @@ def in_this_process(module: str, arguments: list[str]) -> int:
     [
         (["--axis", "scans"], "unknown axis 'scans'; known, nearest first: scan"),
         (["--axis", "scan", "--variants", "bms"], "unknown variant of axis scan 'bms'"),
+        (["--axis", "scan", "--scale", "papr"], "unknown scale 'papr'"),
         (["--axis", "scan", "--seeds", "0"], "--seeds is 0; expected at least 1"),
         (["--axis", "scan", "--data", "no"], "no/pretrain.json is missing: `make demo-model`"),
         ([], "required: --axis (see --help)"),

@@ -33,6 +33,7 @@ class Budget:
     train_args: tuple[str, ...]
     tasks: str
     eval_data: str
+    scale: str
     style: str | None
     limit: int | None
 
@@ -79,12 +80,16 @@ def run_cell(cell: Cell, budget: Budget, root: Path, start: Execute | None = Non
 
 def training(cell: Cell, stage: str, budget: Budget, folder: Path) -> list[str]:
     """The arguments of vlmamba.train for one stage."""
-    before = Path(budget.lm) / cell.variant.lm if stage == "pretrain" else folder / "pretrain"
     steps = budget.pretrain_steps if stage == "pretrain" else budget.finetune_steps
     arguments = ["--preset", cell.variant.preset, "--stage", stage]
     arguments += ["--data", f"{budget.data}/{stage}.json", "--images", budget.data]
-    arguments += ["--init", str(before / "final"), "--out", str(folder / stage)]
-    arguments += ["--features-cache", str(folder.parent.parent / "features")]
+    arguments += ["--out", str(folder / stage)]
+    if stage == "finetune":
+        arguments += ["--init", str(folder / "pretrain" / "final")]
+    elif cell.variant.lm is not None:
+        arguments += ["--init", str(Path(budget.lm) / cell.variant.lm / "final")]
+    if budget.scale == "demo":  # a few thousand small pictures; a real set's features are terabytes
+        arguments += ["--features-cache", str(folder.parent.parent / "features")]
     arguments += ["--seed", str(cell.seed), "--resume", "auto"]
     arguments += ["--steps", str(steps)] if steps else []
     return [*arguments, *budget.train_args]

@@ -43,7 +43,7 @@ def record(axis: str, cells: Sequence[Cell], budget: Budget, root: Path) -> dict
     runs = {(cell.variant, cell.seed): cell.evaluation(root) for cell in cells}
     chosen = list(dict.fromkeys(cell.variant for cell in cells))
     seeds = sorted({cell.seed for cell in cells})
-    reference = next(v for v in chosen if v.same_model(FINAL))
+    reference = next(v for v in chosen if v.same_model(FINAL[budget.scale]))
     first = next(iter(runs.values())).record
     scores = [
         {"variant": v.name, "seed": seed, "metrics": _headlines(run)}

@@ -1,4 +1,4 @@
-"""The paper's four ablation axes at the demo's scale: what each variant changes.
+"""The paper's four ablation axes: what each variant changes, at the demo's and the paper's scale.
 
 The paper ablates language model and vision encoder with the `mlp` connector, connectors with `bsm`,
 scans with `vss_l2`.  The demo has one encoder and one size of language model, so two axes stand for
@@ -15,33 +15,45 @@ from dataclasses import dataclass
 class Variant:
     """One row: its name in the table, and the model it stands for.
 
-    lm: the text stage that the language model comes from.
+    llm, encoder, connector, scan: parts of a preset.  lm: the demo's text stage that the language
+    model comes from; None: it is a published one.
     """
 
     name: str
     connector: str = "vss_l2"
     scan: str = "bsm"
     encoder: str = "efficientnet-lite0"
-    lm: str = "dialogue"
+    lm: str | None = "dialogue"
+    llm: str = "nano"
 
     @property
     def preset(self) -> str:
         """What vlmamba.train takes."""
-        return f"nano+{self.encoder}+{self.connector}+{self.scan}"
+        return f"{self.llm}+{self.encoder}+{self.connector}+{self.scan}"
 
     @property
     def folder(self) -> str:
         """Named after the model alone: axes share their cells."""
-        return f"{self.preset}+{self.lm}"
+        return f"{self.preset}+{self.lm}" if self.lm else self.preset
 
     def same_model(self, other: Variant) -> bool:
         """Whether both stand for the same model."""
         return self.folder == other.folder
 
 
-FINAL = Variant("final model")
+def _published(
+    name: str,
+    connector: str,
+    scan: str = "bsm",
+    encoder: str = "siglip-so400m-384",
+    llm: str = "2.8b-slimpj",
+) -> Variant:
+    return Variant(name, connector, scan, encoder, lm=None, llm=llm)
 
-AXES: dict[str, tuple[Variant, ...]] = {
+
+Axes = dict[str, tuple[Variant, ...]]
+
+DEMO: Axes = {
     "connector": (
         Variant("mlp", connector="mlp"),
         Variant("vss_mlp", connector="vss_mlp"),
@@ -63,9 +75,23 @@ AXES: dict[str, tuple[Variant, ...]] = {
         Variant("text and dialogue", connector="mlp"),
     ),
 }
+PAPER: Axes = {
+    "connector": tuple(_published(name, name) for name in ("mlp", "vss_mlp", "vss_l2")),
+    "scan": tuple(_published(name, "vss_l2", name) for name in ("bsm", "csm")),
+    "encoder": tuple(
+        _published(name, "mlp", encoder=name) for name in ("clip-l-336", "siglip-so400m-384")
+    ),
+    "llm": tuple(
+        _published(name, "mlp", encoder="clip-l-336", llm=name)
+        for name in ("1.4b", "2.8b", "2.8b-slimpj")
+    ),
+}
+SCALES = {"demo": DEMO, "paper": PAPER}
+FINAL = {"demo": Variant("final model"), "paper": _published("final model", "vss_l2")}
+AXES = tuple(DEMO)
 
 
-def variants(axis: str) -> list[Variant]:
+def variants(axis: str, scale: str = "demo") -> list[Variant]:
     """The axis's variants; the final model follows where it is none of them."""
-    found = list(AXES[axis])
-    return found if any(v.same_model(FINAL) for v in found) else [*found, FINAL]
+    found, final = list(SCALES[scale][axis]), FINAL[scale]
+    return found if any(v.same_model(final) for v in found) else [*found, final]
