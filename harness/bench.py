@@ -2,9 +2,12 @@
 
     python -m harness.bench --quick                    # under 4 minutes on 2 idle cores
     python -m harness.bench --only decode,pope --threads 2 --json bench.json
+    python -m harness.bench --only train               # half an hour, 12 GiB of memory
 
 Everything runs in this one process, in alternation, with the same threads on both sides; tables
 show medians and the fastest and slowest run. The last line printed is JSON. Leave the machine idle.
+`train`, a step of instruction tuning, runs only where --only names it: what it compares with takes
+minutes and much memory, each contender in a process of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +24,15 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from harness.benchmarks import evaluation, invariance, language_model, machine, report, scan
+from harness.benchmarks import (
+    evaluation,
+    invariance,
+    language_model,
+    machine,
+    report,
+    scan,
+    training,
+)
 from harness.benchmarks.report import Results
 from harness.benchmarks.timing import FULL, QUICK, Comparison, Effort
 from harness.cli import cli
@@ -29,7 +40,8 @@ from tasks import NAMES
 from tasks.errors import UserError, unknown
 from vlmamba.models.selective_scan import resolve_backend
 
-SECTIONS = ("scan", "prefill", "decode", "pope", "mme", "invariance")
+SECTIONS = ("scan", "prefill", "decode", "pope", "mme", "invariance", "train")
+ON_REQUEST = {"train"}
 
 Step = tuple[str, Callable[[dict[str, Any]], Any]]
 
@@ -44,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--quick", action="store_true", help="fewer repeats and questions; the same measurements")
-    add("--only", help=f"comma-separated: {', '.join(SECTIONS)} (default: all)")
+    add("--only", help=f"comma-separated: {', '.join(SECTIONS)} (default: all but train)")
     add("--threads", type=int, help="threads of every contender (default: PyTorch's choice)")
     add("--json", type=Path, help="also write every measurement to this file")
     return parser
@@ -72,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sections(only: str | None) -> set[str]:
-    names = set(only.split(",")) if only else set(SECTIONS)
+    names = set(only.split(",")) if only else {*SECTIONS} - ON_REQUEST
     for name in names - {*SECTIONS}:
         raise unknown("section", name, SECTIONS)
     return names
@@ -127,6 +139,8 @@ def _steps(
         names = invariance.QUICK_TASKS if quick else NAMES
         count = invariance.QUICK_QUESTIONS if quick else invariance.QUESTIONS
         steps.append(("invariance", lambda _: invariance.measure(names, count)))
+    if "train" in only:
+        steps += [(kind, lambda _, k=kind: training.compare(k)) for kind in training.KINDS]
     return steps
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
 import torch
 
 from harness import baselines, bench
-from harness.benchmarks import invariance, language_model, machine, report, scan
+from harness.benchmarks import invariance, language_model, machine, report, scan, training
 from harness.benchmarks.timing import OURS, Comparison, Contender, Effort, Timing, side_by_side
 from vlmamba.config import LANGUAGE_MODELS
 
@@ -130,6 +131,47 @@ def test_the_last_line_is_json_with_every_promised_key(tiny, capsys, tmp_path):
     saved = json.loads((tmp_path / "all.json").read_text())
     assert saved["summary"] == summary
     assert saved["comparisons"][0]["timings"]["ours"]["wall_s"]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_contenders_of_the_training_step_learn_the_same(tiny, monkeypatch, checkpointing):
+    monkeypatch.setattr(training, "TEXT_TOKENS", 9)
+    monkeypatch.setattr(training, "ANSWER_TOKENS", 4)
+    models = language_model.Models()
+    ours, theirs = models.ours, models.theirs
+    theirs.connector = copy.deepcopy(ours.connector)  # the benchmark's are not shared either
+    features, ids = training.sample(ours)
+    steps = [training.stepper(model, checkpointing) for model in (ours, theirs)]
+    losses = [[step(features, ids), step(None, ids), step(features, ids)] for step in steps]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0][2] < losses[0][0]
+
+
+def test_training_reports_speed_and_memory(tiny, monkeypatch, capsys):
+    def measured(contender: str, checkpointing: bool) -> tuple[Timing, int]:
+        return (Timing((1.0,), (1.0,)), 2**30) if contender == OURS else (
+            Timing((9.0,), (8.0,)), 3 * 2**30)  # fmt: skip
+
+    monkeypatch.setattr(training, "in_own_process", measured)
+    assert bench.main(["--only", "train", "--quick"]) == 0
+    output = capsys.readouterr().out
+    summary = json.loads(output.splitlines()[-1])
+    for kind in training.KINDS:
+        assert summary[f"{kind}_speedup"] == 9
+        assert summary[f"{kind}_peak_memory_ratio"] == 3
+    assert "3x ours" in output
+
+
+def test_a_process_of_its_own_reports_its_own_peak(tiny):
+    timing, peak = training.measure(OURS, checkpointing=False)
+    assert len(timing.wall_s) >= 1
+    assert peak > 10**8
+
+
+def test_a_killed_process_is_explained(monkeypatch):
+    monkeypatch.setattr(training.sys, "executable", "false")
+    with pytest.raises(Exception, match="process measuring ours ended with code 1"):
+        training.in_own_process(OURS, checkpointing=False)
 
 
 def test_only_the_wanted_sections_run(tiny, capsys):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.benchmarks import evaluation, language_model, scan
+from harness.benchmarks import evaluation, language_model, scan, training
 from harness.benchmarks.invariance import Invariance
 from harness.benchmarks.machine import Machine
 from harness.benchmarks.timing import OURS, Comparison
@@ -36,6 +36,7 @@ RATIOS = {
         for kind in ("prefill", "decode")
         for name in language_model.ATTENTION
     },
+    **{f"{kind}_speedup": (kind, training.TRANSFORMERS, OURS) for kind in training.KINDS},
     **{
         f"{shape.kind}_speedup{suffix}": (shape.kind, other, OURS)
         for shape in evaluation.SHAPES
@@ -111,6 +112,12 @@ def _rates(comparisons: Sequence[Comparison]) -> dict[str, float]:
             found["decode_tok_per_s"] = 1 / ours
             found["decode_tok_per_s_transformers"] = 1 / theirs
             found["decode_bandwidth_fraction"] = c.floor_s / ours
+        elif c.kind in training.KINDS:
+            found[f"{c.kind}_tok_per_s"] = 1 / ours
+            found[f"{c.kind}_tok_per_s_transformers"] = (
+                1 / c.timings[training.TRANSFORMERS].median_s
+            )
+            found[f"{c.kind}_peak_memory_ratio"] = c.memory_ratio(training.TRANSFORMERS)
         elif c.item == "question":
             names = {"": OURS, "_one_at_a_time": evaluation.ONE_AT_A_TIME}
             names["_transformers"] = evaluation.TRANSFORMERS_ONE_AT_A_TIME
@@ -153,6 +160,9 @@ def _table(c: Comparison) -> list[str]:
         line = f"  {name:34}" + "".join(f"{s * 1e3:10.4g}" for s in seconds)
         line += f"{timing.median_processor_s * 1e3:11.4g}"
         lines.append(line + ("" if name == OURS else f"  {c.speedup(name):.3g}x faster"))
+    for name, peak in (c.peak_bytes or {}).items():
+        more = "" if name == OURS else f"  {c.memory_ratio(name):.3g}x ours"
+        lines.append(f"  {name + ', peak memory':34}{peak / 2**30:10.4g} GiB{more}")
     if c.floor_s is not None:
         reached = c.floor_s / c.timings[OURS].median_s
         lines.append(f"  {'machine limit':34}{c.floor_s * 1e3:10.4g}  ours reaches {reached:.0%}")

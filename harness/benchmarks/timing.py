@@ -61,13 +61,23 @@ class Timing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The timings of one workload. `floor_s`: what the machine's limits allow at best."""
+    """The timings of one workload.
+
+    floor_s: seconds that the machine's limits allow at best; peak_bytes: largest memory of each
+    contender's process, where each had one of its own.
+    """
 
     kind: str
     shape: str
     item: str  # what one item is: "run", "token", "question"
     timings: Mapping[str, Timing]
     floor_s: float | None = None
+    peak_bytes: Mapping[str, int] | None = None
+
+    def memory_ratio(self, other: str, ours: str = OURS) -> float:
+        """How many times the peak memory of `ours` that of `other` is."""
+        peaks = self.peak_bytes or {}
+        return peaks[other] / peaks[ours]
 
     def speedup(self, other: str, ours: str = OURS) -> float:
         """How many times faster `ours` is than `other`, by medians."""
@@ -87,11 +97,9 @@ def side_by_side(
     for name, contender in contenders.items():
         first = _timed(contender, device)
         runs[name] = [first] if first[0] * contender.items > LONG_RUN_S else []
-    waiting = list(contenders)
-    while waiting:
+    while waiting := [n for n in runs if _unfinished(runs[n], contenders[n].items, effort)]:
         for name in waiting:
             runs[name].append(_timed(contenders[name], device))
-        waiting = [n for n in waiting if _unfinished(runs[n], contenders[n].items, effort)]
     return {name: Timing(*zip(*times, strict=True)) for name, times in runs.items()}
 
 

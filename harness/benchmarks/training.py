@@ -1,0 +1,134 @@
+"""A step of instruction tuning (stage 2): ours against transformers' Mamba in the same shell.
+
+One sample: SigLIP features of an image (729 patches, as the trainer's feature cache gives them),
+then text with an answer. One step is forward, backward and AdamW over connector and language
+model. Both sides compute logits only where the answer is, which favours transformers' Mamba: its
+own loss computes them everywhere.
+
+A process's peak memory never goes down, so every contender runs in a process of its own:
+`python -m harness.benchmarks.training CONTENDER`, which `harness.bench --only train` starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.baselines import OurVLM, VLMBase, build
+from harness.benchmarks.timing import OURS, Comparison, Contender, Effort, Timing, side_by_side
+from tasks.errors import UserError
+from vlmamba.training.optimizer import build_optimizer
+from vlmamba.training.recipe import Hyperparameters
+from vlmamba.training.stages import STAGES, freeze
+
+SIZE = "130m"
+TEXT_TOKENS, ANSWER_TOKENS = 71, 40  # with 729 patches: 800 tokens
+TRANSFORMERS = "transformers Mamba"
+CONTENDERS = {OURS: f"vl-mamba-{SIZE}", TRANSFORMERS: f"transformers-mamba-{SIZE}"}
+KINDS = {"train": False, "train_checkpointed": True}  # kind of comparison -> recomputes layers
+
+EFFORT = Effort(least=1, most=5, seconds=60)  # transformers' Mamba makes one step in minutes
+
+
+def compare(kind: str) -> Comparison:
+    """Seconds for a token and peak memory of each contender, one process after the other."""
+    found = {name: in_own_process(name, KINDS[kind]) for name in CONTENDERS}
+    how = "with" if KINDS[kind] else "without"
+    return Comparison(
+        kind,
+        f"stage 2, {SIZE} shape, batch 1, float32, {how} gradient checkpointing",
+        "token",
+        {name: timing for name, (timing, _) in found.items()},
+        peak_bytes={name: peak for name, (_, peak) in found.items()},
+    )
+
+
+def in_own_process(contender: str, checkpointing: bool) -> tuple[Timing, int]:
+    """`measure` in a process of its own; UserError if the system killed it."""
+    command = [sys.executable, "-m", __name__, contender, str(torch.get_num_threads())]
+    command += ["--checkpointing"] * checkpointing
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise UserError(
+            f"the process measuring {contender} ended with code {done.returncode} (-9: killed, "
+            "probably for want of memory; it needs about 12 GiB)"
+        )
+    timings, peak = json.loads(done.stdout)
+    return Timing(*map(tuple, timings)), peak
+
+
+def main() -> None:
+    """Measure one contender and print the result as JSON."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("contender", choices=CONTENDERS)
+    parser.add_argument("threads", type=int)
+    parser.add_argument("--checkpointing", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    timing, peak = measure(arguments.contender, arguments.checkpointing)
+    print(json.dumps([[timing.wall_s, timing.processor_s], peak]))
+
+
+def measure(contender: str, checkpointing: bool) -> tuple[Timing, int]:
+    """(seconds for a token, this process's peak memory in bytes) over some steps."""
+    model = build(CONTENDERS[contender])
+    features, ids = sample(model)
+    step = stepper(model, checkpointing)
+    step(None, ids)  # warm-up without the image: from now on AdamW's moments take their memory
+    tokens = features.shape[1] + ids.shape[1]
+    work = Contender(lambda: step(features, ids), tokens)
+    return side_by_side({contender: work}, EFFORT)[contender], peak_resident_bytes()
+
+
+def sample(model: VLMBase) -> tuple[Tensor, Tensor]:
+    """Image features (1, P, Dv) and text (1, T) of one sample."""
+    config = model.shell_config
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, config.num_image_tokens, config.vision_config.hidden_size)
+    features = torch.randn(shape, generator=generator)
+    return features, torch.randint(2, 1000, (1, TEXT_TOKENS), generator=generator)
+
+
+def stepper(model: VLMBase, checkpointing: bool) -> Callable[[Tensor | None, Tensor], float]:
+    """A function (features, ids) that makes one update of stage 2 and returns the loss before."""
+    freeze(model, STAGES["finetune"])
+    if checkpointing:
+        inner = model.model if isinstance(model, OurVLM) else model.language_model
+        inner.activation_checkpointing_enable()
+    optimizer = build_optimizer(model, Hyperparameters(lr=2e-5, batch_size=1, micro_batch=1))
+
+    def step(features: Tensor | None, ids: Tensor) -> float:
+        value = loss(model, features, ids)
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(value.detach())
+
+    return step
+
+
+def loss(model: VLMBase, features: Tensor | None, ids: Tensor) -> Tensor:
+    """Mean cross-entropy of the last ANSWER_TOKENS tokens after image and question."""
+    hidden = model.hidden(model.embed(ids, features))
+    answer = ids[0, -ANSWER_TOKENS:]
+    return F.cross_entropy(model.head(hidden[0, -ANSWER_TOKENS - 1 : -1]), answer)
+
+
+def peak_resident_bytes() -> int:
+    """The largest resident size of this process. getrusage would count its parent's too."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise UserError("this system does not report peak memory (no VmHWM in /proc/self/status)")
+
+
+if __name__ == "__main__":
+    main()
