@@ -45,8 +45,8 @@ TRAIN = $(PY) -m vlmamba.train --preset nano+vss_l2+bsm --images $(DEMO_DATA) \
   --features-cache $(DEMO_OUT)/features --resume auto
 demo-model: install
 	test -f $(DEMO_DATA)/finetune.json || \
-	  $(PY) -m vlmamba.data.demo --out $(DEMO_DATA) --images 12000 --captions 8000 --dialogues 16000 --seed 0
-	$(TRAIN) --stage text --data $(DEMO_DATA)/text.txt --out $(DEMO_OUT)/text
+	  $(PY) -m vlmamba.data.demo --out $(DEMO_DATA) --images 14000 --captions 8000 --dialogues 16000 --seed 0
+	$(TRAIN) --stage text --data $(DEMO_DATA)/text.txt --tokenizer-data $(DEMO_DATA)/text.txt $(DEMO_DATA)/dialogue.json --out $(DEMO_OUT)/text
 	$(TRAIN) --stage dialogue --data $(DEMO_DATA)/dialogue.json --init $(DEMO_OUT)/text/final --out $(DEMO_OUT)/dialogue
 	$(TRAIN) --stage pretrain --data $(DEMO_DATA)/pretrain.json --init $(DEMO_OUT)/dialogue/final --out $(DEMO_OUT)/pretrain
 	$(TRAIN) --stage finetune --data $(DEMO_DATA)/finetune.json --init $(DEMO_OUT)/pretrain/final --out $(DEMO_OUT)/finetune

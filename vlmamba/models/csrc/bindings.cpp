@@ -184,6 +184,22 @@ Tensor convolve_step(
   });
 }
 
+// x (..., width), weight (outputs, width), bias (outputs) -> (..., outputs).
+Tensor few_rows_linear(const Tensor& x, const Tensor& weight, const Maybe& bias) {
+  TORCH_CHECK_VALUE(x.size(-1) == weight.size(1), "x and weight differ in width");
+  return with_dtype(x, [&](auto zero) {
+    using T = decltype(zero);
+    auto sizes = x.sizes().vec();
+    sizes.back() = weight.size(0);
+    Tensor y = at::empty(sizes, x.options());
+    const int64_t rows = weight.size(1) ? x.numel() / weight.size(1) : 0;
+    linear<T>(
+        {rows, weight.size(1), weight.size(0), data<T>(x), data<T>(weight), data<T>(bias)},
+        y.data_ptr<T>());
+    return y;
+  });
+}
+
 }  // namespace
 }  // namespace vlmamba
 
@@ -226,4 +242,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("conv", &v::convolve, NoGil());
   m.def("conv_backward", &v::convolve_backward, NoGil());
   m.def("conv_step", &v::convolve_step, NoGil());
+  m.def("linear", &v::few_rows_linear, NoGil());
 }

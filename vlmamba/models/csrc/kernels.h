@@ -102,4 +102,14 @@ void conv_step(const ConvInputs<T>& in, T* y, T* state);
 
 constexpr int64_t kMaxTaps = 16;
 
+template <typename T>
+struct LinearInputs {
+  int64_t rows, width, outputs;
+  const T *x, *weight, *bias;    // (rows, width), (outputs, width), (outputs)
+};
+
+// y (rows, outputs) is written.
+template <typename T>
+void linear(const LinearInputs<T>& in, T* y);
+
 }  // namespace vlmamba
