@@ -21,7 +21,7 @@ from harness import tables
 from harness.cli import cli
 from harness.paired import Paired, paired
 from harness.run import Parser
-from harness.runs import NO_IMAGE, EvaluationRun
+from harness.runs import NO_IMAGE, EvaluationRun, distinct_names
 from tasks.errors import UserError
 
 HEADERS = ("task", "mean A", "mean B", "A - B", "95 % interval", "p", "n", "images", "A/B better")
@@ -123,7 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     parser.add_argument("--seed", type=int, default=0, help="of random sign flips (default: 0)")
     args = parser.parse_args(argv)
-    a, b = EvaluationRun.read(args.a), EvaluationRun.read(args.b)
+    names = distinct_names([args.a, args.b])
+    a, b = EvaluationRun.read(args.a, names[0]), EvaluationRun.read(args.b, names[1])
     render = tables.markdown_table if args.markdown else tables.text_table
     print(f"A: {a.title}\nB: {b.title}\n")
     print(render(HEADERS, rows(compare(a, b, seed=args.seed))))

@@ -13,7 +13,7 @@ import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness import runs
 from harness.cli import cli
@@ -110,7 +110,8 @@ def plot(profile: Profile, name: str, format_: str) -> bytes:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
+    style: Any = {**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}
+    with matplotlib.rc_context(style):
         batches = profile.batch_sizes()
         figure = Figure(figsize=(4.6 * len(batches), 3.6), layout="constrained")
         axes = figure.subplots(1, len(batches), squeeze=False, sharey=True)[0]
@@ -124,7 +125,10 @@ def plot(profile: Profile, name: str, format_: str) -> bytes:
 def _draw(axis: Axes, profile: Profile, name: str, batch: int) -> None:
     label, lines = PLOTS[name]
     for place, model in enumerate(profile.models()):
-        look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+        look: dict[str, Any] = {
+            "color": COLOURS[place % len(COLOURS)],
+            "marker": MARKERS[place % len(MARKERS)],
+        }
         for quantity, scale, style, suffix in lines:
             curve = sorted(profile.curve(model, batch, quantity).items())
             if curve:
@@ -142,8 +146,8 @@ def _draw(axis: Axes, profile: Profile, name: str, batch: int) -> None:
     _mark_crossovers(axis, profile, batch, *lines[0][:2])
     axis.set(xscale="log", yscale="log", xlabel="tokens in the sequence", ylabel=label)
     axis.set_title(_title(profile, batch), fontsize=9)
-    lengths = sorted({row.seq_len for row in profile.rows})
-    axis.set_xticks(lengths, [_short(n) for n in lengths])
+    ticks = sorted({row.seq_len for row in profile.rows})
+    axis.set_xticks(ticks, [_short(n) for n in ticks])
     axis.minorticks_off()
 
 

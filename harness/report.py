@@ -30,7 +30,7 @@ from harness.profiling.summary import tables as profile_tables
 from harness.report_samples import Browser, collect
 from harness.run import Parser
 from harness.rundir import write_atomically
-from harness.runs import EvaluationRun, Found, read_record
+from harness.runs import EvaluationRun, Found, distinct_names, read_record
 from tasks.errors import UserError
 
 REASONS = {paper.NOT_RECORDED, paper.NOT_REPORTED, "not run"}
@@ -72,8 +72,8 @@ class Inputs:
     def read(cls, folders: Sequence[Path]) -> Inputs:
         """Raises UserError for a folder that holds no run."""
         found = cls()
-        for folder in folders:
-            name, record = folder.resolve().name, read_record(folder)
+        for folder, name in zip(folders, distinct_names(folders), strict=True):
+            record = read_record(folder)
             if record["kind"] == "evaluation":
                 found.evaluations.append(EvaluationRun(name, folder, record))
             else:
@@ -83,7 +83,11 @@ class Inputs:
 
     def records(self) -> list[tuple[str, Mapping[str, Any]]]:
         """(name, record) of all."""
-        everything = [*self.evaluations, *self.profiles, *self.ablations]
+        everything: list[EvaluationRun | Found] = [
+            *self.evaluations,
+            *self.profiles,
+            *self.ablations,
+        ]
         return [(run.name, run.record) for run in everything]
 
 

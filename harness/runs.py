@@ -9,7 +9,7 @@ No torch here.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,17 @@ def find(root: Path) -> list[Found]:
     ]
 
 
+def distinct_names(folders: Sequence[Path]) -> list[str]:
+    """As much of each path's end as tells the folders apart: "x", or "a/x" and "b/x"."""
+    parts = [folder.resolve().parts for folder in folders]
+    deepest = max(map(len, parts))
+    for length in range(1, deepest + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return ["/".join(part) for part in parts]  # the same folder twice
+
+
 def read_record(folder: Path) -> Mapping[str, Any]:
     """The record in a run's folder. Raises UserError for none or a foreign one."""
     file = folder / RECORD
@@ -76,12 +87,12 @@ class EvaluationRun:
     record: Mapping[str, Any]
 
     @classmethod
-    def read(cls, folder: Path) -> EvaluationRun:
-        """The run in `folder`. Raises UserError for anything else."""
+    def read(cls, folder: Path, name: str | None = None) -> EvaluationRun:
+        """The run in `folder`, called by its name if not `name`. Raises UserError otherwise."""
         record = read_record(folder)
         if record["kind"] != "evaluation":
             raise UserError(f"{folder} holds a {record['kind']}; expected a run of harness.run")
-        return cls(folder.resolve().name, folder, record)
+        return cls(name or folder.resolve().name, folder, record)
 
     @property
     def tasks(self) -> list[str]:

@@ -11,6 +11,7 @@ from scipy import stats
 
 from harness import compare
 from harness.paired import paired
+from harness.runs import distinct_names
 
 
 def test_one_question_an_image_is_the_paired_t_interval():
@@ -122,6 +123,13 @@ def test_the_command_compares_what_both_scored(tmp_path, capsys):
     assert out.splitlines()[-1].split() == (
         ["pope", "75.0", "25.0", "+50.0", "-585.3", "to", "+685.3", "1", "4", "2", "2/0"]
     )
+
+
+def test_runs_are_named_by_what_tells_them_apart(tmp_path):
+    folders = [tmp_path / "a" / "evaluation", tmp_path / "b" / "evaluation"]
+    assert distinct_names(folders) == ["a/evaluation", "b/evaluation"]
+    assert distinct_names([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
+    assert len(distinct_names([tmp_path, tmp_path])) == 2
 
 
 @pytest.mark.parametrize(
