@@ -63,8 +63,9 @@ def measure_machine(terms: Terms) -> dict[str, Any]:
         raise UserError(f"the machine's own rates could not be measured: {error}") from error
 
 
-def run(points: Sequence[Point], journal: Journal, start: Launch = launch) -> list[Row]:
+def run(points: Sequence[Point], journal: Journal, start: Launch | None = None) -> list[Row]:
     """A row for every point, under one progress bar (on stderr)."""
+    start = start or launch
     rows: list[Row] = []
     too_much: dict[tuple[str, int], Row] = {}
     with tqdm(points, file=sys.stderr, unit="point") as bar:
