@@ -1,0 +1,180 @@
+"""Every command and every Python block of README.md runs.
+
+How, by command (see HOW): on the demo they run for real, but on two questions, shrunken models or
+prepared runs, and in this process. Commands with placeholders (a checkpoint, published files) need
+what no test has: training ones run with `--estimate`, which builds the model they name without
+memory; of evaluation and scoring the arguments go through the command's own checks. `make` targets
+are expanded (`make -n`), their commands are in other tests. A command that this file cannot run
+fails the test, so a new one in the README asks for its line here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_bench import tiny  # noqa: F401  # a fixture: every size of the benchmark shrunk
+from test_harness_compare import write_run
+from test_notebooks import launch
+
+from harness import ablate, bench, compare, plots, profile, report, run, score, tables
+from harness.profiling import child, sweep
+from vlmamba import train
+from vlmamba.data.demo import __main__ as demo_data
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"^```(bash|text|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PLACEHOLDERS = {
+    "CHECKPOINT_OR_HUB_ID": "org/name",
+    "FOLDER_WITH_PARQUET": "parquet",
+    "$D": "published",
+}
+
+
+def blocks(*kinds: str) -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return [content for kind, content in BLOCK.findall(text) if kind in kinds]
+
+
+def commands() -> list[str]:
+    """Every command line, continuations joined, comments and output left out."""
+    lines = "\n".join(blocks("bash", "text")).replace("\\\n", " ").splitlines()
+    stripped = (" ".join(shlex.split(line, comments=True)) for line in lines)
+    starts = ("python ", "make ", "lmms-eval ", "accelerate ", "pip ")
+    return [line for line in stripped if line.startswith(starts)]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A working directory in which the README's relative paths mean something."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "parquet").mkdir()
+    monkeypatch.setattr(sweep, "launch", launch)
+    monkeypatch.setattr(sweep, "measure_machine", child.measure_machine)
+    return tmp_path
+
+
+def on_two_questions(arguments: list[str]) -> None:
+    """harness.run: the demo for real; elsewhere only what is checked before data are needed."""
+    if "hub" in arguments or "parquet" in arguments:
+        run.parse(arguments)
+        return
+    assert run.main([*arguments, "--limit", "2", "--out", "runs/readme"]) == 0
+
+
+def parsed(parser: Callable) -> Callable[[list[str]], None]:
+    """Arguments that the command's own parser takes, and no others."""
+
+    def check(arguments: list[str]) -> None:
+        parser().parse_args(arguments)
+
+    return check
+
+
+def estimated(arguments: list[str]) -> None:
+    """vlmamba.train: the model built on no memory, its cost printed."""
+    kept = [a for a in arguments if a not in ("--dry-run",)]
+    assert train.main([*kept, "--estimate"]) == 0
+
+
+def profiled(arguments: list[str]) -> None:
+    """harness.profile: shrunken models on short sequences."""
+    small = ["--tiny", "--seq-lens=16,32", "--image-tokens=4", "--decode=1", "--seconds=0.1"]
+    small += ["--models=vl-mamba-130m,pythia-160m", "--dtype=float32", "--device=cpu"]
+    assert profile.main([*arguments, *small, "--out=runs/profiled"]) == 0
+
+
+def on_prepared_runs(main: Callable) -> Callable[[list[str]], None]:
+    """Commands that read runs: folders they name are filled with a small one."""
+
+    def go(arguments: list[str]) -> None:
+        for argument in arguments:
+            if "/" in argument and "." not in argument and not Path(argument).exists():
+                write_run(Path(argument), [1, 0, 1, 1])
+        extra = ["--no-images"] if main is report.main else []
+        assert main([*arguments, *extra]) == 0
+
+    return go
+
+
+def from_committed_runs(main: Callable) -> Callable[[list[str]], None]:
+    """Commands that read results/runs."""
+
+    def go(arguments: list[str]) -> None:
+        Path("results/runs").mkdir(parents=True, exist_ok=True)
+        assert main(arguments) == 0
+
+    return go
+
+
+def benchmarked(arguments: list[str]) -> None:
+    """harness.bench: on the sizes of its own tests, one section."""
+    assert bench.main([*arguments, "--only", "decode"]) == 0
+
+
+HOW: dict[str, Callable[[list[str]], None]] = {
+    "harness.run": on_two_questions,
+    "harness.score": parsed(score.build_parser),
+    "harness.bench": benchmarked,
+    "harness.profile": profiled,
+    "harness.ablate": parsed(ablate.build_parser),  # test_ablate.py runs a small study
+    "harness.compare": on_prepared_runs(compare.main),
+    "harness.report": on_prepared_runs(report.main),
+    "harness.tables": from_committed_runs(tables.main),
+    "harness.plots": from_committed_runs(plots.main),
+    "vlmamba.train": estimated,
+    "vlmamba.data.demo": parsed(demo_data.parser),
+}
+
+
+@pytest.mark.parametrize("command", commands())
+@pytest.mark.usefixtures("tiny")
+def test_command(command, place, capsys):
+    for name, value in PLACEHOLDERS.items():
+        command = command.replace(name, value)
+    words = command.split()
+    if words[0] == "make":
+        environment = {k: v for k, v in os.environ.items() if k != "MAKEFLAGS"}
+        subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, env=environment, check=True)
+    elif words[0] == "lmms-eval":
+        check_lmms_eval(words[1:])
+    else:
+        start = words.index("-m") + 1
+        assert words[start] in HOW, f"tests/test_readme.py does not know how to run: {command}"
+        HOW[words[start]](words[start + 1 :])
+        assert "error:" not in capsys.readouterr().err
+
+
+def check_lmms_eval(arguments: list[str]) -> None:
+    """Its data are on the hub, so: the task file it would load, and a model it would find."""
+    options = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    assert options["--model"] == "vlmamba"
+    for name in options["--tasks"].split(","):
+        assert list((ROOT / options["--include_path"]).glob(f"*/{name}.yaml"))
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_block(block, place):
+    exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
+
+
+def test_the_readme_has_commands_and_each_make_target_exists():
+    assert len(commands()) >= 10
+    targets = re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = [word for c in commands() if c.startswith("make ") for word in c.split()[1:]]
+    assert set(named) <= set(targets)
+
+
+def test_help_of_every_command_shows_examples():
+    for module in HOW:
+        done = subprocess.run(
+            [sys.executable, "-m", module, "--help"], capture_output=True, text=True, cwd=ROOT
+        )
+        assert done.returncode == 0
+        assert f"python -m {module} " in done.stdout
