@@ -88,10 +88,12 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(world, uninterrupte
     assert final[0].read_bytes() == final[1].read_bytes()
 
 
-def test_two_processes_follow_the_curve_of_one(world, uninterrupted, tmp_path):
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_two_processes_follow_the_curve_of_one(way, world, uninterrupted, tmp_path):
+    """With the accelerate configurations that the package brings; some batches have no image."""
     arguments = ["--preset", PRESET, *flags(world, tmp_path / "o", steps=12, batch_size=6)]
-    two = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    two += ["--dynamo_backend", "no", "--main_process_port", str(free_port())]
+    two = ["--config_file", str(Path(train.__file__).parent / "recipes" / f"{way}.yaml")]
+    two += ["--num_processes", "2", "--main_process_port", str(free_port())]
 
     def run(*more: str) -> None:
         everything = [*two, "-m", "vlmamba.train", *arguments, *more]

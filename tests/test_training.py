@@ -139,6 +139,17 @@ def test_the_cut_into_micro_batches_does_not_change_the_curve(make_run, model):
     assert curves[0] == pytest.approx(curves[2], rel=1e-4)
 
 
+def test_a_batch_without_images_gives_the_connector_zero_gradients(model):
+    freeze(model, STAGES["finetune"])
+    ids = torch.tensor([[5, 6, 7, 8]])
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.connector.parameters())
+    model.zero_grad(set_to_none=True)
+    freeze(model, STAGES["text"])
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(p.grad is None for p in model.connector.parameters())
+
+
 def test_data_workers_do_not_change_the_curve(make_run, model):
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     alone, helped = make_run(out="alone", steps=3), make_run(out="helped", steps=3)

@@ -135,7 +135,6 @@ class Batch:
     n_labels: int  # positions whose prediction is scored
     n_tokens: int  # positions that are not padding
     n_truncated: int
-    has_images: bool
     skipped: list[tuple[str, str]]  # (sample, reason)
 
 
@@ -183,7 +182,6 @@ def collate(
         n_labels=int((labels[:, 1:] != IGNORE).sum()),
         n_tokens=sum(len(example.input_ids) for example in examples),
         n_truncated=sum(row.truncated for row in rows),
-        has_images=bool(images),
         skipped=skipped or [],
     )
 

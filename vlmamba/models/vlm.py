@@ -25,6 +25,7 @@ from transformers.utils import ModelOutput
 
 from vlmamba.config import VLMambaConfig
 from vlmamba.models.connector import OutputLinear, build_connector
+from vlmamba.models.linear import Linear
 from vlmamba.models.mamba import MambaLM, MambaMixer, MambaState
 from vlmamba.models.vision import build_vision_encoder
 
@@ -98,7 +99,7 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
         self.vision_encoder = build_vision_encoder(config)
         self.connector = build_connector(config)
         self.language_model = MambaLM(config)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
         if not self.vision_encoder.weights_in_checkpoint:
             self._keys_to_ignore_on_save = [
                 f"vision_encoder.{name}" for name in self.vision_encoder.state_dict()
@@ -144,12 +145,16 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
         """Token embeddings (B, L, D) with the images' vectors in place; and those (n, P, D).
 
         Images fill the `<image>` tokens of the batch in reading order.  Raises ValueError where
-        their number and the number of such tokens disagree.
+        their number and the number of such tokens disagree.  A batch without images runs a
+        connector that learns on an empty image and adds nothing of it: where several processes
+        train, each must give every parameter a gradient, whatever its batch holds.
         """
         embeds = self.get_input_embeddings()(input_ids)
         if pixel_values is not None:
             image_features = self.encode_images(pixel_values)
         if image_features is None:
+            if self.training and any(p.requires_grad for p in self.connector.parameters()):
+                embeds = embeds + 0.0 * self.connector(self._empty_image()).sum()
             return embeds, None
         images = self.connector(image_features.to(self.dtype))
         where = input_ids == self.config.image_token_id
@@ -159,6 +164,11 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
                 f"{images.shape[1]} patches each; let VLMambaProcessor expand <image>"
             )
         return embeds.masked_scatter(where.unsqueeze(-1), images.to(embeds.dtype)), images
+
+    def _empty_image(self) -> Tensor:
+        """Features (1, P, Dv) of zeros."""
+        shape = (1, self.config.num_image_tokens, self.config.vision_config.hidden_size)
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def forward(
         self,

@@ -167,15 +167,10 @@ def update(
 def summed_loss(model: nn.Module, batch: Batch, device: torch.device) -> torch.Tensor:
     """The loss summed over the batch's scored tokens; zero, with gradients, if there are none."""
     inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
-    if not batch.n_labels:
-        del inputs["labels"]
-    output = model(**inputs)
-    loss = output.loss * batch.n_labels if batch.n_labels else output.logits.sum() * 0.0
-    if batch.has_images:
-        return loss
-    # Without images the connector is not used; every process must still give it a gradient.
-    unused = (p.sum() for n, p in model.named_parameters() if "connector." in n and p.requires_grad)
-    return loss + 0.0 * sum(unused)
+    if batch.n_labels:
+        return model(**inputs).loss * batch.n_labels
+    del inputs["labels"]
+    return model(**inputs).logits.sum() * 0.0
 
 
 def _count(batches: list[Batch], accelerator: Accelerator) -> dict[str, int]:
