@@ -9,7 +9,8 @@ import pytest
 from harness_world import pope_rows, write_parquet
 from test_harness_compare import write_run
 
-from harness import ablate, paired
+from harness import ablate, paired, tables
+from harness import report as report_page
 from harness.ablation import cells, report
 from harness.ablation.cells import Budget, Cell
 from harness.ablation.variants import AXES, DEMO, FINAL, SCALES, Variant, variants
@@ -144,6 +145,11 @@ def test_a_small_study_for_real(tmp_path, monkeypatch, capsys):
     assert record["tests"][0]["n"] == 4
     assert "| vss_l2 * |" in (tmp_path / "out" / "connector" / "table.md").read_text()
     assert "Ablation of connector, 1 seed" in capsys.readouterr().out
+    page = tmp_path / "report.html"
+    assert report_page.main([str(tmp_path / "out" / "connector"), "--out", str(page)]) == 0
+    assert "Ablation of connector: against the final model (vss_l2)" in page.read_text()
+    assert tables.main(["--from", str(tmp_path / "out"), "--out", str(tmp_path / "tables")]) == 0
+    assert (tmp_path / "tables" / "connector.paired.tex").exists()
     monkeypatch.setattr(cells, "execute", lambda module, arguments: pytest.fail("trained again"))
     assert ablate.main(["--axis", "scan", "--variants", "bsm", *command]) == 0
 
