@@ -154,7 +154,7 @@ class MambaMixer(nn.Module):
         if recompute and torch.is_grad_enabled():
             # it stops where all is back that a backward needs: out_proj is not computed again
             return checkpoint(
-                self._conv_scan_project, *inputs, use_reentrant=False, preserve_rng_state=False
+                self._conv_scan_project, *inputs, use_reentrant=False
             )
         return self._conv_scan_project(*inputs)
 

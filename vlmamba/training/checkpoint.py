@@ -30,6 +30,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from vlmamba.errors import UserError
+from vlmamba.training import lora
+from vlmamba.training.recipe import Hyperparameters
 
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -89,10 +91,24 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_model(folder: Path, model: nn.Module, processor: Any, accelerator: Accelerator) -> None:
-    """Model and processor as from_pretrained reads them; all processes call it."""
+def write_model(
+    folder: Path,
+    model: nn.Module,
+    processor: Any,
+    accelerator: Accelerator,
+    hyper: Hyperparameters,
+    final: bool = False,
+) -> None:
+    """Model and processor as from_pretrained reads them; all processes call it.
+
+    LoRA lies beside them, and is part of the weights too if `final`.
+    """
     weights = accelerator.get_state_dict(model)
     if accelerator.is_main_process:
+        if hyper.lora:
+            weights, adapter = lora.split(weights)
+            lora.save(folder, adapter, hyper)
+            weights = lora.merged(weights, adapter, hyper) if final else weights
         accelerator.unwrap_model(model).save_pretrained(folder, state_dict=weights)
         processor.save_pretrained(folder)
 
@@ -105,12 +121,12 @@ def save_checkpoint(
     progress: dict[str, Any],
     settings: dict[str, Any],
     accelerator: Accelerator,
-    keep: int,
+    hyper: Hyperparameters,
 ) -> Path:
-    """Write the checkpoint of `progress["step"]`, then delete all but the newest `keep`."""
+    """Write the checkpoint of `progress["step"]`, then delete all but the newest `hyper.keep`."""
     target = checkpoint_root(out) / f"step-{progress['step']:08d}"
     with atomic_folder(target, accelerator) as folder:
-        write_model(folder, model, processor, accelerator)
+        write_model(folder, model, processor, accelerator, hyper)
         # full on the main process, empty on the others
         moments: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=FULL)
         save_file(random_state(), folder / f"rng-{accelerator.process_index:05d}.safetensors")
@@ -119,7 +135,7 @@ def save_checkpoint(
             state = {"progress": progress, "settings": settings, "python_random": random.getstate()}
             (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n")
     if accelerator.is_main_process:
-        rotate(out, keep)
+        rotate(out, hyper.keep)
     return target
 
 

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vlmamba.config import VLMambaConfig
 from vlmamba.models.scan2d import scan_orders
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
+from vlmamba.training import lora
 from vlmamba.training.recipe import Hyperparameters
 from vlmamba.training.stages import Stage, freeze
 
@@ -50,7 +51,9 @@ def estimate(config: VLMambaConfig, stage: Stage, hyper: Hyperparameters) -> Est
         model = VLMambaForConditionalGeneration(config)
     freeze(model, stage)
     parameters = {part: _count(model.get_submodule(part)) for part in PARTS}
-    learning = {part: n if part in stage.learns else 0 for part, n in parameters.items()}
+    if hyper.lora:
+        lora.attach(model, hyper)
+    learning = {part: _count(model.get_submodule(part), learning=True) for part in PARTS}
     has_images = stage.template is not None
     text = hyper.max_length - (config.num_image_tokens if has_images else 0)
     sample = _language_flops(config, hyper.max_length, max(1, text), stage, hyper)
@@ -66,8 +69,8 @@ def estimate(config: VLMambaConfig, stage: Stage, hyper: Hyperparameters) -> Est
     )
 
 
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def _count(module: nn.Module, learning: bool = False) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not learning)
 
 
 def _language_flops(
@@ -78,7 +81,7 @@ def _language_flops(
     matrices = 3 * d * di + di * (2 * n + r) + r * di + di * config.d_conv
     forward = config.n_layer * length * (2 * matrices + SCAN_FLOPS * di * n)
     head = 2 * labels * d * config.vocab_size
-    backward = 2 if "language_model" in stage.learns else 1
+    backward = 2 if "language_model" in stage.learns and not hyper.lora else 1
     again = 1 if hyper.gradient_checkpointing else 0
     return forward * (1 + backward + again) + head * (1 + backward)
 

@@ -27,7 +27,7 @@ from vlmamba.data.collate import Batch, Examples, MicroBatches
 from vlmamba.data.order import MicroBatchOrder
 from vlmamba.errors import UserError
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
-from vlmamba.training import checkpoint
+from vlmamba.training import checkpoint, lora
 from vlmamba.training.optimizer import build_optimizer
 from vlmamba.training.recipe import Hyperparameters
 from vlmamba.training.schedule import SCHEDULES
@@ -59,6 +59,7 @@ class Run:
     workers: int = 0
     strict: bool = False
     tensorboard: bool = False
+    wandb: str | None = None  # project
 
 
 def make_accelerator(hyper: Hyperparameters, cpu: bool = False) -> Accelerator:
@@ -74,6 +75,10 @@ def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -
     """
     hyper, total = run.hyper, run.hyper.total_steps(len(run.examples.lengths))
     freeze(run.model, run.stage)
+    if hyper.lora:
+        lora.attach(run.model, hyper)
+        if resume_from is not None:
+            lora.restore(resume_from, run.model)
     if hyper.gradient_checkpointing:
         run.model.activation_checkpointing_enable()
     model, optimizer = accelerator.prepare(run.model, build_optimizer(run.model, hyper))
@@ -104,12 +109,12 @@ def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -
                 asdict(progress),
                 run.settings,
                 accelerator,
-                hyper.keep,
+                hyper,
             )
         began = time.perf_counter()
     log.close(progress)
     with checkpoint.atomic_folder(run.out / "final", accelerator) as folder:
-        checkpoint.write_model(folder, model, run.processor, accelerator)
+        checkpoint.write_model(folder, model, run.processor, accelerator, hyper, final=True)
     return run.out / "final"
 
 
@@ -130,6 +135,7 @@ def steps(run: Run, first: int, total: int, accelerator: Accelerator) -> Iterato
         batch_size=None,
         num_workers=run.workers,
         pin_memory=accelerator.device.type == "cuda",
+        generator=torch.Generator(),  # else each start draws from the state that dropout uses
     )
     batches = iter(loader)
     for _ in range(first, total):
@@ -211,6 +217,7 @@ class StepLog:
         self.file = path.open("a", buffering=1)  # one line at a time reaches the disk
         self.bar = tqdm(total=total, initial=first, desc=run.stage.name, unit="step")
         self.board = _tensorboard(run.out) if run.tensorboard else None
+        self.wandb = _wandb(run) if run.wandb else None
 
     def write(
         self,
@@ -244,6 +251,8 @@ class StepLog:
             refresh=False,
         )
         self.bar.update()
+        if self.wandb is not None:
+            self.wandb.log(line, step=progress.step)
         if self.board is not None:
             for name in ("loss", "lr", "grad_norm", "tokens_per_s"):
                 self.board.add_scalar(name, line[name], progress.step)
@@ -256,6 +265,8 @@ class StepLog:
         self.file.close()
         if self.board is not None:
             self.board.close()
+        if self.wandb is not None:
+            self.wandb.finish()
         (self.out / "summary.json").write_text(json.dumps(asdict(progress), indent=2) + "\n")
         if progress.truncated or progress.skipped:
             print(
@@ -278,6 +289,15 @@ def _tensorboard(out: Path) -> Any:
     except ImportError as error:
         raise UserError("--tensorboard needs its package: pip install tensorboard") from error
     return SummaryWriter(str(out / "tensorboard"))
+
+
+def _wandb(run: Run) -> Any:
+    """A Weights & Biases run; WANDB_MODE=offline writes it to OUT/wandb, to be sent later."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("--wandb needs its package: pip install wandb") from error
+    return wandb.init(project=run.wandb, name=run.out.name, dir=run.out, config=run.settings)
 
 
 def peak_memory(device: torch.device) -> int:

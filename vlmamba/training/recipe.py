@@ -23,7 +23,9 @@ class Hyperparameters:
 
     batch_size: sequences per update over all processes; micro_batch: sequences per forward of one
     process; steps: number of updates, or None to follow `epochs`; max_length in tokens;
-    connector_lr: the connector's own rate, where it should differ from lr.
+    connector_lr: the connector's own rate, where it should differ from lr; lora: rank of LoRA on
+    the language model (None: all of it learns), lora_alpha (None: twice the rank), lora_dropout,
+    lora_targets (comma-separated projections).
     """
 
     lr: float
@@ -42,6 +44,10 @@ class Hyperparameters:
     dtype: str = "bf16"
     gradient_checkpointing: bool = False
     compile: bool = False
+    lora: int | None = None
+    lora_alpha: float | None = None
+    lora_dropout: float = 0.0
+    lora_targets: str = "in_proj,x_proj,out_proj"
     seed: int = 0
     save_every: int = 500
     keep: int = 2
@@ -52,6 +58,8 @@ class Hyperparameters:
                 raise UserError(f"{name} is {getattr(self, name)!r}; expected a positive number")
         if self.steps is not None and self.steps < 1:
             raise UserError(f"steps is {self.steps}; expected at least 1")
+        if self.lora is not None and self.lora < 1:
+            raise UserError(f"lora is {self.lora}; expected a rank of at least 1")
         if self.schedule not in SCHEDULES:
             raise unknown("schedule", self.schedule, SCHEDULES)
         if self.dtype not in DTYPES:

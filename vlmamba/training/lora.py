@@ -1,0 +1,96 @@
+"""LoRA on the language model (Hu et al., arXiv:2106.09685): small additions learn, nothing else.
+
+    python -m vlmamba.train --stage finetune --lora 64 ...
+
+Each chosen projection W becomes W + alpha / rank * B A.  A checkpoint's model.safetensors holds the
+untouched W, and its `adapter/` A and B in peft's format; `final/` holds the sum, so it loads like
+any model, and `adapter/` beside it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vlmamba.errors import UserError
+from vlmamba.training.recipe import Hyperparameters
+
+TARGETS = ("in_proj", "x_proj", "out_proj")  # dt_proj is read as a bare matrix by the scan
+PREFIX = "base_model.model."  # of names in peft's files
+FILE = "adapter_model.safetensors"
+Tensors = dict[str, Tensor]
+
+
+def attach(model: nn.Module, hyper: Hyperparameters) -> None:
+    """Add LoRA to the language model's projections; of it, only these then learn.
+
+    Raises UserError where the language model does not learn, or a target is no projection.
+    """
+    try:
+        from peft import inject_adapter_in_model
+    except ImportError as error:
+        raise UserError("--lora needs its package: pip install peft") from error
+    language_model = model.get_submodule("language_model")
+    if not any(p.requires_grad for p in language_model.parameters()):
+        raise UserError("--lora is for stages in which the language model learns (finetune)")
+    inject_adapter_in_model(_peft_config(hyper), model)
+    for name, parameter in language_model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+
+
+def _peft_config(hyper: Hyperparameters):
+    from peft import LoraConfig
+
+    targets = hyper.lora_targets.split(",")
+    for target in targets:
+        if target not in TARGETS:
+            raise UserError(f"unknown LoRA target {target!r}; known: {', '.join(TARGETS)}")
+    return LoraConfig(
+        r=hyper.lora,
+        lora_alpha=_alpha(hyper),
+        lora_dropout=hyper.lora_dropout,
+        target_modules=rf"language_model\..*\.({'|'.join(targets)})",
+    )
+
+
+def _alpha(hyper: Hyperparameters) -> float:
+    return 2 * hyper.lora if hyper.lora_alpha is None else hyper.lora_alpha
+
+
+def split(weights: Tensors) -> tuple[Tensors, Tensors]:
+    """State dictionary with LoRA -> (the untouched model's, the adapter's in peft's names)."""
+    base = {k.replace(".base_layer.", "."): v for k, v in weights.items() if "lora_" not in k}
+    adapter = {PREFIX + k.replace(".default.", "."): v for k, v in weights.items() if "lora_" in k}
+    return base, adapter
+
+
+def merged(base: Tensors, adapter: Tensors, hyper: Hyperparameters) -> Tensors:
+    """The untouched model's weights with the adapter added, in float32."""
+    found, scale = dict(base), _alpha(hyper) / hyper.lora
+    for key, down in adapter.items():
+        if match := re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_A\.weight", key):
+            name, up = f"{match[1]}.weight", adapter[key.replace("lora_A", "lora_B")]
+            total = base[name].float() + scale * (up.float() @ down.float())
+            found[name] = total.to(base[name].dtype)
+    return found
+
+
+def save(folder: Path, adapter: Tensors, hyper: Hyperparameters) -> None:
+    """Write `folder`/adapter as peft reads it."""
+    target = Path(folder) / "adapter"
+    target.mkdir()
+    _peft_config(hyper).save_pretrained(target)
+    save_file({k: v.contiguous() for k, v in adapter.items()}, target / FILE)
+
+
+@torch.no_grad()
+def restore(folder: Path, model: nn.Module) -> None:
+    """Read `folder`/adapter into a model that `attach` has prepared."""
+    saved = load_file(Path(folder) / "adapter" / FILE)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.copy_(saved[PREFIX + name.replace(".default.", ".")])
