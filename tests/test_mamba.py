@@ -73,6 +73,21 @@ def test_every_published_layout_gives_the_same_model(tmp_path, theirs, layout, f
     assert (actual - expected).abs().max() / expected.abs().max() < 1e-5
 
 
+def test_a_revision_is_pinned_behind_the_name(monkeypatch, tmp_path, theirs):
+    import huggingface_hub
+
+    write_checkpoint(tmp_path, theirs, "original", "bin")
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *a, **k: asked.append((a, k)) or str(tmp_path)
+    )
+    model = VLMambaForConditionalGeneration(tiny_config())
+    load_language_model(model, "state-spaces/mamba-1.4b@abc123", local_files_only=True)
+    assert asked == [
+        (("state-spaces/mamba-1.4b",), {"revision": "abc123", "local_files_only": True})
+    ]
+
+
 @torch.no_grad()
 def test_32_greedy_steps(tmp_path, theirs):
     write_checkpoint(tmp_path, theirs, "original", "safetensors")

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 from test_llava_data import conversation, write
@@ -167,6 +168,10 @@ def test_estimate_counts_the_published_parameters(capsys):
         (["--lr", "0"], "lr is 0.0; expected a positive number"),
         (["--init", "nope"], "unknown model 'nope'"),
         (["--dtype", "fp8"], "unknown dtype 'fp8'"),
+        (["--set", "scan_share=false"], "unknown configuration field 'scan_share'"),
+        (["--set", "scan_shared=maybe"], "a value like True"),
+        (["--lora", "0"], "lora is 0; expected a rank"),
+        (["--lora", "4", "--lora-targets", "dt_proj"], "unknown LoRA target 'dt_proj'"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(changes, message, world, tmp_path, capsys):
@@ -181,6 +186,62 @@ def test_finetune_asks_for_the_stage_before(world, tmp_path, capsys):
     arguments = [flag for flag in flags(world, tmp_path / "o") if flag != "--tiny"]
     assert train.main(["--preset", "nano", *arguments]) == 2
     assert "needs --init" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_lora_learns_alone_resumes_exactly_and_is_merged(dropout, world, uninterrupted, tmp_path):
+    import peft
+
+    more = {"steps": 4, "lora": 4, "lora_dropout": dropout, "batch_size": 4}
+    start = ["--preset", PRESET, "--init", str(uninterrupted / "final")]
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert train.main([*start, *flags(world, whole, **more)]) == 0
+    shutil.copytree(whole, part)
+    shutil.rmtree(part / "final")
+    assert train.main([*start, *flags(world, part, **more), "--resume", "auto"]) == 0  # from 2
+    assert losses(part) == losses(whole)
+    names = ("model.safetensors", "adapter/adapter_model.safetensors")
+    for name in names:
+        assert (part / "final" / name).read_bytes() == (whole / "final" / name).read_bytes()
+
+    before, after = (load_file(d / "final" / names[0]) for d in (uninterrupted, whole))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {n.split(".")[-2] for n in changed if n.startswith("language_model.")} == {
+        *("in_proj", "x_proj", "out_proj")
+    }
+    model, _ = checkpoints.load(str(whole / "final"))  # adapter inside
+    base, _ = checkpoints.load(str(checkpoint.checkpoints(whole)[-1]))
+    kept = base.language_model.layers[0].mixer.in_proj.weight
+    assert torch.equal(kept, before["language_model.layers.0.mixer.in_proj.weight"])
+    base.connector.load_state_dict(model.connector.state_dict())
+    with_adapter = peft.PeftModel.from_pretrained(base, whole / "final" / "adapter").eval()
+    ids = torch.randint(2, 300, (1, 20))
+    torch.testing.assert_close(with_adapter(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_wandb_offline_needs_no_network(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    arguments = ["--preset", PRESET, *flags(world, tmp_path / "o", steps=2), "--wandb", "vl-mamba"]
+    assert train.main(arguments) == 0
+    assert list((tmp_path / "o" / "wandb").glob("offline-run-*"))
+
+
+def test_a_missing_tracker_says_how_to_install_it(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    arguments = ["--preset", PRESET, *flags(world, tmp_path / "o", steps=2), "--wandb", "vl-mamba"]
+    assert train.main(arguments) == 2
+    assert "pip install wandb" in capsys.readouterr().err
+
+
+def test_the_preset_and_the_image_transform_can_be_changed(world, tmp_path):
+    arguments = ["--preset", PRESET, *flags(world, tmp_path / "o", steps=1)]
+    arguments += ["--set", "scan_shared=false", "scan_merge=mean"]
+    assert train.main([*arguments, "--image-aspect-ratio", "resize"]) == 0
+    model, processor = checkpoints.load(str(tmp_path / "o" / "final"))
+    assert (model.config.scan_shared, model.config.scan_merge) == (False, "mean")
+    assert len(model.connector.vss.layers) == 2  # one Mamba layer for each direction of bsm
+    assert processor.image_aspect_ratio == "resize"
 
 
 def test_a_run_is_neither_overwritten_nor_continued_differently(world, uninterrupted, capsys):

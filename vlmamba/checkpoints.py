@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from vlmamba.config import VLMambaConfig
+from vlmamba.config import VLMambaConfig, split_revision
 from vlmamba.errors import UserError, unknown
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor
@@ -35,13 +35,14 @@ def load(
     device: str | torch.device = "cpu",
     revision: str | None = None,
 ) -> tuple[VLMambaForConditionalGeneration, VLMambaProcessor]:
-    """The model and processor called `name`: a bundled name, a folder, or a hub id.
+    """The model and processor called `name`: a bundled name, a folder, or a hub id[@revision].
 
     Only safetensors weights are accepted.  Raises UserError, one line, for a name that is none of
     these, a folder without a usable checkpoint, a pickled, truncated or ill-fitting one, and for
     a hub that cannot be reached.
     """
-    source = _resolve(name)
+    source, pinned = split_revision(name) if not Path(name).exists() else (name, None)
+    source, revision = _resolve(source), revision or pinned
     try:
         model, info = VLMambaForConditionalGeneration.from_pretrained(
             source,
@@ -152,7 +153,7 @@ def tokenizer_for(config: VLMambaConfig, **load_options: Any) -> Any:
 def load_language_model(
     model: VLMambaForConditionalGeneration, source: str | Path, **load_options: Any
 ) -> None:
-    """Fill the language model from a published Mamba checkpoint (folder or hub id).
+    """Fill the language model from a published Mamba checkpoint (folder or hub id[@revision]).
 
     Either layout, sharded or not, safetensors or .bin.  A vocabulary smaller than the model's
     fills its first rows.  Raises UserError naming keys that are missing, unknown or ill-shaped.
@@ -202,8 +203,11 @@ def _checkpoint_folder(source: str | Path, **load_options: Any) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     options = {k: v for k, v in load_options.items() if k in ("revision", "local_files_only")}
+    name, revision = split_revision(str(source))
+    if revision:
+        options["revision"] = revision
     try:
-        return Path(snapshot_download(str(source), **options))
+        return Path(snapshot_download(name, **options))
     except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise UserError(f"cannot fetch {str(source)!r}: {_first_line(error)}") from error
 

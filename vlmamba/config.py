@@ -219,6 +219,12 @@ class VLMambaConfig(PretrainedConfig):
         return cls(**{**fields, **overrides})
 
 
+def split_revision(name: str) -> tuple[str, str | None]:
+    """`ORGANISATION/NAME@REVISION` -> (hub id, branch, tag or commit), else (name, None)."""
+    head, at, revision = name.rpartition("@")
+    return (head, revision) if at else (name, None)
+
+
 def _vision_config(fields: dict[str, Any]) -> PretrainedConfig:
     known = {encoder["model_type"] for encoder in VISION_ENCODERS.values()}
     if fields.get("model_type") not in known:

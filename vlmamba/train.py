@@ -15,6 +15,7 @@ train.jsonl (one line a step), summary.json, checkpoints/ and final/ (for from_p
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import tempfile
@@ -47,6 +48,10 @@ HYPER_FLAGS: dict[str, Any] = {
     "clip_norm": float,
     "schedule": str,
     "dtype": str,
+    "lora": int,
+    "lora_alpha": float,
+    "lora_dropout": float,
+    "lora_targets": str,
     "seed": int,
     "save_every": int,
     "keep": int,
@@ -74,7 +79,21 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--images", type=Path, help="folder that the image paths are relative to")
     p.add_argument("--out", type=Path, help="folder for logs, checkpoints and the final model")
-    p.add_argument("--init", help="result of the stage before: folder or hub id")
+    p.add_argument("--init", help="result of the stage before: folder or hub id[@revision]")
+    p.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change the preset, e.g. scan_shared=false, scan_merge=mean, "
+        "language_model_id=state-spaces/mamba-130m@REVISION",
+    )
+    p.add_argument(
+        "--image-aspect-ratio",
+        choices=("pad", "resize"),
+        default="pad",
+        help="pad to a square, as LLaVA-1.5 does (default), or stretch",
+    )
     p.add_argument("--recipe", help="recipe name or .toml file (default: by preset)")
     p.add_argument("--features-cache", type=Path, help="keep the encoder's output here")
     p.add_argument("--resume", choices=("auto", "never"), default="never")
@@ -82,6 +101,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--workers", type=int, default=0, help="data processes (default 0: none)")
     p.add_argument("--cpu", action="store_true", help="do not use a GPU")
     p.add_argument("--tensorboard", action="store_true")
+    p.add_argument("--wandb", metavar="PROJECT", help="also log to Weights & Biases")
     p.add_argument("--dry-run", action="store_true", help="one update, nothing written")
     p.add_argument("--estimate", action="store_true", help="print the cost, run nothing")
     p.add_argument("--devices", type=int, default=1, help="for --estimate (default 1)")
@@ -137,12 +157,36 @@ def resolve(args: argparse.Namespace) -> tuple[Hyperparameters, VLMambaConfig, S
     if args.preset is None:
         raise UserError("no preset; give --preset NAME or a --recipe that names one")
     flags = {name: getattr(args, name) for name in (*HYPER_FLAGS, *HYPER_SWITCHES)}
-    config = VLMambaConfig.preset(args.preset)
+    config = VLMambaConfig.preset(args.preset, **config_fields(args.set))
     if args.tiny:
         from vlmamba.training.build import tiny
 
         config = tiny(config)
     return hyperparameters(recipe, stage.name, flags), config, stage
+
+
+def config_fields(pairs: list[str]) -> dict[str, Any]:
+    """`FIELD=VALUE` flags -> fields of the model's configuration; UserError for unknown ones."""
+    from vlmamba.config import VLMambaConfig
+    from vlmamba.errors import unknown
+
+    given = inspect.signature(VLMambaConfig.__init__).parameters.values()
+    defaults = {p.name: p.default for p in given if p.default is not inspect.Parameter.empty}
+    fields = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if name not in defaults:
+            raise unknown("configuration field", name, defaults)
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        if not equals or (isinstance(defaults[name], bool) and not isinstance(value, bool)):
+            raise UserError(
+                f"--set {pair}: expected FIELD=VALUE with a value like {defaults[name]!r}"
+            )
+        fields[name] = value
+    return fields
 
 
 def check_paths(args: argparse.Namespace) -> None:
@@ -175,6 +219,7 @@ def run(
             build.check_init(config, stage, args.init)
         texts = args.tokenizer_data or args.data
         model, processor = build.build(config, stage, args.init, texts, hyper.seed)
+        processor.image_aspect_ratio = args.image_aspect_ratio
     settings = resolved_settings(args, hyper, model.config)
     if resume_from is not None:
         check_same_run(checkpoint.read_state(resume_from)["settings"], settings, resume_from)
@@ -185,6 +230,7 @@ def run(
     examples = build_examples(args, stage, hyper, model, processor, accelerator)
     job = loop.Run(model, processor, examples, stage, hyper, args.out, settings)
     job.workers, job.strict, job.tensorboard = args.workers, args.strict, args.tensorboard
+    job.wandb = args.wandb
     final = loop.train(job, accelerator, resume_from)
     accelerator.print(f"model written to {final}")
 
@@ -252,6 +298,8 @@ def resolved_settings(
         "data": [str(path) for path in args.data],
         "images": str(args.images) if args.images else None,
         "init": args.init,
+        "set": args.set,
+        "image_aspect_ratio": args.image_aspect_ratio,
         "recipe": args.recipe,
         "hyperparameters": asdict(hyper),
         "model": json.loads(config.to_json_string(use_diff=False)),
@@ -268,7 +316,8 @@ def resolved_settings(
 
 def check_same_run(saved: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     """Raise UserError if a resumed run differs from the one that wrote the checkpoint."""
-    pairs = [(key, saved[key], now[key]) for key in ("preset", "stage", "data", "init")]
+    keys = ("preset", "stage", "data", "init", "set", "image_aspect_ratio")
+    pairs = [(key, saved.get(key, now[key]), now[key]) for key in keys]
     old, new = saved["hyperparameters"], now["hyperparameters"]
     pairs += [(key, old[key], new[key]) for key in old if key not in FREE_ON_RESUME]
     for key, before, after in pairs:

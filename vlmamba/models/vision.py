@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from vlmamba.config import VLMambaConfig
+from vlmamba.config import VLMambaConfig, split_revision
 
 
 class TransformersEncoder(nn.Module):
@@ -36,8 +36,10 @@ class TransformersEncoder(nn.Module):
         return patches[:, 1:] if self.has_cls else patches
 
     def load_pretrained(self, **kwargs: Any) -> None:
-        """Take over the published weights (config.vision_model_id: hub id or folder)."""
-        published = type(self.model).from_pretrained(self.model_id, **kwargs)
+        """Take over the published weights (config.vision_model_id: hub id[@revision] or folder)."""
+        name, revision = split_revision(str(self.model_id))
+        options = {"revision": revision} if revision else {}
+        published = type(self.model).from_pretrained(name, **options, **kwargs)
         self.model.load_state_dict(published.state_dict())
 
 
