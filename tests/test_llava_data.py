@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -68,6 +70,31 @@ def test_a_file_that_is_no_complete_array_is_refused(tmp_path, content, message)
     path.write_text(content)
     with pytest.raises(UserError, match=message):
         llava.LlavaFile(path)
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    """200,000 records, 300 MB: reading them all takes a tenth of that, mapped pages apart."""
+    path, answer = tmp_path / "large.json", "word " * 260
+    with open(path, "w", encoding="utf-8") as out:
+        for n in range(200_000):
+            record = {"id": n, "conversations": conversation("q", answer)}
+            out.write(("," if n else "[") + json.dumps(record))
+        out.write("]")
+    code = (
+        "import sys; from vlmamba.data import llava\n"
+        "def anonymous():\n"
+        "    lines = open('/proc/self/status').read().splitlines()\n"
+        "    return sum(int(x.split()[1]) for x in lines if x.startswith('RssAnon'))\n"
+        "before = anonymous(); file = llava.LlavaFile(sys.argv[1])\n"
+        "found = llava.survey(file, None, patches=4, progress=False)\n"
+        "print(len(found.usable), (anonymous() - before) / 1024)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
+    records, mebibytes = done.stdout.split()
+    assert int(records) == 200_000
+    assert float(mebibytes) < path.stat().st_size / 2**20 / 10
 
 
 def test_a_missing_file_is_named(tmp_path):
