@@ -209,6 +209,7 @@ def test_lora_learns_alone_resumes_exactly_and_is_merged(dropout, world, uninter
     assert {n.split(".")[-2] for n in changed if n.startswith("language_model.")} == {
         *("in_proj", "x_proj", "out_proj")
     }
+    assert {name.split(".")[0] for name in changed} == {"connector", "language_model"}
     model, _ = checkpoints.load(str(whole / "final"))  # adapter inside
     base, _ = checkpoints.load(str(checkpoint.checkpoints(whole)[-1]))
     kept = base.language_model.layers[0].mixer.in_proj.weight
@@ -217,6 +218,20 @@ def test_lora_learns_alone_resumes_exactly_and_is_merged(dropout, world, uninter
     with_adapter = peft.PeftModel.from_pretrained(base, whole / "final" / "adapter").eval()
     ids = torch.randint(2, 300, (1, 20))
     torch.testing.assert_close(with_adapter(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_estimate_counts_what_lora_learns(capsys):
+    arguments = ["--preset", PRESET, "--stage", "finetune", "--estimate"]
+    rows = []
+    for more in ([], ["--lora", "64"]):
+        assert train.main([*arguments, *more]) == 0
+        lines = [line.split() for line in capsys.readouterr().out.splitlines() if line]
+        rows.append({name: numbers for name, *numbers in lines})
+    assert rows[0]["connector"] == rows[1]["connector"]
+    assert rows[0]["language_model"][0] == rows[1]["language_model"][0]
+    d, inner, small = 2560, 5120, 160 + 2 * 16
+    widths = (d + 2 * inner) + (inner + small) + (inner + d)
+    assert rows[1]["language_model"][1] == f"{64 * 64 * widths:,}"  # layers * rank * widths
 
 
 def test_wandb_offline_needs_no_network(world, tmp_path, monkeypatch):

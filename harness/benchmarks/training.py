@@ -102,7 +102,7 @@ def stepper(model: VLMBase, checkpointing: bool) -> Callable[[Tensor | None, Ten
     freeze(model, STAGES["finetune"])
     if checkpointing:
         inner = model.model if isinstance(model, OurVLM) else model.language_model
-        inner.activation_checkpointing_enable()
+        inner.activation_checkpointing_enable()  # type: ignore[operator]
     optimizer = build_optimizer(model, Hyperparameters(lr=2e-5, batch_size=1, micro_batch=1))
 
     def step(features: Tensor | None, ids: Tensor) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 from vlmamba.errors import UserError
 from vlmamba.training.recipe import Hyperparameters
 
+if TYPE_CHECKING:  # loads only where it is used
+    from peft import LoraConfig
+
 TARGETS = ("in_proj", "x_proj", "out_proj")  # dt_proj is read as a bare matrix by the scan
 PREFIX = "base_model.model."  # of names in peft's files
 FILE = "adapter_model.safetensors"
@@ -26,7 +30,7 @@ Tensors = dict[str, Tensor]
 
 
 def attach(model: nn.Module, hyper: Hyperparameters) -> None:
-    """Add LoRA to the language model's projections; of it, only these then learn.
+    """Add LoRA to the language model's projections; of that model, only these additions learn.
 
     Raises UserError where the language model does not learn, or a target is no projection.
     """
@@ -37,12 +41,13 @@ def attach(model: nn.Module, hyper: Hyperparameters) -> None:
     language_model = model.get_submodule("language_model")
     if not any(p.requires_grad for p in language_model.parameters()):
         raise UserError("--lora is for stages in which the language model learns (finetune)")
-    inject_adapter_in_model(_peft_config(hyper), model)
-    for name, parameter in language_model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
+    others = [p for p in model.get_submodule("connector").parameters() if p.requires_grad]
+    inject_adapter_in_model(_peft_config(hyper), model)  # freezes everything but the adapter
+    for parameter in others:
+        parameter.requires_grad_(True)
 
 
-def _peft_config(hyper: Hyperparameters):
+def _peft_config(hyper: Hyperparameters) -> LoraConfig:
     from peft import LoraConfig
 
     targets = hyper.lora_targets.split(",")
@@ -50,15 +55,15 @@ def _peft_config(hyper: Hyperparameters):
         if target not in TARGETS:
             raise UserError(f"unknown LoRA target {target!r}; known: {', '.join(TARGETS)}")
     return LoraConfig(
-        r=hyper.lora,
-        lora_alpha=_alpha(hyper),
+        r=hyper.lora or 0,
+        lora_alpha=_alpha(hyper),  # type: ignore[arg-type]  # peft takes any number
         lora_dropout=hyper.lora_dropout,
         target_modules=rf"language_model\..*\.({'|'.join(targets)})",
     )
 
 
 def _alpha(hyper: Hyperparameters) -> float:
-    return 2 * hyper.lora if hyper.lora_alpha is None else hyper.lora_alpha
+    return 2 * (hyper.lora or 0) if hyper.lora_alpha is None else hyper.lora_alpha
 
 
 def split(weights: Tensors) -> tuple[Tensors, Tensors]:
@@ -70,7 +75,7 @@ def split(weights: Tensors) -> tuple[Tensors, Tensors]:
 
 def merged(base: Tensors, adapter: Tensors, hyper: Hyperparameters) -> Tensors:
     """The untouched model's weights with the adapter added, in float32."""
-    found, scale = dict(base), _alpha(hyper) / hyper.lora
+    found, scale = dict(base), _alpha(hyper) / (hyper.lora or 1)
     for key, down in adapter.items():
         if match := re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_A\.weight", key):
             name, up = f"{match[1]}.weight", adapter[key.replace("lora_A", "lora_B")]
@@ -83,7 +88,7 @@ def save(folder: Path, adapter: Tensors, hyper: Hyperparameters) -> None:
     """Write `folder`/adapter as peft reads it."""
     target = Path(folder) / "adapter"
     target.mkdir()
-    _peft_config(hyper).save_pretrained(target)
+    _peft_config(hyper).save_pretrained(str(target))
     save_file({k: v.contiguous() for k, v in adapter.items()}, target / FILE)
 
 
