@@ -151,11 +151,10 @@ class MambaMixer(nn.Module):
         """
         x, z = self.in_proj(u).chunk(2, dim=-1)
         inputs = (x, z, conv_state, ssm_state, lengths)
-        if recompute and torch.is_grad_enabled():
+        fresh = conv_state is None and ssm_state is None  # a given state may be overwritten later
+        if recompute and fresh and torch.is_grad_enabled():
             # it stops where all is back that a backward needs: out_proj is not computed again
-            return checkpoint(
-                self._conv_scan_project, *inputs, use_reentrant=False
-            )
+            return checkpoint(self._conv_scan_project, *inputs, use_reentrant=False)
         return self._conv_scan_project(*inputs)
 
     def _conv_scan_project(
