@@ -40,16 +40,24 @@ tables: install
 plots: install
 	$(PY) -m harness.plots --from results/runs --out results/plots
 
-# The commands that made vlmamba/assets/nano.
+# The commands that made vlmamba/assets/nano: four stages of text, then the paper's two.
 TRAIN = $(PY) -m vlmamba.train --preset nano+vss_l2+bsm --images $(DEMO_DATA) \
-  --features-cache $(DEMO_OUT)/features --resume auto
+  --features-cache $(DEMO_OUT)/features --resume auto --save-every 200
 demo-model: install
 	test -f $(DEMO_DATA)/finetune.json || \
-	  $(PY) -m vlmamba.data.demo --out $(DEMO_DATA) --images 14000 --captions 8000 --dialogues 16000 --seed 0
-	$(TRAIN) --stage text --data $(DEMO_DATA)/text.txt --tokenizer-data $(DEMO_DATA)/text.txt $(DEMO_DATA)/dialogue.json --out $(DEMO_OUT)/text
-	$(TRAIN) --stage dialogue --data $(DEMO_DATA)/dialogue.json --init $(DEMO_OUT)/text/final --out $(DEMO_OUT)/dialogue
-	$(TRAIN) --stage pretrain --data $(DEMO_DATA)/pretrain.json --init $(DEMO_OUT)/dialogue/final --out $(DEMO_OUT)/pretrain
-	$(TRAIN) --stage finetune --data $(DEMO_DATA)/finetune.json --init $(DEMO_OUT)/pretrain/final --out $(DEMO_OUT)/finetune
+	  $(PY) -m vlmamba.data.demo --out $(DEMO_DATA) --images 10000 --captions 8000 --dialogues 16000
+	$(TRAIN) --stage text --data $(DEMO_DATA)/text.txt --out $(DEMO_OUT)/text \
+	  --tokenizer-data $(DEMO_DATA)/text.txt $(DEMO_DATA)/dialogue.json
+	$(TRAIN) --stage dialogue --data $(DEMO_DATA)/dialogue.json --out $(DEMO_OUT)/dialogue \
+	  --init $(DEMO_OUT)/text/final
+	$(TRAIN) --stage text --data $(DEMO_DATA)/near.txt --out $(DEMO_OUT)/near \
+	  --init $(DEMO_OUT)/dialogue/checkpoints/step-00000600 --steps 240 --lr 2e-3 --micro-batch 32
+	$(TRAIN) --stage text --data $(DEMO_DATA)/far.txt --out $(DEMO_OUT)/far \
+	  --init $(DEMO_OUT)/near/final --steps 300 --lr 2e-3 --micro-batch 32
+	$(TRAIN) --stage pretrain --data $(DEMO_DATA)/pretrain.json --out $(DEMO_OUT)/pretrain \
+	  --init $(DEMO_OUT)/far/final
+	$(TRAIN) --stage finetune --data $(DEMO_DATA)/finetune.json --out $(DEMO_OUT)/finetune \
+	  --init $(DEMO_OUT)/pretrain/final
 	$(PY) tools/bundle_demo_model.py $(DEMO_OUT)/finetune/final vlmamba/assets/nano
 
 clean:

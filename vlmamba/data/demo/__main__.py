@@ -4,10 +4,10 @@
     python -m vlmamba.data.demo --out demo_bench --benchmarks pope,mme --split heldout
     python -m vlmamba.data.demo --out demo_bench --benchmarks all --split validation --styles fluent
 
-Training data goes to `--out` itself (text.txt, dialogue.json, pretrain.json, finetune.json,
-images/), benchmark files to `--out`/TASK.parquet.  Without --benchmarks training data is made;
-with it, benchmark files are (and training data too where --images or --captions is given).  Equal
-arguments, equal files.
+Training data goes to `--out` itself (text.txt, near.txt, far.txt, dialogue.json, pretrain.json,
+finetune.json, images/), benchmark files to `--out`/TASK.parquet.  Without --benchmarks training
+data is made; with it, benchmark files are (and training data too where --images or --captions is
+given).  Equal arguments, equal files.
 """
 
 from __future__ import annotations

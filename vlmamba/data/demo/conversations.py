@@ -6,8 +6,8 @@
 short answers (as its 665k mix): every prompt format of the benchmarks, the easy-VQA train split
 and a few samples without a picture.  Pictures lie beside them in `images/` and `easy_vqa/`.
 For the language model alone there are `text.txt`, a line a document: plain English
-(`text.documents`) and lines about scenes told in words (`words.in_words`); and `dialogue.json`,
-conversations about such scenes.
+(`text.documents`) and lines about scenes told in words (`words.in_words`); `near.txt` and
+`far.txt`, lines that ask what is in such scenes; and `dialogue.json`, conversations about them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tqdm import tqdm
 from vlmamba.data.demo import questions as ask
 from vlmamba.data.demo.render import render
 from vlmamba.data.demo.text import documents
-from vlmamba.data.demo.vocabulary import TRAINING_STYLES, WORDS
+from vlmamba.data.demo.vocabulary import TRAINING_STYLES, WORDS, with_article
 from vlmamba.data.demo.words import in_words
 from vlmamba.data.demo.world import Scene, SceneOptions, sample_scene
 from vlmamba.data.llava import IMAGE_TAG
@@ -80,9 +80,9 @@ def build_training_data(
     """Write the training files and their pictures to the folder `out`.
 
     images, captions: pictures of `finetune.json` and `pretrain.json`; dialogues: scenes told in
-    words in `dialogue.json`, a third of those in `text.txt`.  Equal arguments give equal files.
-    Drawing spawns processes, so a script calls this under `if __name__ == "__main__"`.  Raises
-    UserError when `out` already holds a training set.
+    words in `dialogue.json`; the `.txt` files have more in proportion.  Equal arguments give equal
+    files.  Drawing spawns processes, so a script calls this under `if __name__ == "__main__"`.
+    Raises UserError when `out` already holds a training set.
     """
     out = Path(out)
     if (out / "finetune.json").exists():
@@ -104,6 +104,9 @@ def build_training_data(
         finetune += easy_vqa_samples(out, seed)
     lines = itertools.chain(documents(), told_lines(f"train/{seed}/told", 3 * dialogues))
     (out / "text.txt").write_text("".join(f"{line}\n" for line in lines))
+    for name, far, key in (("near.txt", False, "bridge"), ("far.txt", True, "bridge2")):
+        lines = question_lines(f"train/{seed}/{key}", 3 * dialogues // 2, far)
+        (out / name).write_text("".join(f"{line}\n" for line in lines))
     _write_json(out / "dialogue.json", told_samples(f"train/{seed}/dialogue", dialogues))
     _write_json(out / "pretrain.json", pretrain)
     _write_json(out / "finetune.json", finetune)
@@ -141,8 +144,6 @@ def conversation_samples(scene: Scene, image: Path, balance: ask.Existence) -> l
 def told_lines(seed: str, number: int) -> Iterator[str]:
     """Lines of a scene in words, which things are there, and a sentence: "...: dog yes, bus no. A".
 
-    An answer right behind the name is what teaches a language model from scratch to look things
-    up; questions alone, whose answer comes many tokens later, had not done so (results/LOG.md).
     Every third line has the sentence only, as stage 1's template.
     """
     balance = ask.Existence()
@@ -154,6 +155,42 @@ def told_lines(seed: str, number: int) -> Iterator[str]:
             names = balance.checklist(scene, rng)
             sentence = f"{', '.join(f'{name} {answer}' for name, answer in names)}. {sentence}"
         yield f"{in_words(scene, rng)}: {sentence}"
+
+
+# From "dog yes" to the benchmark's question: further and further from the name to its answer. An
+# answer right behind the name is what teaches a language model from scratch to look things up;
+# questions alone, whose answer comes many tokens later, had not done so (results/LOG.md).
+QUESTION_FORMS = (
+    "{name} {yes}",
+    "{name}? {yes}",
+    "a {name}? {yes}",
+    "is there {a_name}? {yes}",
+    "Is there {a_name}? {Yes}",
+    "Is there {a_name} in the image? {Yes}",
+    f"Is there {{a_name}} in the image? {SHORT_ANSWER} {{Yes}}",
+    "USER: Is there {a_name} in the image? ASSISTANT: {Yes}",
+)
+
+
+def question_lines(seed: str, number: int, far: bool) -> Iterator[str]:
+    """Lines of a scene in words and which things are there, asked in one of QUESTION_FORMS.
+
+    The early forms are more frequent; with `far` the late ones are.
+    """
+    balance = ask.Existence()
+    for index in range(number):
+        scene = sample_scene(f"{seed}/{index}", SceneOptions())
+        rng = random.Random(f"{scene.seed}/bridge")
+        names = balance.checklist(scene, rng)
+        if len(names) < 10:
+            names += balance.checklist(scene, rng)
+        place = 1 - rng.random() ** 1.7 if far else rng.random() ** 1.5
+        form = QUESTION_FORMS[min(int(place * len(QUESTION_FORMS)), len(QUESTION_FORMS) - 1)]
+        asked = (
+            form.format(name=name, a_name=with_article(name), yes=yes, Yes=yes.capitalize())
+            for name, yes in names
+        )
+        yield f"{in_words(scene, rng)}: {', '.join(asked)}."
 
 
 def told_samples(seed: str, number: int) -> list[dict]:
