@@ -123,7 +123,7 @@ def _steps(
     """(name, measurement) in order; a measurement gets what was found before it."""
     steps: list[Step] = [("machine", lambda _: machine.measure(effort))]
     if "scan" in only:
-        steps += [(name, lambda _, run=run: run()) for name, run in scan.cases(effort)]
+        steps += [(name, lambda _, run=run: run()) for name, run in scan.cases(effort, quick)]
         steps.append(("scan errors", lambda _: scan.errors()))
     for name, compare in (("prefill", language_model.prefill), ("decode", language_model.decode)):
         if name in only:

@@ -54,6 +54,8 @@ def test_every_contender_runs_in_every_round_after_a_warm_up():
     assert calls == ["a", "b"] * 4  # the warm-up is not counted
     assert [len(t.wall_s) for t in timings.values()] == [3, 3]
     assert side_by_side(contenders, Effort(least=2, most=9, seconds=0))["a"].wall_s != ()
+    impatient = side_by_side(contenders, Effort(least=2, most=9, seconds=9, patience=0))
+    assert [len(t.wall_s) for t in impatient.values()] == [1, 1]
 
 
 def test_a_speedup_is_a_ratio_of_medians_for_one_item():

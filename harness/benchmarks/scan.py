@@ -108,11 +108,11 @@ def _forward_backward(function: Callable[[Inputs], Tensor], x: Inputs) -> Callab
     return lambda: torch.autograd.grad(function(leaves), list(leaves.values()), grad)
 
 
-def cases(effort: Effort) -> Iterator[tuple[str, Callable[[], Comparison]]]:
-    """(name, measurement) for every shape."""
+def cases(effort: Effort, quick: bool) -> Iterator[tuple[str, Callable[[], Comparison]]]:
+    """(name, measurement) for every shape; a quick run trains on the first one only."""
     for batch, length in FORWARD_SHAPES:
         yield f"scan {batch}x{length}", lambda b=batch, n=length: forward(b, n, effort)
-    for batch, length in TRAIN_SHAPES:
+    for batch, length in TRAIN_SHAPES[: 1 if quick else None]:
         yield f"scan training {batch}x{length}", lambda b=batch, n=length: train(b, n, effort)
 
 

@@ -19,15 +19,19 @@ LONG_RUN_S = 2.0  # a first run this long counts: what a warm-up would save is l
 
 @dataclass(frozen=True)
 class Effort:
-    """How often a contender runs: `least` times, then until `most` times or `seconds` are over."""
+    """How often a contender runs: `least` times, then until `most` times or `seconds` are over.
+
+    A contender that has run for `patience` seconds runs no more, if only once.
+    """
 
     least: int
     most: int
     seconds: float
+    patience: float = float("inf")
 
 
-QUICK = Effort(least=2, most=7, seconds=1.5)
-FULL = Effort(least=3, most=25, seconds=12)
+QUICK = Effort(least=2, most=7, seconds=1.5, patience=20)
+FULL = Effort(least=3, most=25, seconds=12, patience=240)
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,9 @@ def side_by_side(
 
 def _unfinished(times: list[tuple[float, float]], items: int, effort: Effort) -> bool:
     spent = sum(wall for wall, _ in times) * items
-    return len(times) < effort.least or (len(times) < effort.most and spent < effort.seconds)
+    if len(times) < effort.least:
+        return not times or spent < effort.patience
+    return len(times) < effort.most and spent < effort.seconds
 
 
 def _timed(contender: Contender, device: str) -> tuple[float, float]:
