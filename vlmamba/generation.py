@@ -19,6 +19,9 @@ from vlmamba.models.mamba import MambaState
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor
 
+# Tokens of one pass over images on a CPU: more would push a layer's activations out of its cache.
+CACHED_TOKENS = 2048
+
 
 @dataclass(frozen=True)
 class Request:
@@ -76,15 +79,17 @@ class GroupedGenerator:
         """States after the prefix of each group's first question, (len(firsts) rows)."""
         state = self.model.init_state(len(firsts))
         rows = [row for row, first in enumerate(firsts) if first.prefix]
-        if not rows:
-            return state
-        prefixes = [firsts[row].prefix for row in rows]
-        ids, lengths = _right_pad(prefixes, self.model)
-        pictures = [requests[firsts[row].index] for row in rows]
-        embeds, _ = self.model.embed(ids, image_features=self._image_features(pictures))
-        _, prefilled = self.model.language_model(embeds, None, lengths)
-        where = torch.tensor(rows, device=self.model.device)
-        state.conv[:, where], state.ssm[:, where] = prefilled.conv, prefilled.ssm
+        at_once = len(rows)
+        if rows and self.model.device.type == "cpu":
+            longest = max(len(firsts[row].prefix) for row in rows)
+            at_once = max(1, CACHED_TOKENS // longest)
+        for some in _chunks(rows, max(1, at_once)):
+            ids, lengths = _right_pad([firsts[row].prefix for row in some], self.model)
+            pictures = [requests[firsts[row].index] for row in some]
+            embeds, _ = self.model.embed(ids, image_features=self._image_features(pictures))
+            _, prefilled = self.model.language_model(embeds, None, lengths)
+            where = torch.tensor(some, device=self.model.device)
+            state.conv[:, where], state.ssm[:, where] = prefilled.conv, prefilled.ssm
         return state
 
     def _image_features(self, pictures: list[Request]) -> Tensor | None:
