@@ -102,7 +102,8 @@ def build_training_data(
     _draw(jobs, out, workers)
     if easy_vqa:
         finetune += easy_vqa_samples(out, seed)
-    lines = itertools.chain(documents(), told_lines(f"train/{seed}/told", 3 * dialogues))
+    told = told_lines(f"train/{seed}/told", 3 * dialogues)
+    lines: Iterator[str] = itertools.chain(documents(), told)
     (out / "text.txt").write_text("".join(f"{line}\n" for line in lines))
     for name, far, key in (("near.txt", False, "bridge"), ("far.txt", True, "bridge2")):
         lines = question_lines(f"train/{seed}/{key}", 3 * dialogues // 2, far)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from itertools import cycle
 
-from vlmamba.data.demo.world import SIDE, Scene
+from vlmamba.data.demo.world import SIDE, Scene, Sign, Thing
 
 GRID = 7  # cells on a side
 CELL = SIDE // GRID  # pixels
@@ -22,7 +22,7 @@ OVERSEEN = 0.1  # of the cells whose word was told before: background instead
 
 def in_words(scene: Scene, rng: random.Random) -> str:
     """The 49 words; a sign and a thing on a card alternate between what can be said of them."""
-    phrases = {}
+    phrases: dict[Thing | Sign, cycle[str]] = {}
     for thing in scene.things:
         words = [thing.name, thing.card] if thing.card else [thing.name]
         phrases[thing] = cycle(words)
@@ -40,7 +40,7 @@ def in_words(scene: Scene, rng: random.Random) -> str:
     return " ".join(cells)
 
 
-def _shown(scene: Scene, x: int, y: int):
+def _shown(scene: Scene, x: int, y: int) -> Thing | Sign | None:
     """The thing or sign at a point of the picture; None for the background."""
     if scene.sign:
         sign = scene.sign
