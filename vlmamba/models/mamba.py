@@ -273,7 +273,8 @@ class MambaLM(nn.Module):
         """One token: (B, D) -> (B, D) hidden; `state` is updated in place."""
         x = inputs_embeds
         for n, layer in enumerate(self.layers):
-            x = layer.step(x, state.conv[n], state.ssm[n])
+            # a ModuleList does not say what its modules are
+            x = layer.step(x, state.conv[n], state.ssm[n])  # type: ignore[operator]
         state.positions += 1
         return self._final_norm(x)
 

