@@ -160,13 +160,13 @@ class VLMambaConfig(PretrainedConfig):
         self.image_token_id = image_token_id
         self.scan_backend = scan_backend
         self._check()
-        super().__init__(
-            bos_token_id=bos_token_id,
-            eos_token_id=eos_token_id,
-            pad_token_id=pad_token_id,
-            tie_word_embeddings=tie_word_embeddings,
-            **kwargs,
-        )
+        shared: dict[str, Any] = {
+            "bos_token_id": bos_token_id,
+            "eos_token_id": eos_token_id,
+            "pad_token_id": pad_token_id,
+            "tie_word_embeddings": tie_word_embeddings,
+        }
+        super().__init__(**shared, **kwargs)
 
     def _check(self) -> None:
         if self.connector not in CONNECTOR_NAMES:

@@ -93,8 +93,8 @@ class GroupedGenerator:
         return state
 
     def _image_features(self, pictures: list[Request]) -> Tensor | None:
-        images = [p.image() if callable(p.image) else p.image for p in pictures]
-        images = [image for image in images if image is not None]
+        loaded = [p.image() if callable(p.image) else p.image for p in pictures]
+        images = [image for image in loaded if image is not None]
         if not images:
             return None
         pixels = self.processor.pixel_values(images).to(self.model.device)

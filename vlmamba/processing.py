@@ -87,9 +87,11 @@ class VLMambaProcessor(ProcessorMixin):
             num_image_tokens=config.num_image_tokens,
         )
 
-    def prepare_inputs_layout(self, images: Any = None, text: Any = None, **kwargs: Any) -> tuple:
+    def prepare_inputs_layout(
+        self, images: Any = None, text: Any = None, *args: Any, **kwargs: Any
+    ) -> tuple:
         """transformers' hook: pads images to squares before they are resized."""
-        images, text, *rest = super().prepare_inputs_layout(images=images, text=text, **kwargs)
+        images, text, *rest = super().prepare_inputs_layout(images, text, *args, **kwargs)
         if images is not None and self.image_aspect_ratio == "pad":
             images = self._padded(images)
         return images, text, *rest

@@ -8,8 +8,9 @@ and saves with from_pretrained / save_pretrained and generates with generate().
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -53,10 +54,10 @@ class VLMambaPreTrainedModel(PreTrainedModel):
     config: VLMambaConfig
     config_class = VLMambaConfig
     base_model_prefix = "language_model"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     _is_stateful = True
-    _no_split_modules = ("MambaBlock",)
+    _no_split_modules = ["MambaBlock"]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -93,6 +94,9 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
     """The whole model.  Parts: vision_encoder, connector, language_model, lm_head (tied)."""
 
     _tied_weights_keys = {"lm_head.weight": "language_model.embedding.weight"}  # noqa: RUF012
+    if TYPE_CHECKING:
+        # GenerationMixin types `self` as a protocol that transformers' own models do not meet
+        generate: Callable[..., Any]
 
     def __init__(self, config: VLMambaConfig):
         super().__init__(config)
@@ -120,9 +124,9 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
         """The token embedding."""
         return self.language_model.embedding
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token embedding."""
-        self.language_model.embedding = value
+        self.language_model.embedding = cast(nn.Embedding, value)
 
     def get_output_embeddings(self) -> nn.Linear:
         """The output head (shares its weight with the token embedding)."""
@@ -200,6 +204,7 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
             output_hidden_states = self.config.output_hidden_states
         images = None
         if inputs_embeds is None:
+            assert input_ids is not None  # one of the two is given
             inputs_embeds, images = self.embed(input_ids, pixel_values, image_features)
         if attention_mask is not None:
             attention_mask = attention_mask[:, -inputs_embeds.shape[1] :]
@@ -258,9 +263,9 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
         logits = self.lm_head(hidden[:, :-1][supervised]).float()
         return F.cross_entropy(logits, targets[supervised])
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]  # all but the ids come by name
         self,
-        input_ids: Tensor,
+        input_ids: torch.LongTensor,
         next_sequence_length: int | None = None,
         cache_params: MambaState | None = None,
         **kwargs: Any,
@@ -269,11 +274,11 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
         seen = 0 if cache_params is None else cache_params.get_seq_length()
         if next_sequence_length is None and 0 < seen < input_ids.shape[1]:
             next_sequence_length = input_ids.shape[1] - seen
-        return super().prepare_inputs_for_generation(
+        return super().prepare_inputs_for_generation(  # type: ignore[misc]  # see `generate`
             input_ids, next_sequence_length, cache_params=cache_params, **kwargs
         )
 
-    def _prepare_cache_for_generation(
+    def _prepare_cache_for_generation(  # type: ignore[override]  # nobody reads a result
         self, generation_config: Any, model_kwargs: dict, *args: Any, **kwargs: Any
     ) -> None:
         """generate()'s hook: the first forward pass makes the state, nothing to prepare."""
