@@ -14,16 +14,15 @@ Shapes: B batch, P patches, T text tokens, D width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tasks.errors import unknown
 from vlmamba.config import LANGUAGE_MODELS, VISION_ENCODERS, VLMambaConfig
-from vlmamba.models.mamba import MambaState
+from vlmamba.models.mamba import MambaLM, MambaState
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 
 OURS = "vl-mamba-"  # followed by a name of LANGUAGE_MODELS
@@ -126,7 +125,7 @@ class VLMBase(nn.Module):
     vision_encoder: nn.Module
     connector: nn.Module
     language_model: nn.Module
-    embedding: Callable[[Tensor], Tensor]
+    embedding: nn.Embedding
 
     def embed(self, input_ids: Tensor, image_features: Tensor | None = None) -> Tensor:
         """Text tokens (B, T), after image features (B, P, Dv) if given -> (B, P + T, D)."""
@@ -165,6 +164,8 @@ class VLMBase(nn.Module):
 class OurVLM(VLMBase):
     """VLMambaForConditionalGeneration behind the common interface."""
 
+    language_model: MambaLM
+
     def __init__(self, model: VLMambaForConditionalGeneration):
         super().__init__()
         self.model, self.shell_config = model, model.config
@@ -196,12 +197,14 @@ class OurVLM(VLMBase):
 class TransformersVLM(VLMBase):
     """A causal language model of transformers in the shell of one of ours."""
 
-    def __init__(self, shell: VLMambaForConditionalGeneration, language_model: nn.Module):
+    language_model: PreTrainedModel
+
+    def __init__(self, shell: VLMambaForConditionalGeneration, language_model: PreTrainedModel):
         super().__init__()
         self.shell_config = shell.config
         self.vision_encoder, self.connector = shell.vision_encoder, shell.connector
         self.language_model = language_model
-        self.embedding = language_model.get_input_embeddings()
+        self.embedding = cast(nn.Embedding, language_model.get_input_embeddings())
         names = {"mamba": "cache_params"}
         self.cache_name = names.get(language_model.config.model_type, "past_key_values")
 
