@@ -13,6 +13,7 @@ minutes and much memory, each contender in a process of its own.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import time
@@ -123,25 +124,39 @@ def _steps(
     """(name, measurement) in order; a measurement gets what was found before it."""
     steps: list[Step] = [("machine", lambda _: machine.measure(effort))]
     if "scan" in only:
-        steps += [(name, lambda _, run=run: run()) for name, run in scan.cases(effort, quick)]
+        steps += [(name, _alone(run)) for name, run in scan.cases(effort, quick)]
         steps.append(("scan errors", lambda _: scan.errors()))
     for name, compare in (("prefill", language_model.prefill), ("decode", language_model.decode)):
         if name in only:
-            steps.append((name, lambda found, c=compare: c(models, found["machine"], effort)))
+            steps.append((name, _with_machine(compare, models, effort)))
     if "prefill" in only:
         steps.append(("logits", lambda _: language_model.logits_error(models)))
     for shape in evaluation.SHAPES:
         if shape.section in only:
-            steps.append(
-                (shape.section, lambda _, s=shape: evaluation.throughput(s, models, effort))
-            )
+            measure = functools.partial(evaluation.throughput, shape, models, effort)
+            steps.append((shape.section, _alone(measure)))
     if "invariance" in only:
         names = invariance.QUICK_TASKS if quick else NAMES
         count = invariance.QUICK_QUESTIONS if quick else invariance.QUESTIONS
         steps.append(("invariance", lambda _: invariance.measure(names, count)))
     if "train" in only:
-        steps += [(kind, lambda _, k=kind: training.compare(k)) for kind in training.KINDS]
+        compared = {kind: functools.partial(training.compare, kind) for kind in training.KINDS}
+        steps += [(kind, _alone(measure)) for kind, measure in compared.items()]
     return steps
+
+
+def _alone(measure: Callable[[], Any]) -> Callable[[dict[str, Any]], Any]:
+    """A measurement that needs nothing of what was found before."""
+    return lambda _: measure()
+
+
+def _with_machine(
+    compare: Callable[[language_model.Models, machine.Machine, Effort], Comparison],
+    models: language_model.Models,
+    effort: Effort,
+) -> Callable[[dict[str, Any]], Comparison]:
+    """A measurement that needs the machine's limits."""
+    return lambda found: compare(models, found["machine"], effort)
 
 
 if __name__ == "__main__":

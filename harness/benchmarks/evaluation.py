@@ -13,17 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from PIL import Image
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from harness.benchmarks.language_model import Models
 from harness.benchmarks.timing import OURS, Comparison, Contender, Effort, side_by_side
 from tasks.common import SHORT_ANSWER
 from vlmamba.generation import GroupedGenerator, Request
+from vlmamba.models.vision import VisionEncoder
 from vlmamba.processing import EOS, IMAGE, SYSTEM, VLMambaProcessor
 
 ONE_AT_A_TIME = "ours, one at a time"
@@ -80,7 +82,7 @@ def word_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS)
 
 
-class GivenFeatures(nn.Module):
+class GivenFeatures(VisionEncoder):
     """In the encoder's place: the same features for every picture."""
 
     weights_in_checkpoint = True
@@ -97,7 +99,8 @@ class GivenFeatures(nn.Module):
 @torch.inference_mode()
 def throughput(shape: Shape, models_: Models, effort: Effort) -> Comparison:
     """Seconds for a question, grouped and one at a time."""
-    model, theirs = models_.ours.model, models_.theirs.language_model
+    model = models_.ours.model
+    theirs = cast(Any, models_.theirs.language_model)  # a PreTrainedModel, and a GenerationMixin
     patches = model.config.num_image_tokens, model.config.vision_config.hidden_size
     features = torch.randn(1, *patches).to(model.device, model.dtype)
     model.vision_encoder = GivenFeatures(features)

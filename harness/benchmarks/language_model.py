@@ -9,15 +9,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from harness.baselines import OurVLM, TransformersVLM, VLMBase, build
 from harness.benchmarks.machine import Machine
 from harness.benchmarks.timing import OURS, Comparison, Contender, Effort, side_by_side
 from vlmamba.generation import greedy
+from vlmamba.models.mamba import MambaLM
 
 SIZE = "130m"
 PROMPT_TOKENS = 1024
@@ -41,7 +43,7 @@ class Models:
         if name not in self.built:
             model = build(name, dtype=self.dtype, device=self.device)
             if name == f"transformers-mamba-{SIZE}":
-                share_weights(self.ours, model)
+                share_weights(self.ours, cast(TransformersVLM, model))
             _never_end(model)
             self.built[name] = model
         return self.built[name]
@@ -67,14 +69,16 @@ def share_weights(ours: OurVLM, theirs: TransformersVLM) -> None:
     theirs.language_model.load_state_dict(renamed)
     theirs.language_model.tie_weights()
     theirs.embedding, theirs.connector = (
-        theirs.language_model.get_input_embeddings(),
+        cast(nn.Embedding, theirs.language_model.get_input_embeddings()),
         ours.connector,
     )
 
 
 def _never_end(model: VLMBase) -> None:
     """Every answer is as long as it may be."""
-    inner = model.model if isinstance(model, OurVLM) else model.language_model
+    inner = cast(
+        PreTrainedModel, model.model if isinstance(model, OurVLM) else model.language_model
+    )
     inner.config.eos_token_id = NEVER
     inner.generation_config.eos_token_id = None
 
@@ -84,10 +88,7 @@ def prefill(models: Models, machine: Machine, effort: Effort) -> Comparison:
     """From the prompt's embeddings to the logits after its last token."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, (1, PROMPT_TOKENS), generator=generator).to(models.device)
-    contenders = {
-        name: Contender(lambda model=model: model.prefill(model.embed(ids)))
-        for name, model in _all(models).items()
-    }
+    contenders = {name: Contender(_prefill(m, ids)) for name, m in _all(models).items()}
     flops = prefill_flops(models.ours.language_model, PROMPT_TOKENS)
     return Comparison(
         "prefill",
@@ -98,7 +99,11 @@ def prefill(models: Models, machine: Machine, effort: Effort) -> Comparison:
     )
 
 
-def prefill_flops(language_model: nn.Module, tokens: int) -> float:
+def _prefill(model: VLMBase, ids: Tensor) -> Callable[[], object]:
+    return lambda: model.prefill(model.embed(ids))
+
+
+def prefill_flops(language_model: MambaLM, tokens: int) -> float:
     """Multiplications and additions of the matrix products, the head's at the last token only."""
     layers = sum(m.weight.numel() for m in language_model.modules() if isinstance(m, nn.Linear))
     return 2.0 * (tokens * layers + language_model.embedding.weight.numel())
@@ -114,11 +119,12 @@ def decode(models: Models, machine: Machine, effort: Effort) -> Comparison:
     ids = torch.ones(1, 1, dtype=torch.int64, device=models.device)
     settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
     ours, theirs = models.ours, models.theirs
+    generator = cast(Any, theirs.language_model)  # a PreTrainedModel, and a GenerationMixin
     runs: dict[str, Callable[[], object]] = {
         OURS: _greedy(ours, ids),
         OURS_GENERATE: functools.partial(ours.model.generate, ids, **settings),
         TRANSFORMERS: _loop(theirs, ids),
-        TRANSFORMERS_GENERATE: functools.partial(theirs.language_model.generate, ids, **settings),
+        TRANSFORMERS_GENERATE: functools.partial(generator.generate, ids, **settings),
     }
     prompt = ids.expand(1, PROMPT_TOKENS)
     runs |= {name: _loop(models[name], prompt) for name in ATTENTION}

@@ -6,6 +6,7 @@ Shapes: B batch, L steps, Di channels, N states.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Iterator
 
@@ -52,7 +53,14 @@ def channels_first(x: Inputs) -> Inputs:
 
 def ours(x: Inputs) -> Tensor:
     """y (B, L, Di) of the backend that "auto" stands for."""
-    return selective_scan(**x)[0]
+    return _ours(x)[0]
+
+
+def _ours(x: Inputs, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """y and the final state (B, Di, N)."""
+    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+    u, delta, a, b, c, d, z, bias = (x[name] for name in names)
+    return selective_scan(u, delta, a, b, c, d, z, bias, backend=backend)
 
 
 def transformers_loop(x: Inputs) -> Tensor:
@@ -83,7 +91,7 @@ def forward(batch: int, length: int, effort: Effort) -> Comparison:
     x = inputs(batch, length)
     first = channels_first(x)
     contenders = {
-        name: Contender(lambda f=f, x=x if name == OURS else first: f(x))
+        name: Contender(functools.partial(f, x if name == OURS else first))
         for name, f in functions().items()
     }
     shape = f"batch {batch}, {length} steps"
@@ -111,9 +119,9 @@ def _forward_backward(function: Callable[[Inputs], Tensor], x: Inputs) -> Callab
 def cases(effort: Effort, quick: bool) -> Iterator[tuple[str, Callable[[], Comparison]]]:
     """(name, measurement) for every shape; a quick run trains on the first one only."""
     for batch, length in FORWARD_SHAPES:
-        yield f"scan {batch}x{length}", lambda b=batch, n=length: forward(b, n, effort)
+        yield f"scan {batch}x{length}", functools.partial(forward, batch, length, effort)
     for batch, length in TRAIN_SHAPES[: 1 if quick else None]:
-        yield f"scan training {batch}x{length}", lambda b=batch, n=length: train(b, n, effort)
+        yield f"scan training {batch}x{length}", functools.partial(train, batch, length, effort)
 
 
 @torch.inference_mode()
@@ -122,14 +130,12 @@ def errors() -> dict[str, float]:
 
     Of the outputs or of the final state, whichever is worse; in float32.
     """
-    exact = selective_scan(**inputs(*ERROR_SHAPE, torch.float64), backend="reference")
+    exact = _ours(inputs(*ERROR_SHAPE, torch.float64), "reference")
     backends = dict.fromkeys(("reference", "torch", resolve_backend("auto", "cpu")))
     return {
         backend: max(
             float((got.double() - want).abs().max() / want.abs().max())
-            for got, want in zip(
-                selective_scan(**inputs(*ERROR_SHAPE), backend=backend), exact, strict=True
-            )
+            for got, want in zip(_ours(inputs(*ERROR_SHAPE), backend), exact, strict=True)
         )
         for backend in backends
     }
