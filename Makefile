@@ -2,7 +2,7 @@
 # make test    the test suite
 # make lint    ruff and mypy
 # make tables plots   every file of results/tables and results/plots again, from results/runs
-# make demo-model   train the bundled demo model again (about an hour on 2 cores)
+# make demo-model   train the bundled demo model again (about 90 minutes on 2 cores)
 # Each builds .venv first when it is missing or out of date.
 
 PYTHON ?= python3

@@ -50,8 +50,15 @@ def test_the_pipeline_answers():
 
 
 def test_a_run_gives_a_record_with_every_question(tmp_path):
-    common = ["--tasks", "pope", "--style", "validation", "--limit", "72", "--out", str(tmp_path)]
-    assert run.main(common) == 0
-    record = json.loads((tmp_path / "record.json").read_text())
-    assert record["tasks"]["pope"]["n"] == 72
-    assert record["label"] == "demo: not comparable with published numbers"
+    common = ["--tasks", "pope", "--style", "validation"]
+    assert run.main([*common, "--out", str(tmp_path / "sees")]) == 0
+    assert run.main([*common, "--blind", "--out", str(tmp_path / "blind")]) == 0
+    records = {
+        name: json.loads((tmp_path / name / "record.json").read_text())
+        for name in ("sees", "blind")
+    }
+    assert records["sees"]["tasks"]["pope"]["n"] == 1296
+    assert records["sees"]["label"] == "demo: not comparable with published numbers"
+    scores = {name: record["tasks"]["pope"]["metrics"] for name, record in records.items()}
+    assert scores["sees"]["f1"]["value"] > 0.88
+    assert abs(scores["blind"]["accuracy"]["value"] - 0.5) < 0.05
