@@ -30,7 +30,7 @@ class Effort:
     patience: float = float("inf")
 
 
-QUICK = Effort(least=2, most=7, seconds=1.5, patience=20)
+QUICK = Effort(least=2, most=25, seconds=1.5, patience=6)
 FULL = Effort(least=3, most=25, seconds=12, patience=240)
 
 
