@@ -46,7 +46,7 @@ def build_parser() -> Parser:
     add("--seeds", type=int, default=3, help="seeds 0 to N-1 of each variant (default: 3)")
     add("--tasks", default="all", help=f"all, or some of {', '.join(tasks.NAMES)}")
     add("--data", type=Path, default=Path("runs/demo-data"), help="training data of the demo world")
-    add("--lm", type=Path, default=Path("runs/demo-model"), help="holds text/final, dialogue/final")
+    add("--lm", type=Path, default=Path("runs/demo-model"), help="holds text/final, far/final")
     add("--pretrain-steps", type=int, help="updates of stage 1 (default: the recipe's)")
     add("--steps", type=int, help="updates of stage 2 (default: the recipe's)")
     add("--train-args", default="", help='more flags of vlmamba.train, such as "--dtype fp32"')

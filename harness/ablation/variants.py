@@ -23,7 +23,7 @@ class Variant:
     connector: str = "vss_l2"
     scan: str = "bsm"
     encoder: str = "efficientnet-lite0"
-    lm: str | None = "dialogue"
+    lm: str | None = "far"
     llm: str = "nano"
 
     @property
@@ -72,7 +72,7 @@ DEMO: Axes = {
     ),
     "llm": (
         Variant("text only", connector="mlp", lm="text"),
-        Variant("text and dialogue", connector="mlp"),
+        Variant("text and questions", connector="mlp"),
     ),
 }
 PAPER: Axes = {
