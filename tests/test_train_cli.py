@@ -26,6 +26,19 @@ PRESET = "2.8b-slimpj+siglip-so400m-384+vss_l2+bsm"
 SMALL = ["--tiny", "--cpu", "--dtype", "fp32", "--lr", "1e-3", "--no-gradient-checkpointing"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Bit-for-bit equality holds with one thread; with two the last bits differ (results/LOG.md)."""
+    before, environ = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+    os.environ.pop("OMP_NUM_THREADS")
+    if environ is not None:
+        os.environ["OMP_NUM_THREADS"] = environ
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     """data.json with 24 samples and images/ with four pictures."""
