@@ -28,7 +28,7 @@ SMALL = ["--tiny", "--cpu", "--dtype", "fp32", "--lr", "1e-3", "--no-gradient-ch
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Bit-for-bit equality holds with one thread; with two the last bits differ (results/LOG.md)."""
+    """Bit for bit holds with one thread; with two the last bits differ (results/LOG.md)."""
     before, environ = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
