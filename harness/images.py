@@ -5,35 +5,12 @@ A stored image is {"bytes", "path"} (undecoded) or a PIL image (decoded by the r
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
-import struct
-import warnings
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageFile
-
-# What PIL's decoders raise on damaged files.
-DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-    NotImplementedError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
+from PIL import Image
 
 
 class UnreadableImage(Exception):
@@ -58,25 +35,12 @@ def decode(value: Any) -> Image.Image:
     """The first frame as a PIL image. Raises UnreadableImage for anything that is not whole."""
     if not is_stored(value):
         return value
-    try:
-        with _strict():
-            image = Image.open(io.BytesIO(_stored_bytes(value)))
-            image.load()
-            return _eight_bit(image)
-    except DAMAGE as error:
-        raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+    from vlmamba.data.pictures import BrokenPicture, decode_picture  # the package loads torch
 
-
-@contextlib.contextmanager
-def _strict() -> Iterator[None]:
-    """PIL refusing truncated files (importing lmms-eval makes it fill them in) and huge ones."""
-    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+        return decode_picture(_stored_bytes(value))
+    except BrokenPicture as error:
+        raise UnreadableImage(str(error)) from error
 
 
 def _stored_bytes(value: Mapping[str, Any]) -> bytes:
@@ -86,10 +50,3 @@ def _stored_bytes(value: Mapping[str, Any]) -> bytes:
         return Path(value["path"]).read_bytes()
     except (OSError, TypeError, ValueError) as error:
         raise UnreadableImage(f"{value['path']}: {error}") from error
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey scaled to 8 bits (PIL's own conversion would clip it to white)."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        return image.convert("I").point(lambda level: level / 257).convert("L")
-    return image

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from vlmamba.data.llava import IMAGE_TAG, LlavaFile, Sample, SampleError, Survey
+from vlmamba.data.pictures import BrokenPicture, decode_picture
 
 IGNORE = -100  # label of a position that is not trained on
 PAD_MULTIPLE = 8  # what matrix units like; fewer distinct shapes to prepare kernels for
@@ -59,11 +60,10 @@ class PixelImages:
 def open_image(path: Path) -> Image.Image:
     """Decode an image file to RGB; raises SampleError if it is missing or broken."""
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        return decode_picture(path.read_bytes()).convert("RGB")
     except FileNotFoundError as error:
         raise SampleError("missing image file") from error
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except (OSError, ValueError, BrokenPicture) as error:
         raise SampleError("broken image file") from error
 
 
