@@ -1,6 +1,7 @@
 """Ablate one axis: train every variant with every seed, evaluate it, and put them in one table.
 
     python -m harness.ablate --axis connector --seeds 3
+    python -m harness.ablate --axis connector --seeds 3 --jobs 2
     python -m harness.ablate --axis scan --steps 600 --tasks pope,mme,gqa --limit 400
     python -m harness.ablate --axis scan --variants bsm,csm --seeds 1 --out runs/quick
     python -m harness.ablate --axis connector --scale paper --data LLAVA --eval-data hub --seeds 1
@@ -15,9 +16,11 @@ the same command continues an interrupted study. OUT/AXIS receives record.json a
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import tasks
@@ -26,7 +29,8 @@ from harness.ablation import report
 from harness.ablation.cells import Budget, Cell, run_cell
 from harness.ablation.variants import AXES, FINAL, SCALES, Variant, variants
 from harness.cli import cli
-from harness.run import Parser
+from harness.data_sources import Source
+from harness.run import Parser, choose_tasks
 from harness.rundir import RunFolder
 from tasks.errors import UserError, unknown
 
@@ -46,13 +50,14 @@ def build_parser() -> Parser:
     add("--seeds", type=int, default=3, help="seeds 0 to N-1 of each variant (default: 3)")
     add("--tasks", default="all", help=f"all, or some of {', '.join(tasks.NAMES)}")
     add("--data", type=Path, default=Path("runs/demo-data"), help="training data of the demo world")
-    add("--lm", type=Path, default=Path("runs/demo-model"), help="holds text/final, far/final")
+    add("--lm", type=Path, default=Path("runs/demo-model"), help="holds text/final, talk/final")
     add("--pretrain-steps", type=int, help="updates of stage 1 (default: the recipe's)")
     add("--steps", type=int, help="updates of stage 2 (default: the recipe's)")
     add("--train-args", default="", help='more flags of vlmamba.train, such as "--dtype fp32"')
     add("--eval-data", default="demo", help="what harness.run takes as --data (default: demo)")
     add("--style", help="demo data only: seen, heldout or validation")
     add("--limit", type=int, help="only the first N questions of each task")
+    add("--jobs", type=int, default=1, help="cells at a time; they share the cores (default: 1)")
     add("--out", type=Path, default=Path("runs/ablation"), help="default: runs/ablation")
     return parser
 
@@ -66,9 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cells = [Cell(variant, seed) for seed in range(args.seeds) for variant in chosen]
     _check_inputs(args, cells)
     with RunFolder(args.out) as folder:
-        for place, cell in enumerate(cells, 1):
-            print(f"cell {place} of {len(cells)}: {cell.name}", file=sys.stderr, flush=True)
-            run_cell(cell, budget, args.out / "cells")
+        _run_cells(cells, budget, args.out / "cells", args.jobs)
         record = report.record(args.axis, cells, budget, args.out / "cells")
         (args.out / args.axis).mkdir(exist_ok=True)
         shown = report.tables_of(record)
@@ -81,9 +84,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _run_cells(cells: Sequence[Cell], budget: Budget, root: Path, jobs: int) -> None:
+    """Do what is left of the cells, `jobs` at a time; raises what the first failure raised."""
+    if jobs > 1:  # the children's threads, unless the user has said how many
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+
+    def run_one(place: int, cell: Cell) -> None:
+        print(f"cell {place} of {len(cells)}: {cell.name}", file=sys.stderr, flush=True)
+        run_cell(cell, budget, root, quiet=jobs > 1)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        started = [pool.submit(run_one, place, cell) for place, cell in enumerate(cells, 1)]
+        try:
+            for one in started:
+                one.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
 def _budget(args: argparse.Namespace) -> Budget:
     """What every cell gets. Raises UserError for numbers that make no sense."""
-    for name in ("seeds", "pretrain_steps", "steps", "limit"):
+    try:
+        train_args = tuple(shlex.split(args.train_args))
+    except ValueError as error:
+        raise UserError(f"--train-args {args.train_args!r}: {error}") from error
+    for name in ("seeds", "pretrain_steps", "steps", "limit", "jobs"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} is {value}; expected at least 1")
@@ -92,7 +118,7 @@ def _budget(args: argparse.Namespace) -> Budget:
         lm=str(args.lm),
         pretrain_steps=args.pretrain_steps,
         finetune_steps=args.steps,
-        train_args=tuple(shlex.split(args.train_args)),
+        train_args=train_args,
         tasks=args.tasks,
         eval_data=args.eval_data,
         scale=args.scale,
@@ -117,7 +143,12 @@ def _chosen(args: argparse.Namespace) -> list[Variant]:
 
 
 def _check_inputs(args: argparse.Namespace, cells: Sequence[Cell]) -> None:
-    """Raise UserError for absent training data or language models, before anything is trained."""
+    """Raise UserError for unknown tasks, absent training data or language models.
+
+    Before anything is trained.
+    """
+    source = Source.parse(args.eval_data, args.style)
+    choose_tasks(args.tasks, source)
     wanted = [args.data / name for name in ("pretrain.json", "finetune.json")]
     wanted += [args.lm / cell.variant.lm / "final" for cell in cells if cell.variant.lm]
     for path in wanted:

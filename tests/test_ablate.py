@@ -66,7 +66,7 @@ def test_a_cell_is_two_stages_and_an_evaluation_each_done_once(tmp_path):
     assert [module for module, _ in done] == ["vlmamba.train"] * 3 + ["harness.run"]
     first, second = " ".join(done[0][1]), " ".join(done[2][1])
     assert "--preset nano+efficientnet-lite0+vss_l2+csm --stage pretrain" in first
-    assert "--init lm/far/final" in first
+    assert "--init lm/talk/final" in first
     assert "--seed 2 --resume auto --steps 5 --cpu" in first
     assert "seed-2/pretrain/final" in second
     assert "--steps 7" in second
@@ -126,7 +126,7 @@ def test_a_small_study_for_real(tmp_path, monkeypatch, capsys):
     small = ["--tiny", "--cpu", "--dtype=fp32", "--batch-size=2", "--micro-batch=2"]
     text = ["--preset", "nano", "--stage", "text", "--data", str(world / "finetune.json")]
     lm = tmp_path / "lm"
-    text += ["--out", str(lm / "far"), "--steps=1", "--max-length=32", *small]
+    text += ["--out", str(lm / "talk"), "--steps=1", "--max-length=32", *small]
     assert train.main(text) == 0
     write_parquet(pope_rows(2, 1), world / "pope.parquet")
     generate = GroupedGenerator.generate

@@ -6,6 +6,7 @@ a process of its own; a finished one is not repeated, an interrupted one goes on
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from harness import children
 from harness.ablation.variants import Variant
 from harness.rundir import write_atomically
 from harness.runs import EvaluationRun
@@ -59,15 +61,24 @@ class Cell:
         return EvaluationRun.read(self.folder(root) / "evaluation")
 
 
-def execute(module: str, arguments: Sequence[str]) -> int:
-    """Run a command of this project; its progress goes to stderr, its tables nowhere."""
+def execute(module: str, arguments: Sequence[str], log: Path | None = None) -> int:
+    """Run a command of this project; its progress goes to stderr or `log`, its tables nowhere."""
     command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+    if log is None:
+        return children.run(command, stdout=subprocess.DEVNULL).returncode
+    with log.open("ab") as file:
+        return children.run(command, stdout=subprocess.DEVNULL, stderr=file).returncode
 
 
-def run_cell(cell: Cell, budget: Budget, root: Path, start: Execute | None = None) -> None:
-    """Do what is left of a cell. Raises UserError where a command fails or the terms changed."""
-    start = start or execute
+def run_cell(
+    cell: Cell, budget: Budget, root: Path, start: Execute | None = None, quiet: bool = False
+) -> None:
+    """Do what is left of a cell; with `quiet`, its progress goes to log.txt in its folder.
+
+    Raises UserError where a command fails or the terms changed.
+    """
+    log = cell.folder(root) / "log.txt" if quiet else None
+    start = start or functools.partial(execute, log=log)
     folder = cell.folder(root)
     folder.mkdir(parents=True, exist_ok=True)
     _check_terms(folder / "cell.json", cell, budget)

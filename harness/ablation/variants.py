@@ -23,7 +23,7 @@ class Variant:
     connector: str = "vss_l2"
     scan: str = "bsm"
     encoder: str = "efficientnet-lite0"
-    lm: str | None = "far"
+    lm: str | None = "talk"
     llm: str = "nano"
 
     @property

@@ -7,7 +7,8 @@ short answers (as its 665k mix): every prompt format of the benchmarks, the easy
 and a few samples without a picture.  Pictures lie beside them in `images/` and `easy_vqa/`.
 For the language model alone there are `text.txt`, a line a document: plain English
 (`text.documents`) and lines about scenes told in words (`words.in_words`); `near.txt` and
-`far.txt`, lines that ask what is in such scenes; and `dialogue.json`, conversations about them.
+`far.txt`, lines that ask what is in such scenes; `facts.txt`, lines with questions of every kind;
+and `dialogue.json`, conversations about such scenes.
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ CAPTION_REQUESTS = (
 # question right behind it.
 TURNS_PER_SAMPLE = 5
 TURN_WEIGHTS = {  # kind of turn -> how often; the yes/no pairs of MME count one by one
-    "existence": 12.0,
-    "pair": 5.0,
-    "open": 6.0,
-    "choice": 2.5,
-    "textvqa": 1.0,
+    "existence": 10.0,
+    "pair": 6.0,
+    "open": 8.0,
+    "choice": 6.0,
     "caption": 0.8,
 }
+SIGN_TURNS = ("textvqa", "read")  # besides, where there is a sign: only every third picture has one
 OPEN_WEIGHTS = {"what kind": 2.0, "which one": 2.0, "how many": 2.0}  # the others: 1
 
 
@@ -103,11 +104,11 @@ def build_training_data(
     if easy_vqa:
         finetune += easy_vqa_samples(out, seed)
     told = told_lines(f"train/{seed}/told", 3 * dialogues)
-    lines: Iterator[str] = itertools.chain(documents(), told)
-    (out / "text.txt").write_text("".join(f"{line}\n" for line in lines))
-    for name, far, key in (("near.txt", False, "bridge"), ("far.txt", True, "bridge2")):
-        lines = question_lines(f"train/{seed}/{key}", 3 * dialogues // 2, far)
-        (out / name).write_text("".join(f"{line}\n" for line in lines))
+    asked = 3 * dialogues // 2
+    _write_lines(out / "text.txt", itertools.chain(documents(), told))
+    _write_lines(out / "near.txt", question_lines(f"train/{seed}/bridge", asked, far=False))
+    _write_lines(out / "far.txt", question_lines(f"train/{seed}/bridge2", asked, far=True))
+    _write_lines(out / "facts.txt", fact_lines(f"train/{seed}/facts", asked))
     _write_json(out / "dialogue.json", told_samples(f"train/{seed}/dialogue", dialogues))
     _write_json(out / "pretrain.json", pretrain)
     _write_json(out / "finetune.json", finetune)
@@ -129,6 +130,9 @@ def conversation_samples(scene: Scene, image: Path, balance: ask.Existence) -> l
     no turn gives away the answer of a later question about existence."""
     rng = random.Random(f"{scene.seed}/words")
     kinds = rng.choices(list(TURN_WEIGHTS), list(TURN_WEIGHTS.values()), k=rng.randint(10, 18))
+    if scene.sign:
+        kinds += SIGN_TURNS
+        rng.shuffle(kinds)
     if rng.random() < 0.5:
         kinds.sort(key=lambda kind: kind != "existence")  # asked before anything is given away
     turns: list[tuple[str, str]] = []
@@ -194,6 +198,44 @@ def question_lines(seed: str, number: int, far: bool) -> Iterator[str]:
         yield f"{in_words(scene, rng)}: {', '.join(asked)}."
 
 
+FACT_WEIGHTS = {"existence": 2.0, "pair": 3.0, "open": 3.0, "choice": 3.0}
+
+
+def fact_lines(seed: str, number: int) -> Iterator[str]:
+    """Lines of a scene in words and six questions of all kinds, their answers near or far.
+
+    Near is right behind the question; far, behind the instruction too; furthest, in the template.
+    Options are checked one by one ("A. dog no B. cat yes: B") in half of the near lines.
+    """
+    balance = ask.Existence()
+    for index in range(number):
+        scene = sample_scene(f"{seed}/{index}", SceneOptions(sign_chance=0.5))
+        rng = random.Random(f"{scene.seed}/facts")
+        distance, checked = rng.choice((0, 0, 1, 2)), rng.random() < 0.5
+        kinds = rng.choices(list(FACT_WEIGHTS), list(FACT_WEIGHTS.values()), k=6)
+        questions = (_question(kind, scene, rng, balance, set()) for kind in kinds)
+        facts = (_fact(q, distance, checked, rng) for q in questions if q)
+        yield f"{in_words(scene, rng)}: {' '.join(dict.fromkeys(facts))}"
+
+
+def _fact(question: ask.Question, distance: int, checked: bool, rng: random.Random) -> str:
+    """A question and its answer on one line; `distance` from 0 to 2."""
+    if not question.options:
+        text = question.text if distance == 0 else f"{question.text} {SHORT_ANSWER}"
+        answer = question.answer
+    elif distance == 0:
+        marks = ("yes" if option == question.answer else "no" for option in question.options)
+        told = [f" {mark}" for mark in marks] if checked else itertools.repeat("")
+        lettered = zip("ABCD", question.options, told, strict=False)
+        options = " ".join(f"{letter}. {option}{mark}" for letter, option, mark in lettered)
+        text = f"{question.text} {options}:"
+        answer = "ABCD"[question.options.index(question.answer)]
+    else:
+        text, answer = choice_turn(question, rng)
+        text = text.replace("\n", " ")
+    return f"USER: {text} ASSISTANT: {answer}" if distance == 2 else f"{text} {answer}."
+
+
 def told_samples(seed: str, number: int) -> list[dict]:
     """Conversations about scenes told in words, which stand where pictures will."""
     balance, samples = ask.Existence(), []
@@ -213,17 +255,7 @@ def _turn(kind, scene, rng, balance, mentioned) -> tuple[str, str] | None:
     if kind == "caption":
         mentioned.update(scene.counts)
         return _caption_turn(scene, rng)
-    if kind == "existence":
-        question = balance.ask(scene, rng, mentioned)
-    elif kind == "pair":
-        pair = rng.choice(list(ask.PAIRS.values()))(scene, rng)
-        question = pair and pair.one(rng)
-    elif kind == "textvqa":
-        question = ask.OPEN["read"](scene, rng)
-    else:
-        askers = ask.OPEN if kind == "open" else ask.CHOICES
-        weights = [OPEN_WEIGHTS.get(name, 1) for name in askers] if kind == "open" else None
-        question = rng.choices(list(askers.values()), weights)[0](scene, rng)
+    question = _question(kind, scene, rng, balance, mentioned)
     if question is None:
         return None
     mentioned.update(question.names)
@@ -232,6 +264,20 @@ def _turn(kind, scene, rng, balance, mentioned) -> tuple[str, str] | None:
     if kind == "textvqa":
         return f"{question.text}\n{ocr_line(question.answer, rng)}\n{SHORT_ANSWER}", question.answer
     return f"{question.text}\n{SHORT_ANSWER}", question.answer
+
+
+def _question(kind, scene, rng, balance, mentioned) -> ask.Question | None:
+    """A question of a kind, where the scene allows one."""
+    if kind == "existence":
+        return balance.ask(scene, rng, mentioned)
+    if kind == "pair":
+        pair = rng.choice(list(ask.PAIRS.values()))(scene, rng)
+        return pair and pair.one(rng)
+    if kind in ("textvqa", "read"):
+        return ask.OPEN["read"](scene, rng)
+    askers = ask.OPEN if kind == "open" else ask.CHOICES
+    weights = [OPEN_WEIGHTS.get(name, 1) for name in askers] if kind == "open" else None
+    return rng.choices(list(askers.values()), weights)[0](scene, rng)
 
 
 def _caption_turn(scene: Scene, rng: random.Random) -> tuple[str, str]:
@@ -332,6 +378,10 @@ def _draw(jobs: Sequence[_Job], out: Path, workers: int) -> None:
 def _draw_one(work: tuple[Scene, Path]) -> None:
     scene, path = work
     render(scene, augment=True).save(path, quality=88)
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines))
 
 
 def _write_json(path: Path, samples: list[dict]) -> None:
