@@ -40,22 +40,29 @@ tables: install
 plots: install
 	$(PY) -m harness.plots --from results/runs --out results/plots
 
-# The commands that made vlmamba/assets/nano: four stages of text, then the paper's two.
+# The commands that made vlmamba/assets/nano: six stages of text, then the paper's two.
 TRAIN = $(PY) -m vlmamba.train --preset nano+vss_l2+bsm --images $(DEMO_DATA) \
   --features-cache $(DEMO_OUT)/features --resume auto --save-every 200
+LINES = --lr 2e-3 --micro-batch 32
 demo-model: install
 	test -f $(DEMO_DATA)/finetune.json || \
-	  $(PY) -m vlmamba.data.demo --out $(DEMO_DATA) --images 10000 --captions 8000 --dialogues 16000
+	  $(PY) -m vlmamba.data.demo --out $(DEMO_DATA) --images 14000 --captions 8000 --dialogues 16000
 	$(TRAIN) --stage text --data $(DEMO_DATA)/text.txt --out $(DEMO_OUT)/text \
 	  --tokenizer-data $(DEMO_DATA)/text.txt $(DEMO_DATA)/dialogue.json
 	$(TRAIN) --stage dialogue --data $(DEMO_DATA)/dialogue.json --out $(DEMO_OUT)/dialogue \
-	  --init $(DEMO_OUT)/text/final
+	  --init $(DEMO_OUT)/text/final --save-every 300 --set keep=3
 	$(TRAIN) --stage text --data $(DEMO_DATA)/near.txt --out $(DEMO_OUT)/near \
-	  --init $(DEMO_OUT)/dialogue/checkpoints/step-00000600 --steps 240 --lr 2e-3 --micro-batch 32
+	  --init $(DEMO_OUT)/dialogue/checkpoints/step-00000600 --steps 240 $(LINES)
 	$(TRAIN) --stage text --data $(DEMO_DATA)/far.txt --out $(DEMO_OUT)/far \
-	  --init $(DEMO_OUT)/near/final --steps 300 --lr 2e-3 --micro-batch 32
+	  --init $(DEMO_OUT)/near/final --steps 300 $(LINES)
+	$(TRAIN) --stage text --data $(DEMO_DATA)/facts.txt --out $(DEMO_OUT)/facts \
+	  --init $(DEMO_OUT)/far/final --steps 400 $(LINES)
+	$(TRAIN) --stage text --data $(DEMO_DATA)/letters.txt --out $(DEMO_OUT)/letters \
+	  --init $(DEMO_OUT)/facts/final --steps 400 $(LINES)
+	$(TRAIN) --stage dialogue --data $(DEMO_DATA)/dialogue.json --out $(DEMO_OUT)/talk \
+	  --init $(DEMO_OUT)/letters/final --steps 600 --lr 1.5e-3
 	$(TRAIN) --stage pretrain --data $(DEMO_DATA)/pretrain.json --out $(DEMO_OUT)/pretrain \
-	  --init $(DEMO_OUT)/far/final
+	  --init $(DEMO_OUT)/talk/final
 	$(TRAIN) --stage finetune --data $(DEMO_DATA)/finetune.json --out $(DEMO_OUT)/finetune \
 	  --init $(DEMO_OUT)/pretrain/final
 	$(PY) tools/bundle_demo_model.py $(DEMO_OUT)/finetune/final vlmamba/assets/nano

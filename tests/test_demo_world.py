@@ -20,9 +20,11 @@ from vlmamba.data.demo.benchmarks.hub_schemas import COLUMNS, features
 from vlmamba.data.demo.benchmarks.mme import MME_IMAGES, MME_SUBTASKS
 from vlmamba.data.demo.benchmarks.source import Source
 from vlmamba.data.demo.conversations import (
+    LETTERS,
     TURNS_PER_SAMPLE,
     build_training_data,
     conversation_samples,
+    fact_lines,
     question_lines,
     told_lines,
     told_samples,
@@ -414,3 +416,24 @@ def test_question_lines_ask_as_often_for_what_is_there_as_for_what_is_not(far):
                 assert (f" {name.strip()} " in f" {told} ") == (answer == "yes"), line
         answers.update(re.findall(r"\b(yes|no)\b", asked.lower()))
     assert answers["yes"] == answers["no"] > 200
+
+
+def test_fact_lines_give_the_letter_of_the_marked_option():
+    seen = Counter()
+    for line in fact_lines("facts", 120, LETTERS):
+        for options, letter in re.findall(r"\? (A\. [^:?]*): ([A-D])\.", line):
+            lettered = re.findall(r"([A-D])\. ([^.]+?)(?= [A-D]\. |$)", options)
+            marked = [a for a, option in lettered if option.endswith(" yes")]
+            seen[bool(marked)] += 1
+            assert marked in ([], [letter])
+        seen["template"] += len(re.findall(r"ASSISTANT: [A-D]", line))
+    assert min(seen.values()) > 50
+
+
+def test_every_sign_is_asked_for():
+    """Reading is rare among the other kinds, and only every third picture has a sign."""
+    balance = ask.Existence()
+    for index in range(20):
+        scene = sample_scene(f"signs/{index}", SceneOptions(sign_chance=1.0, sum_chance=0.0))
+        samples = conversation_samples(scene, PATH, balance)
+        assert any("Reference OCR token" in text for s in samples for text, _ in human_turns(s))

@@ -7,8 +7,9 @@ short answers (as its 665k mix): every prompt format of the benchmarks, the easy
 and a few samples without a picture.  Pictures lie beside them in `images/` and `easy_vqa/`.
 For the language model alone there are `text.txt`, a line a document: plain English
 (`text.documents`) and lines about scenes told in words (`words.in_words`); `near.txt` and
-`far.txt`, lines that ask what is in such scenes; `facts.txt`, lines with questions of every kind;
-and `dialogue.json`, conversations about such scenes.
+`far.txt`, lines that ask what is in such scenes; `facts.txt`, lines with questions of every kind,
+and `letters.txt`, mostly of those with lettered options; `dialogue.json`, conversations about such
+scenes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import multiprocessing
 import random
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +109,8 @@ def build_training_data(
     _write_lines(out / "text.txt", itertools.chain(documents(), told))
     _write_lines(out / "near.txt", question_lines(f"train/{seed}/bridge", asked, far=False))
     _write_lines(out / "far.txt", question_lines(f"train/{seed}/bridge2", asked, far=True))
-    _write_lines(out / "facts.txt", fact_lines(f"train/{seed}/facts", asked))
+    _write_lines(out / "facts.txt", fact_lines(f"train/{seed}/facts", asked, FACTS))
+    _write_lines(out / "letters.txt", fact_lines(f"train/{seed}/letters", asked, LETTERS))
     _write_json(out / "dialogue.json", told_samples(f"train/{seed}/dialogue", dialogues))
     _write_json(out / "pretrain.json", pretrain)
     _write_json(out / "finetune.json", finetune)
@@ -198,37 +200,38 @@ def question_lines(seed: str, number: int, far: bool) -> Iterator[str]:
         yield f"{in_words(scene, rng)}: {', '.join(asked)}."
 
 
-FACT_WEIGHTS = {"existence": 2.0, "pair": 3.0, "open": 3.0, "choice": 3.0}
+FACTS = {"existence": 2.0, "pair": 3.0, "open": 3.0, "choice": 3.0}
+LETTERS = {"existence": 0.5, "pair": 0.5, "open": 0.5, "choice": 6.0}
+MARKS = (("yes", "no"), ("yes", ""), ("", ""))  # behind right and wrong options
 
 
-def fact_lines(seed: str, number: int) -> Iterator[str]:
-    """Lines of a scene in words and six questions of all kinds, their answers near or far.
+def fact_lines(seed: str, number: int, weights: Mapping[str, float]) -> Iterator[str]:
+    """Lines of a scene in words and six questions of the given kinds, their answers near or far.
 
     Near is right behind the question; far, behind the instruction too; furthest, in the template.
-    Options are checked one by one ("A. dog no B. cat yes: B") in half of the near lines.
+    Near options may be marked one by one ("A. dog no B. cat yes: B"): a letter is learned only if
+    the options were checked before.
     """
     balance = ask.Existence()
     for index in range(number):
         scene = sample_scene(f"{seed}/{index}", SceneOptions(sign_chance=0.5))
         rng = random.Random(f"{scene.seed}/facts")
-        distance, checked = rng.choice((0, 0, 1, 2)), rng.random() < 0.5
-        kinds = rng.choices(list(FACT_WEIGHTS), list(FACT_WEIGHTS.values()), k=6)
+        distance, marks = rng.choice((0, 0, 1, 2)), rng.choice(MARKS)
+        kinds = rng.choices(list(weights), list(weights.values()), k=6)
         questions = (_question(kind, scene, rng, balance, set()) for kind in kinds)
-        facts = (_fact(q, distance, checked, rng) for q in questions if q)
+        facts = (_fact(q, distance, marks, rng) for q in questions if q)
         yield f"{in_words(scene, rng)}: {' '.join(dict.fromkeys(facts))}"
 
 
-def _fact(question: ask.Question, distance: int, checked: bool, rng: random.Random) -> str:
+def _fact(question: ask.Question, distance: int, marks: tuple[str, str], rng: random.Random) -> str:
     """A question and its answer on one line; `distance` from 0 to 2."""
     if not question.options:
         text = question.text if distance == 0 else f"{question.text} {SHORT_ANSWER}"
         answer = question.answer
     elif distance == 0:
-        marks = ("yes" if option == question.answer else "no" for option in question.options)
-        told = [f" {mark}" for mark in marks] if checked else itertools.repeat("")
-        lettered = zip("ABCD", question.options, told, strict=False)
-        options = " ".join(f"{letter}. {option}{mark}" for letter, option, mark in lettered)
-        text = f"{question.text} {options}:"
+        marked = (f"{o} {marks[o != question.answer]}".rstrip() for o in question.options)
+        lettered = zip("ABCD", marked, strict=False)
+        text = f"{question.text} {' '.join(f'{letter}. {option}' for letter, option in lettered)}:"
         answer = "ABCD"[question.options.index(question.answer)]
     else:
         text, answer = choice_turn(question, rng)
