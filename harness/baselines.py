@@ -31,6 +31,7 @@ ENCODER = "siglip-so400m-384"
 TINY_TRANSFORMER = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 1008}
 TINY_ATTENTION = {"num_attention_heads": 2, "intermediate_size": 64}
 TINY_OURS = {"d_model": 32, "n_layer": 2, "vocab_size": 1008, "language_model_id": None}
+TINY_OURS |= {"head_dim": 8}  # of Mamba-2
 TINY_ENCODER = {"hidden_size": 24, "intermediate_size": 32, "num_attention_heads": 2}
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import TINY_CLIP, tiny_config
+from tiny import TINY_CLIP, TINY_MIXERS, tiny_config
 
-from vlmamba.config import CONNECTOR_NAMES
+from vlmamba.config import CONNECTOR_NAMES, MIXER_NAMES
 from vlmamba.models.connector import CONNECTORS, build_connector
+from vlmamba.models.mamba import MIXERS
 from vlmamba.models.scan2d import SCANS, scan_orders
 
 D_VISION = TINY_CLIP["hidden_size"]
@@ -40,6 +41,7 @@ def mlp(layers, x):
 
 def test_names_agree():
     assert set(CONNECTORS) == set(CONNECTOR_NAMES)
+    assert set(MIXERS) == set(MIXER_NAMES)
 
 
 def test_mlp():
@@ -61,9 +63,11 @@ def test_vss_l2(scan, shared, merge):
     assert torch.allclose(built(patches), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("mixer", TINY_MIXERS)
 @torch.no_grad()
-def test_vss_mlp():
-    config, built = connector(connector="vss_mlp", scan="csm")
+def test_vss_mlp(mixer):
+    config, built = connector(connector="vss_mlp", scan="csm", **TINY_MIXERS[mixer])
+    assert isinstance(built.vss.layers[0], MIXERS[mixer])
     patches = torch.randn(2, 4, D_VISION)
     expected = mlp(built.mlp, built.norm(vss(config, built.vss, patches) + patches))
     assert torch.allclose(built(patches), expected, atol=1e-5)

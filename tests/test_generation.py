@@ -7,8 +7,15 @@ import random
 import pytest
 import torch
 from test_vlm import picture
+from tiny import TINY_MIXERS, tiny_config
 
+from vlmamba.config import VLMambaConfig
 from vlmamba.generation import GroupedGenerator, Request, greedy
+
+
+@pytest.fixture(params=TINY_MIXERS)
+def config(request) -> VLMambaConfig:
+    return tiny_config(**TINY_MIXERS[request.param])
 
 
 @pytest.fixture

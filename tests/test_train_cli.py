@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_llava_data import conversation, write
 
-from vlmamba import checkpoints, train
+from vlmamba import checkpoints, generation, train
 from vlmamba.training import checkpoint
 from vlmamba.training.recipe import load_recipe, recipe_names
 
@@ -135,6 +135,28 @@ def test_the_three_stages_chain_into_a_loadable_model(world, tmp_path):
     assert settings["hyperparameters"]["batch_size"] == 2
 
 
+def test_mamba2_goes_through_the_stages_and_answers(world, tmp_path):
+    mamba2 = ["--preset", "mamba2-1.3b+siglip-so400m-384+vss_l2+bsm", "--recipe", "nano"]
+    stages = ("text", "pretrain", "finetune")
+    common = {"steps": 3, "batch_size": 4}
+    before: list[str] = []
+    for stage in stages:
+        more = {"max_length": 64} if stage == "text" else {}
+        arguments = flags(world, tmp_path / stage, stage, **common, **more)
+        assert train.main([*mamba2, *arguments, *before]) == 0
+        before = ["--init", str(tmp_path / stage / "final")]
+    curve = losses(tmp_path / "finetune")
+    again = flags(world, tmp_path / "o", **common)
+    init = ["--init", str(tmp_path / "pretrain" / "final"), "--gradient-checkpointing"]
+    assert train.main([*mamba2, *again, *init]) == 0
+    assert losses(tmp_path / "o") == pytest.approx(curve, rel=1e-5)
+    model, processor = checkpoints.load(str(tmp_path / "finetune" / "final"))
+    assert model.config.mixer == "mamba2"
+    asked = [generation.Request(processor.conversation_prompt(q, images=0)) for q in ("a?", "bb?")]
+    answer = generation.GroupedGenerator(model, processor).generate
+    assert answer(asked, 4, batch_size=2) == answer(asked, 4, batch_size=1)
+
+
 @pytest.mark.parametrize(
     "name", [name for name in recipe_names() if load_recipe(name).get("preset")]
 )
@@ -155,6 +177,18 @@ def test_estimate_counts_the_published_parameters(capsys):
     }
     assert rows["language_model"] == ["2,768,345,600"] * 2  # mamba-2.8b's published size
     assert rows["vision_encoder"] == ["412,987,248", "0"]
+
+
+def test_estimate_of_a_mamba2_model(capsys):
+    assert train.main(["--preset", "mamba2-2.7b", "--stage", "finetune", "--estimate"]) == 0
+    printed = capsys.readouterr().out
+    rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line}
+    assert rows["language_model"] == ["2,702,599,680"] * 2  # mamba2-2.7b's size
+    d, inner, states, tokens = 2560, 5120, 128, 2048
+    layer = d * (2 * inner + 2 * states + inner // 64) + inner * d + 4 * (inner + 2 * states)
+    model = 2 * 3 * tokens * 64 * layer  # forward and backward of the layers' matrices
+    per_update = float(printed.split("compute: ")[1].split(" FLOPs")[0])
+    assert 4 / 3 * model * 128 < per_update < 1.5 * 4 / 3 * model * 128  # checkpointing: 4 passes
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_config
+from tiny import TINY_MIXERS, tiny_config
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 import vlmamba
@@ -17,6 +17,11 @@ from vlmamba.config import VLMambaConfig
 from vlmamba.errors import UserError
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import SYSTEM, build_image_processor
+
+
+@pytest.fixture(params=TINY_MIXERS)
+def config(request) -> VLMambaConfig:
+    return tiny_config(**TINY_MIXERS[request.param])
 
 
 def picture(seed: int, size=(40, 30)) -> Image.Image:

@@ -15,6 +15,9 @@ TINY_CLIP = {
     "projection_dim": 16,
 }
 
+# The layers of the language model and the connector, small
+TINY_MIXERS = {"mamba": {}, "mamba2": {"mixer": "mamba2", "d_state": 16, "head_dim": 8}}
+
 
 def tiny_config(**overrides) -> VLMambaConfig:
     fields = {"d_model": 32, "n_layer": 2, "vocab_size": 320, "vision_config": dict(TINY_CLIP)}

@@ -1,8 +1,8 @@
 """Loading models: the bundled demo, saved folders, hub ids, and published language-model weights.
 
 `load` gives a ready (model, processor); `build` makes a model for training from a configuration,
-with its pretrained parts; `load_language_model` reads a Mamba checkpoint in either published
-layout: the original `state-spaces` one (backbone.embedding.weight) or transformers' `-hf` one
+with its pretrained parts; `load_language_model` reads a Mamba or Mamba-2 checkpoint in either
+published layout: the original `state-spaces` one (backbone.embedding.weight) or transformers'
 (backbone.embeddings.weight).  Weights are read as safetensors; the published `.bin` files, which
 have no such form, are read with weights_only=True, so nothing in them is executed.
 """
@@ -10,6 +10,7 @@ have no such form, are read with weights_only=True, so nothing in them is execut
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -161,9 +162,11 @@ def load_language_model(
     folder = _checkpoint_folder(source, **load_options)
     own = model.language_model.state_dict()
     seen: set[str] = set()
+    head: Tensor | None = None
     for key, tensor in _tensors(folder):
         name = _own_name(key)
         if name is None:
+            head = tensor
             continue
         if name not in own:
             raise UserError(f"{source}: unexpected tensor {key!r} in a Mamba checkpoint")
@@ -175,10 +178,16 @@ def load_language_model(
             f"{source}: the checkpoint lacks {len(missing)} tensors: {', '.join(missing[:3])}"
             f"{'...' if len(missing) > 3 else ''}"
         )
+    embedding = own["embedding.weight"]
+    if head is not None and not torch.equal(head.to(embedding.dtype), embedding[: len(head)]):
+        raise UserError(
+            f"{source}: the output head differs from the embedding; only models that share the "
+            "two can be read"
+        )
 
 
 def _own_name(key: str) -> str | None:
-    """Our name of a published tensor; None for the output head, which is the embedding."""
+    """Our name of a published tensor; None for the output head, which has to be the embedding."""
     if key == "lm_head.weight":
         return None
     return key.removeprefix("backbone.").replace("embeddings.weight", "embedding.weight")
@@ -234,8 +243,12 @@ def _weight_files(folder: Path, pattern: str) -> list[Path]:
 
 
 def language_model_config(folder: str | Path) -> dict[str, Any]:
-    """Our configuration fields from a published config.json, either layout."""
-    published = json.loads((Path(folder) / "config.json").read_text())
+    """Our configuration fields from a published config.json, either layout, Mamba or Mamba-2.
+
+    Raises UserError for a setting that would change the results and that our layers lack.
+    """
+    path = Path(folder) / "config.json"
+    published = json.loads(path.read_text())
     if "n_layer" in published:  # original layout
         vocabulary = published.get("vocab_size", 50277)
         multiple = published.get("pad_vocab_size_multiple", 8)
@@ -244,16 +257,53 @@ def language_model_config(folder: str | Path) -> dict[str, Any]:
             "n_layer": published["n_layer"],
             "vocab_size": -(-vocabulary // multiple) * multiple,
             "residual_in_fp32": published.get("residual_in_fp32", True),
-            **published.get("ssm_cfg", {}),
+            **_layer_fields(published.get("ssm_cfg", {}), path),
         }
-    return {
+    fields = {
         "d_model": published["hidden_size"],
         "n_layer": published["num_hidden_layers"],
         "vocab_size": published["vocab_size"],
         "d_state": published["state_size"],
         "d_conv": published["conv_kernel"],
         "expand": published["expand"],
-        "dt_rank": published["time_step_rank"],
         "rms_eps": published["layer_norm_epsilon"],
         "residual_in_fp32": published["residual_in_fp32"],
     }
+    wanted = {"use_bias": False, "use_conv_bias": True, "hidden_act": "silu"}
+    if published.get("model_type") != "mamba2":
+        _refuse_others(published, wanted, path)
+        return fields | {"dt_rank": published["time_step_rank"]}
+    limits = published.get("time_step_limit", [0.0, math.inf])
+    limits = [float(limit) for limit in limits]  # JSON has infinity as a number or as a word
+    _refuse_others(
+        published | {"time_step_limit": limits}, wanted | {"time_step_limit": [0.0, math.inf]}, path
+    )
+    return fields | {
+        "mixer": "mamba2",
+        "head_dim": published["head_dim"],
+        "n_groups": published["n_groups"],
+    }
+
+
+def _layer_fields(published: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Fields of `ssm_cfg`, the original layout's keyword arguments of a layer."""
+    ours = {name: name for name in ("d_state", "d_conv", "expand", "dt_rank")}
+    kinds, kind = {"Mamba1": "mamba", "Mamba2": "mamba2"}, published.get("layer", "Mamba1")
+    if kind not in kinds:
+        raise unknown(f"layer in {path}", kind, kinds)
+    fields: dict[str, Any] = {"mixer": kinds[kind]}
+    if fields["mixer"] == "mamba2":
+        ours |= {"headdim": "head_dim", "ngroups": "n_groups"}
+        fields["d_state"] = 128  # that layer's default
+    for name, value in published.items():
+        if name in ours:
+            fields[ours[name]] = value
+        elif name not in ("layer", "chunk_size"):  # how it is cut changes no result
+            raise UserError(f"{path}: ssm_cfg has {name}={value!r}, which is not supported here")
+    return fields
+
+
+def _refuse_others(published: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    for name, value in wanted.items():
+        if published.get(name, value) != value:
+            raise UserError(f"{path}: {name} is {published[name]!r}; supported here is {value!r}")

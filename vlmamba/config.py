@@ -2,7 +2,7 @@
 
 A preset is `LLM[+ENCODER][+CONNECTOR][+SCAN]`, in any order after the first, for instance
 `2.8b-slimpj+siglip-so400m-384+vss_l2+bsm` (the paper's final model) or `nano` (the demo).
-Sizes: `state-spaces/mamba-*` model cards; connectors and scans: VL-Mamba, section 3.
+Sizes: `state-spaces/mamba-*` and `mamba2-*`; connectors and scans: VL-Mamba, section 3.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from vlmamba.errors import UserError, unknown
 from vlmamba.models.scan2d import SCANS
 
 CONNECTOR_NAMES = ("mlp", "vss_mlp", "vss_l2")
+MIXER_NAMES = ("mamba", "mamba2")
+
+# Mamba-2's are those of its published models (their vocabulary is padded to a multiple of 16)
+MAMBA2: dict[str, Any] = {"mixer": "mamba2", "d_state": 128, "vocab_size": 50288}
 
 # d_model, n_layer, vocab_size, hub id of the pretrained weights (None: trained here)
 LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
@@ -27,6 +31,21 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
         "d_model": 2560,
         "n_layer": 64,
         "language_model_id": "state-spaces/mamba-2.8b-slimpj",
+    },
+    **{
+        f"mamba2-{size}": {
+            "d_model": d_model,
+            "n_layer": n_layer,
+            "language_model_id": f"state-spaces/mamba2-{size}",
+            **MAMBA2,
+        }
+        for size, d_model, n_layer in (
+            ("130m", 768, 24),
+            ("370m", 1024, 48),
+            ("780m", 1536, 48),
+            ("1.3b", 2048, 48),
+            ("2.7b", 2560, 64),
+        )
     },
 }
 
@@ -96,9 +115,11 @@ AutoConfig.register("efficientnet_lite0", EfficientNetLite0Config, exist_ok=True
 class VLMambaConfig(PretrainedConfig):
     """Everything that fixes the model's shape.
 
-    Language model: d_model, n_layer, d_state, d_conv, expand, dt_rank ("auto": d_model / 16
-    rounded up), vocab_size (padded to a multiple of 8).  Connector: connector, scan, scan_merge
-    ("sum" or "mean"), scan_shared (one Mamba layer for all directions, or one each).
+    Language model: mixer (its layers and the connector's: "mamba" or "mamba2"), d_model, n_layer,
+    d_state, d_conv, expand, vocab_size (padded to a multiple of 8); of Mamba dt_rank ("auto":
+    d_model / 16 rounded up), of Mamba-2 head_dim and n_groups.
+    Connector: connector, scan, scan_merge ("sum" or "mean"), scan_shared (one Mamba layer for all
+    directions, or one each).
     Vision: vision_config (a transformers configuration or its dictionary), vision_model_id (hub
     id of its pretrained weights), vision_feature_layer (which hidden state is read: second to
     last, patch tokens only, as LLaVA does; the paper does not say).
@@ -119,6 +140,9 @@ class VLMambaConfig(PretrainedConfig):
         d_conv: int = 4,
         expand: int = 2,
         dt_rank: int | str = "auto",
+        mixer: str = "mamba",
+        head_dim: int = 64,
+        n_groups: int = 1,
         rms_eps: float = 1e-5,
         residual_in_fp32: bool = True,
         connector: str = "vss_l2",
@@ -144,6 +168,9 @@ class VLMambaConfig(PretrainedConfig):
         self.d_conv = d_conv
         self.expand = expand
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank)
+        self.mixer = mixer
+        self.head_dim = head_dim
+        self.n_groups = n_groups
         self.rms_eps = rms_eps
         self.residual_in_fp32 = residual_in_fp32
         self.connector = connector
@@ -169,6 +196,8 @@ class VLMambaConfig(PretrainedConfig):
         super().__init__(**shared, **kwargs)
 
     def _check(self) -> None:
+        if self.mixer not in MIXER_NAMES:
+            raise unknown("mixer", self.mixer, MIXER_NAMES)
         if self.connector not in CONNECTOR_NAMES:
             raise unknown("connector", self.connector, CONNECTOR_NAMES)
         if self.scan not in SCANS:
@@ -176,7 +205,7 @@ class VLMambaConfig(PretrainedConfig):
         if self.scan_merge not in ("sum", "mean"):
             raise unknown("scan_merge", self.scan_merge, ("sum", "mean"))
         sizes = ("d_model", "n_layer", "vocab_size", "d_state", "d_conv", "expand", "dt_rank")
-        for name in sizes:
+        for name in (*sizes, "head_dim", "n_groups"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"config: {name} is {value!r}; expected a positive integer")

@@ -5,10 +5,11 @@
     vss_l2    V' = Linear(V_img); V_scan = VSS(GELU(V'));  V_out = Linear(Norm(V_scan + V'))
 
 (VL-Mamba, section 3.2; `vss_l2` with `bsm` is its final model.)  VSS, the vision selective scan,
-unfolds the patch grid into one sequence per scan direction, runs a Mamba layer over each, puts
-every output back into the patch order and merges them.  The paper leaves open, and we chose:
-one Mamba layer shared by all directions (scan_shared), merging by sum (scan_merge), LayerNorm
-and GELU.  Sizes: B batch, P patches, Dv encoder width, D d_model, S directions.
+unfolds the patch grid into one sequence per scan direction, runs a Mamba layer over each (of the
+language model's kind), puts every output back into the patch order and merges them.  The paper
+leaves open, and we chose: one Mamba layer shared by all directions (scan_shared), merging by sum
+(scan_merge), LayerNorm and GELU.  Sizes: B batch, P patches, Dv encoder width, D d_model, S
+directions.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmamba.config import VLMambaConfig
-from vlmamba.models.mamba import MambaMixer
+from vlmamba.models.mamba import MIXERS
 from vlmamba.models.scan2d import fold, scan_orders, unfold
 
 
@@ -29,7 +30,8 @@ class VisionSelectiveScan(nn.Module):
         self.grid, self.scan, self.merge = config.grid, config.scan, config.scan_merge
         directions = len(scan_orders(self.scan, *self.grid)[0])
         layers = 1 if config.scan_shared else directions
-        self.layers = nn.ModuleList(MambaMixer(config, width) for _ in range(layers))
+        mixer = MIXERS[config.mixer]
+        self.layers = nn.ModuleList(mixer(config, width) for _ in range(layers))
 
     def forward(self, patches: Tensor) -> Tensor:
         """(B, P, width) -> (B, P, width)."""

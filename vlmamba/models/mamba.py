@@ -6,7 +6,8 @@
 
 (Gu and Dao, "Mamba", section 3.)  Sizes: B batch, L sequence, D d_model, Di d_inner, N d_state,
 K d_conv, R dt_rank; layout is channels-last (B, L, D).  A whole model state is a `MambaState`,
-which can be cloned, gathered and resumed; right-padded rows leave it untouched.
+which can be cloned, gathered and resumed; right-padded rows leave it untouched.  `config.mixer`
+chooses the layer: this one, or Mamba-2's (mamba2.py) in the same blocks, model and state.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlmamba.config import VLMambaConfig
 from vlmamba.models.linear import Linear
+from vlmamba.models.mamba2 import Mamba2Mixer
+from vlmamba.models.mixer import Mixer, StateShapes, initial_step_bias
 from vlmamba.models.selective_scan import (
     causal_conv1d,
     causal_conv1d_step,
@@ -35,7 +39,7 @@ class MambaState:
     """What a Mamba model remembers of a sequence; constant in size whatever its length.
 
     conv: (n_layer, B, K-1, Di), the last K-1 inputs of each convolution.
-    ssm: (n_layer, B, Di, N) float32, the scan's hidden state.
+    ssm: (n_layer, B, Di, N) float32, the scan's hidden state.  (Mamba-2: see its state_shapes.)
     positions: how many columns of input (padding included) made it; transformers asks for it.
     The methods below `write` are the names that transformers' generate() calls on a cache.
     """
@@ -49,11 +53,10 @@ class MambaState:
         cls, config: VLMambaConfig, batch: int, dtype: torch.dtype, device: torch.device
     ) -> MambaState:
         """The state before the first token."""
-        conv_shape = (config.n_layer, batch, config.d_conv - 1, config.d_inner)
-        ssm_shape = (config.n_layer, batch, config.d_inner, config.d_state)
+        conv, ssm = MIXERS[config.mixer].state_shapes(config)
         return cls(
-            torch.zeros(conv_shape, dtype=dtype, device=device),
-            torch.zeros(ssm_shape, dtype=torch.float32, device=device),
+            torch.zeros((config.n_layer, batch, *conv), dtype=dtype, device=device),
+            torch.zeros((config.n_layer, batch, *ssm), dtype=torch.float32, device=device),
         )
 
     @property
@@ -109,14 +112,14 @@ class MambaState:
         self.positions = 0
 
 
-class MambaMixer(nn.Module):
+class MambaMixer(Mixer):
     """One Mamba layer without norm and residual; the connector's scan uses it too.
 
     Parameter names are those of the published `state-spaces` checkpoints.
     """
 
     def __init__(self, config: VLMambaConfig, d_model: int | None = None):
-        super().__init__()
+        super().__init__(config, d_model)
         d_model = d_model or config.d_model
         d_inner = config.expand * d_model
         dt_rank = config.dt_rank if d_model == config.d_model else math.ceil(d_model / 16)
@@ -129,6 +132,30 @@ class MambaMixer(nn.Module):
         self.A_log = nn.Parameter(torch.empty(d_inner, config.d_state))
         self.D = nn.Parameter(torch.empty(d_inner))
         self.out_proj = Linear(d_inner, d_model, bias=False)
+
+    @staticmethod
+    def state_shapes(config: VLMambaConfig) -> StateShapes:
+        """conv (K-1, Di) and ssm (Di, N)."""
+        d_inner = config.d_inner
+        return StateShapes((config.d_conv - 1, d_inner), (d_inner, config.d_state))
+
+    def initialise(self, n_layer: int) -> None:
+        """state-spaces/mamba's `_init_weights` and its mixer: A_n = -n, D = 1, and step sizes."""
+        states = torch.arange(1, self.d_state + 1, dtype=torch.float32, device=self.D.device)
+        init.copy_(self.A_log, states.log().expand(self.d_inner, -1))
+        init.ones_(self.D)
+        bound = self.dt_rank**-0.5
+        init.uniform_(self.dt_proj.weight, -bound, bound)
+        init.copy_(self.dt_proj.bias, initial_step_bias(self.d_inner, self.D.device))
+        self._initialise_projection(n_layer)
+
+    def scan_flops(self) -> int:
+        """Per channel and state nine: discretise, update, read out (Mamba's own count)."""
+        return 9 * self.d_inner * self.d_state
+
+    def kept_bytes(self, element: int) -> tuple[int, int]:
+        """x and z; the convolution's output, the step sizes and y."""
+        return 2 * self.d_inner * element, 3 * self.d_inner * element
 
     def _scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Delta (before bias and softplus), A, B and C for convolved inputs x (..., Di)."""
@@ -202,13 +229,16 @@ class MambaMixer(nn.Module):
         return self.out_proj(y)
 
 
+MIXERS: dict[str, type[Mixer]] = {"mamba": MambaMixer, "mamba2": Mamba2Mixer}
+
+
 class MambaBlock(GradientCheckpointingLayer):
     """Pre-norm residual block: x + mixer(norm(x)); the residual stream stays in float32."""
 
     def __init__(self, config: VLMambaConfig):
         super().__init__()
         self.norm = nn.RMSNorm(config.d_model, eps=config.rms_eps)
-        self.mixer = MambaMixer(config)
+        self.mixer = MIXERS[config.mixer](config)
         self.residual_in_fp32 = config.residual_in_fp32
 
     def _norm(self, x: Tensor) -> Tensor:

@@ -27,7 +27,8 @@ from transformers.utils import ModelOutput
 from vlmamba.config import VLMambaConfig
 from vlmamba.models.connector import OutputLinear, build_connector
 from vlmamba.models.linear import Linear
-from vlmamba.models.mamba import MambaLM, MambaMixer, MambaState
+from vlmamba.models.mamba import MambaLM, MambaState
+from vlmamba.models.mixer import Mixer
 from vlmamba.models.vision import build_vision_encoder
 
 EMBEDDING_STD = 0.02
@@ -62,8 +63,8 @@ class VLMambaPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Mamba's published initialisation (state-spaces/mamba, `_init_weights` and the mixer)."""
-        if isinstance(module, MambaMixer):
-            self._init_mixer(module)
+        if isinstance(module, Mixer):
+            module.initialise(self.config.n_layer)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=EMBEDDING_STD)
         elif isinstance(module, OutputLinear):
@@ -75,19 +76,6 @@ class VLMambaPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         else:
             super()._init_weights(module)
-
-    def _init_mixer(self, mixer: MambaMixer) -> None:
-        states = torch.arange(1, mixer.d_state + 1, dtype=torch.float32, device=mixer.D.device)
-        init.copy_(mixer.A_log, states.log().expand(mixer.d_inner, -1))
-        init.ones_(mixer.D)
-        bound = mixer.dt_rank**-0.5
-        init.uniform_(mixer.dt_proj.weight, -bound, bound)
-        low, high = math.log(1e-3), math.log(1e-1)
-        dt = torch.exp(torch.rand(mixer.d_inner, device=mixer.D.device) * (high - low) + low)
-        dt = dt.clamp(min=1e-4)
-        init.copy_(mixer.dt_proj.bias, dt + torch.log(-torch.expm1(-dt)))  # softplus(bias) = dt
-        init.kaiming_uniform_(mixer.out_proj.weight, a=math.sqrt(5))
-        init.copy_(mixer.out_proj.weight, mixer.out_proj.weight / math.sqrt(self.config.n_layer))
 
 
 class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):

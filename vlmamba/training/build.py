@@ -61,7 +61,7 @@ def tiny(config: VLMambaConfig) -> VLMambaConfig:
     The demo's encoder stays as it is: it is small and its weights are in a package.
     """
     fields = config.to_dict() | {"d_model": 32, "n_layer": 2, "dt_rank": 2, "vocab_size": 512}
-    fields |= {"language_model_id": None, "vision_model_id": None}
+    fields |= {"head_dim": 8, "language_model_id": None, "vision_model_id": None}
     vision = fields["vision_config"]
     if "num_hidden_layers" in vision:
         vision |= {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}

@@ -13,12 +13,14 @@ backward pass keeps; allocator and communication buffers come on top.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlmamba.config import VLMambaConfig
+from vlmamba.models.mixer import Mixer
 from vlmamba.models.scan2d import scan_orders
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.training import lora
@@ -26,7 +28,6 @@ from vlmamba.training.recipe import Hyperparameters
 from vlmamba.training.stages import Stage, freeze
 
 PARTS = ("vision_encoder", "connector", "language_model")
-SCAN_FLOPS = 9  # per channel and state: discretise, update, read out (Mamba's own count)
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,15 @@ def estimate(config: VLMambaConfig, stage: Stage, hyper: Hyperparameters) -> Est
     with torch.device("meta"):
         model = VLMambaForConditionalGeneration(config)
     freeze(model, stage)
+    mixer = cast(Mixer, model.get_submodule("language_model.layers.0.mixer"))
+    layer_flops = _layer_flops(mixer)
     parameters = {part: _count(model.get_submodule(part)) for part in PARTS}
     if hyper.lora:
         lora.attach(model, hyper)
     learning = {part: _count(model.get_submodule(part), learning=True) for part in PARTS}
     has_images = stage.template is not None
     text = hyper.max_length - (config.num_image_tokens if has_images else 0)
-    sample = _language_flops(config, hyper.max_length, max(1, text), stage, hyper)
+    sample = _language_flops(config, layer_flops, max(1, text), stage, hyper)
     if has_images:
         sample += _vision_flops(model, config) + _connector_flops(model, config)
     return Estimate(
@@ -65,7 +68,7 @@ def estimate(config: VLMambaConfig, stage: Stage, hyper: Hyperparameters) -> Est
         flops_per_step=sample * hyper.batch_size,
         tokens_per_step=hyper.max_length * hyper.batch_size,
         state_bytes=4 * sum(parameters.values()) + 12 * sum(learning.values()),
-        activation_bytes=hyper.micro_batch * _activation_bytes(config, text, hyper),
+        activation_bytes=hyper.micro_batch * _activation_bytes(config, mixer, text, hyper),
     )
 
 
@@ -73,13 +76,19 @@ def _count(module: nn.Module, learning: bool = False) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not learning)
 
 
+def _layer_flops(mixer: Mixer) -> int:
+    """Forward of one token through a layer; A_log is a matrix of no product."""
+    named = mixer.named_parameters()
+    matrices = sum(p.numel() for name, p in named if p.ndim >= 2 and name != "A_log")
+    return 2 * matrices + mixer.scan_flops()
+
+
 def _language_flops(
-    config: VLMambaConfig, length: int, labels: int, stage: Stage, hyper: Hyperparameters
+    config: VLMambaConfig, layer_flops: int, labels: int, stage: Stage, hyper: Hyperparameters
 ) -> float:
     """Forward and backward of one sequence through the language model and its head."""
-    d, di, n, r = config.d_model, config.d_inner, config.d_state, config.dt_rank
-    matrices = 3 * d * di + di * (2 * n + r) + r * di + di * config.d_conv
-    forward = config.n_layer * length * (2 * matrices + SCAN_FLOPS * di * n)
+    forward = config.n_layer * hyper.max_length * layer_flops
+    d = config.d_model
     head = 2 * labels * d * config.vocab_size
     backward = 2 if "language_model" in stage.learns and not hyper.lora else 1
     again = 1 if hyper.gradient_checkpointing else 0
@@ -103,19 +112,21 @@ def _vision_flops(model: VLMambaForConditionalGeneration, config: VLMambaConfig)
     return counter.get_total_flops()
 
 
-def _activation_bytes(config: VLMambaConfig, labels: int, hyper: Hyperparameters) -> int:
+def _activation_bytes(
+    config: VLMambaConfig, mixer: Mixer, labels: int, hyper: Hyperparameters
+) -> int:
     """What the backward pass keeps of one sequence: per layer the float32 residual, its norm and
-    two rows of d_inner, and three more of the layer at work, which it makes again; with
-    checkpointing the residual of every layer and one layer's rest."""
+    what the mixer keeps, and what it makes again of the layer at work; with checkpointing the
+    residual of every layer and one layer's rest."""
     element = 2 if hyper.dtype == "bf16" else 4
-    d, di = config.d_model, config.d_inner
-    residual = 4 * d * hyper.max_length
-    row = element * di * hyper.max_length
-    layer = residual + (4 + element) * d * hyper.max_length + 2 * row
+    d, length = config.d_model, hyper.max_length
+    kept, at_work = (length * kept for kept in mixer.kept_bytes(element))
+    residual = 4 * d * length
+    layer = residual + (4 + element) * d * length + kept
     logits = 2 * 4 * labels * config.vocab_size
     if hyper.gradient_checkpointing:
-        return config.n_layer * residual + layer + 3 * row + logits
-    return config.n_layer * layer + 3 * row + logits
+        return config.n_layer * residual + layer + at_work + logits
+    return config.n_layer * layer + at_work + logits
 
 
 def table(found: Estimate, hyper: Hyperparameters, devices: int) -> str:

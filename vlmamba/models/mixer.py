@@ -1,0 +1,86 @@
+"""What the language model and the connector ask of a Mamba layer, whichever kind it is.
+
+A `Mixer` maps a sequence to a sequence and carries two states from one piece of it to the next:
+`conv`, the last inputs of its short convolution, and `ssm`, its hidden state.  Their shapes differ
+from kind to kind; whoever clones, gathers or resumes them need not know.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from vlmamba.config import VLMambaConfig
+
+
+class StateShapes(NamedTuple):
+    """One row's states of one layer, without the batch dimension."""
+
+    conv: tuple[int, ...]
+    ssm: tuple[int, ...]
+
+
+class Mixer(nn.Module):
+    """One Mamba layer without norm and residual; its parameters are named as published ones."""
+
+    out_proj: nn.Linear
+
+    def __init__(self, config: VLMambaConfig, d_model: int | None = None):
+        """A layer of width d_model (default: config.d_model)."""
+        super().__init__()
+
+    @staticmethod
+    def state_shapes(config: VLMambaConfig) -> StateShapes:
+        """Shapes of a layer's states at the language model's width."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        u: Tensor,
+        conv_state: Tensor | None = None,
+        ssm_state: Tensor | None = None,
+        lengths: Tensor | None = None,
+        recompute: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, L, D) -> (B, L, D), conv state (B, *conv), ssm state (B, *ssm).
+
+        `lengths` (B,): real tokens of each right-padded row; outputs beyond them are meaningless,
+        states are those after each row's own last token.  With `recompute`, the backward pass
+        makes again what it can rather than keep it.
+        """
+        raise NotImplementedError
+
+    def step(self, u: Tensor, conv_state: Tensor, ssm_state: Tensor) -> Tensor:
+        """One token: (B, D) -> (B, D); both states are updated in place."""
+        raise NotImplementedError
+
+    def initialise(self, n_layer: int) -> None:
+        """Mamba's published initialisation, in a model of n_layer layers."""
+        raise NotImplementedError
+
+    def scan_flops(self) -> int:
+        """FLOPs of the scan for one token; projections and convolution are not in it."""
+        raise NotImplementedError
+
+    def kept_bytes(self, element: int) -> tuple[int, int]:
+        """Bytes a token that a backward pass keeps besides the layer's input.
+
+        Of every layer, and further ones of the layer at work; element: bytes of the dtype.
+        """
+        raise NotImplementedError
+
+    def _initialise_projection(self, n_layer: int) -> None:
+        """The residual stream's variance does not grow with depth."""
+        init.kaiming_uniform_(self.out_proj.weight, a=math.sqrt(5))
+        init.copy_(self.out_proj.weight, self.out_proj.weight / math.sqrt(n_layer))
+
+
+def initial_step_bias(channels: int, device: torch.device) -> Tensor:
+    """(channels,) such that softplus(bias), the step size, is log-uniform in 0.001..0.1."""
+    low, high = math.log(1e-3), math.log(1e-1)
+    steps = torch.exp(torch.rand(channels, device=device) * (high - low) + low).clamp(min=1e-4)
+    return steps + torch.log(-torch.expm1(-steps))
