@@ -2,12 +2,12 @@
 
     python -m harness.bench --quick                    # under 4 minutes on 2 idle cores
     python -m harness.bench --only decode,pope --threads 2 --json bench.json
-    python -m harness.bench --only train               # half an hour, 12 GiB of memory
+    python -m harness.bench --only train               # a quarter of an hour, 12 GiB of memory
 
 Everything runs in this one process, in alternation, with the same threads on both sides; tables
 show medians and the fastest and slowest run. The last line printed is JSON. Leave the machine idle.
 `train`, a step of instruction tuning, runs only where --only names it: what it compares with takes
-minutes and much memory, each contender in a process of its own.
+much memory, each contender in a process of its own, and is not waited for longer than 5 minutes.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from harness.benchmarks import (
 from harness.benchmarks.report import Results
 from harness.benchmarks.timing import FULL, QUICK, Comparison, Effort
 from harness.cli import cli
+from harness.run import Parser
 from tasks import NAMES
 from tasks.errors import UserError, unknown
 from vlmamba.models.selective_scan import resolve_backend
@@ -47,9 +48,9 @@ ON_REQUEST = {"train"}
 Step = tuple[str, Callable[[dict[str, Any]], Any]]
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command line of `harness.bench`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m harness.bench",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -74,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(arguments.threads)
     if arguments.json and not arguments.json.parent.is_dir():
         raise UserError(f"no folder {str(arguments.json.parent)!r} for --json")
+    if arguments.json and arguments.json.is_dir():
+        raise UserError(f"--json {arguments.json} is a folder; give a file")
     transformers.utils.logging.set_verbosity_error()
     results = run(only, arguments.quick)
     print(report.tables(results))

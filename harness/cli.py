@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import sys
 from collections.abc import Callable
 
@@ -16,11 +17,19 @@ def is_user_error(error: BaseException) -> bool:
     return isinstance(error, kinds)
 
 
+def one_line(text: str) -> str:
+    """`text` in one line that a terminal shows as it is: what came from a file cannot steer it."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
 def cli(main: Callable[..., int | None]) -> Callable[..., int]:
     """Decorate a command's `main`: a user's mistake becomes one line, exit code 2."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs) -> int:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # half a surrogate pair is no reason to stop
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return main(*args, **kwargs) or 0
         except KeyboardInterrupt:
@@ -29,7 +38,7 @@ def cli(main: Callable[..., int | None]) -> Callable[..., int]:
         except Exception as error:
             if not is_user_error(error):
                 raise
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error: {one_line(str(error))}", file=sys.stderr)
             return 2
 
     return wrapped

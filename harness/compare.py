@@ -123,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     parser.add_argument("--seed", type=int, default=0, help="of random sign flips (default: 0)")
     args = parser.parse_args(argv)
+    if args.seed < 0:
+        raise UserError(f"--seed is {args.seed}; expected 0 or more")
     names = distinct_names([args.a, args.b])
     a, b = EvaluationRun.read(args.a, names[0]), EvaluationRun.read(args.b, names[1])
     render = tables.markdown_table if args.markdown else tables.text_table

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.documents import Row, read_rows, read_table
+from harness.documents import Row, is_file, read_rows, read_table
 from tasks.common import Benchmark, Hub
 from tasks.errors import UserError
 
@@ -68,7 +68,8 @@ def load_images(root: Path, task: Benchmark, hub: Hub) -> datasets.Dataset | Non
     if hub.name is None:
         return None
     inside = [file for file in sorted(root.rglob("*.parquet")) if hub.name in file.parts]
-    return _parquet(_of_split(inside, hub), root, task, ("id",)) if inside else None
+    needed = ("id", task.image_column)
+    return _parquet(_of_split(inside, hub), root, task, needed) if inside else None
 
 
 def check_columns(
@@ -160,16 +161,20 @@ def _parquet(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    filled = []
     for file in files:
         try:
-            columns = pq.read_schema(file).names
+            head = pq.read_metadata(file)
         except (pa.ArrowException, OSError) as error:
             raise UserError(
                 f"{file} is not a readable parquet file: {first_line(error)}"
             ) from error
-        check_columns(columns, task, str(file), needed)
+        check_columns(head.schema.to_arrow_schema().names, task, str(file), needed)
+        filled += [file] * bool(head.num_rows)
+    if not filled:
+        raise UserError(f"{files[0]} has no rows")
     try:
-        rows = datasets.load_dataset("parquet", data_files=[str(f) for f in files], split="train")
+        rows = datasets.load_dataset("parquet", data_files=[str(f) for f in filled], split="train")
     except (datasets.exceptions.DatasetsError, pa.ArrowException, OSError) as error:
         cause = first_line(error.__cause__ or error)
         raise UserError(f"cannot read {files[0]}: {cause}") from error
@@ -183,7 +188,9 @@ def _records(files: Sequence[Path], root: Path, task: Benchmark) -> datasets.Dat
 
     rows: list[Row] = []
     for file in files:
-        found = _tsv_rows(file, task.image_column) if file.suffix == ".tsv" else read_rows(file)
+        found = read_rows(file) if file.suffix != ".tsv" else _tsv_rows(file, task.image_column)
+        if not found:
+            raise UserError(f"{file} has no rows")
         for number, row in enumerate(found, 1):
             check_columns(list(row), task, f"{file} row {number}")
             image = row.get(task.image_column)
@@ -198,7 +205,8 @@ def _records(files: Sequence[Path], root: Path, task: Benchmark) -> datasets.Dat
             table[column] = datasets.Dataset.from_dict(values)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise UserError(
-                f"{files[0]}: column {column!r} mixes types: {first_line(error)}"
+                f"{files[0]}: column {column!r} mixes types or cannot be stored: "
+                f"{first_line(error)}"
             ) from error
     whole = datasets.concatenate_datasets(list(table.values()), axis=1)
     return _confine_paths(undecoded(whole, task, str(files[0])), root, files[0].parent, task)
@@ -259,9 +267,12 @@ def _inside(root: Path, folder: Path, name: str) -> str:
     """
     home = root.resolve()
     for base in (home / "images", home, folder / "images", folder):
-        path = (base / name).resolve()
+        try:
+            path = (base / name).resolve()
+        except (OSError, ValueError, RuntimeError):  # no name of a file: a NUL, a loop of links
+            continue
         if not path.is_relative_to(home):
             raise UserError(f"image path {name!r} leads out of the data folder {root}; refused")
-        if path.is_file():
+        if is_file(path):
             return str(path)
     return str(home / name)  # absent: counted as unreadable when its turn comes

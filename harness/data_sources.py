@@ -69,8 +69,11 @@ class Source:
             return cls("demo", style=style or "seen")
         if data == "hub":
             return cls("hub", split=split, dataset=dataset, revision=revision)
-        root = Path(data).expanduser()
-        if not root.is_dir():
+        try:
+            root = Path(data).expanduser()
+        except RuntimeError:  # ~NAME of nobody
+            root = Path(data)
+        if not data or not root.is_dir():
             raise UserError(f"no data folder {data!r}; --data takes demo, hub or a folder")
         return cls("folder", root=root, split=split)
 
@@ -141,7 +144,7 @@ class Source:
         if task.image_hub and task.image_column not in rows.column_names:
             rows = self._with_images(task, rows, self._chosen(task.image_hub))
         check_usable(task, rows, protocol)
-        return rows
+        return rows if task.text_only_questions else _without_gaps(task, rows)
 
     def _with_images(self, task: Benchmark, rows: datasets.Dataset, hub: Hub) -> datasets.Dataset:
         """Rows whose image is looked up in the data set's second table whenever a row is read."""
@@ -149,14 +152,17 @@ class Source:
             images: datasets.Dataset | None = _load_hub(task, hub, ("id", task.image_column))
         else:
             images = data_files.load_images(self.root, task, hub)
+        check_columns(rows.column_names, task, self.name, (task.image_id_column,))
         if images is None:
             raise UserError(
                 f"{task.name}: {self.root} has rows without an {task.image_column!r} column and "
                 f"no {hub.name}/ folder with the published table of images"
             )
-        number = {name: row for row, name in enumerate(images["id"])}
+        number = {str(name): row for row, name in enumerate(images["id"])}
+        if len(number) < len(images):
+            raise UserError(f"{task.name}: {hub.name} has an image id that comes twice")
         named = task.image_id_column
-        absent = [name for name in rows.unique(named) if name not in number]
+        absent = [name for name in rows[named] if str(name) not in number]
         if absent:
             raise UserError(
                 f"{task.name}: {named} {absent[0]!r} (and {len(absent) - 1} more) is not among "
@@ -164,10 +170,23 @@ class Source:
             )
 
         def look_up(batch: dict[str, list]) -> dict[str, list]:
-            found = images[[number[name] for name in batch[named]]]
-            return {**batch, task.image_column: found[task.image_column]}
+            found = images[[number[str(name)] for name in batch[named]]]
+            return {**batch, task.image_column: list(map(_or_gap, found[task.image_column]))}
 
         return rows.with_transform(look_up)
+
+
+def _or_gap(image: Any) -> Any:
+    """An absent image as an unreadable one: its question is counted as left out."""
+    return {"bytes": b"", "path": None} if image is None else image
+
+
+def _without_gaps(task: Benchmark, rows: datasets.Dataset) -> datasets.Dataset:
+    """The rows; where an image is absent from a benchmark without text-only questions, a gap."""
+    column = task.image_column
+    if column not in rows.column_names or not rows.data.column(column).null_count:
+        return rows
+    return rows.map(lambda row: {column: _or_gap(row[column])}, features=rows.features)
 
 
 def without_images(rows: datasets.Dataset) -> datasets.Dataset:
@@ -181,7 +200,7 @@ def without_images(rows: datasets.Dataset) -> datasets.Dataset:
 
 def check_usable(task: Benchmark, rows: datasets.Dataset, protocol: str) -> None:
     """Raise UserError naming the first row and column whose value the task cannot use."""
-    for number, row in enumerate(without_images(rows), 1):
+    for number, row in enumerate(_each(task, without_images(rows)), 1):
         doc = _Watched(row)
         try:
             if "question" in task.columns and not isinstance(doc["question"], str):
@@ -195,6 +214,17 @@ def check_usable(task: Benchmark, rows: datasets.Dataset, protocol: str) -> None
                 f"{task.name}: row {number} cannot be used: column {doc.last!r} is {value} "
                 f"({type(error).__name__}: {first_line(error)})"
             ) from error
+
+
+def _each(task: Benchmark, rows: datasets.Dataset) -> Iterator[dict[str, Any]]:
+    """The rows as Python values. Raises UserError where one has no such value."""
+    number = 0
+    try:
+        for row in rows:
+            number += 1
+            yield row
+    except (UnicodeDecodeError, OverflowError) as error:  # text not in UTF-8, a date too far
+        raise UserError(f"{task.name}: row {number + 1} cannot be read: {error}") from error
 
 
 class _Watched(Mapping[str, Any]):

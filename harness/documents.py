@@ -8,8 +8,12 @@ Every unreadable file is a UserError that names it.
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Sequence
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -18,6 +22,8 @@ from tasks.common import Benchmark
 from tasks.errors import UserError
 
 Row = dict[str, Any]
+# What Excel's reader raises on damaged files, besides OSError.
+BAD_SHEET = (ValueError, KeyError, TypeError, AttributeError, IndexError, SyntaxError, EOFError)
 
 
 def read_documents(paths: Sequence[Path], task: Benchmark) -> list[Row]:
@@ -26,12 +32,33 @@ def read_documents(paths: Sequence[Path], task: Benchmark) -> list[Row]:
 
 
 def read_rows(path: Path, image_column: str = "image") -> list[Row]:
-    """The rows of one file. Of an image column in Parquet or a table only presence is kept."""
-    if path.is_dir() or not path.exists():
+    """The rows of one file, at least one. Of an image column in Parquet or a table only presence
+    is kept."""
+    if not is_file(path):
         raise UserError(f"no file {str(path)!r}")
     readers = {".parquet": _parquet, ".tsv": _table, ".csv": _table, ".xlsx": _table}
-    if path.suffix in readers:
-        return readers[path.suffix](path, image_column)
+    rows = readers.get(path.suffix, _json)(path, image_column)
+    if not rows:
+        raise UserError(f"{path} has no rows")
+    return rows
+
+
+def repeat_note(rows: Sequence[object]) -> list[str]:
+    """A sentence on rows that equal an earlier one: they count, but nobody may want them to."""
+    repeats = len(rows) - len({json.dumps(row, sort_keys=True, default=str) for row in rows})
+    which = "row repeats" if repeats == 1 else "rows repeat"
+    return [f"{repeats} {which} an earlier one in every column and count again"] * bool(repeats)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file at `path`; False for a name that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _json(path: Path, image_column: str) -> list[Row]:
     content = read_json(path)
     if not isinstance(content, list):
         content = [content]
@@ -79,24 +106,58 @@ def _parquet(path: Path, image_column: str) -> list[Row]:
             present = [there for batch in batches for there in batch.column(0).is_valid()]
             for row, there in zip(rows, present, strict=True):
                 row[image_column] = there.as_py() or None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        # pyarrow's own errors; text that is not UTF-8; a date beyond Python's
         raise UserError(f"{path} is not a readable parquet file: {error}") from error
     return rows
 
 
 def read_table(path: Path) -> list[Row]:
-    """A spreadsheet or separated text: every cell a string, an empty cell an empty string."""
+    """A spreadsheet or separated text: every cell a string, an empty cell an empty string.
+
+    Raises UserError for a row of separated text with more or fewer cells than the header, and for
+    a column that comes twice: either would put cells under the wrong name.
+    """
+    if path.suffix == ".xlsx":
+        return _spreadsheet(path)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return list(_separated(path, csv.reader(file, _dialect(path), strict=True)))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read {path} as a table: {error}") from error
+
+
+def _dialect(path: Path) -> type[csv.Dialect]:
+    csv.field_size_limit(sys.maxsize)  # a cell may be an image in base64
+    return csv.excel_tab if path.suffix == ".tsv" else csv.excel
+
+
+def _separated(path: Path, lines: Any) -> Iterator[Row]:
+    header: list[str] = next(lines, [])
+    twice = [name for name, count in Counter(header).items() if count > 1]
+    if twice:
+        raise UserError(f"{path}: column {twice[0]!r} comes twice")
+    for cells in lines:
+        if cells and len(cells) != len(header):
+            raise UserError(
+                f"{path} line {lines.line_num}: {len(cells)} cells, but the header has "
+                f"{len(header)}; the file is cut or has a loose tab or quote"
+            )
+        if cells:
+            yield dict(zip(header, cells, strict=True))
+
+
+def _spreadsheet(path: Path) -> list[Row]:
     import pandas as pd
 
-    options: dict[str, Any] = {"dtype": str, "keep_default_na": False}
     try:
-        if path.suffix == ".xlsx":
-            frame = pd.read_excel(path, **options)
-        else:
-            frame = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", **options)
-    except (OSError, ValueError, KeyError, BadZipFile) as error:  # parser errors: ValueError
+        frame = pd.read_excel(path, dtype=str, keep_default_na=False)
+    except (OSError, BadZipFile, NotImplementedError, zlib.error, *BAD_SHEET) as error:
         raise UserError(f"cannot read {path} as a table: {error}") from error
-    return frame.to_dict("records")
+    return [
+        {str(name): "" if cell != cell else cell for name, cell in row.items()}
+        for row in frame.to_dict("records")
+    ]
 
 
 def _table(path: Path, image_column: str) -> list[Row]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from harness import llava_answers
 from harness.documents import Row, read_documents, read_rows
-from harness.llava_answers import Joined
+from harness.llava_answers import BAD_ROW, Joined
 from tasks.common import Benchmark
 from tasks.errors import UserError, unknown
 
@@ -43,25 +43,31 @@ def from_vlmevalkit(
     Its POPE file holds each question once, with all categories that ask it.
     """
     rows = read_rows(predictions)
-    for column in ("index", "prediction"):
-        if column not in rows[0]:
+    for row in rows:
+        for column in ("index", "prediction"):
+            if column not in row:
+                raise UserError(
+                    f"{predictions}: no column {column!r}, so not a VLMEvalKit prediction file "
+                    f"(it has: {', '.join(map(str, row))})"
+                )
+        if not isinstance(row["prediction"], str):
             raise UserError(
-                f"{predictions}: no column {column!r}, so not a VLMEvalKit prediction file "
-                f"(it has: {', '.join(map(str, rows[0]))})"
+                f"{predictions}: row {row['index']}: prediction is {row['prediction']!r}, "
+                "expected the answer's text"
             )
     convert = VLMEVALKIT.get(task.name, lambda row: [row])
     joined = []
     for row in rows:
         try:
             documents = convert(row)
-        except (KeyError, ValueError, SyntaxError) as error:
+        except BAD_ROW as error:
             raise UserError(
                 f"{predictions}: row {row['index']} is not a {task.name} row ({error!r})"
             ) from error
         for i, document in enumerate(documents):
             doc = {key: value for key, value in document.items() if key != "prediction"}
             case_id = f"{row['index']}/{i}" if len(documents) > 1 else str(row["index"])
-            joined.append(Joined(case_id, doc, str(row["prediction"])))
+            joined.append(Joined(case_id, doc, row["prediction"]))
     return joined, 0
 
 
@@ -115,7 +121,7 @@ def from_lmms_eval(
     joined = []
     for number, sample in enumerate(samples, 1):
         doc_id, answer = sample.get("doc_id"), _first_text(sample.get("filtered_resps"))
-        if not isinstance(doc_id, int) or answer is None:
+        if type(doc_id) is not int or answer is None:
             raise UserError(
                 f"{predictions} line {number} has no doc_id or filtered_resps, so is not a sample "
                 "of lmms-eval (log them with --log_samples)"

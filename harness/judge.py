@@ -14,6 +14,7 @@ import argparse
 import http.client
 import json
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -30,6 +31,9 @@ from tasks.mmvet.judging import MAX_TOKENS, REMINDER, TEMPERATURES, read_grade
 RETRIED = (408, 429, 500, 502, 503, 504)  # HTTP status codes worth another try
 WAITS_S = (1.0, 2.0, 4.0, 8.0)  # before each further try
 LONGEST_WAIT_S = 60.0
+
+
+VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")  # a key in its place would end up in messages
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -50,7 +54,7 @@ class Judge:
     sleep: Callable[[float], None] = time.sleep
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
+        parts = urlsplit("" if _unsendable(self.url) else self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(
                 "--judge is not a web address; expected one such as https://api.openai.com/v1"
@@ -59,6 +63,11 @@ class Judge:
             raise UserError(
                 "--judge holds credentials or a query; give the plain address, put the key in an "
                 "environment variable and name that with --judge-key-env"
+            )
+        if self.key_variable is not None and not VARIABLE.fullmatch(self.key_variable):
+            raise UserError(
+                "--judge-key-env takes the name of an environment variable (capitals, digits, _), "
+                "not the key itself"
             )
 
     def terms(self) -> dict[str, str]:
@@ -107,7 +116,10 @@ class Judge:
                 retry_after = error.headers.get("Retry-After")
                 error.close()
             except (OSError, http.client.HTTPException) as error:
-                problem, passing = f"is out of reach ({getattr(error, 'reason', error)})", True
+                # our own system's reasons only: a server may send back what it got, the key too
+                known = isinstance(error, OSError)
+                reason = getattr(error, "reason", error) if known else type(error).__name__
+                problem, passing = f"is out of reach ({reason})", True
             wait_s = next(waits_s, None) if passing else None
             if wait_s is None:
                 raise UserError(f"the judge at {self.url} {problem}")
@@ -132,6 +144,15 @@ class Judge:
                 "endpoint, with the address given up to /v1?"
             )
         return text
+
+
+def _unsendable(url: str) -> bool:
+    """Whether an address cannot stand in a request: blanks, letters beyond ASCII, a broken host."""
+    try:
+        urlsplit(url).port  # noqa: B018 - it raises for a port that is no number
+    except ValueError:
+        return True
+    return not url.isascii() or not url.isprintable() or " " in url
 
 
 def _seconds(retry_after: str | None, otherwise: float) -> float:

@@ -24,6 +24,9 @@ TRUTH_FILES = {
 }
 ID_COLUMNS = {"mmbench": "index", "gqa": "id", "textvqa": "image_id"}
 
+# What reading a row of the wrong shape raises.
+BAD_ROW = (AttributeError, IndexError, KeyError, TypeError, ValueError, SyntaxError, RecursionError)
+
 Key = tuple[str, ...]
 Documents = tuple[dict[Key, Row], Callable[[Row], Key]]  # and how an answer finds its document
 
@@ -47,7 +50,7 @@ def load(task: Benchmark, answers: Path, truth: Sequence[Path]) -> tuple[list[Jo
         raise UserError(f"{task.name}: LLaVA's answers need --truth: {wanted}")
     try:
         documents, key_of = JOINS.get(task.name, _documents)(task, truth)
-    except (KeyError, TypeError, ValueError) as error:
+    except BAD_ROW as error:
         raise UserError(f"{task.name}: --truth is not {wanted} ({error!r})") from error
     joined: dict[Key, Joined] = {}
     for number, answer in enumerate(_answers(answers), 1):
@@ -65,8 +68,14 @@ def _answers(path: Path) -> list[Row]:
     """Rows with question_id, prompt and text; also from what eval_science_qa.py writes."""
     rows = read_rows(path)
     if {"correct", "incorrect"} <= rows[0].keys():
-        judged = [*rows[0]["correct"], *rows[0]["incorrect"]]
-        rows = [row | {"text": row.get("pred"), "prompt": row.get("question")} for row in judged]
+        judged = [rows[0]["correct"], rows[0]["incorrect"]]
+        if not all(isinstance(x, list) and all(isinstance(y, dict) for y in x) for x in judged):
+            raise UserError(f"{path} has no lists of answers under correct and incorrect")
+        rows = [
+            row | {"text": row.get("pred"), "prompt": row.get("question")}
+            for group in judged
+            for row in group
+        ]
     for number, row in enumerate(rows, 1):
         for column in ("question_id", "prompt", "text"):
             if not isinstance(row.get(column), str | (int if column == "question_id" else str)):
@@ -82,15 +91,16 @@ def _pope(task: Benchmark, truth: Sequence[Path]) -> Documents:
     """The n-th question of a category in the question file has the n-th label of its file."""
     labels: dict[str, list[Row]] = {}
     questions: list[Row] = []
+    documents: dict[Key, Row] = {}
     for path in truth:
         rows = read_rows(path)
         if "category" in rows[0]:
             questions += rows
         else:
             category = next(name for name in (*CATEGORIES, path.stem) if name in path.stem)
-            labels[category] = rows
+            if labels.setdefault(category, rows) is not rows:
+                raise UserError(f"pope: --truth has two label files of category {category!r}")
     waiting = {category: iter(rows) for category, rows in labels.items()}
-    documents = {}
     for row in questions:
         question = row["text"].removesuffix(f"\n{SHORT_ANSWER}")
         label = next(waiting.get(row["category"], iter(())), None)
@@ -99,13 +109,14 @@ def _pope(task: Benchmark, truth: Sequence[Path]) -> Documents:
                 f"pope: question {row['question_id']} ({row['category']}, {question!r}) has no "
                 f"label in its place; --truth takes {TRUTH_FILES['pope']}"
             )
-        documents[_by_question_id(row)] = {
+        document = {
             "question_id": str(row["question_id"]),
             "question": question,
             "answer": label["label"],
             "image_source": Path(row["image"]).stem,
             "category": row["category"],
         }
+        _add(documents, _by_question_id(row), document)
     return documents, _by_question_id
 
 
@@ -116,12 +127,18 @@ def _mme(task: Benchmark, truth: Sequence[Path]) -> Documents:
         bare = question.replace(SHORT_ANSWER, "").replace(YES_OR_NO.strip(), "").strip()
         return (image.split("/")[0], Path(image).stem, bare)
 
-    documents = {}
+    documents: dict[Key, Row] = {}
     for row in (row for path in truth for row in read_rows(path)):
         image = row.get("question_id") or f"{row['category']}/{row['image']}"
         kept = {column: row[column] for column in ("question", "answer", "category")}
-        documents[key(image, row["question"])] = {"question_id": image, **kept}
-    return documents, lambda answer: key(answer["question_id"], answer["prompt"])
+        _add(documents, key(image, row["question"]), {"question_id": image, **kept})
+    return documents, lambda answer: key(str(answer["question_id"]), answer["prompt"])
+
+
+def _add(documents: dict[Key, Row], key: Key, document: Row) -> None:
+    """Keep a document; one that differs from an earlier one of the same key would replace it."""
+    if documents.setdefault(key, document) != document:
+        raise UserError(f"--truth has two documents for question {'/'.join(key)!r}")
 
 
 def _scienceqa(task: Benchmark, truth: Sequence[Path]) -> Documents:
@@ -130,9 +147,11 @@ def _scienceqa(task: Benchmark, truth: Sequence[Path]) -> Documents:
         content = read_json(path)
         if isinstance(content, dict):
             tested = {name: row for name, row in content.items() if row["split"] == "test"}
-            documents |= {(str(name),): _problem(task, row) for name, row in tested.items()}
+            found = [(name, _problem(task, row)) for name, row in tested.items()]
         else:
-            documents |= {(str(row["id"]),): _conversation(row) for row in content}
+            found = [(row["id"], _conversation(row)) for row in content]
+        for name, document in found:
+            _add(documents, (str(name),), document)
     return documents, _by_question_id
 
 
@@ -181,7 +200,9 @@ def _documents(task: Benchmark, truth: Sequence[Path]) -> Documents:
         name = str(identifier).removeprefix("v1_")  # MM-Vet's documents have it, answers do not
         return (name, question.split("\n")[0].strip().lower()) if repeated else (name,)
 
-    documents = {key(row[column], row["question"]): row for row in rows}
+    documents: dict[Key, Row] = {}
+    for row in rows:
+        _add(documents, key(row[column], row["question"]), row)
     return documents, lambda answer: key(answer["question_id"], answer["prompt"])
 
 

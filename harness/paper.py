@@ -64,15 +64,18 @@ def read(path: Path = FILE) -> dict[str, list[Line]]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"cannot read {path} as a table: {error}") from error
     found: dict[str, list[Line]] = {title: [] for title in TITLES}
     for number, row in enumerate(rows, 2):
         if row.get("table") not in TITLES or None in row or None in row.values():
             raise UserError(f"{path} line {number} is not a row of a known table with all columns")
-        cells = {name: _paper_cell(row[name]) for name in BENCHMARKS}
-        setup = {name: row[name] for name in SETUP}
-        found[row["table"]].append(Line(setup, cells, row["source"], measured=False))
+        try:
+            cells = {name: _paper_cell(row[name]) for name in BENCHMARKS}
+            setup = {name: row[name] for name in SETUP}
+            found[row["table"]].append(Line(setup, cells, row["source"], measured=False))
+        except KeyError as error:
+            raise UserError(f"{path} has no column {error}") from error
     return found
 
 

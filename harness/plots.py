@@ -20,6 +20,7 @@ from harness.cli import cli
 from harness.profiling.summary import OURS, Profile
 from harness.run import Parser
 from harness.rundir import write_atomically
+from tasks.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,13 +86,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def write_all(folder: Path, files: Mapping[str, str | bytes]) -> str:
     """Write the files; one line on how many, and which others lie there without a run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    others = sorted(file.name for file in folder.iterdir() if file.name not in files)
-    for name, content in files.items():
-        if isinstance(content, str):
-            write_atomically(folder / name, content)
-        else:
-            (folder / name).write_bytes(content)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        others = sorted(file.name for file in folder.iterdir() if file.name not in files)
+        for name, content in files.items():
+            if isinstance(content, str):
+                write_atomically(folder / name, content)
+            else:
+                (folder / name).write_bytes(content)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror}; give another --out"
+        ) from error
     note = f"; of no run here: {', '.join(others)}" if others else ""
     return f"{len(files)} files written to {folder}{note}"
 
@@ -138,7 +144,7 @@ def _draw(axis: Axes, profile: Profile, name: str, batch: int) -> None:
                     lengths,
                     scaled,
                     linestyle=style,
-                    label=model + suffix,
+                    label=_plain(model + suffix),
                     markersize=4,
                     linewidth=2 if model.startswith(OURS) else 1.3,
                     **look,
@@ -182,7 +188,12 @@ def _title(profile: Profile, batch: int) -> str:
     machine = profile.machine
     device = machine.get("device", "?")
     where = machine.get("processor", device) if device == "cpu" else device
-    return f"batch {batch}, {machine.get('dtype', '?')}, {where}"
+    return _plain(f"batch {batch}, {machine.get('dtype', '?')}, {where}")
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib shows as it is; between two dollars it would read mathematics."""
+    return text.replace("$", r"\$")
 
 
 def _short(tokens: int) -> str:

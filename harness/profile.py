@@ -106,9 +106,11 @@ def _terms(args: argparse.Namespace) -> Terms:
         raise UserError(f"--image-tokens is {args.image_tokens}; expected a square number or 0")
     for name in ("decode", "threads", "time_limit", "seconds"):
         value = getattr(args, name)
-        if not value > 0:
+        if not 0 < value < math.inf:
             raise UserError(f"--{name.replace('_', '-')} is {value}; expected a positive number")
     limit = args.memory_limit_gib
+    if limit is not None and not 0 < limit < math.inf:
+        raise UserError(f"--memory-limit-gib is {limit}; expected a positive number")
     return Terms(
         image_tokens=args.image_tokens,
         decode=args.decode,
@@ -124,11 +126,18 @@ def _terms(args: argparse.Namespace) -> Terms:
 
 
 def _device(name: str) -> str:
-    if name != "auto":
+    if name == "cpu":
         return name
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    there = torch.cuda.is_available()
+    if name == "auto":
+        return "cuda" if there else "cpu"
+    if not name.startswith("cuda"):
+        raise unknown("device", name, ("auto", "cpu", "cuda"))
+    if not there:
+        raise UserError(f"--device {name}: this machine has no usable GPU; use --device cpu")
+    return name
 
 
 def _most_bytes() -> int | None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import judge as judging
+from harness.documents import repeat_note
 from harness.judge import Judge
 from harness.stats import Interval, intervals
 from tasks.common import Benchmark, Case
@@ -114,7 +115,7 @@ def score_task(
         n=report.n,
         n_unparsed=report.n_unparsed,
         excluded=excluded,
-        notes=list(report.notes),
+        notes=[*report.notes, *repeat_note(list(zip(docs, image_keys, strict=True)))],
     )
     why = {row: reasons.get(place) for place, row in enumerate(readable)}
     samples = [

@@ -118,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     inputs = Inputs.read(args.runs)
     if not args.out.resolve().parent.is_dir():
         raise UserError(f"no folder {str(args.out.parent)!r} for --out")
+    if args.out.is_dir():
+        raise UserError(f"--out {args.out} is a folder; give a file")
     images = 0 if args.no_images else args.max_images
     browser = collect(inputs.evaluations, args.max_samples, images)
     text = page(inputs, browser, args.title, args.paper)

@@ -40,6 +40,10 @@ KEPT = (
     *("protocol", "limit", "batch_size", "blind", "dtype", "device", "backend", "seed"),
     *("judge", "judge_model", "judge_key_env"),
 )
+NOT_TEXT = {"limit": int, "batch_size": int, "blind": bool, "seed": int}
+MAY_BE_ABSENT = {"revision", "style", "split", "data_id", "data_revision", "limit"} | {
+    *("judge", "judge_key_env")
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -122,9 +126,14 @@ def read_arguments(path: Path) -> dict[str, Any]:
     """The arguments that a record was made with. Raises UserError for any other file."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))["arguments"]
-        return {"tasks": kept["tasks"]} | {name: kept[name] for name in KEPT if name in kept}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = {"tasks": kept["tasks"]} | {name: kept[name] for name in KEPT if name in kept}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a record.json of harness.run: {error!r}") from error
+    for name, value in found.items():
+        kind = NOT_TEXT.get(name, str)
+        if type(value) is not kind and not (value is None and name in MAY_BE_ABSENT):
+            raise UserError(f"{path}: argument {name} is {value!r}, expected {kind.__name__}")
+    return found
 
 
 def choose_tasks(names: str, source: Source) -> list[Benchmark]:

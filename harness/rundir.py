@@ -68,7 +68,8 @@ def write_atomically(path: Path, text: str) -> Path:
     """Write `text` beside `path`, then move it there. Raises UserError when the disk refuses."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("w", encoding="utf-8") as file:
+        # half a surrogate pair, as a cut emoji gives it, is written as JSON's own escape
+        with part.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -17,6 +17,7 @@ from typing import Any
 import tasks
 from harness.data_sources import Source
 from harness.documents import read_rows
+from harness.record_checks import check_record, check_samples
 from harness.records import Sample, TaskResult
 from harness.stats import Interval
 from tasks.errors import UserError
@@ -63,18 +64,24 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
     return ["/".join(part) for part in parts]  # the same folder twice
 
 
-def read_record(folder: Path) -> Mapping[str, Any]:
-    """The record in a run's folder. Raises UserError for none or a foreign one."""
+def read_record(folder: Path, kind_of: str | None = None) -> Mapping[str, Any]:
+    """The record in a run's folder, checked. Raises UserError for none, a foreign or a cut one.
+
+    kind_of: the only kind that will do.
+    """
     file = folder / RECORD
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         kind = record["kind"]
     except FileNotFoundError as error:
         raise UserError(f"no {RECORD} in {folder}; expected a finished run's folder") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file} is not a run's record: {error!r}") from error
     if kind not in KINDS:
         raise UserError(f"{file} is of kind {kind!r}; expected one of {', '.join(KINDS)}")
+    if kind_of not in (None, kind):
+        raise UserError(f"{folder} holds a {kind}; expected a run of harness.run")
+    check_record(record, file)
     return record
 
 
@@ -89,9 +96,7 @@ class EvaluationRun:
     @classmethod
     def read(cls, folder: Path, name: str | None = None) -> EvaluationRun:
         """The run in `folder`, called by its name if not `name`. Raises UserError otherwise."""
-        record = read_record(folder)
-        if record["kind"] != "evaluation":
-            raise UserError(f"{folder} holds a {record['kind']}; expected a run of harness.run")
+        record = read_record(folder, "evaluation")
         return cls(name or folder.resolve().name, folder, record)
 
     @property
@@ -118,9 +123,11 @@ class EvaluationRun:
         if not file.exists():
             return []
         try:
-            return [Sample(**row) for row in read_rows(file)]
+            samples = [Sample(**row) for row in read_rows(file)]
         except TypeError as error:
             raise UserError(f"{file} does not hold samples of harness.run: {error}") from error
+        check_samples(samples, file)
+        return samples
 
     def source(self) -> Source:
         """Where its rows came from. Raises UserError where that is gone."""

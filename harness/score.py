@@ -17,6 +17,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import tasks
 from harness import importers, submit
 from harness import judge as judging
 from harness.cli import cli
-from harness.documents import read_rows
+from harness.documents import read_rows, repeat_note
 from harness.llava_answers import Joined
 from harness.run import Parser
 from tasks.common import PROTOCOLS, Benchmark, Case, Report, check_protocol
@@ -118,7 +119,8 @@ def score(
     if report.n == 0:
         reasons = "; ".join(f"{count}: {reason}" for reason, count in report.excluded.items())
         raise UserError(f"{task.name}: none of {len(rows)} rows can be scored ({reasons})")
-    return report
+    named = all(any(doc.get(column) for column in task.cluster_columns) for doc in docs)
+    return replace(report, notes=[*report.notes, *(repeat_note(docs) if named else [])])
 
 
 def summary(task: Benchmark, report: Report, protocol: str, missing: int = 0) -> str:
@@ -204,7 +206,8 @@ def as_json(
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write one JSON file. Raises UserError if it cannot be written."""
     try:
-        path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a surrogate pair
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 

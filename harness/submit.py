@@ -35,7 +35,8 @@ def write(task: Benchmark, docs: Sequence[Doc], predictions: Sequence[str], path
         if suffix == ".xlsx":
             write_spreadsheet(content, path)
         else:
-            path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+            text = json.dumps(content, ensure_ascii=False) + "\n"
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")  # as JSON writes it
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
@@ -52,7 +53,8 @@ def write_spreadsheet(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         for column, value in enumerate(row.values(), 1):
             cell = sheet.cell(number, column)
             if isinstance(value, str):
-                cell.value = ILLEGAL_CHARACTERS_RE.sub("", value)
+                whole = value.encode("utf-8", "ignore").decode()  # no half of a surrogate pair
+                cell.value = ILLEGAL_CHARACTERS_RE.sub("", whole)
                 cell.data_type = "s"  # an answer that starts with "=" is no formula
             else:
                 cell.value = value

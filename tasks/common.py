@@ -80,6 +80,7 @@ class Benchmark(ABC):
     image_column: str = "image"
     image_hub: Hub | None = None  # a second table, for rows that only name their image...
     image_id_column: str = ""  # ...in this column
+    text_only_questions: bool = False  # True: a row without an image is asked as it is
     cluster_columns: tuple[str, ...] = ("image_source", "question_id")
     hub: Hub
     token_limits: PerProtocol[int]  # how long an answer may get

@@ -141,7 +141,7 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path):
 )
 def test_runs_on_other_data_are_refused(tmp_path, capsys, change, message):
     a = write_run(tmp_path / "a", [1, 0])
-    b = write_run(tmp_path / "b", [1, 0], **change)
+    b = write_run(tmp_path / "b", [1], **change)
     assert compare.main([str(a), str(b)]) == 2
     assert message in capsys.readouterr().err
 

@@ -17,6 +17,7 @@ class ScienceQa(Benchmark):
 
     name = "scienceqa"
     headline = "accuracy"
+    text_only_questions = True
     metrics = ("accuracy", "accuracy_all")
     columns = ("question", "choices", "answer", "hint")
     hub = Hub("lmms-lab/ScienceQA", name="ScienceQA-FULL", split="test")
