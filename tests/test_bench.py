@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch
 from harness import baselines, bench
 from harness.benchmarks import invariance, language_model, machine, report, scan, training
 from harness.benchmarks.timing import OURS, Comparison, Contender, Effort, Timing, side_by_side
+from harness.benchmarks.training import Measured
 from vlmamba.config import LANGUAGE_MODELS
 
 ONCE = Effort(least=1, most=1, seconds=0)
@@ -150,9 +153,10 @@ def test_contenders_of_the_training_step_learn_the_same(tiny, monkeypatch, check
 
 
 def test_training_reports_speed_and_memory(tiny, monkeypatch, capsys):
-    def measured(contender: str, checkpointing: bool) -> tuple[Timing, int]:
-        return (Timing((1.0,), (1.0,)), 2**30) if contender == OURS else (
-            Timing((9.0,), (8.0,)), 3 * 2**30)  # fmt: skip
+    def measured(contender: str, checkpointing: bool) -> Measured:
+        if contender == OURS:
+            return Measured(Timing((1.0,), (1.0,)), 2**30)
+        return Measured(Timing((9.0,), (8.0,)), 3 * 2**30, stopped=checkpointing)
 
     monkeypatch.setattr(training, "in_own_process", measured)
     assert bench.main(["--only", "train", "--quick"]) == 0
@@ -161,13 +165,28 @@ def test_training_reports_speed_and_memory(tiny, monkeypatch, capsys):
     for kind in training.KINDS:
         assert summary[f"{kind}_speedup"] == 9
         assert summary[f"{kind}_peak_memory_ratio"] == 3
-    assert "3x ours" in output
+        assert summary[f"{kind}_ratios_are_lower_bounds"] == (kind == "train_checkpointed")
+    assert output.count("3x ours") == 2
+    assert output.count("more than 3x ours") == output.count("more than 9x faster") == 1
 
 
 def test_a_process_of_its_own_reports_its_own_peak(tiny):
-    timing, peak = training.measure(OURS, checkpointing=False)
-    assert len(timing.wall_s) >= 1
-    assert peak > 10**8
+    found = training.measure(OURS, checkpointing=False)
+    assert len(found.timing.wall_s) >= 1
+    assert found.peak_bytes > 10**8
+    assert not found.stopped
+
+
+def test_a_step_that_takes_too_long_gives_bounds():
+    script = (
+        "import time; from harness.benchmarks import training\n"
+        "with training._given_up_after(0.3, 10): time.sleep(60)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["stopped"]) == (0, True)
+    assert 0.03 <= found["wall_s"][0] < 0.3
+    assert found["peak_bytes"] > 10**7
 
 
 def test_a_killed_process_is_explained(monkeypatch):

@@ -118,6 +118,7 @@ def _rates(comparisons: Sequence[Comparison]) -> dict[str, float]:
                 1 / c.timings[training.TRANSFORMERS].median_s
             )
             found[f"{c.kind}_peak_memory_ratio"] = c.memory_ratio(training.TRANSFORMERS)
+            found[f"{c.kind}_ratios_are_lower_bounds"] = bool(c.stopped)
         elif c.item == "question":
             names = {"": OURS, "_one_at_a_time": evaluation.ONE_AT_A_TIME}
             names["_transformers"] = evaluation.TRANSFORMERS_ONE_AT_A_TIME
@@ -139,7 +140,7 @@ def _four_digits(value: Any) -> Any:
 def details(results: Results, summary_: Mapping[str, Any]) -> str:
     """JSON text with the seconds of every run."""
     content = dataclasses.asdict(results) | {"summary": dict(summary_)}
-    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+    return json.dumps(content, indent=2, allow_nan=False, default=sorted) + "\n"  # sets
 
 
 def tables(results: Results) -> str:
@@ -165,9 +166,11 @@ def _table(c: Comparison) -> list[str]:
         seconds = (timing.median_s, min(timing.wall_s), max(timing.wall_s))
         line = f"  {name:34}" + "".join(f"{s * 1e3:10.4g}" for s in seconds)
         line += f"{timing.median_processor_s * 1e3:11.4g}"
-        lines.append(line + ("" if name == OURS else f"  {c.speedup(name):.3g}x faster"))
+        bound = "more than " if name in c.stopped else ""
+        lines.append(line + ("" if name == OURS else f"  {bound}{c.speedup(name):.3g}x faster"))
     for name, peak in (c.peak_bytes or {}).items():
-        more = "" if name == OURS else f"  {c.memory_ratio(name):.3g}x ours"
+        bound = "more than " if name in c.stopped else ""
+        more = "" if name == OURS else f"  {bound}{c.memory_ratio(name):.3g}x ours"
         lines.append(f"  {name + ', peak memory':34}{peak / 2**30:10.4g} GiB{more}")
     if c.floor_s is not None:
         reached = c.floor_s / c.timings[OURS].median_s

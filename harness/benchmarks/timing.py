@@ -68,7 +68,8 @@ class Comparison:
     """The timings of one workload.
 
     floor_s: seconds that the machine's limits allow at best; peak_bytes: largest memory of each
-    contender's process, where each had one of its own.
+    contender's process, where each had one of its own; stopped: contenders that were not waited
+    for, whose seconds and bytes are lower bounds.
     """
 
     kind: str
@@ -77,6 +78,7 @@ class Comparison:
     timings: Mapping[str, Timing]
     floor_s: float | None = None
     peak_bytes: Mapping[str, int] | None = None
+    stopped: frozenset[str] = frozenset()
 
     def memory_ratio(self, other: str, ours: str = OURS) -> float:
         """How many times the peak memory of `ours` that of `other` is."""

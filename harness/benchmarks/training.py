@@ -7,15 +7,22 @@ own loss computes them everywhere.
 
 A process's peak memory never goes down, so every contender runs in a process of its own:
 `python -m harness.benchmarks.training CONTENDER`, which `harness.bench --only train` starts.
+transformers' Mamba may need half an hour for a step: a process stops itself after PATIENCE_S
+seconds of one, and its time and memory so far are lower bounds, marked as such.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -36,22 +43,34 @@ CONTENDERS = {OURS: f"vl-mamba-{SIZE}", TRANSFORMERS: f"transformers-mamba-{SIZE
 KINDS = {"train": False, "train_checkpointed": True}  # kind of comparison -> recomputes layers
 
 EFFORT = Effort(least=1, most=5, seconds=60)  # transformers' Mamba makes one step in minutes
+PATIENCE_S = 300.0  # for a contender's steps, warm-up left out
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds for a token, the process's peak memory in bytes; lower bounds where `stopped`."""
+
+    timing: Timing
+    peak_bytes: int
+    stopped: bool = False
 
 
 def compare(kind: str) -> Comparison:
     """Seconds for a token and peak memory of each contender, one process after the other."""
     found = {name: in_own_process(name, KINDS[kind]) for name in CONTENDERS}
+    stopped = frozenset(name for name, measured in found.items() if measured.stopped)
     how = "with" if KINDS[kind] else "without"
     return Comparison(
         kind,
         f"stage 2, {SIZE} shape, batch 1, float32, {how} gradient checkpointing",
         "token",
-        {name: timing for name, (timing, _) in found.items()},
-        peak_bytes={name: peak for name, (_, peak) in found.items()},
+        {name: measured.timing for name, measured in found.items()},
+        peak_bytes={name: measured.peak_bytes for name, measured in found.items()},
+        stopped=stopped,
     )
 
 
-def in_own_process(contender: str, checkpointing: bool) -> tuple[Timing, int]:
+def in_own_process(contender: str, checkpointing: bool) -> Measured:
     """`measure` in a process of its own; UserError if the system killed it."""
     command = [sys.executable, "-m", __name__, contender, str(torch.get_num_threads())]
     command += ["--checkpointing"] * checkpointing
@@ -61,8 +80,9 @@ def in_own_process(contender: str, checkpointing: bool) -> tuple[Timing, int]:
             f"the process measuring {contender} ended with code {done.returncode} (-9: killed, "
             "probably for want of memory; it needs about 12 GiB)"
         )
-    timings, peak = json.loads(done.stdout)
-    return Timing(*map(tuple, timings)), peak
+    found = json.loads(done.stdout)
+    timing = Timing(tuple(found["wall_s"]), tuple(found["processor_s"]))
+    return Measured(timing, found["peak_bytes"], found["stopped"])
 
 
 def main() -> None:
@@ -73,19 +93,44 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    timing, peak = measure(arguments.contender, arguments.checkpointing)
-    print(json.dumps([[timing.wall_s, timing.processor_s], peak]))
+    report(measure(arguments.contender, arguments.checkpointing))
 
 
-def measure(contender: str, checkpointing: bool) -> tuple[Timing, int]:
-    """(seconds for a token, this process's peak memory in bytes) over some steps."""
+def report(found: Measured) -> None:
+    """Print a measurement as `in_own_process` reads it."""
+    content = {**asdict(found.timing), "peak_bytes": found.peak_bytes, "stopped": found.stopped}
+    print(json.dumps(content), flush=True)
+
+
+def measure(contender: str, checkpointing: bool, patience: float = PATIENCE_S) -> Measured:
+    """Some steps; a first one that takes longer than `patience` seconds ends the process."""
     model = build(CONTENDERS[contender])
     features, ids = sample(model)
     step = stepper(model, checkpointing)
     step(None, ids)  # warm-up without the image: from now on AdamW's moments take their memory
     tokens = features.shape[1] + ids.shape[1]
     work = Contender(lambda: step(features, ids), tokens)
-    return side_by_side({contender: work}, EFFORT)[contender], peak_resident_bytes()
+    with _given_up_after(patience, tokens):
+        timing = side_by_side({contender: work}, EFFORT)[contender]
+    return Measured(timing, peak_resident_bytes())
+
+
+@contextmanager
+def _given_up_after(patience: float, tokens: int) -> Iterator[None]:
+    """Report the bounds and end the process, in the middle of a backward pass if need be."""
+    wall, processor = time.perf_counter(), time.process_time()
+
+    def give_up() -> None:
+        spent = (time.perf_counter() - wall) / tokens, (time.process_time() - processor) / tokens
+        timing = Timing((spent[0],), (spent[1],))
+        report(Measured(timing, peak_resident_bytes(), stopped=True))
+        os._exit(0)
+
+    timer = threading.Timer(patience, give_up)
+    timer.daemon = True
+    timer.start()
+    yield
+    timer.cancel()
 
 
 def sample(model: VLMBase) -> tuple[Tensor, Tensor]:
