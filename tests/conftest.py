@@ -57,3 +57,19 @@ def model(config, processor) -> VLMambaForConditionalGeneration:
         if name.endswith(("proj.weight", "embedding.weight")):
             torch.nn.init.normal_(parameter, std=0.3)
     return model
+
+
+LONG = {
+    "fuzz": "a long random run: pytest -m fuzz",
+    "kill": "kills at many moments: pytest -m kill",
+    "soak": "a long run: pytest -m soak",
+}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long tests run only where their mark is asked for."""
+    for mark, reason in LONG.items():
+        if mark not in (config.option.markexpr or ""):
+            for item in items:
+                if mark in item.keywords:
+                    item.add_marker(pytest.mark.skip(reason=reason))

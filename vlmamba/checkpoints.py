@@ -9,17 +9,17 @@ have no such form, are read with weights_only=True, so nothing in them is execut
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from vlmamba.checkpoint_files import language_model_files, model_files, read_object, tensors
 from vlmamba.config import VLMambaConfig, split_revision
 from vlmamba.errors import UserError, unknown
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
@@ -27,7 +27,6 @@ from vlmamba.processing import VLMambaProcessor
 
 BUNDLED = {"nano": Path(__file__).parent / "assets" / "nano"}
 NAMES = {"nano": "nano", "demo": "nano"}
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def load(
@@ -52,12 +51,18 @@ def load(
             use_safetensors=True,
             output_loading_info=True,
         )
-        processor = VLMambaProcessor.from_pretrained(source, revision=revision or "main")
+        processor = VLMambaProcessor.from_pretrained(
+            source, revision=revision or "main", trust_remote_code=False
+        )
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except Exception as error:  # other libraries' readers have no common type for damaged files
         raise UserError(f"cannot load model {name!r}: {_first_line(error)}") from error
     _check_complete(name, info)
+    if not model.config.num_image_tokens or not getattr(
+        model.config.vision_config, "num_hidden_layers", 1
+    ):
+        raise UserError(f"cannot load model {name!r}: its encoder gives no image tokens")
     _check_finite(name, model)
     return model.to(device).eval(), processor
 
@@ -74,29 +79,15 @@ def _resolve(name: str) -> str:
         return str(folder)
     folder = Path(name)
     if folder.is_dir():
-        _check_folder(folder)
+        try:
+            model_files(folder)
+        except UserError as error:
+            raise UserError(f"cannot load model {name!r}: {error}") from error
         return str(folder)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         error = unknown("model", name, NAMES)
         raise UserError(f"{error} (or an existing folder, or a hub id ORGANISATION/NAME)")
     return name
-
-
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{folder}: no config.json; expected a folder written by save_pretrained "
-            "(a training run writes one at OUT/final)"
-        )
-    if any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-    if pickles:
-        raise UserError(
-            f"{folder}: {pickles[0]} is a pickled checkpoint, which can run code when loaded; "
-            "convert it to safetensors (save_pretrained writes that) and try again"
-        )
-    raise UserError(f"{folder}: no *.safetensors weights; expected model.safetensors")
 
 
 def _check_complete(name: str, info: dict[str, Any]) -> None:
@@ -135,7 +126,8 @@ def build(
     """
     model = VLMambaForConditionalGeneration(config)
     if not model.vision_encoder.weights_in_checkpoint or pretrained:
-        model.vision_encoder.load_pretrained(**load_options)
+        with _fetching(config.vision_model_id):
+            model.vision_encoder.load_pretrained(**load_options)
     if pretrained and config.language_model_id:
         load_language_model(model, config.language_model_id, **load_options)
     return model
@@ -148,7 +140,18 @@ def tokenizer_for(config: VLMambaConfig, **load_options: Any) -> Any:
     """
     if config.language_model_id is None:
         raise UserError("this language model has no published tokenizer; train one (stage text)")
-    return AutoTokenizer.from_pretrained("EleutherAI/gpt-neox-20b", **load_options)
+    name = "EleutherAI/gpt-neox-20b"
+    with _fetching(name):
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **load_options)
+
+
+@contextmanager
+def _fetching(name: str | None) -> Iterator[None]:
+    """What is published and can be neither reached nor read is a UserError, one line."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:  # transformers' and the hub's errors
+        raise UserError(f"cannot fetch {name!r}: {_first_line(error)}") from error
 
 
 def load_language_model(
@@ -163,11 +166,13 @@ def load_language_model(
     own = model.language_model.state_dict()
     seen: set[str] = set()
     head: Tensor | None = None
-    for key, tensor in _tensors(folder):
+    for key, tensor in tensors(language_model_files(folder)):
         name = _own_name(key)
         if name is None:
             head = tensor
             continue
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{source}: {key} holds NaN or infinite values")
         if name not in own:
             raise UserError(f"{source}: unexpected tensor {key!r} in a Mamba checkpoint")
         _fill(own[name], tensor, f"{source}: {key}")
@@ -221,34 +226,13 @@ def _checkpoint_folder(source: str | Path, **load_options: Any) -> Path:
         raise UserError(f"cannot fetch {str(source)!r}: {_first_line(error)}") from error
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """All (name, tensor) of a checkpoint folder, safetensors preferred, shards one by one."""
-    files = _weight_files(folder, "*.safetensors") or _weight_files(folder, "*.bin")
-    if not files:
-        raise UserError(f"{folder}: no *.safetensors or *.bin weights")
-    for path in files:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as tensors:
-                yield from ((key, tensors.get_tensor(key)) for key in tensors.keys())  # noqa: SIM118
-        else:
-            yield from torch.load(path, map_location="cpu", weights_only=True).items()
-
-
-def _weight_files(folder: Path, pattern: str) -> list[Path]:
-    """The files that the folder's index names, or those matching the pattern."""
-    for index in folder.glob(f"{pattern}.index.json"):
-        names = set(json.loads(index.read_text())["weight_map"].values())
-        return sorted(folder / Path(name).name for name in names)
-    return sorted(folder.glob(pattern))
-
-
 def language_model_config(folder: str | Path) -> dict[str, Any]:
     """Our configuration fields from a published config.json, either layout, Mamba or Mamba-2.
 
     Raises UserError for a setting that would change the results and that our layers lack.
     """
     path = Path(folder) / "config.json"
-    published = json.loads(path.read_text())
+    published = read_object(path)
     if "n_layer" in published:  # original layout
         vocabulary = published.get("vocab_size", 50277)
         multiple = published.get("pad_vocab_size_multiple", 8)

@@ -94,6 +94,16 @@ VISION_MODEL_IDS = {
     "clip-l-336": "openai/clip-vit-large-patch14-336",
     "siglip-so400m-384": "google/siglip-so400m-patch14-384",
 }
+VISION_SIZES = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_channels", "image_size", "patch_size"),
+)
+MAY_BE_ZERO = ("num_hidden_layers", "image_size")  # to measure a model without its encoder
+# No model comes near these; a damaged config.json may ask for more memory than there is.
+LARGEST_SIZE = 2**17
+LARGEST = {"vocab_size": 2**22, "n_layer": 2**10, "num_hidden_layers": 2**10}
+LARGEST |= {"d_conv": 2**6, "expand": 2**6, "d_state": 2**12}
+LARGEST_GRID = 2**7  # patches along one side
 DEFAULT_ENCODER = {"nano": "efficientnet-lite0"}
 
 
@@ -161,6 +171,10 @@ class VLMambaConfig(PretrainedConfig):
         tie_word_embeddings: bool = True,
         **kwargs: Any,
     ):
+        _check_size("d_model", d_model)
+        _check_size("vocab_size", vocab_size, LARGEST["vocab_size"])
+        if dt_rank != "auto":
+            _check_size("dt_rank", dt_rank)
         self.d_model = d_model
         self.n_layer = n_layer
         self.vocab_size = 8 * math.ceil(vocab_size / 8)
@@ -178,7 +192,7 @@ class VLMambaConfig(PretrainedConfig):
         self.scan_merge = scan_merge
         self.scan_shared = scan_shared
         vision_config = vision_config or VISION_ENCODERS["efficientnet-lite0"]
-        if isinstance(vision_config, dict):
+        if not isinstance(vision_config, PretrainedConfig):
             vision_config = _vision_config(vision_config)
         self.vision_config = vision_config
         self.vision_model_id = vision_model_id
@@ -206,9 +220,33 @@ class VLMambaConfig(PretrainedConfig):
             raise unknown("scan_merge", self.scan_merge, ("sum", "mean"))
         sizes = ("d_model", "n_layer", "vocab_size", "d_state", "d_conv", "expand", "dt_rank")
         for name in (*sizes, "head_dim", "n_groups"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"config: {name} is {value!r}; expected a positive integer")
+            _check_size(name, getattr(self, name), LARGEST.get(name, LARGEST_SIZE))
+        for name in ("image_token_id", "vision_feature_layer"):
+            if type(getattr(self, name)) is not int:
+                raise UserError(f"config: {name} is {getattr(self, name)!r}; expected an integer")
+        for name in ("residual_in_fp32", "scan_shared"):
+            if type(getattr(self, name)) is not bool:
+                raise UserError(
+                    f"config: {name} is {getattr(self, name)!r}; expected true or false"
+                )
+        for name in ("vision_model_id", "language_model_id"):
+            if not isinstance(getattr(self, name), str | None):
+                raise UserError(f"config: {name} is {getattr(self, name)!r}; expected text or null")
+        if type(self.rms_eps) not in (int, float) or not 0 < self.rms_eps < 1:
+            raise UserError(f"config: rms_eps is {self.rms_eps!r}; expected a number in 0..1")
+        for name in VISION_SIZES:
+            if hasattr(self.vision_config, name):
+                value = getattr(self.vision_config, name)
+                if value != 0 or name not in MAY_BE_ZERO:
+                    _check_size(f"vision_config.{name}", value, LARGEST.get(name, LARGEST_SIZE))
+        layers = getattr(self.vision_config, "num_hidden_layers", 0)
+        if layers and not -layers - 1 <= self.vision_feature_layer <= layers:
+            raise UserError(
+                f"config: vision_feature_layer is {self.vision_feature_layer}; the encoder has "
+                f"{layers} layers"
+            )
+        if self.grid[0] > LARGEST_GRID:
+            raise UserError(f"config: {self.grid[0]} patches a side; expected up to {LARGEST_GRID}")
 
     @property
     def d_inner(self) -> int:
@@ -254,11 +292,22 @@ def split_revision(name: str) -> tuple[str, str | None]:
     return (head, revision) if at else (name, None)
 
 
-def _vision_config(fields: dict[str, Any]) -> PretrainedConfig:
+def _check_size(name: str, value: Any, largest: int = LARGEST_SIZE) -> None:
+    if type(value) is not int or not 1 <= value <= largest:
+        raise UserError(f"config: {name} is {value!r}; expected a positive integer up to {largest}")
+
+
+def _vision_config(fields: Any) -> PretrainedConfig:
+    if not isinstance(fields, dict):
+        raise UserError(f"config: vision_config is {fields!r}; expected a JSON object")
     known = {encoder["model_type"] for encoder in VISION_ENCODERS.values()}
-    if fields.get("model_type") not in known:
-        raise unknown("vision encoder", str(fields.get("model_type")), known)
-    return AutoConfig.for_model(**fields)
+    kind = str(fields.get("model_type"))
+    if kind not in known:
+        raise unknown("vision encoder", kind, known)
+    try:
+        return AutoConfig.for_model(**fields)
+    except Exception as error:  # transformers checks each encoder's fields in its own way
+        raise UserError(f"config: vision_config: {' '.join(str(error).split())}") from error
 
 
 AutoConfig.register("vlmamba", VLMambaConfig, exist_ok=True)

@@ -6,10 +6,12 @@ Command lines wrap their `main` in `cli`, which prints that line and exits with 
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import functools
 import sys
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -25,6 +27,20 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} {name!r}; known, nearest first: {', '.join(nearest)}")
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are one line, like every other user error."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError instead of printing the usage and leaving."""
+        raise UserError(f"{message} (see --help)")
+
+
+def one_line(text: str) -> str:
+    """`text` in one line that a terminal shows as it is: what came from a file cannot steer it."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
 def cli(main: Callable[..., int | None]) -> Callable[..., int]:
     """Decorate a command line's `main`: a UserError becomes one line on stderr and exit code 2."""
 
@@ -33,7 +49,7 @@ def cli(main: Callable[..., int | None]) -> Callable[..., int]:
         try:
             return main(*args, **kwargs) or 0
         except UserError as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error: {one_line(str(error))}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

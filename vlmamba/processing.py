@@ -10,6 +10,7 @@ to its last `<image>` never depend on the question (one prefill serves all quest
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from PIL import Image
@@ -107,6 +108,11 @@ class VLMambaProcessor(ProcessorMixin):
         if width == height:
             return image
         side = max(width, height)
+        most = math.isqrt(Image.MAX_IMAGE_PIXELS or side**2)
+        if side > most:  # a strip, whose square would be what Pillow calls a decompression bomb
+            image = image.convert("RGB")
+            image.thumbnail((most, most))
+            return self.pad_to_square(image)
         mean = tuple(int(255 * channel) for channel in self.image_processor.image_mean)
         square = Image.new("RGB", (side, side), mean)
         square.paste(image.convert("RGB"), ((side - width) // 2, (side - height) // 2))

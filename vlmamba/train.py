@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from vlmamba.errors import UserError, cli
+from vlmamba.errors import Parser, UserError, cli
 
 if TYPE_CHECKING:  # torch loads only once the arguments are known to be right
     from accelerate import Accelerator
@@ -61,9 +61,9 @@ HYPER_SWITCHES = ("gradient_checkpointing", "compile")
 FREE_ON_RESUME = ("micro_batch", "save_every", "keep", *HYPER_SWITCHES)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line; flags left out take the recipe's value."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="python -m vlmamba.train",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -123,6 +123,8 @@ def main(argv: list[str] | None = None) -> None:
     hyper, config, stage = resolve(args)
     if args.estimate:
         from vlmamba.training.estimate import estimate, table
+        if args.devices < 1:
+            raise UserError(f"--devices is {args.devices}; expected at least 1")
 
         print(table(estimate(config, stage, hyper), hyper, args.devices))
         return
@@ -192,6 +194,10 @@ def config_fields(pairs: list[str]) -> dict[str, Any]:
 def check_paths(args: argparse.Namespace) -> None:
     """Raise UserError for missing or contradictory folders, before anything is loaded."""
     if not args.data or (args.out is None and not args.dry_run):
+    if args.workers < 0:
+        raise UserError(f"--workers is {args.workers}; expected 0 or more")
+    if args.out is not None and args.out.exists() and not args.out.is_dir():
+        raise UserError(f"--out {args.out} is a file; give a folder")
         raise UserError(f"--stage {args.stage} needs --data and --out")
     for path in (*args.data, *(args.tokenizer_data or ())):
         if not path.is_file():

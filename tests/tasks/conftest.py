@@ -12,15 +12,6 @@ import yaml
 CASES = Path(__file__).parent / "cases"
 
 
-def pytest_collection_modifyitems(config, items):
-    """Skip the long random runs unless they are asked for by their mark."""
-    if "fuzz" not in (config.option.markexpr or ""):
-        skip = pytest.mark.skip(reason="long random run: pytest -m fuzz")
-        for item in items:
-            if "fuzz" in item.keywords:
-                item.add_marker(skip)
-
-
 @dataclass
 class OfficialCases:
     """Rows with the per-case score and reading, and the metrics, that official code gave."""

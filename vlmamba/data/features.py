@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from vlmamba.data.collate import open_image
 from vlmamba.data.llava import SampleError
+from vlmamba.errors import UserError
 
 
 class FeatureCache:
@@ -37,14 +38,20 @@ class FeatureCache:
         """Open or create the cache in `folder` for images under `images`."""
         self.folder, self.images = Path(folder), Path(images)
         self.shape = (patches, width)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for name in ("keys.u64", "features.f16"):
-            (self.folder / name).touch()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in ("keys.u64", "features.f16"):
+                (self.folder / name).touch()
+        except OSError as error:
+            raise UserError(f"cannot write {self.folder}: {error.strerror}") from error
         self.reload()
 
     def reload(self) -> None:
         """Read the keys anew; rows are mapped when the first one is asked for."""
         keys = np.fromfile(self.folder / "keys.u64", dtype=np.uint64)
+        row_bytes = 2 * self.shape[0] * self.shape[1]
+        whole = (self.folder / "features.f16").stat().st_size // row_bytes
+        keys = keys[:whole]  # a file cut by hand or by a full disk has fewer features than keys
         self._rows = np.argsort(keys, kind="stable")
         self._sorted = keys[self._rows]
         self._features: np.memmap | None = None

@@ -19,6 +19,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ from tqdm import tqdm
 from vlmamba.errors import UserError
 
 IMAGE_TAG = "<image>"
-# A JSON string (possessive: no backtracking over long texts) or a bracket; the rest is skipped.
-_STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\]]', re.DOTALL)
+# A JSON string (possessive: no backtracking over long texts), a bracket, or any other word.
+_STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\]]|[^\s,:"{}\[\]]++', re.DOTALL)
+_BOM = b"\xef\xbb\xbf"
 
 
 class SampleError(Exception):
@@ -106,6 +108,8 @@ def index_records(path: Path) -> tuple[np.ndarray, np.ndarray]:
             raise UserError(f"{path} is not a JSON array; expected LLaVA's format: [{{...}}, ...]")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             depth = _find_records(data, starts, ends)
+    if depth < 0:
+        raise UserError(f"{path} goes on after its array of records; expected one [...] alone")
     if depth != 0:
         raise UserError(
             f"{path} ends inside a record (after {len(ends)} complete ones): the file is truncated "
@@ -115,26 +119,30 @@ def index_records(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _opens_an_array(head: bytes) -> bool:
-    return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+    return head.removeprefix(_BOM).lstrip()[:1] == b"["
 
 
 def _find_records(data: mmap.mmap, starts: array, ends: array) -> int:
-    """Append the offsets of everything at depth 1 of the array; return the final depth."""
-    depth = 0
-    for match in _STRUCTURE.finditer(data):
+    """Append the offsets of everything at depth 1 of the array.
+
+    Returns the final depth; -1 where anything stands beside the array.
+    """
+    depth, opened = 0, False
+    for match in _STRUCTURE.finditer(data, len(_BOM) if data[: len(_BOM)] == _BOM else 0):
         byte = data[match.start()]
-        if byte == 0x22:  # a string: an element only directly inside the array
-            if depth == 1:
-                starts.append(match.start())
-                ends.append(match.end())
-        elif byte in b"{[":
-            depth += 1
+        if opened and depth == 0:
+            return -1
+        if byte in b"{[":
+            depth, opened = depth + 1, True
             if depth == 2:
                 starts.append(match.start())
-        else:
+        elif byte in b"}]":
             depth -= 1
             if depth == 1:
                 ends.append(match.end())
+        elif depth == 1:  # a string, a number or a word directly inside the array
+            starts.append(match.start())
+            ends.append(match.end())
     return depth
 
 
@@ -142,12 +150,12 @@ def parse_sample(record: bytes) -> Sample:
     """One record of the array -> Sample; raises SampleError with the reason when unusable."""
     try:
         fields = json.loads(record)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SampleError("record is not valid JSON") from error
     if not isinstance(fields, dict) or not isinstance(fields.get("conversations"), list):
         raise SampleError("no conversations")
     images = fields.get("image") or ()
-    images = (images,) if isinstance(images, str) else tuple(images)
+    images = tuple(images) if isinstance(images, list) else (images,) if images else ()
     turns = _alternating(fields["conversations"])
     _check_image_tags(turns, images)
     if len(images) == 1:
@@ -158,7 +166,7 @@ def parse_sample(record: bytes) -> Sample:
 def _alternating(conversations: list[Any]) -> list[dict[str, str]]:
     """The turns from the first human one to the last answer; SampleError if roles repeat."""
     try:
-        turns = [{"from": turn["from"], "value": str(turn["value"])} for turn in conversations]
+        turns = [{"from": turn["from"], "value": _text(turn["value"])} for turn in conversations]
     except (TypeError, KeyError) as error:
         raise SampleError("a turn without 'from' or 'value'") from error
     if turns and turns[0]["from"] != "human":
@@ -169,6 +177,16 @@ def _alternating(conversations: list[Any]) -> list[dict[str, str]]:
     if any(turn["from"] != ("human", "gpt")[i % 2] for i, turn in enumerate(turns)):
         raise SampleError("turns do not alternate between human and gpt")
     return turns
+
+
+def _text(value: Any) -> str:
+    """A turn's text, or number as text; SampleError for what a model must not learn to say."""
+    if type(value) not in (str, int, float) or value != value:
+        raise SampleError("a turn whose value is no text")
+    text = str(value)
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise SampleError("a turn with half a surrogate pair")
+    return text
 
 
 def _check_image_tags(turns: list[dict[str, str]], images: tuple[str, ...]) -> None:
@@ -254,5 +272,23 @@ def check_images(sample: Sample, folder: Path | None) -> None:
     for image in sample.images:
         if folder is None:
             raise SampleError("image, but no image folder given (--images)")
-        if not os.path.isfile(os.path.join(folder, image)):
+        path = os.path.join(folder, image)
+        if not _is_inside(path, str(folder)):
+            raise SampleError("image path leads out of the image folder")
+        if not os.path.isfile(path):
             raise SampleError("missing image file")
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    """Whether a file lies in the folder, links followed."""
+    if "\0" in path:
+        return False
+    place, home = _real(os.path.dirname(path)), _real(folder)
+    if os.path.islink(path) or os.path.basename(path) in ("", ".", ".."):
+        place = os.path.realpath(path)
+    return place == home or place.startswith(home.rstrip(os.sep) + os.sep)
+
+
+@lru_cache(maxsize=4096)  # a set has many images and few folders
+def _real(folder: str) -> str:
+    return os.path.realpath(folder)

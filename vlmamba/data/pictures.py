@@ -15,7 +15,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 # What Pillow's decoders raise on damaged files.
 DAMAGE = (
@@ -49,8 +49,13 @@ def decode_picture(data: bytes) -> Image.Image:
     try:
         with _strict():
             image = Image.open(io.BytesIO(data))
+            if image.format == "PNG":  # Pillow shows pixels that do not fit their checksum
+                image.verify()
+                image = Image.open(io.BytesIO(data))
             image.load()
             return _eight_bit(image)
+    except UnidentifiedImageError as error:
+        raise BrokenPicture("no picture, or one whose header is damaged") from error
     except DAMAGE as error:
         raise BrokenPicture(f"{type(error).__name__}: {error}") from error
 

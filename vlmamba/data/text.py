@@ -32,8 +32,11 @@ def documents(paths: Iterable[Path], skipped: Counter[str]) -> Iterator[str | Sa
         if path.suffix == ".json":
             yield from LlavaFile(path).samples(skipped)
         elif path.suffix == ".txt" and path.is_file():
-            with open(path, encoding="utf-8") as file:
-                yield from (line.strip() for line in file if line.strip())
+            try:
+                with open(path, encoding="utf-8-sig") as file:
+                    yield from (line.strip() for line in file if line.strip())
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path} is not UTF-8 text: {error}") from error
         else:
             raise UserError(f"no text in {str(path)!r}; expected an existing .txt or .json file")
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from vlmamba.checkpoint_files import read_object, tensors
 from vlmamba.errors import UserError
 from vlmamba.training import lora
 from vlmamba.training.recipe import Hyperparameters
@@ -163,7 +164,11 @@ def read_state(folder: Path) -> dict[str, Any]:
     path = Path(folder) / "state.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a training checkpoint (it has no state.json)")
-    return json.loads(path.read_text())
+    state = read_object(path)
+    absent = [name for name in ("progress", "settings", "python_random") if name not in state]
+    if absent:
+        raise UserError(f"{path} is not of a training checkpoint: it has no {absent[0]}")
+    return state
 
 
 def restore(
@@ -172,7 +177,8 @@ def restore(
     """Put optimizer and random states back (the model was loaded from `folder`); -> progress."""
     current: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=FULL)
     if accelerator.is_main_process:  # the others receive theirs from it
-        current["state"] = _unflatten(load_file(Path(folder) / "optimizer.safetensors"))
+        moments = dict(tensors([Path(folder) / "optimizer.safetensors"]))
+        current["state"] = _unflatten(moments)
     several = accelerator.num_processes > 1
     options = replace(FULL, broadcast_from_rank0=several)
     set_optimizer_state_dict(model, optimizer, current, options=options)
@@ -181,7 +187,7 @@ def restore(
     random.setstate((version, tuple(values), gauss))
     rng = Path(folder) / f"rng-{accelerator.process_index:05d}.safetensors"
     if rng.is_file():  # absent where the run goes on with more processes
-        set_random_state(load_file(rng))
+        set_random_state(dict(tensors([rng])))
     return state["progress"]
 
 

@@ -5,6 +5,7 @@ A recipe may name a `preset` and a `base` recipe, and has one table per stage.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import dataclass, fields, replace
 from importlib.resources import files
@@ -53,9 +54,21 @@ class Hyperparameters:
     keep: int = 2
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            _check_kind(field.name, getattr(self, field.name), str(field.type))
         for name in ("lr", "batch_size", "micro_batch", "epochs", "max_length", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)!r}; expected a positive number")
+        for name in ("connector_lr", "warmup_ratio", "weight_decay", "lora_dropout", "keep"):
+            if (getattr(self, name) or 0) < 0:
+                raise UserError(f"{name} is {getattr(self, name)!r}; expected 0 or more")
+        for name in ("warmup_ratio", "lora_dropout"):
+            if getattr(self, name) > 1:
+                raise UserError(f"{name} is {getattr(self, name)!r}; expected at most 1")
+        if self.save_every < 1:
+            raise UserError(f"save_every is {self.save_every}; expected at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed is {self.seed}; expected 0 to {2**32 - 1}")
         if self.steps is not None and self.steps < 1:
             raise UserError(f"steps is {self.steps}; expected at least 1")
         if self.lora is not None and self.lora < 1:
@@ -71,6 +84,18 @@ class Hyperparameters:
         return self.steps or max(1, round(self.epochs * per_epoch))
 
 
+def _check_kind(name: str, value: Any, kinds: str) -> None:
+    """Raise UserError unless a value is of one of the kinds that its annotation names, and finite.
+
+    A whole number will do for a float.
+    """
+    wanted = [kind.strip() for kind in kinds.split("|")]
+    kind = "None" if value is None else type(value).__name__
+    fits = kind in wanted or (kind == "int" and "float" in wanted)
+    if not fits or (kind == "float" and not math.isfinite(value)):
+        raise UserError(f"{name} is {value!r}; expected {' or '.join(wanted)}")
+
+
 def recipe_names() -> list[str]:
     """Recipes that ship with the package."""
     folder = files("vlmamba") / "recipes"
@@ -84,8 +109,13 @@ def default_recipe(preset: str) -> str:
     return "nano" if preset.split("+")[0] == "nano" else "llava-1.5"
 
 
-def load_recipe(name: str) -> dict[str, Any]:
-    """A recipe by name or file, with its base's entries filled in."""
+def load_recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A recipe by name or file, with its base's entries filled in.
+
+    `above`: the recipes that this one is a base of. Raises UserError for unusable files.
+    """
+    if name in above:
+        raise UserError(f"recipe {name} is its own base: {' -> '.join((*above, name))}")
     path = Path(name)
     if path.suffix != ".toml":
         if name not in recipe_names():
@@ -95,9 +125,15 @@ def load_recipe(name: str) -> dict[str, Any]:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"no recipe file {name!r}; known recipes: {recipe_names()}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"recipe {name}: {error}") from error
-    base = load_recipe(recipe.pop("base")) if "base" in recipe else {}
+    for key in ("base", "preset"):
+        if not isinstance(recipe.get(key, ""), str):
+            raise UserError(f"recipe {name}: {key} is {recipe[key]!r}; expected a name")
+    base = load_recipe(recipe.pop("base"), (*above, name)) if "base" in recipe else {}
+    for key, value in recipe.items():
+        if isinstance(base.get(key, value), dict) != isinstance(value, dict):
+            raise UserError(f"recipe {name}: {key} is a table here or in its base, but not in both")
     return {
         key: {**base.get(key, {}), **value} if isinstance(value, dict) else value
         for key, value in {**base, **recipe}.items()
@@ -106,11 +142,14 @@ def load_recipe(name: str) -> dict[str, Any]:
 
 def hyperparameters(recipe: dict[str, Any], stage: str, flags: dict[str, Any]) -> Hyperparameters:
     """The stage's table of a recipe, with every flag that is not None laid over it."""
-    if stage not in recipe:
+    if not isinstance(recipe.get(stage), dict):
         raise UserError(f"the recipe has no table [{stage}]; add one with lr, batch_size, ...")
     known = [field.name for field in fields(Hyperparameters)]
     for key in recipe[stage]:
         if key not in known:
             raise unknown(f"recipe key in [{stage}]", key, known)
+    absent = [name for name in ("lr", "batch_size", "micro_batch") if name not in recipe[stage]]
+    if absent:
+        raise UserError(f"the recipe's table [{stage}] has no {absent[0]}")
     chosen = Hyperparameters(**recipe[stage])
     return replace(chosen, **{key: value for key, value in flags.items() if value is not None})
