@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import sys
 from collections.abc import Callable
 
 from tasks.errors import UserError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def disk_full(error: OSError) -> str:
+    """What to tell when no more can be written."""
+    where = f" {error.filename}" if error.filename else ""
+    return f"cannot write{where}: {error.strerror}; make room and run the same command again"
 
 
 def is_user_error(error: BaseException) -> bool:
@@ -35,6 +44,11 @@ def cli(main: Callable[..., int | None]) -> Callable[..., int]:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            print(f"error: {disk_full(error)}", file=sys.stderr)
+            return 2
         except Exception as error:
             if not is_user_error(error):
                 raise

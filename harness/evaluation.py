@@ -65,10 +65,10 @@ class Run:
     judge: Judge | None = None
 
 
-def finish(run: Run, model: VLMamba, answers: Sequence[Answers], started: float) -> None:
+def finish(run: Run, model: VLMamba, answers: Sequence[Answers], started: float) -> dict[str, Any]:
     """Score, check against lmms-eval's own aggregates, write the files and print the table.
 
-    started: perf_counter() at the start.
+    started: perf_counter() at the start. Returns the record.
     """
     results: list[TaskResult] = []
     checks: dict[str, str] = {}
@@ -88,12 +88,11 @@ def finish(run: Run, model: VLMamba, answers: Sequence[Answers], started: float)
         "kind": "evaluation",
         "label": source.label,
         "arguments": dict(arguments),
-        "model": {"name": arguments["model"], **describe(model)},
         "data": data,
         "protocol": arguments["protocol"],
         "tasks": {result.task: records.result_entry(result) for result in results},
         "lmms_eval_check": checks,
-        "terms": terms(arguments, model) | records.environment(),
+        **terms_of(arguments, model),
         "events": model.events,
         "timing": {**model.timing, "total_s": time.perf_counter() - started},
         "finished": records.now(),
@@ -101,6 +100,7 @@ def finish(run: Run, model: VLMamba, answers: Sequence[Answers], started: float)
     run.folder.write("record.json", records.record_text(record))
     run.folder.write("table.md", tables.report(results, title, markdown=True))
     report_to_terminal(model, checks, run.folder.path, tables.report(results, title))
+    return record
 
 
 def score(run: Run, answer: Answers) -> tuple[TaskResult, list[Sample]]:
@@ -147,6 +147,14 @@ def compare(result: TaskResult, answer: Answers) -> str:
         or (name in result.metrics and not math.isclose(value, result.metrics[name], abs_tol=1e-9))
     ]
     return "; ".join(different) or "equal"
+
+
+def terms_of(arguments: Arguments, model: VLMamba) -> dict[str, Any]:
+    """The record's parts that are known before the first question: model and terms."""
+    return {
+        "model": {"name": arguments["model"], **describe(model)},
+        "terms": terms(arguments, model) | records.environment(),
+    }
 
 
 def describe(model: VLMamba) -> dict[str, Any]:

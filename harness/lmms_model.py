@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from harness import ranks
 from harness.images import UnreadableImage, decode, image_key, is_stored
 from harness.rundir import AnswerJournal, digest
 from tasks.errors import UserError, unknown
@@ -87,7 +88,8 @@ class VLMamba(lmms):
         self.model, self.processor = checkpoints.load(
             pretrained, dtype=self.dtype, device=self.device, revision=revision
         )
-        self.config_dict = self.model.config.to_dict()
+        # by the name that the user gave: where it lies on this machine is nobody's business
+        self.config_dict = self.model.config.to_dict() | {"_name_or_path": pretrained}
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self._live_batch_size = self.batch_size
         self._blind_images: dict[str, str] = {}  # task -> digest of the images whose mean is seen
@@ -160,6 +162,16 @@ class VLMamba(lmms):
                     self.journal.flush()
         self.timing["generate_s"] += time.perf_counter() - started
         return answered
+
+    def gather_notes(self) -> None:
+        """After a run of several processes: the events and counts of all; all call it."""
+        found = ranks.gather((self.events, self.timing))
+        for events, _ in found:
+            for event in events:
+                self._note(event)
+        for name in ("questions", "images", "resumed_answers"):
+            self.timing[name] = sum(timing[name] for _, timing in found)
+        self.timing["generate_s"] = max(timing["generate_s"] for _, timing in found)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Not offered: every task here is scored from generated text."""
@@ -299,13 +311,18 @@ class VLMamba(lmms):
         """
         distinct = list({q.image_key: q for q in questions}.values())
         total, count = torch.zeros((), dtype=torch.float64), 0
-        for start in range(0, len(distinct), self.batch_size):
-            batch = self._images(distinct[start : start + self.batch_size])
-            images = [image for image in batch.values() if image is not None]
+        while distinct:
+            some = distinct[: self._live_batch_size]
+            images = [image for image in self._images(some).values() if image is not None]
             if images:
-                pixels = self.processor.pixel_values(images).to(self.device)
-                features = self.model.encode_images(pixels).double().cpu()
+                try:
+                    pixels = self.processor.pixel_values(images).to(self.device)
+                    features = self.model.encode_images(pixels).double().cpu()
+                except (RuntimeError, MemoryError) as error:
+                    self._halve_batch(error)
+                    continue
                 total, count = total + features.sum(0, keepdim=True), count + len(images)
+            distinct = distinct[len(some) :]
         mean = (total / max(count, 1)).to(self.device, self.dtype)
         return lambda pixel_values: mean.expand(len(pixel_values), -1, -1)
 

@@ -42,6 +42,17 @@ PACKAGES = (
     "causal-conv1d",
 )
 ROOT = Path(__file__).resolve().parent.parent
+# What two runs of one command may differ in: times, and what is measured of the machine. All else
+# in record.json, points.jsonl, train.jsonl and summary.json is the same, killed and resumed or not.
+TIMING_FIELDS = frozenset(
+    (
+        *("timing", "finished"),  # record.json
+        *("machine", "summary", "load_average", "decode_s", "prefill_s", "ttft_s"),  # a profile's
+        *("decode_tok_per_s", "prefill_energy_j", "decode_energy_j_per_tok"),
+        *("loaded_mem_bytes", "prefill_peak_mem_bytes", "decode_peak_mem_bytes"),
+        *("seconds", "tokens_per_s", "peak_mem_bytes"),  # the trainer's
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -150,6 +161,13 @@ def samples_text(samples: Sequence[Sample]) -> str:
 def record_text(record: Mapping[str, Any]) -> str:
     """The text of record.json: plain JSON, no NaN."""
     return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def without_timing(value: Any) -> Any:
+    """A record, or a part of one, without its `TIMING_FIELDS`: what a rerun must repeat exactly."""
+    if isinstance(value, Mapping):
+        return {k: without_timing(v) for k, v in value.items() if k not in TIMING_FIELDS}
+    return [without_timing(v) for v in value] if isinstance(value, list) else value
 
 
 def result_entry(result: TaskResult) -> dict[str, Any]:

@@ -6,9 +6,13 @@
     python -m harness.run --tasks mme --data my_data --protocol lmms --limit 100
     python -m harness.run --tasks vqav2 --model ORG/NAME --data hub --split testdev --submit sent
 
+    python -m harness.run --from-record runs/final/record.json --out runs/again
+    accelerate launch --num_processes 2 -m harness.run --tasks pope
+
 Writes record.json, table.md and samples_TASK.jsonl under --out. Interrupted, the same command
-continues from the answers that are already there. A benchmark that gets no score here (its truth
-is hidden, or it needs a judge model) leaves the file that its test server takes.
+continues from the answers that are already there. A rerun of a record warns of every term that is
+no longer the same. A benchmark that gets no score here (its truth is hidden, or it needs a judge
+model) leaves the file that its test server takes.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from typing import Any, NoReturn
 
 import tasks
 from harness import judge as judging
-from harness import submit
+from harness import ranks, rerun, submit
 from harness.cli import cli
 from harness.data_sources import STYLES, Source
 from harness.rundir import AnswerJournal, RunFolder
@@ -82,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="seed of the bootstrap and of all generators")
     add("--submit", type=Path, metavar="DIR", help="write the test servers' files here")
     judging.add_arguments(parser)
-    add("--from-record", type=Path, metavar="FILE", help="take the arguments of a record.json")
+    add("--from-record", type=Path, metavar="FILE", help="repeat the run of a record.json")
     add("--verbose", action="store_true", help="show lmms-eval's log and progress bars")
     return parser
 
@@ -205,20 +209,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = args.out or default_out(args, source, chosen)
     stay_offline(args, source)
     started = time.perf_counter()
+    before = rerun.read(args.from_record)
     rows = [(task, source.load(task, args.protocol)) for task in chosen]
-    rank = int(os.environ.get("RANK", "0"))
-    with RunFolder(out, shared=rank > 0) as folder:
+    rank = ranks.rank()
+    with RunFolder(out, shared=rank > 0) as folder, ranks.together():
         from harness import engine, evaluation  # these load torch and lmms-eval
 
         with engine.quiet(not args.verbose):
             journal = AnswerJournal(out, rank, every=args.batch_size)
             model = evaluation.load_model(args, journal)
+            if rank == 0:
+                rerun.warn(before, evaluation.terms_of(vars(args), model))
             answers = engine.run(model, rows, args.protocol, limit=args.limit, seed=args.seed)
+            model.gather_notes()
         if answers is not None:  # every rank but the first is done
             arguments = {name: getattr(args, name) for name in KEPT}
             data = {task.name: source.describe(task, table) for task, table in rows}
             run = evaluation.Run(arguments, source, data, folder, args.submit, judge)
-            evaluation.finish(run, model, answers, started)
+            record = evaluation.finish(run, model, answers, started)
+            rerun.warn(before, {"data": record["data"]})
     return 0
 
 

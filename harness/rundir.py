@@ -52,6 +52,8 @@ class RunFolder:
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._lock.flush()
+        for part in self.path.glob(".*.part"):  # a killed process was writing them
+            part.unlink(missing_ok=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,16 +85,17 @@ def write_atomically(path: Path, text: str) -> Path:
 class AnswerJournal:
     """Finished answers on disk, one JSON line each, found again by key.
 
+    An answer outlives its process from `add` on; a power failure may cost up to `every` of them.
     Every rank appends to a file of its own and reads all of them, so a run may be taken up again
     with another number of processes. A torn or altered line is dropped: its answer is made anew.
     """
 
     def __init__(self, folder: Path, rank: int = 0, every: int = 16) -> None:
-        """Open the journal of `folder`; new answers go to disk in lots of `every`."""
+        """Open the journal of `folder`; the disk is waited for after `every` new answers."""
         self._path = folder / f"answers.rank{rank}.jsonl"
         self._every = every
         self._answers: dict[str, str] = {}
-        self._unwritten: dict[str, str] = {}
+        self._unsynced = 0
         self.dropped = 0  # lines that could not be used
         for path in sorted(folder.glob("answers.rank*.jsonl")):
             self._read(path)
@@ -105,31 +108,33 @@ class AnswerJournal:
         return self._answers.get(key)
 
     def add(self, key: str, answer: str) -> None:
-        """Keep an answer; it is on disk after the next `flush`."""
-        self._answers[key] = self._unwritten[key] = answer
-        if len(self._unwritten) >= self._every:
-            self.flush()
+        """Append an answer. Raises UserError when the disk refuses."""
+        self._answers[key] = answer
+        line = json.dumps({"key": key, "answer": answer, "sum": _checksum(key, answer)})
+        self._unsynced += 1
+        self._append(f"{line}\n".encode(), sync=self._unsynced >= self._every)
 
     def flush(self) -> None:
-        """Append what is not on disk yet. Raises UserError when the disk refuses."""
-        if not self._unwritten:
-            return
-        lines = [
-            json.dumps({"key": key, "answer": answer, "sum": _checksum(key, answer)})
-            for key, answer in self._unwritten.items()
-        ]
+        """Wait until every answer is on the disk itself. Raises UserError when it refuses."""
+        if self._unsynced:
+            self._append(b"", sync=True)
+
+    def _append(self, line: bytes, sync: bool) -> None:
         try:
             with self._path.open("ab+") as file:
-                file.write(_line_break_if_torn(file) + "".join(f"{x}\n" for x in lines).encode())
-                file.flush()
-                os.fsync(file.fileno())
+                if line:
+                    file.write(_line_break_if_torn(file) + line)
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
         except OSError as error:
+            self._unsynced = 0  # what is lost is made anew by the next run
             raise UserError(
                 f"cannot write {self._path}: {error.strerror}; answers so far are kept, "
                 "run the same command again to continue"
             ) from error
-        finally:
-            self._unwritten.clear()
+        if sync:
+            self._unsynced = 0
 
     def _read(self, path: Path) -> None:
         for line in path.read_bytes().splitlines():

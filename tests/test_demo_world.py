@@ -352,6 +352,21 @@ def test_cached_benchmark_is_built_once(tmp_path, monkeypatch):
     assert not list(folder.glob("*.part"))
 
 
+@pytest.mark.parametrize("damage", ["altered", "cut", "without digest"])
+def test_a_damaged_cached_benchmark_is_built_anew(damage, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLMAMBA_CACHE", str(tmp_path))
+    file = demo_benchmark("mmvet", "heldout") / "mmvet.parquet"
+    content = file.read_bytes()
+    if damage == "altered":
+        file.write_bytes(content[:999] + bytes([content[999] ^ 1]) + content[1000:])
+    elif damage == "cut":
+        file.write_bytes(content[:-9])
+    else:
+        file.with_suffix(".sha256").unlink()
+    demo_benchmark("mmvet", "heldout")
+    assert file.read_bytes() == content
+
+
 def test_command_line(tmp_path, capsys):
     assert main(["--out", str(tmp_path), "--benchmarks", "mmvet", "--split", "validation"]) == 0
     assert (tmp_path / "mmvet.parquet").is_file()

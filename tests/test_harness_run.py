@@ -15,8 +15,9 @@ from harness_world import mme_rows, png, pope_rows, write_parquet
 from harness import judge as judging
 from harness import lmms_model, run
 from harness.lmms_model import VLMamba
+from harness.records import without_timing
 from harness.run import main
-from vlmamba.checkpoints import NAMES
+from vlmamba.checkpoints import BUNDLED, NAMES
 from vlmamba.generation import GroupedGenerator
 
 
@@ -128,6 +129,50 @@ def test_finished_run_is_not_repeated_unless_its_terms_change(world, monkeypatch
         main(command(world, "--protocol", "lmms"))
     with pytest.raises(pytest.fail.Exception, match="asked again"):
         main(command(world, "--blind"))
+
+
+def test_the_same_command_gives_the_same_files_byte_for_byte(world):
+    folders = [Path(world["out"] + name) for name in ("-1", "-2")]
+    for folder in folders:
+        assert main(command({**world, "out": str(folder)})) == 0
+    for name in ("samples_pope.jsonl", "samples_mme.jsonl", "table.md"):
+        assert folders[0].joinpath(name).read_bytes() == folders[1].joinpath(name).read_bytes()
+    first, second = (
+        without_timing(json.loads((folder / "record.json").read_text())) for folder in folders
+    )
+    assert first == second
+
+
+def test_a_rerun_from_a_record_warns_of_each_difference(world, capsys):
+    assert main(command(world, "--limit", "2", tasks="pope")) == 0
+    again = ["--from-record", f"{world['out']}/record.json", "--out", f"{world['out']}-again"]
+    capsys.readouterr()
+    assert main(again) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert lines(world, "pope") == lines({"out": f"{world['out']}-again"}, "pope")
+
+    path = Path(world["out"]) / "record.json"
+    record = json.loads(path.read_text())
+    record["terms"]["packages"]["torch"] = "1.0"
+    record["terms"]["packages"]["mamba-ssm"] = "2.2"
+    record["model"]["sha256"] = "0" * 64
+    record["data"]["pope"]["rows_digest"] = "other"
+    path.write_text(json.dumps(record))
+    again[-1] = world["out"]  # over the record itself
+    assert main(again) == 0
+    warnings = [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning: not as")]
+    told = [line.removeprefix("warning: not as in the record: ") for line in warnings]
+    assert told[0].startswith("model.sha256 was 000000")
+    assert told[1] == f"terms.packages.torch was 1.0, here it is {torch.__version__}"
+    assert told[2] == "terms.packages.mamba-ssm was 2.2, here it is absent"
+    assert told[3].startswith("data.pope.rows_digest was other, here it is ")
+    assert len(told) == 4
+
+
+def test_the_record_names_the_bundled_model_and_not_where_it_lies(world):
+    assert main(command({**world, "model": "nano"}, "--limit", "1", tasks="pope")) == 0
+    assert json.loads(read(world, "record.json"))["model"]["config"]["_name_or_path"] == "nano"
+    assert str(BUNDLED["nano"].parent) not in read(world, "record.json")
 
 
 def test_broken_images_are_counted_and_the_run_goes_on(world, capsys):

@@ -34,6 +34,12 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
         pass
 
 
+def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
+    (tmp_path / ".record.json.123.part").write_text("half")
+    with RunFolder(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
 def test_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to"), RunFolder(tmp_path / "file" / "run"):
@@ -53,11 +59,15 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
 
 
-def test_journal_returns_what_was_flushed(tmp_path):
+def test_an_answer_outlives_its_process_as_soon_as_it_is_added(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(rundir.os, "fsync", synced.append)
     journal = AnswerJournal(tmp_path, every=2)
     journal.add("a", "yes")
-    assert len(AnswerJournal(tmp_path)) == 0  # not yet on disk
+    assert len(AnswerJournal(tmp_path)) == 1
+    assert not synced  # the disk itself is waited for after every second answer
     journal.add("b", "two\nlines ☃ \udc80")
+    assert len(synced) == 1
     again = AnswerJournal(tmp_path, rank=1)  # another rank reads it too
     assert (again.get("a"), again.get("b")) == ("yes", "two\nlines ☃ \udc80")
     assert again.get("c") is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -336,3 +337,25 @@ def test_tokenizer_learns_its_text_and_round_trips():
     awkward = "Ünï 🦜\n\t  <b> 1,000"
     assert tokenizer.decode(tokenizer(awkward).input_ids) == awkward
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == 0
+
+
+@pytest.mark.parametrize("damage", ["features.f16", "sums.u32", "cut", "earlier version"])
+def test_a_damaged_cache_entry_is_encoded_anew(damage, tmp_path, images, model, processor):
+    names = ["a.png", "b.png"]
+    cache = features.open_cache(tmp_path / "cache", images, model, processor)
+    features.fill_cache(cache, names, model, processor)
+    before = cache.load(("a.png", "b.png")).clone()
+    rows = cache.folder / "features.f16"
+    if damage == "cut":
+        os.truncate(rows, rows.stat().st_size - 5)
+    elif damage == "earlier version":
+        (cache.folder / "sums.u32").unlink()
+    else:
+        content = bytearray((cache.folder / damage).read_bytes())
+        content[1] ^= 0x10
+        (cache.folder / damage).write_bytes(content)
+    reopened = features.open_cache(tmp_path / "cache", images, model, processor)
+    assert features.fill_cache(reopened, names, model, processor) == 0
+    torch.testing.assert_close(reopened.load(("a.png", "b.png")), before, rtol=1e-3, atol=1e-3)
+    rows_now = rows.stat().st_size // reopened._row_bytes
+    assert rows_now == (3 if damage in ("features.f16", "sums.u32") else 2)

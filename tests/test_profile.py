@@ -144,12 +144,14 @@ def test_finished_points_are_not_repeated_and_failed_ones_are(tmp_path):
     path = tmp_path / "points.jsonl"
     first = sweep.run(points, Journal(path), start)
     assert [row.status for row in first] == [OK, OK, FAILED, FAILED]
-    path.write_text(path.read_text() + '{"key": "torn')
+    path.write_bytes(path.read_bytes() + b'\xff\n{"key": "torn')
     started[:] = ["earlier"] * 8
     assert all(row.status == OK for row in sweep.run(points, Journal(path), start))
     assert started[8:] == [f"{OURS} 1x64", f"{PYTHIA} 1x64"]
     assert len(Journal(path)._rows) == 4
     assert Journal(path).get(points[0]) == first[0]
+    path.write_bytes(path.read_bytes().replace(b'"state_bytes": 1000', b'"state_bytes": 1001', 1))
+    assert Journal(path).get(points[0]) is None  # altered: measured anew
 
 
 @pytest.mark.parametrize("status", [OUT_OF_MEMORY, TIME_LIMIT, KILLED])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -397,6 +398,22 @@ def test_cuda_backend_feeds_states_and_lengths(cuda_backend, lengths, with_state
             inputs["initial_state"] = None
         ours = getattr(cuda_backend, function)(**inputs)
         assert_near(ours, getattr(reference, function)(**inputs), 1e-6)
+
+
+@pytest.mark.parametrize("damage", [slice(0, -7), slice(1, None), slice(0, 0)])
+def test_a_damaged_kept_kernel_is_built_anew(damage, cpu_kernel, tmp_path, monkeypatch):
+    name = torch.backends.cpu.get_cpu_capability()
+    build.load_kernels(name)
+    file = Path(build.load_kernels(name).__file__)  # kept by now
+    kept = tmp_path / file.relative_to(build._cache_dir())
+    kept.parent.mkdir(parents=True)
+    monkeypatch.setenv("VLMAMBA_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "_build", lambda *_: "built anew")
+    kept.write_bytes(file.read_bytes())
+    assert build.load_kernels(name) != "built anew"
+    kept.unlink()  # the loaded one is mapped
+    kept.write_bytes(file.read_bytes()[damage])
+    assert build.load_kernels(name) == "built anew"
 
 
 def test_cuda_backend_differentiates_y_and_refuses_the_final_state(cuda_backend):

@@ -300,6 +300,10 @@ def test_a_run_is_neither_overwritten_nor_continued_differently(world, uninterru
     assert "--resume auto" in capsys.readouterr().err
     assert train.main([*same, "--resume", "auto", "--lr", "1e-4"]) == 2
     assert "lr was 0.001 and is now 0.0001" in capsys.readouterr().err
+    weights = uninterrupted / "final" / "model.safetensors"
+    written = weights.stat().st_mtime_ns
+    assert train.main([*same, "--resume", "auto"]) == 0  # finished: nothing is done again
+    assert weights.stat().st_mtime_ns == written
 
 
 def test_init_of_another_connector_is_refused(world, uninterrupted, tmp_path, capsys):

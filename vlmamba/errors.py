@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import functools
 import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -54,5 +57,12 @@ def cli(main: Callable[..., int | None]) -> Callable[..., int]:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            where = f" {error.filename}" if error.filename else ""
+            what = f"cannot write{where}: {error.strerror}"
+            print(f"error: {what}; make room and run the same command again", file=sys.stderr)
+            return 2
 
     return wrapped

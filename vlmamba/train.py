@@ -19,6 +19,7 @@ import inspect
 import json
 import os
 import tempfile
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,9 +123,9 @@ def main(argv: list[str] | None = None) -> None:
     limit_kernel_caches()
     hyper, config, stage = resolve(args)
     if args.estimate:
-        from vlmamba.training.estimate import estimate, table
         if args.devices < 1:
             raise UserError(f"--devices is {args.devices}; expected at least 1")
+        from vlmamba.training.estimate import estimate, table
 
         print(table(estimate(config, stage, hyper), hyper, args.devices))
         return
@@ -193,11 +194,11 @@ def config_fields(pairs: list[str]) -> dict[str, Any]:
 
 def check_paths(args: argparse.Namespace) -> None:
     """Raise UserError for missing or contradictory folders, before anything is loaded."""
-    if not args.data or (args.out is None and not args.dry_run):
     if args.workers < 0:
         raise UserError(f"--workers is {args.workers}; expected 0 or more")
     if args.out is not None and args.out.exists() and not args.out.is_dir():
         raise UserError(f"--out {args.out} is a file; give a folder")
+    if not args.data or (args.out is None and not args.dry_run):
         raise UserError(f"--stage {args.stage} needs --data and --out")
     for path in (*args.data, *(args.tokenizer_data or ())):
         if not path.is_file():
@@ -209,36 +210,71 @@ def check_paths(args: argparse.Namespace) -> None:
 def run(
     args: argparse.Namespace, hyper: Hyperparameters, config: VLMambaConfig, stage: Stage
 ) -> None:
-    """Build model and data, train, report."""
+    """Train under the output folder's lock; the main process holds it for all."""
     from transformers.utils import logging
 
-    from vlmamba import checkpoints
-    from vlmamba.training import build, checkpoint, loop
+    from vlmamba.training import loop
+    from vlmamba.training.lock import folder_lock
 
     logging.disable_progress_bar()  # of every saved checkpoint
     accelerator = loop.make_accelerator(hyper, args.cpu)
+    with folder_lock(args.out) if accelerator.is_main_process else nullcontext():
+        accelerator.print(f"model written to {train(args, hyper, config, stage, accelerator)}")
+
+
+def train(
+    args: argparse.Namespace,
+    hyper: Hyperparameters,
+    config: VLMambaConfig,
+    stage: Stage,
+    accelerator: Accelerator,
+) -> Path:
+    """Build model and data and train what is left; returns the folder of the final model."""
+    from vlmamba import checkpoints
+    from vlmamba.training import build, checkpoint, loop
+
+    if finished(args.out):
+        refuse_unless_same(args, hyper, config)
+        return args.out / "final"
     resume_from = checkpoint_to_resume(args)
     if resume_from is not None:
         model, processor = checkpoints.load(str(resume_from))
+        config.image_token_id = model.config.image_token_id  # from the tokenizer, as in `build`
     else:
         if not args.tiny:
             build.check_init(config, stage, args.init)
         texts = args.tokenizer_data or args.data
         model, processor = build.build(config, stage, args.init, texts, hyper.seed)
         processor.image_aspect_ratio = args.image_aspect_ratio
-    settings = resolved_settings(args, hyper, model.config)
+    settings = resolved_settings(args, hyper, config)
     if resume_from is not None:
         check_same_run(checkpoint.read_state(resume_from)["settings"], settings, resume_from)
     if accelerator.is_main_process:
-        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "summary.json").unlink(missing_ok=True)
         (args.out / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     model.to(accelerator.device)
     examples = build_examples(args, stage, hyper, model, processor, accelerator)
     job = loop.Run(model, processor, examples, stage, hyper, args.out, settings)
     job.workers, job.strict, job.tensorboard = args.workers, args.strict, args.tensorboard
     job.wandb = args.wandb
-    final = loop.train(job, accelerator, resume_from)
-    accelerator.print(f"model written to {final}")
+    return loop.train(job, accelerator, resume_from)
+
+
+def finished(out: Path) -> bool:
+    """Whether a run in `out` came to its end: the summary is the last file that it writes."""
+    return (out / "summary.json").is_file() and (out / "final").is_dir()
+
+
+def refuse_unless_same(
+    args: argparse.Namespace, hyper: Hyperparameters, config: VLMambaConfig
+) -> None:
+    """Raise UserError unless the finished run in --out is what the command asks to continue."""
+    if args.resume == "never":
+        raise UserError(
+            f"{args.out} holds a finished run; keep it with --resume auto or change --out"
+        )
+    saved = json.loads((args.out / "config.json").read_text())
+    check_same_run(saved, resolved_settings(args, hyper, config), args.out)
 
 
 def checkpoint_to_resume(args: argparse.Namespace) -> Path | None:

@@ -116,16 +116,18 @@ def plan(
 
 
 class Journal:
-    """Finished points on disk, one JSON line each; a torn line is measured anew."""
+    """Finished points on disk, one JSON line each; a torn or altered line is measured anew."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._rows: dict[str, Row] = {}
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        lines = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        for line in lines.splitlines():
             try:
                 entry = json.loads(line)
-                key = entry.pop("key")
-                self._rows[key] = Row(**entry)
+                key, checksum = entry.pop("key"), entry.pop("sum")
+                if checksum == digest([key, entry]):
+                    self._rows[key] = Row(**entry)
             except (ValueError, TypeError, KeyError, AttributeError):
                 continue
 
@@ -136,14 +138,18 @@ class Journal:
     def add(self, point: Point, row: Row) -> None:
         """Append a row; it is on disk on return. Raises UserError when the disk refuses."""
         self._rows[point.key] = row
-        line = json.dumps({"key": point.key, **asdict(row)}, allow_nan=False)
+        entry = {"key": point.key, **asdict(row), "sum": digest([point.key, asdict(row)])}
+        line = json.dumps(entry, allow_nan=False)
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n" if _ends_whole(self._path) else f"\n{line}\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise UserError(f"cannot write {self._path}: {error.strerror}") from error
+            raise UserError(
+                f"cannot write {self._path}: {error.strerror}; points so far are kept, "
+                "run the same command again to continue"
+            ) from error
 
 
 def _ends_whole(path: Path) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from harness import children
 from harness.profiling.points import (
     FAILED,
     KILLED,
@@ -94,7 +95,7 @@ def _measured(point: Point, journal: Journal, start: Launch) -> Row:
 
 def _child(arguments: list[str], limit_s: float) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", MODULE, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s)
+    return children.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s)
 
 
 def _last_line(text: str) -> str:

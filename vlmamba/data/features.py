@@ -3,8 +3,10 @@
 A folder per encoder (named by a hash of its configuration and weights) holds
     features.f16   float16 (n_images, P, D_v), appended to, read by memory map
     keys.u64       one 64-bit key per row: relative path, size and modification time of the image
+    sums.u32       one checksum (CRC-32) per row
     meta.json      what the encoder is, P and D_v
-Rows are written before their keys, so a killed run leaves a shorter but correct cache.
+Rows and sums are written before keys, so a killed run leaves a shorter but correct cache.  Before
+images are used their rows are checked; a damaged one loses its key and is encoded anew.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -40,7 +43,7 @@ class FeatureCache:
         self.shape = (patches, width)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for name in ("keys.u64", "features.f16"):
+            for name in ("keys.u64", "sums.u32", "features.f16"):
                 (self.folder / name).touch()
         except OSError as error:
             raise UserError(f"cannot write {self.folder}: {error.strerror}") from error
@@ -49,9 +52,8 @@ class FeatureCache:
     def reload(self) -> None:
         """Read the keys anew; rows are mapped when the first one is asked for."""
         keys = np.fromfile(self.folder / "keys.u64", dtype=np.uint64)
-        row_bytes = 2 * self.shape[0] * self.shape[1]
-        whole = (self.folder / "features.f16").stat().st_size // row_bytes
-        keys = keys[:whole]  # a file cut by hand or by a full disk has fewer features than keys
+        self._sums = np.fromfile(self.folder / "sums.u32", dtype=np.uint32)
+        keys = keys[: min(len(self._sums), self._whole_rows())]  # cut by hand or a full disk
         self._rows = np.argsort(keys, kind="stable")
         self._sorted = keys[self._rows]
         self._features: np.memmap | None = None
@@ -61,12 +63,28 @@ class FeatureCache:
         """One writer at a time; begins by cutting what a killed one left behind the last row."""
         with open(self.folder / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            self._adopt_rows_without_sums()
             self.reload()
             os.truncate(self.folder / "keys.u64", 8 * len(self))
-            row_bytes = 2 * self.shape[0] * self.shape[1]
-            os.truncate(self.folder / "features.f16", row_bytes * len(self))
+            os.truncate(self.folder / "sums.u32", 4 * len(self))
+            os.truncate(self.folder / "features.f16", self._row_bytes * len(self))
             yield
             self.reload()
+
+    def _adopt_rows_without_sums(self) -> None:
+        """A cache written before there were sums gets them: its rows count as they are."""
+        rows = min((self.folder / "keys.u64").stat().st_size // 8, self._whole_rows())
+        if rows and not (self.folder / "sums.u32").stat().st_size:
+            path = self.folder / "features.f16"
+            features = np.memmap(path, np.float16, "r", shape=(rows, *self.shape))
+            _append(self.folder / "sums.u32", _sums(features))
+
+    @property
+    def _row_bytes(self) -> int:
+        return 2 * self.shape[0] * self.shape[1]
+
+    def _whole_rows(self) -> int:
+        return (self.folder / "features.f16").stat().st_size // self._row_bytes
 
     def __len__(self) -> int:
         return len(self._sorted)
@@ -86,16 +104,39 @@ class FeatureCache:
         rows = [row for image in images if (row := self.row(image)) is not None]
         if len(rows) < len(images):
             raise SampleError("broken image file")
+        return torch.from_numpy(self._mapped()[rows].astype(np.float32))
+
+    def _mapped(self) -> np.memmap:
         if self._features is None:
             path = self.folder / "features.f16"
             self._features = np.memmap(path, np.float16, "r", shape=(len(self), *self.shape))
-        return torch.from_numpy(self._features[rows].astype(np.float32))
+        return self._features
+
+    def drop_damaged(self, images: Iterable[str]) -> int:
+        """Take the key of every row that its checksum does not fit; only inside `writing()`.
+
+        Returns how many there were.
+        """
+        rows = sorted({row for image in images if (row := self.row(image)) is not None})
+        damaged = [row for row in rows if zlib.crc32(self._mapped()[row]) != self._sums[row]]
+        with open(self.folder / "keys.u64", "r+b") as keys:
+            for row in damaged:
+                keys.seek(8 * row)
+                keys.write(bytes(8))
+        self.reload()
+        return len(damaged)
 
     def append(self, images: list[str], features: torch.Tensor) -> None:
         """Write the features (n_images, P, D_v) of new images; only inside `writing()`."""
         keys = np.array([image_key(self.images, image) for image in images], dtype=np.uint64)
-        _append(self.folder / "features.f16", features.half().cpu().numpy().tobytes())
+        rows = features.half().cpu().numpy()
+        _append(self.folder / "features.f16", rows.tobytes())
+        _append(self.folder / "sums.u32", _sums(rows))
         _append(self.folder / "keys.u64", keys.tobytes())
+
+
+def _sums(rows: np.ndarray) -> bytes:
+    return np.array([zlib.crc32(row.tobytes()) for row in rows], dtype=np.uint32).tobytes()
 
 
 def _append(path: Path, data: bytes) -> None:
@@ -152,7 +193,11 @@ def fill_cache(
     batch_size: int = 32,
 ) -> int:
     """Encode every image that the cache lacks; returns how many were broken and left out."""
-    wanted = list(_missing(cache, images))
+    names = list(dict.fromkeys(images))
+    with cache.writing():
+        if damaged := cache.drop_damaged(names):
+            tqdm.write(f"{damaged} damaged entries of {cache.folder} are encoded anew")
+    wanted = list(_missing(cache, names))
     if not wanted:
         return 0
     with cache.writing(), tqdm(total=len(wanted), desc="encoding images", unit="img") as progress:

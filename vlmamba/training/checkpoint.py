@@ -110,7 +110,11 @@ def write_model(
             weights, adapter = lora.split(weights)
             lora.save(folder, adapter, hyper)
             weights = lora.merged(weights, adapter, hyper) if final else weights
-        accelerator.unwrap_model(model).save_pretrained(folder, state_dict=weights)
+        whole = accelerator.unwrap_model(model)
+        whole.config.vision_config.dtype = None  # the model's own counts; set where it was loaded
+        for name in ("is_local", "local_files_only"):  # likewise: a resumed run writes equal files
+            processor.tokenizer.init_kwargs.pop(name, None)
+        whole.save_pretrained(folder, state_dict=weights)
         processor.save_pretrained(folder)
 
 

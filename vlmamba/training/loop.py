@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 import time
 from collections.abc import Iterator
@@ -112,9 +113,9 @@ def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -
                 hyper,
             )
         began = time.perf_counter()
-    log.close(progress)
     with checkpoint.atomic_folder(run.out / "final", accelerator) as folder:
         checkpoint.write_model(folder, model, run.processor, accelerator, hyper, final=True)
+    log.close(progress)
     return run.out / "final"
 
 
@@ -211,8 +212,7 @@ class StepLog:
             return
         self.device = accelerator.device
         path = run.out / "train.jsonl"
-        kept = _lines_until(path, first)
-        path.write_text("".join(kept))
+        _cut_log(path, first)
         self.out = run.out
         self.file = path.open("a", buffering=1)  # one line at a time reaches the disk
         self.bar = tqdm(total=total, initial=first, desc=run.stage.name, unit="step")
@@ -275,12 +275,16 @@ class StepLog:
             )
 
 
-def _lines_until(path: Path, step: int) -> list[str]:
-    """The log's complete lines up to `step`: what an interrupted run wrote later is redone."""
-    if step == 0 or not path.is_file():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+def _cut_log(path: Path, step: int) -> None:
+    """Cut the log after `step`: what an interrupted run wrote later is redone."""
+    kept = 0
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    for line in lines:
+        if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+            break
+        kept += len(line)
+    if lines:
+        os.truncate(path, kept)  # in one step: a kill leaves the lines before it
 
 
 def _tensorboard(out: Path) -> Any:

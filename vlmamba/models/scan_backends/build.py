@@ -4,7 +4,8 @@ Sources are in `vlmamba/models/csrc`; the compiled module goes to `$VLMAMBA_CACH
 `~/.cache/vlmamba`), under a key of the sources, PyTorch, Python and the instruction set, so one
 cache may serve different machines. The build needs a C++20 compiler, takes about half a minute and
 no network. Each process builds in a directory of its own and renames the result into place, so
-processes that start together cannot disturb each other.
+processes that start together cannot disturb each other. A kept module ends with its own digest (a
+loader reads what its headers name, not what follows); one that does not fit it is built anew.
 
 The instruction set is chosen when building: the one PyTorch reports for this machine. PyTorch's own
 switch picks a lower one: `ATEN_CPU_CAPABILITY=avx2` or `default`.
@@ -27,6 +28,7 @@ from typing import Any
 
 import torch
 
+DIGEST_BYTES = 32
 SOURCES = Path(__file__).parents[1] / "csrc"
 _AVX2 = ("-mavx2", "-mfma")
 INSTRUCTION_SETS = {
@@ -59,13 +61,19 @@ def load_kernels(instruction_set: str) -> ModuleType:
     name = f"vlmamba_kernels_{instruction_set.lower()}"
     folder = _cache_dir() / "kernels" / _key(flags)
     file = folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if not file.exists():
+    if not _intact(file):
         return _build(name, flags, file)
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None  # always so for an existing file
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _intact(file: Path) -> bool:
+    """Whether the module is there and ends with the digest of what comes before."""
+    content = file.read_bytes() if file.exists() else b""
+    return content[-DIGEST_BYTES:] == hashlib.sha256(content[:-DIGEST_BYTES]).digest()
 
 
 def _cache_dir() -> Path:
@@ -95,7 +103,11 @@ def _build(name: str, flags: tuple[str, ...], file: Path) -> ModuleType:
                 extra_ldflags=["-fopenmp"],
                 build_directory=folder,
             )
-            os.replace(Path(folder) / f"{name}.so", file)
+            built = Path(folder) / f"{name}.so"
+            content = built.read_bytes()
+            sealed = Path(folder) / file.name  # not the loaded file itself: that is in use
+            sealed.write_bytes(content + hashlib.sha256(content).digest())
+            os.replace(sealed, file)
     finally:
         os.environ["PATH"] = path
     return module

@@ -10,6 +10,7 @@ never shows) and "validation" (for tuning).  Equal arguments give equal rows.
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import os
 from collections.abc import Callable, Sequence
@@ -72,11 +73,20 @@ def build_benchmark(
 
 
 def demo_benchmark(task: str, split: str = "seen", seed: int = 0) -> Path:
-    """The folder with the benchmark's file, written to the cache at the first call."""
+    """The folder with the benchmark's file, written to the cache at the first call.
+
+    A file that no longer has the digest beside it is written anew.
+    """
     folder = cache_dir() / f"demo-v{REVISION}" / f"{split}-{seed}"
-    if not (folder / f"{task}.parquet").exists():
+    file, digest = folder / f"{task}.parquet", folder / f"{task}.sha256"
+    if not (file.exists() and digest.exists() and digest.read_text() == _sha256(file)):
         build_benchmark(task, folder, split, seed)
+        digest.write_text(_sha256(file))
     return folder
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def cache_dir() -> Path:

@@ -1,0 +1,182 @@
+"""Commands run in processes that can be killed at a random moment, without paying for imports.
+
+    folder = Workplace(tmp_path, "harness.run", arguments)
+    folder.run()                     # to its end
+    folder.killed_after(0.4)         # kill -9 after 0.4 s
+
+Each process is a fork of a server that has loaded the libraries, so all of its life is work; the
+children that a command starts are forks of it.  Its current folder is its own: the arguments name
+OUT as "out", and records of different folders agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+SEED = 20240607
+PRELOADED = ["harness.evaluation", "harness.engine", "harness.ablate", "harness.profile"]
+PRELOADED += [
+    "harness.baselines",
+    "harness.profiling.child",
+    "harness.benchmarks.machine",
+    "vlmamba.train",
+    "vlmamba.training.loop",
+]
+LONGEST_S = 300.0  # of one run
+
+
+def _context():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def _main(module: str, arguments: list[str], folder: str) -> None:
+    os.chdir(folder)
+    log = os.open("log.txt", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    import torch
+
+    from harness import children
+
+    children.run = _forked
+    torch.set_num_threads(1)  # the same in every run that is compared, and safe after a fork
+    sys.exit(import_module(module).main(arguments))
+
+
+def _forked(command: list[str], **options: Any) -> subprocess.CompletedProcess:
+    """`harness.children.run` of `python -m MODULE ...` without a new interpreter."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        files = (out.fileno(), err.fileno()) if options.get("capture_output") else None
+        target = (command[2], command[3:], files, os.getpid())
+        process = multiprocessing.get_context("fork").Process(target=_child, args=target)
+        process.start()
+        process.join(options.get("timeout"))
+        texts = [(file.seek(0), file.read())[1] for file in (out, err)]
+    return subprocess.CompletedProcess(command, process.exitcode or 0, *texts)
+
+
+def _child(module: str, arguments: list[str], files: tuple[int, int] | None, parent: int) -> None:
+    from harness.children import die_with
+
+    die_with(parent, ctypes.CDLL(None))
+    for number, file in enumerate(files or (), 1):
+        os.dup2(file, number)
+    code = 1
+    try:
+        code = import_module(module).main(arguments) or 0
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # nothing that the parent's threads left behind is waited for
+
+
+class Workplace:
+    """A folder in which one command runs, with what it left there."""
+
+    def __init__(self, folder: Path, module: str, arguments: Iterable[str]) -> None:
+        folder.mkdir(parents=True)
+        self.folder, self.out = folder, folder / "out"
+        self._command = (module, list(arguments), str(folder))
+
+    @property
+    def log(self) -> str:
+        """What all its runs printed."""
+        return (self.folder / "log.txt").read_text(errors="replace")
+
+    def run(self) -> float:
+        """Run to the end, which must be a good one; returns the seconds that it took."""
+        process = _context().Process(target=_main, args=self._command)
+        began = time.perf_counter()
+        process.start()
+        process.join(LONGEST_S)
+        seconds = time.perf_counter() - began
+        if process.is_alive():
+            process.kill()
+        assert process.exitcode == 0, f"exit code {process.exitcode}\n{self.log[-3000:]}"
+        return seconds
+
+    def killed_after(self, seconds: float) -> bool:
+        """Run and kill -9 after so long; whether it was still running.
+
+        Its children must be gone soon after it.
+        """
+        process = _context().Process(target=_main, args=self._command)
+        process.start()
+        process.join(seconds)
+        children = _children(process.pid)
+        process.kill()
+        process.join()
+        deadline = time.monotonic() + 10
+        while any(map(_running, children)):
+            assert time.monotonic() < deadline, f"children of a killed process live on: {children}"
+            time.sleep(0.01)
+        return process.exitcode == -signal.SIGKILL
+
+
+def kill_and_finish(
+    folder: Path,
+    module: str,
+    arguments: list[str],
+    moments: range,
+    check: Callable[[Workplace, Workplace], None],
+    finished: Callable[[Path], dict[str, bytes | int]],
+) -> None:
+    """Kill a command at random moments, each in a new folder; the same command must then finish.
+
+    moments: numbers of the moments, which seed them.
+    check(killed, whole): compares the outcome with that of an uninterrupted run.  finished(out):
+    finished pieces of work by name, with whatever would change if one were done again.
+    """
+    Workplace(folder / "first", module, arguments).run()  # files and libraries are warm after it
+    whole = Workplace(folder / "whole", module, arguments)
+    seconds = whole.run()
+    for number in moments:
+        draw = random.Random(f"{SEED} {module} {number}")
+        moment = draw.uniform(0, seconds)
+        place = Workplace(folder / f"killed-{number}", module, arguments)
+        while not place.killed_after(moment):  # it was at its end already
+            shutil.rmtree(place.folder)
+            moment = draw.uniform(0, moment)
+            place = Workplace(folder / f"killed-{number}", module, arguments)
+        before = finished(place.out)
+        took = place.run()
+        after = finished(place.out)
+        print(
+            f"{module}, seed {SEED}, moment {number}: killed after {moment:.2f} of {seconds:.2f} s "
+            f"with {len(before)} of {len(after)} pieces done; finished in {took:.2f} s"
+        )
+        assert before.items() <= after.items(), "finished work was done again"
+        check(place, whole)
+
+
+def _children(pid: int | None) -> list[int]:
+    """Processes that `pid` started."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def _running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
