@@ -85,8 +85,8 @@ def _resolve(name: str) -> str:
             raise UserError(f"cannot load model {name!r}: {error}") from error
         return str(folder)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        error = unknown("model", name, NAMES)
-        raise UserError(f"{error} (or an existing folder, or a hub id ORGANISATION/NAME)")
+        mistake = unknown("model", name, NAMES)
+        raise UserError(f"{mistake} (or an existing folder, or a hub id ORGANISATION/NAME)")
     return name
 
 

@@ -311,3 +311,5 @@ def _vision_config(fields: Any) -> PretrainedConfig:
 
 
 AutoConfig.register("vlmamba", VLMambaConfig, exist_ok=True)
+    except MemoryError:
+        raise

@@ -14,6 +14,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
+from typing import cast
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
@@ -80,7 +81,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     if not image.mode.startswith("I"):
         return image
     levels = image.convert("I")
-    least, most = levels.getextrema()
+    least, most = cast(tuple[int, int], levels.getextrema())
     if least < 0 or most > MOST_LEVEL:
         raise ValueError("32-bit pixels, whose range is not known")
     return levels.point(lambda level: level / 257).convert("L")
