@@ -126,7 +126,7 @@ def build(
     """
     model = VLMambaForConditionalGeneration(config)
     if not model.vision_encoder.weights_in_checkpoint or pretrained:
-        with _fetching(config.vision_model_id):
+        with _fetching("vision encoder", config.vision_model_id):
             model.vision_encoder.load_pretrained(**load_options)
     if pretrained and config.language_model_id:
         load_language_model(model, config.language_model_id, **load_options)
@@ -134,24 +134,32 @@ def build(
 
 
 def tokenizer_for(config: VLMambaConfig, **load_options: Any) -> Any:
-    """The tokenizer of the language model: GPT-NeoX-20B's, as the Mamba checkpoints use.
+    """The published tokenizer, config.tokenizer_id: hub id[@revision] or folder.
 
-    Raises UserError for the demo's language model, whose tokenizer is trained with it.
+    Raises UserError where there is none, as for the demo, whose tokenizer is trained with it.
     """
-    if config.language_model_id is None:
+    if config.tokenizer_id is None:
         raise UserError("this language model has no published tokenizer; train one (stage text)")
-    name = "EleutherAI/gpt-neox-20b"
-    with _fetching(name):
+    name, revision = split_revision(config.tokenizer_id)
+    if revision:
+        load_options["revision"] = revision
+    with _fetching("tokenizer", config.tokenizer_id):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **load_options)
 
 
 @contextmanager
-def _fetching(name: str | None) -> Iterator[None]:
+def _fetching(what: str, source: str | None) -> Iterator[None]:
     """What is published and can be neither reached nor read is a UserError, one line."""
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:  # transformers' and the hub's errors
-        raise UserError(f"cannot fetch {name!r}: {_first_line(error)}") from error
+        name, revision = split_revision(str(source))
+        message = f"cannot fetch the {what} {str(source)!r}: {_first_line(error)}"
+        if isinstance(error, OSError) and not Path(name).exists():
+            pin = f" --revision {revision}" if revision else ""
+            message += f" Without a network, run `hf download {name}{pin}` where there is one"
+            message += " and bring its cache, or name a folder"
+        raise UserError(message) from error
 
 
 def load_language_model(
@@ -214,16 +222,14 @@ def _checkpoint_folder(source: str | Path, **load_options: Any) -> Path:
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    options = {k: v for k, v in load_options.items() if k in ("revision", "local_files_only")}
+    known = ("revision", "cache_dir", "local_files_only")
+    options = {k: v for k, v in load_options.items() if k in known}
     name, revision = split_revision(str(source))
     if revision:
         options["revision"] = revision
-    try:
+    with _fetching("language model", str(source)):
         return Path(snapshot_download(name, **options))
-    except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise UserError(f"cannot fetch {str(source)!r}: {_first_line(error)}") from error
 
 
 def language_model_config(folder: str | Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ Sizes: `state-spaces/mamba-*` and `mamba2-*`; connectors and scans: VL-Mamba, se
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
@@ -104,6 +105,7 @@ LARGEST_SIZE = 2**17
 LARGEST = {"vocab_size": 2**22, "n_layer": 2**10, "num_hidden_layers": 2**10}
 LARGEST |= {"d_conv": 2**6, "expand": 2**6, "d_state": 2**12}
 LARGEST_GRID = 2**7  # patches along one side
+TOKENIZER_ID = "EleutherAI/gpt-neox-20b"  # of all published Mamba and Mamba-2 language models
 DEFAULT_ENCODER = {"nano": "efficientnet-lite0"}
 
 
@@ -130,9 +132,11 @@ class VLMambaConfig(PretrainedConfig):
     d_model / 16 rounded up), of Mamba-2 head_dim and n_groups.
     Connector: connector, scan, scan_merge ("sum" or "mean"), scan_shared (one Mamba layer for all
     directions, or one each).
-    Vision: vision_config (a transformers configuration or its dictionary), vision_model_id (hub
-    id of its pretrained weights), vision_feature_layer (which hidden state is read: second to
-    last, patch tokens only, as LLaVA does; the paper does not say).
+    Vision: vision_config (a transformers configuration or its dictionary), vision_feature_layer
+    (which hidden state is read: second to last, patch tokens only, as LLaVA does; the paper does
+    not say).
+    Published parts, each a folder or a hub id[@revision], or None for a part that is trained here:
+    vision_model_id, language_model_id, tokenizer_id.
     scan_backend: "auto" or one of `selective_scan.BACKENDS`; changes speed, not results.
     Raises UserError for unknown names and impossible sizes.
     """
@@ -163,6 +167,7 @@ class VLMambaConfig(PretrainedConfig):
         vision_model_id: str | None = None,
         vision_feature_layer: int = -2,
         language_model_id: str | None = None,
+        tokenizer_id: str | None = None,
         image_token_id: int = 1,
         bos_token_id: int | None = 0,
         eos_token_id: int = 0,
@@ -198,6 +203,7 @@ class VLMambaConfig(PretrainedConfig):
         self.vision_model_id = vision_model_id
         self.vision_feature_layer = vision_feature_layer
         self.language_model_id = language_model_id
+        self.tokenizer_id = tokenizer_id
         self.image_token_id = image_token_id
         self.scan_backend = scan_backend
         self._check()
@@ -229,7 +235,7 @@ class VLMambaConfig(PretrainedConfig):
                 raise UserError(
                     f"config: {name} is {getattr(self, name)!r}; expected true or false"
                 )
-        for name in ("vision_model_id", "language_model_id"):
+        for name in ("vision_model_id", "language_model_id", "tokenizer_id"):
             if not isinstance(getattr(self, name), str | None):
                 raise UserError(f"config: {name} is {getattr(self, name)!r}; expected text or null")
         if type(self.rms_eps) not in (int, float) or not 0 < self.rms_eps < 1:
@@ -283,11 +289,17 @@ class VLMambaConfig(PretrainedConfig):
                 raise unknown("preset part", part, [*VISION_ENCODERS, *CONNECTOR_NAMES, *SCANS])
         fields["vision_config"] = VISION_ENCODERS[encoder]
         fields["vision_model_id"] = VISION_MODEL_IDS.get(encoder)
+        fields["tokenizer_id"] = TOKENIZER_ID if fields["language_model_id"] else None
         return cls(**{**fields, **overrides})
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
-    """`ORGANISATION/NAME@REVISION` -> (hub id, branch, tag or commit), else (name, None)."""
+    """`ORGANISATION/NAME@REVISION` -> (hub id, branch, tag or commit), else (name, None).
+
+    A folder is its own name, whatever it is called.
+    """
+    if Path(name).exists():
+        return name, None
     head, at, revision = name.rpartition("@")
     return (head, revision) if at else (name, None)
 
@@ -306,10 +318,10 @@ def _vision_config(fields: Any) -> PretrainedConfig:
         raise unknown("vision encoder", kind, known)
     try:
         return AutoConfig.for_model(**fields)
+    except MemoryError:
+        raise
     except Exception as error:  # transformers checks each encoder's fields in its own way
         raise UserError(f"config: vision_config: {' '.join(str(error).split())}") from error
 
 
 AutoConfig.register("vlmamba", VLMambaConfig, exist_ok=True)
-    except MemoryError:
-        raise

@@ -87,7 +87,7 @@ def parser() -> Parser:
         default=[],
         metavar="FIELD=VALUE",
         help="change the preset, e.g. scan_shared=false, scan_merge=mean, "
-        "language_model_id=state-spaces/mamba-130m@REVISION",
+        "language_model_id=state-spaces/mamba-130m@REVISION (so vision_model_id, tokenizer_id)",
     )
     p.add_argument(
         "--image-aspect-ratio",

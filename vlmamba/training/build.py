@@ -30,7 +30,7 @@ def build(
     torch.manual_seed(seed)
     if init is None:
         model = checkpoints.build(config, pretrained=config.language_model_id is not None)
-        if config.language_model_id is not None:
+        if config.tokenizer_id is not None:
             tokenizer = checkpoints.tokenizer_for(config)
         else:
             tokenizer = train_tokenizer(plain_texts(data), config.vocab_size)
@@ -62,6 +62,7 @@ def tiny(config: VLMambaConfig) -> VLMambaConfig:
     """
     fields = config.to_dict() | {"d_model": 32, "n_layer": 2, "dt_rank": 2, "vocab_size": 512}
     fields |= {"head_dim": 8, "language_model_id": None, "vision_model_id": None}
+    fields["tokenizer_id"] = None
     vision = fields["vision_config"]
     if "num_hidden_layers" in vision:
         vision |= {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
