@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -177,12 +176,8 @@ class MambaMixer(Mixer):
         of keeping it: half the memory, for about a thirtieth of a step's time.
         """
         x, z = self.in_proj(u).chunk(2, dim=-1)
-        inputs = (x, z, conv_state, ssm_state, lengths)
-        fresh = conv_state is None and ssm_state is None  # a given state may be overwritten later
-        if recompute and fresh and torch.is_grad_enabled():
-            # it stops where all is back that a backward needs: out_proj is not computed again
-            return checkpoint(self._conv_scan_project, *inputs, use_reentrant=False)
-        return self._conv_scan_project(*inputs)
+        states = (conv_state, ssm_state)
+        return self._run_rest(self._conv_scan_project, (x, z), states, lengths, recompute)
 
     def _conv_scan_project(
         self,

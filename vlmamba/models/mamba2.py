@@ -19,7 +19,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 
 from vlmamba.config import VLMambaConfig
@@ -204,12 +203,8 @@ class Mamba2Mixer(Mixer):
 
         See Mixer.forward.
         """
-        z, xbc, dt = self._split(self.in_proj(u))
-        inputs = (z, xbc, dt, conv_state, ssm_state, lengths)
-        fresh = conv_state is None and ssm_state is None  # a given state may be overwritten later
-        if recompute and fresh and torch.is_grad_enabled():
-            return checkpoint(self._conv_scan_project, *inputs, use_reentrant=False)
-        return self._conv_scan_project(*inputs)
+        rows, states = self._split(self.in_proj(u)), (conv_state, ssm_state)
+        return self._run_rest(self._conv_scan_project, rows, states, lengths, recompute)
 
     def _conv_scan_project(
         self,

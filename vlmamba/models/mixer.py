@@ -8,10 +8,12 @@ from kind to kind; whoever clones, gathers or resumes them need not know.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 
 from vlmamba.config import VLMambaConfig
@@ -72,6 +74,22 @@ class Mixer(nn.Module):
         Of every layer, and further ones of the layer at work; element: bytes of the dtype.
         """
         raise NotImplementedError
+
+    @torch.compiler.disable  # kernels and the hooks of checkpoint: opaque to torch.compile
+    def _run_rest(
+        self,
+        rest: Callable[..., tuple[Tensor, Tensor, Tensor]],
+        rows: tuple[Tensor, ...],
+        states: tuple[Tensor | None, Tensor | None],
+        lengths: Tensor | None,
+        recompute: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """rest(*rows, *states, lengths): all behind the first projection, made again if asked."""
+        fresh = all(state is None for state in states)  # a given one may be overwritten later
+        if recompute and fresh and torch.is_grad_enabled():
+            # it stops where all is back that a backward needs: out_proj is not computed again
+            return checkpoint(rest, *rows, *states, lengths, use_reentrant=False)
+        return rest(*rows, *states, lengths)
 
     def _initialise_projection(self, n_layer: int) -> None:
         """The residual stream's variance does not grow with depth."""

@@ -82,9 +82,11 @@ def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -
             lora.restore(resume_from, run.model)
     if hyper.gradient_checkpointing:
         run.model.activation_checkpointing_enable()
-    model, optimizer = accelerator.prepare(run.model, build_optimizer(run.model, hyper))
     if hyper.compile:
-        model.compile()
+        # block by block: they are alike, so one compilation serves all, for every length
+        for block in run.model.language_model.layers:
+            block.compile(dynamic=True)
+    model, optimizer = accelerator.prepare(run.model, build_optimizer(run.model, hyper))
     progress = Progress()
     if resume_from is not None:
         saved = checkpoint.restore(resume_from, model, optimizer.optimizer, accelerator)
