@@ -129,9 +129,11 @@ def _steps(
     if "scan" in only:
         steps += [(name, _alone(run)) for name, run in scan.cases(effort, quick)]
         steps.append(("scan errors", lambda _: scan.errors()))
-    for name, compare in (("prefill", language_model.prefill), ("decode", language_model.decode)):
-        if name in only:
-            steps.append((name, _with_machine(compare, models, effort)))
+    if "prefill" in only:
+        prefill = functools.partial(language_model.prefill, models, effort)
+        steps.append(("prefill", lambda found: prefill(found["machine"])))
+    if "decode" in only:
+        steps.append(("decode", lambda _: language_model.decode(models, effort)))
     if "prefill" in only:
         steps.append(("logits", lambda _: language_model.logits_error(models)))
     for shape in evaluation.SHAPES:
@@ -151,15 +153,6 @@ def _steps(
 def _alone(measure: Callable[[], Any]) -> Callable[[dict[str, Any]], Any]:
     """A measurement that needs nothing of what was found before."""
     return lambda _: measure()
-
-
-def _with_machine(
-    compare: Callable[[language_model.Models, machine.Machine, Effort], Comparison],
-    models: language_model.Models,
-    effort: Effort,
-) -> Callable[[dict[str, Any]], Comparison]:
-    """A measurement that needs the machine's limits."""
-    return lambda found: compare(models, found["machine"], effort)
 
 
 if __name__ == "__main__":

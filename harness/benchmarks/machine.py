@@ -1,8 +1,9 @@
 """The machine's own limits: the bandwidth of its memory and its rate of multiplying matrices.
 
-A generated token at batch 1 must read every weight once: `token_floor_s`. Reading a prompt must
-multiply every weight with every token: `prefill_floor_s`. No implementation in this dtype that
-runs the whole model can be faster, so a time divided by its floor says how much is left to gain.
+Reading a prompt must multiply every weight with every token: `prefill_floor_s`. No implementation
+in this dtype that runs the whole model can be faster, so a time divided by its floor says how much
+is left to gain. (A generated token at batch 1 must read every weight once; what that takes is
+measured beside it, in `language_model.decode`.)
 """
 
 from __future__ import annotations
@@ -30,10 +31,6 @@ class Machine:
     copy_bytes_per_s: float
     read_bytes_per_s: float
     gemm_flops_per_s: float
-
-    def token_floor_s(self, weight_bytes: int) -> float:
-        """Seconds to read the weights once, at the higher of the two bandwidths."""
-        return weight_bytes / max(self.copy_bytes_per_s, self.read_bytes_per_s)
 
     def prefill_floor_s(self, flops: float) -> float:
         """Seconds for the matrix products alone."""

@@ -6,6 +6,7 @@ comparison.speedup("theirs")        # above 1: ours is faster
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ import torch
 
 OURS = "ours"
 LONG_RUN_S = 2.0  # a first run this long counts: what a warm-up would save is lost in it
+SHORT_RUN_S = 0.02  # shorter ones are called several times in a row: waking threads takes as long
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,15 @@ def side_by_side(
 ) -> dict[str, Timing]:
     """Rounds of one run of each contender, until each has had its share of the effort."""
     runs: dict[str, list[tuple[float, float]]] = {}
+    calls: dict[str, int] = {}
     for name, contender in contenders.items():
         first = _timed(contender, device)
-        runs[name] = [first] if first[0] * contender.items > LONG_RUN_S else []
+        seconds = first[0] * contender.items
+        runs[name] = [first] if seconds > LONG_RUN_S else []
+        calls[name] = max(1, math.ceil(SHORT_RUN_S / max(seconds, 1e-6)))
     while waiting := [n for n in runs if _unfinished(runs[n], contenders[n].items, effort)]:
         for name in waiting:
-            runs[name].append(_timed(contenders[name], device))
+            runs[name].append(_timed(contenders[name], device, calls[name]))
     return {name: Timing(*zip(*times, strict=True)) for name, times in runs.items()}
 
 
@@ -116,14 +121,16 @@ def _unfinished(times: list[tuple[float, float]], items: int, effort: Effort) ->
     return len(times) < effort.most and spent < effort.seconds
 
 
-def _timed(contender: Contender, device: str) -> tuple[float, float]:
-    """Seconds for one item: on the clock, and of the processor."""
+def _timed(contender: Contender, device: str, calls: int = 1) -> tuple[float, float]:
+    """Seconds for one item, over some calls: on the clock, and of the processor."""
     _synchronize(device)
     wall, processor = time.perf_counter(), time.process_time()
-    contender.run()
+    for _ in range(calls):
+        contender.run()
     _synchronize(device)
     spent = time.perf_counter() - wall, time.process_time() - processor
-    return spent[0] / contender.items, spent[1] / contender.items
+    items = calls * contender.items
+    return spent[0] / items, spent[1] / items
 
 
 def _synchronize(device: str) -> None:
