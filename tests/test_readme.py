@@ -178,3 +178,14 @@ def test_help_of_every_command_shows_examples():
         )
         assert done.returncode == 0
         assert f"python -m {module} " in done.stdout
+
+
+def test_the_readme_shows_the_latest_table_and_plot():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    made = (ROOT / "results" / "tables" / "demo.md").read_text(encoding="utf-8").splitlines()
+    shown = [line for line in text.splitlines() if line.startswith(("| pope |", "| mme |"))]
+    assert len(shown) == 7
+    assert all(line in made for line in shown)
+    linked = re.findall(r"\]\((results/[^)]+)\)", text)
+    assert any(path.endswith(".svg") for path in linked)
+    assert all((ROOT / path).is_file() for path in linked)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import tasks
 from harness import plots, tables
+from harness.runs import EvaluationRun
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -25,3 +27,14 @@ def test_committed_files_are_what_the_runs_give(name, main, tmp_path):
     assert made.keys() == committed.keys(), f"run `make {name}`"
     differing = [n for n in made if not n.endswith(".png") and made[n] != committed[n]]
     assert not differing, f"run `make {name}`"
+
+
+def test_every_task_is_above_its_blind_baseline():
+    sees, blind = (EvaluationRun.read(RESULTS / "runs" / n) for n in ("demo", "demo-blind"))
+    assert sees.tasks == blind.tasks == sorted(tasks.NAMES)
+    for ours, without in zip(sees.results(), blind.results(), strict=True):
+        headline = tasks.load(ours.task).headline
+        if ours.task == "mmvet":  # its score takes a judge
+            assert headline not in ours.metrics
+        else:
+            assert ours.intervals[headline].low > without.metrics[headline], ours.task
