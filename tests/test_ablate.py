@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from harness import report as report_page
 from harness.ablation import cells, report
 from harness.ablation.cells import Budget, Cell
 from harness.ablation.variants import AXES, DEMO, FINAL, SCALES, Variant, variants
+from tasks.errors import UserError
 from vlmamba.config import VLMambaConfig
 
 BUDGET = Budget("data", "lm", 5, 7, ("--cpu",), "pope", "demo", "demo", None, 10)
@@ -117,6 +119,29 @@ def test_tables_follow_from_the_cells_scores(tmp_path):
     assert tests.rows[0][-1] == "2/2"
 
 
+def test_cells_side_by_side_share_the_cores_and_keep_their_logs(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(ablate.os, "cpu_count", lambda: 6)
+    together, seen = threading.Barrier(2, timeout=30), []
+
+    def execute(module: str, arguments: list[str], log: Path | None) -> int:
+        together.wait()  # both cells are at work
+        seen.append((log, ablate.os.environ["OMP_NUM_THREADS"]))
+        return int("--seed 1" in " ".join(arguments))
+
+    monkeypatch.setattr(cells, "execute", execute)
+    two = [Cell(Variant("mlp", connector="mlp"), seed) for seed in (0, 1)]
+    monkeypatch.setattr(cells, "STAGES", ("pretrain",))
+    for cell in two:
+        done = cell.folder(tmp_path) / "evaluation"
+        done.mkdir(parents=True)
+        (done / "record.json").write_text("{}")
+    with pytest.raises(UserError, match="mlp, seed 1"):
+        ablate._run_cells(two[1:] + two[:1], BUDGET, tmp_path, jobs=2)
+    assert {log.parent.name for log, _ in seen} == {"seed-0", "seed-1"}
+    assert {threads for _, threads in seen} == {"3"}
+
+
 def test_a_small_study_for_real(tmp_path, monkeypatch, capsys):
     """Two connectors, one seed: trained, evaluated, tabled; the second axis finds its cells."""
     from vlmamba import train
@@ -150,7 +175,9 @@ def test_a_small_study_for_real(tmp_path, monkeypatch, capsys):
     assert "Ablation of connector: against the final model (vss_l2)" in page.read_text()
     assert tables.main(["--from", str(tmp_path / "out"), "--out", str(tmp_path / "tables")]) == 0
     assert (tmp_path / "tables" / "connector.paired.tex").exists()
-    monkeypatch.setattr(cells, "execute", lambda module, arguments: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        cells, "execute", lambda module, arguments, log: pytest.fail("trained again")
+    )
     assert ablate.main(["--axis", "scan", "--variants", "bsm", *command]) == 0
 
 
@@ -169,7 +196,7 @@ def training_world(folder: Path) -> Path:
     return world
 
 
-def in_this_process(module: str, arguments: list[str]) -> int:
+def in_this_process(module: str, arguments: list[str], log: Path | None = None) -> int:
     """Run a command without the seconds that a new process takes to load torch."""
     from accelerate.state import AcceleratorState
 
