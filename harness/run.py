@@ -7,7 +7,7 @@
     python -m harness.run --tasks vqav2 --model ORG/NAME --data hub --split testdev --submit sent
 
     python -m harness.run --from-record runs/final/record.json --out runs/again
-    accelerate launch --num_processes 2 -m harness.run --tasks pope
+    accelerate launch --multi_gpu --num_processes 2 -m harness.run --tasks pope   # CPUs too
 
 Writes record.json, table.md and samples_TASK.jsonl under --out. Interrupted, the same command
 continues from the answers that are already there. A rerun of a record warns of every term that is

@@ -22,8 +22,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,11 @@ def _context():
     return context
 
 
-def _main(module: str, arguments: list[str], folder: str) -> None:
+def _main(
+    module: str, arguments: list[str], folder: str, environment: Mapping[str, str] | None = None
+) -> None:
     os.chdir(folder)
+    os.environ.update(environment or {})
     log = os.open("log.txt", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -92,18 +96,25 @@ class Workplace:
     def __init__(self, folder: Path, module: str, arguments: Iterable[str]) -> None:
         folder.mkdir(parents=True)
         self.folder, self.out = folder, folder / "out"
-        self._command = (module, list(arguments), str(folder))
+        self.module, self.arguments = module, list(arguments)
 
     @property
     def log(self) -> str:
         """What all its runs printed."""
-        return (self.folder / "log.txt").read_text(errors="replace")
+        file = self.folder / "log.txt"
+        return file.read_text(errors="replace") if file.exists() else ""
+
+    def start(self, **environment: str) -> BaseProcess:
+        """A process that runs the command, with more in its environment."""
+        command = (self.module, self.arguments, str(self.folder), environment)
+        process = _context().Process(target=_main, args=command)
+        process.start()
+        return process
 
     def run(self) -> float:
         """Run to the end, which must be a good one; returns the seconds that it took."""
-        process = _context().Process(target=_main, args=self._command)
         began = time.perf_counter()
-        process.start()
+        process = self.start()
         process.join(LONGEST_S)
         seconds = time.perf_counter() - began
         if process.is_alive():
@@ -116,15 +127,14 @@ class Workplace:
 
         Its children must be gone soon after it.
         """
-        process = _context().Process(target=_main, args=self._command)
-        process.start()
+        process = self.start()
         process.join(seconds)
-        children = _children(process.pid)
+        started = children(process.pid)
         process.kill()
         process.join()
         deadline = time.monotonic() + 10
-        while any(map(_running, children)):
-            assert time.monotonic() < deadline, f"children of a killed process live on: {children}"
+        while any(map(_running, started)):
+            assert time.monotonic() < deadline, f"children of a killed process live on: {started}"
             time.sleep(0.01)
         return process.exitcode == -signal.SIGKILL
 
@@ -165,7 +175,7 @@ def kill_and_finish(
         check(place, whole)
 
 
-def _children(pid: int | None) -> list[int]:
+def children(pid: int | None) -> list[int]:
     """Processes that `pid` started."""
     found: list[int] = []
     with contextlib.suppress(OSError):

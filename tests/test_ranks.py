@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -11,68 +12,114 @@ import time
 from pathlib import Path
 
 import pytest
+from kills import LONGEST_S, Workplace, children
 from test_kills import evaluation, lines  # noqa: F401
 from test_train_cli import free_port
 
-from harness import ranks, run
+from harness import ranks
+from harness.records import ROOT, without_timing
 from tasks.errors import UserError
 
 
-def launch(arguments: list[str]) -> subprocess.Popen:
-    """Two processes on the CPU; all they print comes in one stream."""
-    two = ["--num_processes", "2", "--main_process_port", str(free_port())]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *two]
-    command += ["-m", "harness.run", *arguments, "--device", "cpu"]
-    return subprocess.Popen(
-        command, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+class Forks:
+    """Two processes that find each other as a launcher's would, with nobody watching over them."""
+
+    def __init__(self, place: Workplace) -> None:
+        shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+        self._place, self._from = place, len(place.log)
+        self.ranks = [place.start(RANK=r, LOCAL_RANK=r, **shared) for r in ("0", "1")]
+
+    def pid(self, rank: int) -> int | None:
+        """The process id of a rank."""
+        return self.ranks[rank].pid
+
+    def running(self) -> bool:
+        """Whether the first rank is."""
+        return self.ranks[0].is_alive()
+
+    def end(self) -> tuple[int | None, str]:
+        """Wait; exit code of the first rank and what was printed."""
+        for process in self.ranks:
+            process.join(LONGEST_S)
+        return self.ranks[0].exitcode, self._place.log[self._from :]
 
 
-def process_of_rank(rank: int) -> int:
-    """The process id of a rank, by the variable that the launcher gave it."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (folder / "environ").read_bytes().split(b"\0")
-            command = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if f"RANK={rank}".encode() in environment and b"harness.run" in command:
-            return int(folder.name)
-    raise AssertionError(f"no process of rank {rank}")
+class Launched:
+    """`accelerate launch`: a launcher that starts two processes and watches over them.
+
+    Without --multi_gpu accelerate starts a single process where there is no GPU.
+    """
+
+    def __init__(self, place: Workplace) -> None:
+        two = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision=no"]
+        two += ["--dynamo_backend", "no", "--main_process_port", str(free_port())]
+        command = [sys.executable, "-m", "accelerate.commands.launch", *two]
+        command += ["-m", place.module, *place.arguments]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        self._launcher = subprocess.Popen(
+            command,
+            cwd=place.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def pid(self, rank: int) -> int | None:
+        """The launcher's child with this rank in its environment; None before there is one."""
+        for child in children(self._launcher.pid):
+            with contextlib.suppress(OSError):
+                variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+                if f"RANK={rank}".encode() in variables:
+                    return child
+        return None
+
+    def running(self) -> bool:
+        """Whether the launcher is."""
+        return self._launcher.poll() is None
+
+    def end(self) -> tuple[int | None, str]:
+        """Wait; exit code of the launcher and what was printed."""
+        output = self._launcher.communicate(timeout=LONGEST_S)[0]
+        return self._launcher.returncode, output
 
 
+@pytest.mark.parametrize("way", [Forks, pytest.param(Launched, marks=pytest.mark.kill)])
 def test_a_killed_rank_ends_the_run_and_both_then_give_the_answers_of_one(
+    way,
     evaluation,  # noqa: F811
     tmp_path,
 ):
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert run.main([*evaluation[:-1], str(one)]) == 0
-    arguments = [*evaluation[:-1], str(two)]
-    process = launch(arguments)
-    while process.poll() is None and len(lines(two / "answers.rank1.jsonl")) < 2:
+    arguments = [*evaluation, "--batch-size", "1", "--device", "cpu"]
+    whole = Workplace(tmp_path / "one", "harness.run", arguments)
+    whole.run()
+    place = Workplace(tmp_path / "two", "harness.run", arguments)
+    one, two = whole.out, place.out
+    both = way(place)
+    victim = None
+    while both.running() and len(lines(two / "answers.rank1.jsonl")) < 2:
+        victim = victim or both.pid(1)
         time.sleep(0.002)
-    os.kill(process_of_rank(1), signal.SIGKILL)
+    assert both.running(), both.end()
+    os.kill(victim or 0, signal.SIGKILL)
     began = time.monotonic()
-    output = process.communicate(timeout=120)[0]
+    code, output = both.end()
     print(f"the run ended {time.monotonic() - began:.1f} s after the kill")
-    assert process.returncode != 0
+    assert code not in (0, None)
     assert f"error: {ranks.LOST}" in output
     assert not (two / "record.json").exists()
     kept = sum(len(lines(file)) for file in two.glob("answers.rank*.jsonl"))
 
-    process = launch(arguments)
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
+    code, output = way(place).end()
+    assert code == 0, output
     answers = [line for file in two.glob("answers.rank*.jsonl") for line in lines(file)]
     assert len(set(answers)) == len(answers) == 20  # each question was asked once
-    for task in ("pope", "mme"):
-        name = f"samples_{task}.jsonl"
+    assert len(list(two.glob("answers.rank*.jsonl"))) == 2
+    for name in ("samples_pope.jsonl", "samples_mme.jsonl", "table.md"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
-    assert (one / "table.md").read_bytes() == (two / "table.md").read_bytes()
     ours, theirs = (json.loads((out / "record.json").read_text()) for out in (one, two))
     assert (ours["terms"].pop("processes"), theirs["terms"].pop("processes")) == (1, 2)
-    for part in ("tasks", "data", "model", "events", "terms", "lmms_eval_check"):
-        assert ours[part] == theirs[part]
+    assert without_timing(ours) == without_timing(theirs)
     assert theirs["timing"]["resumed_answers"] == kept
     assert theirs["timing"]["questions"] == 20 - kept
 

@@ -44,6 +44,13 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
+def _end_bars() -> None:
+    """Leave the line of a progress bar that an error has stopped."""
+    tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
+
+
 def cli(main: Callable[..., int | None]) -> Callable[..., int]:
     """Decorate a command line's `main`: a UserError becomes one line on stderr and exit code 2."""
 
@@ -52,6 +59,7 @@ def cli(main: Callable[..., int | None]) -> Callable[..., int]:
         try:
             return main(*args, **kwargs) or 0
         except UserError as error:
+            _end_bars()
             print(f"error: {one_line(str(error))}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
@@ -60,6 +68,7 @@ def cli(main: Callable[..., int | None]) -> Callable[..., int]:
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
+            _end_bars()
             where = f" {error.filename}" if error.filename else ""
             what = f"cannot write{where}: {error.strerror}"
             print(f"error: {what}; make room and run the same command again", file=sys.stderr)

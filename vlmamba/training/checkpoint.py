@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -55,7 +56,7 @@ def atomic_folder(target: Path, accelerator: Accelerator) -> Iterator[Path]:
         if accelerator.is_main_process:
             _commit(partial, target)
         accelerator.wait_for_everyone()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         if not _is_disk_error(error):
             raise
         shutil.rmtree(partial, ignore_errors=True)
