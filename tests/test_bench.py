@@ -6,12 +6,21 @@ import copy
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 
 from harness import baselines, bench
-from harness.benchmarks import invariance, language_model, machine, report, scan, training
+from harness.benchmarks import (
+    invariance,
+    language_model,
+    machine,
+    report,
+    scan,
+    timing,
+    training,
+)
 from harness.benchmarks.timing import OURS, Comparison, Contender, Effort, Timing, side_by_side
 from harness.benchmarks.training import Measured
 from vlmamba.config import LANGUAGE_MODELS
@@ -50,7 +59,8 @@ def tiny(monkeypatch) -> None:
     monkeypatch.setattr(invariance, "measure", lambda names, questions: answered)
 
 
-def test_every_contender_runs_in_every_round_after_a_warm_up():
+def test_every_contender_runs_in_every_round_after_a_warm_up(monkeypatch):
+    monkeypatch.setattr(timing, "SHORT_RUN_S", 0.0)
     calls: list[str] = []
     contenders = {n: Contender(lambda n=n: calls.append(n), items=4) for n in ("a", "b")}
     timings = side_by_side(contenders, Effort(least=2, most=3, seconds=9))
@@ -59,6 +69,18 @@ def test_every_contender_runs_in_every_round_after_a_warm_up():
     assert side_by_side(contenders, Effort(least=2, most=9, seconds=0))["a"].wall_s != ()
     impatient = side_by_side(contenders, Effort(least=2, most=9, seconds=9, patience=0))
     assert [len(t.wall_s) for t in impatient.values()] == [1, 1]
+
+
+def test_a_short_run_is_several_calls_in_a_row():
+    calls: list[str] = []
+    contenders = {
+        "short": Contender(lambda: calls.append("short")),
+        "long": Contender(lambda: (calls.append("long"), time.sleep(0.03))),
+    }
+    timings = side_by_side(contenders, Effort(least=2, most=2, seconds=9))
+    assert calls.count("long") == 3
+    assert calls.count("short") > 100
+    assert max(timings["short"].wall_s) < 0.001 < 0.03 <= min(timings["long"].wall_s)
 
 
 def test_a_speedup_is_a_ratio_of_medians_for_one_item():

@@ -188,7 +188,8 @@ def test_a_judges_key_is_in_no_error(echo, monkeypatch):
     with pytest.raises(UserError) as caught:
         judge.ask("?")
     text = "".join(traceback.format_exception(caught.value))
-    assert "is out of reach (BadStatusLine)" in str(caught.value)
+    # the connection may be closed before or after the odd status line is read
+    assert re.search(r"is out of reach \((BadStatusLine|.*reset by peer)\)", str(caught.value))
     assert KEY not in text + repr(judge)
 
 
