@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from test_llava_data import conversation, write
+from torch._dynamo.utils import counters
 
 from vlmamba import checkpoints, generation, train
+from vlmamba.data.demo.conversations import build_training_data
 from vlmamba.training import checkpoint
 from vlmamba.training.recipe import load_recipe, recipe_names
 
@@ -90,22 +92,23 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(world, uninterrupte
     assert final[0].read_bytes() == final[1].read_bytes()
 
 
-@pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_two_processes_follow_the_curve_of_one(way, world, uninterrupted, tmp_path):
-    """With the accelerate configurations that the package brings; some batches have no image."""
-    arguments = ["--preset", PRESET, *flags(world, tmp_path / "o", steps=12, batch_size=6)]
+def train_in_two_processes(way: str, *arguments: str) -> None:
+    """`accelerate launch` with a configuration that the package brings."""
     two = ["--config_file", str(Path(train.__file__).parent / "recipes" / f"{way}.yaml")]
     two += ["--num_processes", "2", "--main_process_port", str(free_port())]
+    everything = [*two, "-m", "vlmamba.train", *arguments]
+    process = launch(*everything, module="accelerate.commands.launch")
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
 
-    def run(*more: str) -> None:
-        everything = [*two, "-m", "vlmamba.train", *arguments, *more]
-        process = launch(*everything, module="accelerate.commands.launch")
-        output = process.communicate()[0]
-        assert process.returncode == 0, output
 
-    run()
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_two_processes_follow_the_curve_of_one(way, world, uninterrupted, tmp_path):
+    """Some batches have no image."""
+    arguments = ["--preset", PRESET, *flags(world, tmp_path / "o", steps=12, batch_size=6)]
+    train_in_two_processes(way, *arguments)
     shutil.rmtree(tmp_path / "o" / "final")
-    run("--resume", "auto")  # from step 10
+    train_in_two_processes(way, *arguments, "--resume", "auto")  # from step 10
     assert losses(tmp_path / "o") == pytest.approx(losses(uninterrupted), rel=1e-4)
     mine, other = (
         load_file(folder / "final" / "model.safetensors")
@@ -114,6 +117,28 @@ def test_two_processes_follow_the_curve_of_one(way, world, uninterrupted, tmp_pa
     assert all((mine[name] - other[name]).abs().max() < 1e-3 for name in mine)
     checkpoint_folder = checkpoint.checkpoints(tmp_path / "o")[-1]
     assert len(list(checkpoint_folder.glob("rng-*.safetensors"))) == 2
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    """Eight pictures with captions and eight with conversations, as `make demo-model` has them."""
+    folder = tmp_path_factory.mktemp("demo")
+    build_training_data(folder, images=8, captions=8, dialogues=0, easy_vqa=False)
+    return folder
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_two_processes_on_the_demo_follow_the_curve_of_one(stage, demo, tmp_path):
+    """The bundled model, its encoder and its data; the cache of features is filled by one."""
+    arguments = ["--preset", "nano+vss_l2+bsm", "--stage", stage, "--init", "nano", "--cpu"]
+    arguments += ["--data", str(demo / f"{stage}.json"), "--images", str(demo)]
+    arguments += ["--features-cache", str(demo / "features"), "--dtype", "fp32", "--steps", "3"]
+    arguments += ["--batch-size", "4", "--micro-batch", "2", "--max-length", "256"]
+    train_in_two_processes("ddp", *arguments, "--out", str(tmp_path / "two"))
+    assert train.main([*arguments, "--out", str(tmp_path / "one")]) == 0
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == 3
+    assert two == pytest.approx(one, rel=1e-4)
 
 
 def test_the_three_stages_chain_into_a_loadable_model(world, tmp_path):
@@ -155,6 +180,19 @@ def test_mamba2_goes_through_the_stages_and_answers(world, tmp_path):
     asked = [generation.Request(processor.conversation_prompt(q, images=0)) for q in ("a?", "bb?")]
     answer = generation.GroupedGenerator(model, processor).generate
     assert answer(asked, 4, batch_size=2) == answer(asked, 4, batch_size=1)
+
+
+@pytest.mark.parametrize("mixer", ["mamba", "mamba2"])
+def test_compile_does_not_change_the_curve(mixer, world, tmp_path):
+    """All blocks share what is compiled; lengths differ from batch to batch."""
+    arguments = ["--preset", PRESET, "--set", f"mixer={mixer}"]
+    for out, more in (("plain", []), ("compiled", ["--compile"])):
+        torch._dynamo.reset()
+        counters.clear()
+        assert train.main([*arguments, *flags(world, tmp_path / out, steps=5), *more]) == 0
+    assert 2 <= counters["stats"]["unique_graphs"] <= 8  # before and behind the mixer
+    plain, compiled = losses(tmp_path / "plain"), losses(tmp_path / "compiled")
+    assert compiled == pytest.approx(plain, rel=1e-4)
 
 
 @pytest.mark.parametrize(
