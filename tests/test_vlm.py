@@ -42,6 +42,22 @@ def saved(tmp_path, model, processor):
     return tmp_path
 
 
+@torch.no_grad()
+def test_chosen_hidden_states(model):
+    ids = torch.randint(2, 300, (2, 7))
+    whole = model(ids, output_hidden_states=True).hidden_states
+    some = model(ids, output_hidden_states=[0, -1]).hidden_states
+    assert len(some) == len(whole) == model.config.n_layer + 1
+    assert torch.equal(some[0], whole[0]) and torch.equal(some[-1], whole[-1])
+    assert some[1:-1] == (None,) * (len(whole) - 2)
+
+
+@pytest.mark.parametrize("kind", ["eager", "sdpa"])
+def test_the_encoders_attention_can_be_chosen(saved, kind):
+    model = VLMambaForConditionalGeneration.from_pretrained(saved, attn_implementation=kind)
+    assert model.vision_encoder.model.config._attn_implementation == kind
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
 def test_padding_on_either_side_changes_nothing(model, processor, side):

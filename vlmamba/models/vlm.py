@@ -39,13 +39,14 @@ class VLMambaOutput(ModelOutput):
     """loss: scalar, mean over supervised tokens.  logits: (B, L or kept, vocabulary) float32.
 
     cache_params: the state after the last real token of each row.
-    hidden_states: embeddings, then every layer's output; the last one normed.
+    hidden_states: embeddings, then every layer's output, the last one normed; with a list of
+    indices as output_hidden_states, None in place of the others.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     cache_params: MambaState | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor | None, ...] | None = None
     image_hidden_states: Tensor | None = None
 
 
@@ -54,10 +55,10 @@ class VLMambaPreTrainedModel(PreTrainedModel):
 
     config: VLMambaConfig
     config_class = VLMambaConfig
-    base_model_prefix = "language_model"
     input_modalities = ["image", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     _is_stateful = True
+    _supports_sdpa = _supports_flash_attn = True  # of the vision encoder; nothing else attends
     _no_split_modules = ["MambaBlock"]  # noqa: RUF012
 
     @torch.no_grad()
@@ -172,7 +173,7 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         cache_params: MambaState | None = None,
         use_cache: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
         logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
         **kwargs: Any,
@@ -196,7 +197,7 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
             inputs_embeds, images = self.embed(input_ids, pixel_values, image_features)
         if attention_mask is not None:
             attention_mask = attention_mask[:, -inputs_embeds.shape[1] :]
-        collected: list[Tensor] | None = [] if output_hidden_states else None
+        collected: list[Tensor] | None = None if output_hidden_states in (None, False) else []
         hidden, state = self._run(inputs_embeds, attention_mask, cache_params, collected)
 
         loss = None if labels is None else self._loss(hidden, labels)
@@ -210,7 +211,7 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
             loss=loss,
             logits=logits,
             cache_params=state if use_cache or cache_params is not None else None,
-            hidden_states=None if collected is None else (*collected, hidden),
+            hidden_states=_chosen(collected, hidden, output_hidden_states),
             image_hidden_states=images,
         )
         return_dict = self.config.return_dict if return_dict is None else return_dict
@@ -276,6 +277,19 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
     def init_state(self, batch: int) -> MambaState:
         """The state before the first token, on the model's device and in its dtype."""
         return MambaState.zeros(self.config, batch, self.dtype, self.device)
+
+
+def _chosen(
+    collected: list[Tensor] | None, last: Tensor, wanted: bool | list[int] | None
+) -> tuple[Tensor | None, ...] | None:
+    """The hidden states, None where a list of indices leaves one out."""
+    if collected is None:
+        return None
+    states = (*collected, last)
+    if not isinstance(wanted, list | tuple):
+        return states
+    kept = {index % len(states) for index in wanted}
+    return tuple(state if n in kept else None for n, state in enumerate(states))
 
 
 def _keep(hidden: Tensor, mask: Tensor | None, logits_to_keep: int | Tensor) -> Tensor:
