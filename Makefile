@@ -2,7 +2,7 @@
 # make test    the test suite
 # make lint    ruff and mypy
 # make tables plots   every file of results/tables and results/plots again, from results/runs
-# make demo-model   train the bundled demo model again (about 90 minutes on 2 cores)
+# make demo-model   train the bundled demo model again (some two hours on 2 cores)
 # Each builds .venv first when it is missing or out of date.
 
 PYTHON ?= python3
@@ -18,9 +18,10 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "error: Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V); set PYTHON=..." >&2; exit 2; }
+	@echo 'installing the pinned packages into $(VENV): about 7 GB, some minutes'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --upgrade pip
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(PY) -m pip install -qq --upgrade pip
+	$(PY) -m pip install -qq --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
 run: install

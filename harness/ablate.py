@@ -28,9 +28,9 @@ from harness import records, tables
 from harness.ablation import report
 from harness.ablation.cells import Budget, Cell, run_cell
 from harness.ablation.variants import AXES, FINAL, SCALES, Variant, variants
-from harness.cli import cli
+from harness.cli import Parser, cli
 from harness.data_sources import Source
-from harness.run import Parser, choose_tasks
+from harness.run import choose_tasks
 from harness.rundir import RunFolder
 from tasks.errors import UserError, unknown
 

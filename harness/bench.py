@@ -36,8 +36,7 @@ from harness.benchmarks import (
 )
 from harness.benchmarks.report import Results
 from harness.benchmarks.timing import FULL, QUICK, Comparison, Effort
-from harness.cli import cli
-from harness.run import Parser
+from harness.cli import Parser, cli
 from tasks import NAMES
 from tasks.errors import UserError, unknown
 from vlmamba.models.selective_scan import resolve_backend

@@ -1,16 +1,30 @@
-"""How every command of the harness shows a user's mistake: one line on stderr, exit code 2."""
+"""How every command of the harness takes arguments and shows a mistake: one line, exit code 2.
+
+`vlmamba.errors` has the same for the model package, which comes with torch; neither imports the
+other's (tests/test_imports.py).
+"""
 
 from __future__ import annotations
 
+import argparse
 import errno
 import functools
 import io
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from tasks.errors import UserError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are one line, like every other user error."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError instead of printing the usage and leaving."""
+        raise UserError(f"{message} (see --help)")
 
 
 def disk_full(error: OSError) -> str:

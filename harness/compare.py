@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import tables
-from harness.cli import cli
+from harness.cli import Parser, cli
 from harness.paired import Paired, paired
-from harness.run import Parser
 from harness.runs import NO_IMAGE, EvaluationRun, distinct_names
 from tasks.errors import UserError
 

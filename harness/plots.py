@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import runs
-from harness.cli import cli
+from harness.cli import Parser, cli
 from harness.profiling.summary import OURS, Profile
-from harness.run import Parser
 from harness.rundir import write_atomically
 from tasks.errors import UserError
 

@@ -26,10 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from harness import records, tables
-from harness.cli import cli
+from harness.cli import Parser, cli
 from harness.profiling import summary, sweep
 from harness.profiling.points import Journal, Row, Terms, plan
-from harness.run import Parser
 from harness.rundir import RunFolder
 from tasks.errors import UserError, unknown
 

@@ -12,11 +12,10 @@ from pathlib import Path
 
 from harness import paper, runs, tables
 from harness.ablation.report import tables_of
-from harness.cli import cli
+from harness.cli import Parser, cli
 from harness.plots import write_all
 from harness.profiling.summary import Profile
 from harness.profiling.summary import tables as profile_tables
-from harness.run import Parser
 from harness.runs import EvaluationRun, Found
 from harness.tables import Table
 

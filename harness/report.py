@@ -24,11 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from harness import compare, paper, plots, published, tables
-from harness.cli import cli
+from harness.cli import Parser, cli
 from harness.profiling.summary import Profile
 from harness.profiling.summary import tables as profile_tables
 from harness.report_samples import Browser, collect
-from harness.run import Parser
 from harness.rundir import write_atomically
 from harness.runs import EvaluationRun, Found, distinct_names, read_record
 from tasks.errors import UserError

@@ -24,12 +24,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import tasks
 from harness import judge as judging
 from harness import ranks, rerun, submit
-from harness.cli import cli
+from harness.cli import Parser, cli
 from harness.data_sources import STYLES, Source
 from harness.rundir import AnswerJournal, RunFolder
 from tasks.common import PROTOCOLS, Benchmark
@@ -48,14 +48,6 @@ NOT_TEXT = {"limit": int, "batch_size": int, "blind": bool, "seed": int}
 MAY_BE_ABSENT = {"revision", "style", "split", "data_id", "data_revision", "limit"} | {
     *("judge", "judge_key_env")
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are one line, like every other user error."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise UserError instead of printing the usage and leaving."""
-        raise UserError(f"{message} (see --help)")
 
 
 def build_parser() -> argparse.ArgumentParser:

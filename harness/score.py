@@ -24,10 +24,9 @@ from typing import Any
 import tasks
 from harness import importers, submit
 from harness import judge as judging
-from harness.cli import cli
+from harness.cli import Parser, cli
 from harness.documents import read_rows, repeat_note
 from harness.llava_answers import Joined
-from harness.run import Parser
 from tasks.common import PROTOCOLS, Benchmark, Case, Report, check_protocol
 from tasks.errors import UserError
 

@@ -23,7 +23,7 @@ from test_bench import tiny  # noqa: F401  # a fixture: every size of the benchm
 from test_harness_compare import write_run
 from test_notebooks import launch
 
-from harness import ablate, bench, compare, plots, profile, report, run, score, tables
+from harness import ablate, bench, compare, plots, profile, report, run, runs, score, tables
 from harness.profiling import child, sweep
 from vlmamba import train
 from vlmamba.data.demo import __main__ as demo_data
@@ -189,3 +189,38 @@ def test_the_readme_shows_the_latest_table_and_plot():
     linked = re.findall(r"\]\((results/[^)]+)\)", text)
     assert any(path.endswith(".svg") for path in linked)
     assert all((ROOT / path).is_file() for path in linked)
+
+
+def test_the_readmes_scores_are_the_committed_runs():
+    """The table with and without the picture: every figure from the two records."""
+    rows = {
+        "POPE, F1": ("pope", "f1"),
+        "MME perception": ("mme", "perception"),
+        "MME cognition": ("mme", "cognition"),
+        "VQAv2": ("vqav2", "accuracy"),
+        "GQA": ("gqa", "accuracy"),
+        "TextVQA": ("textvqa", "accuracy"),
+        "ScienceQA": ("scienceqa", "accuracy"),
+        "MMBench, circular": ("mmbench", "accuracy"),
+        "MMBench, vanilla": ("mmbench", "vanilla_accuracy"),
+        "COCO captions, CIDEr": ("coco_cap", "CIDEr"),
+        "easy-VQA test": ("easy_vqa", "accuracy"),
+    }
+    names = ("demo", "demo-blind", "demo-heldout")
+    sees, blind, heldout = (runs.read_record(ROOT / "results" / "runs" / name) for name in names)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for label, (task, metric) in rows.items():
+        with_picture, without = (r["tasks"][task]["metrics"][metric] for r in (sees, blind))
+        scale, unit = (1, "") if task == "mme" else (100, " %")
+        value, low, high, bare = (
+            f"{scale * x:.1f}"
+            for x in (*(with_picture[key] for key in ("value", "low", "high")), without["value"])
+        )
+        n = sees["tasks"][task]["n"]
+        row = f"| {label} | {value}{unit} | {low} to {high} | {bare}{unit} | {n} |"
+        assert row in text.splitlines(), row
+    f1 = heldout["tasks"]["pope"]["metrics"]["f1"]
+    shown = f"{100 * f1['value']:.1f} % [{100 * f1['low']:.1f} to {100 * f1['high']:.1f}]"
+    assert f"POPE's F1 is {shown}" in text
+    accuracy = blind["tasks"]["pope"]["metrics"]["accuracy"]["value"]
+    assert f"its accuracy without the picture is {100 * accuracy:.1f} %" in text
