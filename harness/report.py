@@ -121,11 +121,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--out {args.out} is a folder; give a file")
     images = 0 if args.no_images else args.max_images
     browser = collect(inputs.evaluations, args.max_samples, images)
-    text = page(inputs, browser, args.title, args.paper)
-    write_atomically(args.out, text)
+    write_atomically(args.out, page(inputs, browser, args.title, args.paper))
     for note in browser.notes:
         print(f"note: {note}", file=sys.stderr)
-    pictures = f"{len(browser.images)} pictures, {len(text.encode()) / 2**20:.1f} MiB"
+    pictures = f"{len(browser.images)} pictures, {args.out.stat().st_size / 2**20:.1f} MiB"
     print(f"written to {args.out}: {len(inputs.records())} runs, {pictures}")
     return 0
 

@@ -243,3 +243,14 @@ def test_a_name_with_dollars_is_no_formula(tmp_path):
     assert plots.main(["--from", str(tmp_path / "runs"), "--out", str(tmp_path / "plots")]) == 0
     assert report.main([str(folder), "--out", str(tmp_path / "r.html")]) == 0
     assert "<b>" not in (tmp_path / "r.html").read_text()
+
+
+def test_a_name_with_half_a_surrogate_pair_is_written_escaped(tmp_path):
+    for folder in "ab":
+        write_run(tmp_path / "runs" / folder, [1, 0])
+    record("label", to="name \ud800")(tmp_path / "runs" / "a")
+    folders = [str(tmp_path / "runs" / folder) for folder in "ab"]
+    for main, arguments in readers(tmp_path / "runs", tmp_path).values():
+        assert main([str(argument) for argument in arguments]) == 0
+    assert compare.main(folders) == 0
+    assert r"name \ud800" in (tmp_path / "report.html").read_text()
