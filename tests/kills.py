@@ -129,6 +129,10 @@ class Workplace:
         """
         process = self.start()
         process.join(seconds)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid or 0, signal.SIGSTOP)  # so that it starts none after the count
+        while _state(process.pid) not in "TZX":
+            time.sleep(0.001)
         started = children(process.pid)
         process.kill()
         process.join()
@@ -184,9 +188,13 @@ def children(pid: int | None) -> list[int]:
     return found
 
 
-def _running(pid: int) -> bool:
+def _state(pid: int | None) -> str:
+    """Its letter in proc(5): T for stopped, Z for ended; X too where there is no such process."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
-    return state not in "ZX"
+        return "X"
+
+
+def _running(pid: int) -> bool:
+    return _state(pid) not in "ZX"
