@@ -197,4 +197,7 @@ def _state(pid: int | None) -> str:
 
 
 def _running(pid: int) -> bool:
-    return _state(pid) not in "ZX"
+    """Whether any thread of it is left: the last one closes its files, locks among them."""
+    with contextlib.suppress(OSError):
+        return _state(pid) not in "ZX" or len(os.listdir(f"/proc/{pid}/task")) > 1
+    return False

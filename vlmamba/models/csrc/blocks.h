@@ -22,7 +22,7 @@ int64_t block_count(int64_t channels) {
 }
 
 // Blocks that are read and written together: few pages are open at once, and lines come in runs.
-constexpr int64_t kPanel = 4;
+constexpr int64_t kPanel = 256 / kVecBytes;
 
 // Threads share the blocks of all rows evenly. Those of one row that fall to one thread are a
 // group; a row has at most this many.

@@ -118,24 +118,6 @@ VLMAMBA_INLINE void fetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 constexpr double kLog2e = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;
 
-// 2^(f + n) for |f| <= 1/2 and whole n. The degree-5 polynomial is the best one through 2^0 = 1;
-// its relative error is below 1e-7.
-VLMAMBA_INLINE Vec<float> exp2_split(Vec<float> f, Vec<float> n) {
-  Vec<float> p = 0.001326472731307149f * f + 0.009671512991189957f;
-  p = p * f + 0.05550733581185341f;
-  p = p * f + 0.24022242426872253f;
-  p = p * f + 0.6931470036506653f;
-  p = p * f + 1.0f;
-#if defined(__AVX512F__)
-  return _mm512_scalef_ps(p, n);
-#else
-  // Adding n to the exponent field; n is kept where the field can hold it.
-  return bits<Vec<float>>(bits<Vec<int32_t>>(p) + (__builtin_convertvector(n, Vec<int32_t>) << 23));
-#endif
-}
-
-constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds a float to a whole number
-
 // x within [low, high]; NaN stays NaN.
 VLMAMBA_INLINE Vec<float> clamp(Vec<float> x, float low, float high) {
 #if defined(__AVX512F__)
@@ -148,15 +130,48 @@ VLMAMBA_INLINE Vec<float> clamp(Vec<float> x, float low, float high) {
 #endif
 }
 
+// 2^x = 2^n 2^f with n a multiple of 1 / kSteps and |f| <= 1 / (2 kSteps). Where a register can be
+// searched by lane it holds the powers 2^(j / kSteps), and 2^f needs two terms less.
+#if defined(__AVX512F__)
+constexpr int kSteps = 16;
+#else
+constexpr int kSteps = 1;
+#endif
+// x + kRound is n + kRound: it has no bits below 1 / kSteps, and its lowest ones count such steps.
+constexpr float kRound = 12582912.0f / kSteps;  // 1.5 * 2^23
+
+// 2^(f + n), given n + kRound. The polynomials are the best ones through 2^0 = 1: their relative
+// errors are below 2e-9 and 1e-7.
+VLMAMBA_INLINE Vec<float> exp2_split(Vec<float> f, Vec<float> rounded) {
+#if defined(__AVX512F__)
+  constexpr Vec<float> powers = {
+      1.0f,        1.04427378f, 1.09050773f, 1.13878863f, 1.18920712f, 1.24185781f,
+      1.29683955f, 1.35425555f, 1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f,
+      1.68179283f, 1.75625216f, 1.83400809f, 1.91520656f};
+  Vec<float> p = 0.05550214f * f + 0.24023429f;
+  p = p * f + 0.69314718f;
+  p = p * f + 1.0f;
+  p *= static_cast<Vec<float>>(_mm512_permutexvar_ps(bits<__m512i>(rounded), powers));
+  return _mm512_scalef_ps(p, rounded - kRound);  // by 2^floor(n)
+#else
+  Vec<float> p = 0.001326472731307149f * f + 0.009671512991189957f;
+  p = p * f + 0.05550733581185341f;
+  p = p * f + 0.24022242426872253f;
+  p = p * f + 0.6931470036506653f;
+  p = p * f + 1.0f;
+  // Adding n to the exponent field; n is kept where the field can hold it.
+  return bits<Vec<float>>(bits<Vec<int32_t>>(p) + (bits<Vec<int32_t>>(rounded) << 23));
+#endif
+}
+
 // 2^(a b), for |a b| < 1e15. Without AVX-512 the result is kept between 2^-126 and 2^127.
 VLMAMBA_INLINE Vec<float> exp2_product(Vec<float> a, Vec<float> b) {
 #if defined(__AVX512F__)
-  const Vec<float> n = (a * b + kRound) - kRound;
-  return exp2_split(a * b - n, n);  // both products are inside an FMA, hence exact
+  const Vec<float> rounded = a * b + kRound;
+  return exp2_split(a * b - (rounded - kRound), rounded);  // both products are inside an FMA: exact
 #else
-  const Vec<float> x = clamp(a * b, -126.0f, 127.0f);
-  const Vec<float> n = (x + kRound) - kRound;
-  return exp2_split(x - n, n);
+  const Vec<float> x = clamp(a * b, -126.0f, 127.0f), rounded = x + kRound;
+  return exp2_split(x - (rounded - kRound), rounded);
 #endif
 }
 
@@ -164,8 +179,8 @@ VLMAMBA_INLINE Vec<float> exp(Vec<float> x) {
   constexpr float high = static_cast<float>(kLog2e);
   constexpr float low = static_cast<float>(kLog2e - static_cast<double>(high));
   x = clamp(x, -87.0f, 88.0f);
-  const Vec<float> n = (x * high + kRound) - kRound;
-  return exp2_split((x * high - n) + x * low, n);
+  const Vec<float> rounded = x * high + kRound;
+  return exp2_split((x * high - (rounded - kRound)) + x * low, rounded);
 }
 
 VLMAMBA_INLINE Vec<double> exp2_product(Vec<double> a, Vec<double> b) {
@@ -185,16 +200,13 @@ VLMAMBA_INLINE V sigmoid(V x) {
   return 1 / (1 + exp(-x));
 }
 
-// log(1 + t) for 0 <= t <= 1, as 2 atanh(t / (2 + t)) = 2 s (1 + s^2/3 + s^4/5 + ...), s <= 1/3:
-// accurate relative to the result also where t is tiny.
+// log(1 + t) for 0 <= t <= 1, as 2 atanh(s) with s = t / (2 + t) <= 1/3: accurate relative to the
+// result also where t is tiny. The polynomial in s^2 is the best one, with an error below 5e-9.
 VLMAMBA_INLINE Vec<float> log1p_unit(Vec<float> t) {
   const Vec<float> s = t / (2 + t), q = s * s;
-  Vec<float> p = q * (1 / 15.0f) + (1 / 13.0f);
-  p = p * q + (1 / 11.0f);
-  p = p * q + (1 / 9.0f);
-  p = p * q + (1 / 7.0f);
-  p = p * q + (1 / 5.0f);
-  p = p * q + (1 / 3.0f);
+  Vec<float> p = 0.14005993f * q + 0.14000903f;
+  p = p * q + 0.20010764f;
+  p = p * q + 0.33333208f;
   return 2 * s * (p * q + 1);
 }
 
