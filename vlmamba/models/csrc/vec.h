@@ -167,12 +167,13 @@ VLMAMBA_INLINE Vec<float> exp2_split(Vec<float> f, Vec<float> rounded) {
 // 2^(a b), for |a b| < 1e15. Without AVX-512 the result is kept between 2^-126 and 2^127.
 VLMAMBA_INLINE Vec<float> exp2_product(Vec<float> a, Vec<float> b) {
 #if defined(__AVX512F__)
-  const Vec<float> rounded = a * b + kRound;
-  return exp2_split(a * b - (rounded - kRound), rounded);  // both products are inside an FMA: exact
+  Vec<float> x = a * b;
+  asm("" : "+v"(x));  // no FMAs of this product: the scan has more multiplications than additions
 #else
-  const Vec<float> x = clamp(a * b, -126.0f, 127.0f), rounded = x + kRound;
-  return exp2_split(x - (rounded - kRound), rounded);
+  const Vec<float> x = clamp(a * b, -126.0f, 127.0f);
 #endif
+  const Vec<float> rounded = x + kRound;
+  return exp2_split(x - (rounded - kRound), rounded);
 }
 
 VLMAMBA_INLINE Vec<float> exp(Vec<float> x) {
