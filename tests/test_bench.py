@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 import torch
@@ -101,6 +102,20 @@ def test_the_smallest_of_several_shapes_is_reported():
     assert found["scan_forward_speedup_mamba_ssm"] == "not installed"
     assert found["processor_time"]["scan_forward_speedup"] == 1
     assert "decode_speedup" not in found
+
+
+def test_mamba_ssms_reference_needs_no_compiled_kernels(monkeypatch):
+    def imported(name: str) -> types.SimpleNamespace:
+        assert name == "mamba_ssm.ops.selective_scan_interface"
+        assert "selective_scan_cuda" in sys.modules
+        return types.SimpleNamespace(selective_scan_ref=lambda **inputs: inputs)
+
+    monkeypatch.setattr(scan.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(scan.importlib, "import_module", imported)
+    reference = scan.mamba_ssm_reference()
+    assert reference is not None
+    assert reference({"u": 1, "z": 2}) == {"u": 1, "z": 2, "delta_softplus": True}
+    assert "selective_scan_cuda" not in sys.modules
 
 
 def test_floors_follow_from_the_machines_limits(tiny):
