@@ -26,6 +26,7 @@ AMOUNTS = (
     *("decode_tok_per_s", "state_bytes", "loaded_mem_bytes", "peak_mem_bytes"),
     *("decode_peak_mem_bytes", "weight_bytes", "prefill_flops"),
 )
+TOO_LARGE = 2**63  # an integer that no array holds
 RATES = ("copy_bytes_per_s", "read_bytes_per_s", "gemm_flops_per_s")
 
 
@@ -45,7 +46,7 @@ def check_samples(samples: Sequence[Sample], file: Path) -> None:
     seen: set[int] = set()
     for number, sample in enumerate(samples, 1):
         texts = (sample.prediction, sample.parsed, sample.image, sample.excluded)
-        fits = type(sample.doc_id) is int and sample.doc_id >= 0 and _is_text(sample.question)
+        fits = _is_count(sample.doc_id) and _is_text(sample.question)
         fits = fits and all(_is_text(text, True) for text in texts)
         if not fits or not (sample.score is None or _is_number(sample.score)):
             raise UserError(f"{file} line {number} is not an answer of harness.run")
@@ -68,11 +69,13 @@ def _is_text(value: Any, or_none: bool = False) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    if type(value) is int:
+        return abs(value) < TOO_LARGE
+    return type(value) is float and math.isfinite(value)
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < TOO_LARGE
 
 
 def _texts(value: Any) -> bool:

@@ -352,11 +352,12 @@ def outcome(point: Point) -> dict[str, Any]:
         limit = None if point.terms.device.startswith("cuda") else point.terms.memory_limit_bytes
         with memory_limit(limit):
             return {"status": OK, "detail": None, "result": measure(point)}
-    except (MemoryError, RuntimeError, OSError) as error:  # CUDA's own is a RuntimeError
+    except Exception as error:  # want of memory comes as many classes, also wrapped in others
         text = str(error).strip().partition("\n")[0][:300]
         exhausted = isinstance(error, MemoryError) or any(x in text.lower() for x in EXHAUSTED)
-        status = OUT_OF_MEMORY if exhausted else FAILED
-        return {"status": status, "detail": text or type(error).__name__, "result": None}
+        if exhausted:
+            return {"status": OUT_OF_MEMORY, "detail": text or "MemoryError", "result": None}
+        return {"status": FAILED, "detail": f"{type(error).__name__}: {text}", "result": None}
 
 
 def main(argv: list[str]) -> None:
