@@ -9,7 +9,6 @@ so that tables, plots and reports need not doubt it.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ AMOUNTS = (
     *("decode_tok_per_s", "state_bytes", "loaded_mem_bytes", "peak_mem_bytes"),
     *("decode_peak_mem_bytes", "weight_bytes", "prefill_flops"),
 )
-TOO_LARGE = 2**63  # an integer that no array holds
+TOO_LARGE = 2**63  # no array holds such an integer, and no amount here comes near
 RATES = ("copy_bytes_per_s", "read_bytes_per_s", "gemm_flops_per_s")
 
 
@@ -69,9 +68,7 @@ def _is_text(value: Any, or_none: bool = False) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    if type(value) is int:
-        return abs(value) < TOO_LARGE
-    return type(value) is float and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) < TOO_LARGE
 
 
 def _is_count(value: Any) -> bool:

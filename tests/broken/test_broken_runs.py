@@ -130,6 +130,7 @@ PROFILES: dict[str, tuple[Damage, str]] = {
     "a length of text": (record(*POINT, "seq_len", to="256"), "seq_len"),
     "a length beyond any machine": (record(*POINT, "seq_len", to=2**64), "seq_len"),
     "memory beyond any machine": (record(*RESULT, "peak_mem_bytes", to=10**400), "peak_mem_bytes"),
+    "a state beyond any machine": (record(*RESULT, "state_bytes", to=1e200), "state_bytes"),
     "a length of zero": (record(*POINT, "seq_len", to=0), "seq_len"),
     "a batch below zero": (record(*POINT, "batch_size", to=-1), "batch_size"),
     "a result that is a list": (record(*RESULT, to=[]), "result"),
