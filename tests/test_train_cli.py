@@ -86,7 +86,14 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(world, uninterrupte
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
     assert not (tmp_path / "o" / "final").exists()
+    leftovers = [tmp_path / "o" / ".final.partial"]  # of a kill while it wrote, or deleted
+    leftovers += [
+        tmp_path / "o" / "checkpoints" / f".step-0000000{n}" for n in ("1.old", "3.partial")
+    ]
+    for leftover in leftovers:
+        (leftover / "inside").mkdir(parents=True)
     assert train.main([*arguments, "--resume", "auto"]) == 0
+    assert not any(map(Path.exists, leftovers))
     assert losses(tmp_path / "o") == losses(uninterrupted)
     final = [folder / "final" / "model.safetensors" for folder in (tmp_path / "o", uninterrupted)]
     assert final[0].read_bytes() == final[1].read_bytes()

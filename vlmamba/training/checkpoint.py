@@ -164,6 +164,13 @@ def rotate(out: Path, keep: int) -> None:
         shutil.rmtree(doomed)
 
 
+def clear_leftovers(out: Path) -> None:
+    """Delete what a killed run was about to write or to delete; complete folders have other names."""
+    for folder in (Path(out), checkpoint_root(out)):
+        for leftover in (*folder.glob(".*.partial"), *folder.glob(".*.old")):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
 def read_state(folder: Path) -> dict[str, Any]:
     """`progress` and `settings` of a checkpoint; UserError if the folder is not one."""
     path = Path(folder) / "state.json"
