@@ -128,9 +128,10 @@ class Workplace:
         Its children must be gone soon after it.
         """
         process = self.start()
+        assert process.pid is not None
         process.join(seconds)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid or 0, signal.SIGSTOP)  # so that it starts none after the count
+            os.kill(process.pid, signal.SIGSTOP)  # so that it starts none after the count
         while _state(process.pid) not in "TZX":
             time.sleep(0.001)
         started = children(process.pid)
@@ -188,7 +189,7 @@ def children(pid: int | None) -> list[int]:
     return found
 
 
-def _state(pid: int | None) -> str:
+def _state(pid: int) -> str:
     """Its letter in proc(5): T for stopped, Z for ended; X too where there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

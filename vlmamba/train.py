@@ -250,7 +250,6 @@ def train(
     if resume_from is not None:
         check_same_run(checkpoint.read_state(resume_from)["settings"], settings, resume_from)
     if accelerator.is_main_process:
-        checkpoint.clear_leftovers(args.out)
         (args.out / "summary.json").unlink(missing_ok=True)
         (args.out / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     model.to(accelerator.device)

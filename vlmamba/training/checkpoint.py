@@ -48,7 +48,6 @@ def atomic_folder(target: Path, accelerator: Accelerator) -> Iterator[Path]:
     partial = target.parent / f".{target.name}.partial"
     try:
         if accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         accelerator.wait_for_everyone()
         yield partial
@@ -78,7 +77,6 @@ def _commit(partial: Path, target: Path) -> None:
     _sync(partial)
     old = target.parent / f".{target.name}.old"
     if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
     partial.rename(target)
     _sync(target.parent)
@@ -159,7 +157,6 @@ def rotate(out: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints; a name disappears before its files do."""
     for folder in checkpoints(out)[: -max(1, keep)]:
         doomed = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(doomed, ignore_errors=True)
         folder.rename(doomed)
         shutil.rmtree(doomed)
 

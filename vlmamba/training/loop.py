@@ -75,6 +75,8 @@ def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -
     the loss stops being finite, the disk is full, or (strict) a sample cannot be used.
     """
     hyper, total = run.hyper, run.hyper.total_steps(len(run.examples.lengths))
+    if accelerator.is_main_process:
+        checkpoint.clear_leftovers(run.out)
     freeze(run.model, run.stage)
     if hyper.lora:
         lora.attach(run.model, hyper)
