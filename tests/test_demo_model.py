@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 from harness import run
 from vlmamba.checkpoints import BUNDLED, load
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
+from vlmamba.processing import CHAT_TEMPLATE
 
 FOLDER = BUNDLED["nano"]
 QUESTION = "Is there a cat in the image?\nAnswer the question using a single word or phrase."
@@ -23,6 +24,7 @@ def test_it_is_small_safetensors_without_the_encoder():
     model, _ = load("nano")
     assert model.dtype == torch.float32
     assert model.config.connector == "vss_l2" and model.config.scan == "bsm"
+    assert (FOLDER / "chat_template.jinja").read_text() == CHAT_TEMPLATE
 
 
 def test_auto_classes_and_a_round_trip(tmp_path):

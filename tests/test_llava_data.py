@@ -162,7 +162,7 @@ def test_published_oddities(tmp_path):
         ],
     }
     sample = llava.LlavaFile(write(tmp_path, [record]))[0]
-    assert sample.conversations == conversation("<image>\nwhat?")
+    assert sample.conversations == conversation("what?\n<image>")
 
 
 def build(tmp_path, images, processor, records, template="vicuna_v1", max_length=200):
@@ -201,6 +201,52 @@ def test_long_conversations_are_cut_and_reported(tmp_path, images, processor):
         build(tmp_path, images, processor, records, max_length=before_answer)[0]
     with pytest.raises(llava.SampleError, match="image lies beyond"):
         build(tmp_path, images, processor, records, max_length=3)[0]
+
+
+ROUNDS = [
+    *conversation("hello?", "hi"),
+    *conversation("<image> this?", "a cat"),
+    *conversation("and <image> this?", "a dog"),
+]
+
+
+def test_a_picture_that_would_be_cut_is_left_out_with_what_follows(tmp_path, images, processor):
+    records = [{"image": ["a.png", "b.png"], "conversations": ROUNDS}]
+    whole = build(tmp_path, images, processor, records, max_length=500)[0]
+    assert whole.images.shape[0] == 2 and not whole.truncated
+    where = (whole.input_ids == processor.image_token_id).nonzero().flatten().tolist()
+    for length, shown in ((where[7] + 1, 2), (where[7], 1), (where[4], 1), (where[3], 0)):
+        cut = build(tmp_path, images, processor, records, max_length=length)[0]
+        left = cut.input_ids == processor.image_token_id
+        assert left.sum() == 4 * shown == (0 if cut.images is None else 4 * len(cut.images))
+        assert torch.equal(cut.input_ids, whole.input_ids[: len(cut.input_ids)])
+        assert cut.truncated and (cut.labels != collate.IGNORE).any()
+
+
+def test_captions_are_one_picture_question_and_answer(tmp_path, images, processor):
+    """Stage pretrain: what the template has no place for is counted before anything trains."""
+    pair = {"image": ["a.png", "b.png"], "conversations": conversation("<image>\n<image> differ?")}
+    one = {"image": "a.png", "conversations": conversation()}
+    rounds = one | {"conversations": [*conversation(), *conversation("more?")]}
+    records = [one, {"conversations": conversation("write")}, pair, rounds, one]
+    file = llava.LlavaFile(write(tmp_path, records))
+    found = llava.survey(file, images, patches=4, progress=False, template="plain")
+    assert found.usable.tolist() == [0, 2, 4]
+    assert found.skipped == {
+        "no image, where captions are learnt": 1,
+        "more than one round, where captions are learnt": 1,
+    }
+    pixels = collate.PixelImages(images, processor)
+    examples = collate.ConversationExamples(file, found, processor, "plain", 99, pixels)
+    batch = collate.MicroBatches(examples, 0)[[0, 1, 2]]
+    assert not batch.skipped
+    assert batch.inputs["pixel_values"].shape[0] == 4
+    image_tokens = (batch.inputs["input_ids"] == processor.image_token_id).sum(1)
+    assert image_tokens.tolist() == [4, 8, 4]
+    anything = llava.survey(file, images, patches=4, progress=False)  # of another stage
+    examples = collate.ConversationExamples(file, anything, processor, "plain", 99, pixels)
+    batch = collate.MicroBatches(examples, 0)[[0, 1, 2, 3, 4]]
+    assert sorted(reason for _, reason in batch.skipped) == sorted(found.skipped)
 
 
 def test_collate_pads_right_and_keeps_broken_samples_out(tmp_path, images, processor):

@@ -4,6 +4,10 @@ The conversation template is LLaVA-1.5's `vicuna_v1` (the paper trains with LLaV
 
     SYSTEM USER: <image>\\nquestion ASSISTANT: answer<eos>USER: next question ASSISTANT: ...
 
+A picture belongs to its turn: as many tags as a question has, they move to its front, in training,
+chat template and prompts alike.  (LLaVA's train.py does so too, but makes one tag of several, for
+its records have one picture; and it moves a tag in an answer, which is an error here.)
+
 Every piece between image tokens and answers is tokenised by itself, so that a prompt's tokens up
 to its last `<image>` never depend on the question (one prefill serves all questions of an image).
 """
@@ -28,17 +32,25 @@ EOS = "<|endoftext|>"
 TEMPLATES = ("plain", "vicuna_v1")
 IGNORED = -100
 
+# The rule of `images_first`, for chat messages: their image parts and tags open their turn.
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] if messages[0]['content'] "
     "is string else messages[0]['content'][0]['text'] }}{% set turns = messages[1:] %}"
     "{% else %}" + SYSTEM + "{% set turns = messages %}{% endif %}{{ ' ' }}"
     "{% for message in turns %}"
     "{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>\n' }}"
-    "{% endif %}{% endfor %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
-    "{% endif %}{% endfor %}{% endif %}"
+    "{% set turn = namespace(text='', images=0) %}"
+    "{% if message['content'] is string %}{% set turn.text = message['content'] %}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{% set turn.images = turn.images + 1 %}"
+    "{% elif part['type'] == 'text' %}{% set turn.text = turn.text + part['text'] %}{% endif %}"
+    "{% endfor %}{% endif %}"
+    "{% set tags = turn.text.split('<image>')|length - 1 %}"
+    "{% if message['role'] != 'user' and tags + turn.images %}"
+    "{{ raise_exception('a picture in an answer; pictures belong to the user\\'s turns') }}"
+    "{% endif %}"
+    "{% if tags %}{% set turn.text = turn.text.replace('<image>', '').strip() %}{% endif %}"
+    "{{ '<image>\n' * (tags + turn.images) }}{{ turn.text }}"
     "{{ ' ' if message['role'] == 'user' else '" + EOS + "' }}"
     "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
@@ -135,7 +147,13 @@ class VLMambaProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "pixel_values"]
 
     def conversation_prompt(self, question: str, images: int = 1) -> str:
-        """The `vicuna_v1` prompt of one question, images first."""
+        """The `vicuna_v1` prompt of one question, images first.
+
+        A question with tags of its own says itself how many images it has, which must be `images`.
+        """
+        if IMAGE in question:
+            _check_tags(question.count(IMAGE), images)
+            question, images = images_first(question), 0
         return f"{SYSTEM} USER: {(IMAGE + chr(10)) * images}{question} ASSISTANT:"
 
     def encode(self, text: str) -> list[int]:
@@ -152,16 +170,28 @@ class VLMambaProcessor(ProcessorMixin):
         return self.encode(head + image), self._tokens(tail)
 
     def training_example(
-        self, conversations: list[dict[str, str]], images: int, template: str = "vicuna_v1"
+        self,
+        conversations: list[dict[str, str]],
+        images: int | None = None,
+        template: str = "vicuna_v1",
     ) -> tuple[list[int], list[int]]:
         """Token ids and labels of one LLaVA sample; labels are -100 except on the answers.
 
-        conversations: LLaVA's [{"from": "human"|"gpt", "value": ...}, ...].  `plain` (stage 1):
-        image, caption, newline.  `vicuna_v1` (stage 2): see the module's text.
+        conversations: LLaVA's [{"from": "human"|"gpt", "value": ...}, ...], whose `<image>` tags
+        say where the images belong; images: how many there are, checked if given.  `plain`
+        (stage 1): images, caption, newline.  `vicuna_v1` (stage 2): see the module's text.
+        Raises UserError where tags and images disagree, for a tag in an answer, and for what
+        `plain` has no place for.
         """
         if template not in TEMPLATES:
             raise unknown("template", template, TEMPLATES)
-        segments = _plain(conversations) if template == "plain" else _vicuna(conversations, images)
+        if conversations and conversations[0]["from"] != "human":
+            conversations = conversations[1:]
+        if images is not None:
+            _check_tags(sum(turn["value"].count(IMAGE) for turn in conversations), images)
+        if any(IMAGE in answer["value"] for answer in conversations[1::2]):
+            raise UserError(f"{IMAGE} in an answer; images belong to the questions")
+        segments = (_plain if template == "plain" else _vicuna)(conversations)
         ids: list[int] = []
         labels: list[int] = []
         for text, supervised in segments:
@@ -174,26 +204,48 @@ class VLMambaProcessor(ProcessorMixin):
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
 
+def images_first(text: str) -> str:
+    """A turn's images open it, whatever place their tags were written in (LLaVA's rule for one)."""
+    if IMAGE not in text:
+        return text
+    lead = (IMAGE + "\n") * text.count(IMAGE)
+    return lead + text.replace(IMAGE, "").strip()
+
+
+def _check_tags(tags: int, images: int) -> None:
+    if tags != images:
+        raise UserError(f"{tags} {IMAGE} tags for {images} images; give one tag for each")
+
+
 def _plain(conversations: list[dict[str, str]]) -> list[tuple[str, bool]]:
-    return [(IMAGE, False), (conversations[1]["value"].replace(IMAGE, "").strip() + "\n", True)]
+    """Images and their caption; the question is left out, as in LLaVA."""
+    images = conversations[0]["value"].count(IMAGE) if conversations else 0
+    if len(conversations) != 2 or not images:
+        raise UserError("template plain learns captions: one question with an image, one answer")
+    return [(IMAGE * images, False), (conversations[1]["value"].strip() + "\n", True)]
 
 
-def _vicuna(conversations: list[dict[str, str]], images: int) -> list[tuple[str, bool]]:
-    """(text, supervised) pieces; images move to the front of the first question, as in LLaVA."""
-    turns = [(turn["from"], turn["value"].replace(IMAGE, "").strip()) for turn in conversations]
-    if turns and turns[0][0] != "human":
-        turns = turns[1:]
-    lead = f"{SYSTEM} USER: {(IMAGE + chr(10)) * images}"
+def _vicuna(conversations: list[dict[str, str]]) -> list[tuple[str, bool]]:
+    """(text, supervised) pieces, two a round."""
     segments: list[tuple[str, bool]] = []
-    for (_, question), (_, answer) in zip(turns[::2], turns[1::2], strict=False):
-        segments += [(f"{lead}{question} ASSISTANT:", False), (f" {answer}{EOS}", True)]
+    lead = f"{SYSTEM} USER: "
+    for asked, given in zip(conversations[::2], conversations[1::2], strict=False):
+        question = images_first(asked["value"].strip())
+        segments += [(f"{lead}{question} ASSISTANT:", False)]
+        segments += [(f" {given['value'].strip()}{EOS}", True)]
         lead = "USER: "
     return segments
 
 
+def without_images(conversations: list[dict[str, str]]) -> list[dict[str, str]]:
+    """A conversation whose questions have lost their tags."""
+    return [turn | {"value": turn["value"].replace(IMAGE, "").strip()} for turn in conversations]
+
+
 def conversation_text(conversations: list[dict[str, str]]) -> str:
     """A conversation in the `vicuna_v1` template as one text, without images."""
-    return "".join(text for text, _ in _vicuna(conversations, images=0)).replace(EOS, "\n")
+    pieces = _vicuna(without_images(conversations))
+    return "".join(text for text, _ in pieces).replace(EOS, "\n")
 
 
 def build_image_processor(vision_config: PretrainedConfig) -> Any:

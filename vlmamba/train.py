@@ -309,7 +309,8 @@ def build_examples(
     if len(args.data) != 1:
         raise UserError(f"--stage {stage.name} takes one --data FILE.json")
     file, main = llava.LlavaFile(args.data[0]), accelerator.is_main_process
-    found = llava.survey(file, args.images, model.config.num_image_tokens, args.strict, main)
+    patches = model.config.num_image_tokens
+    found = llava.survey(file, args.images, patches, args.strict, main, stage.template)
     accelerator.print(found.describe())
     source: collate.ImageSource | None = None
     if args.images and args.features_cache:

@@ -77,6 +77,10 @@ RECORDS: dict[str, tuple[str, str]] = {
         json.dumps(TEXT | {"image": "a.png"}),
         "number of <image> tags differs from number of images",
     ),
+    "a tag in an answer": (
+        json.dumps({"image": "a.png", "conversations": conversation("show me", "here: <image>")}),
+        "<image> in an answer",
+    ),
     "an image that is missing": (json.dumps(GOOD | {"image": "gone.png"}), "missing image file"),
     "an image that is a folder": (json.dumps(GOOD | {"image": "."}), "missing image file"),
     "an image with a NUL": (

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlmamba.data.llava import IMAGE_TAG, LlavaFile, Sample, SampleError, Survey
+from vlmamba.data.llava import IMAGE_TAG, LlavaFile, Sample, SampleError, Survey, check_template
 from vlmamba.data.pictures import BrokenPicture, decode_picture
 
 IGNORE = -100  # label of a position that is not trained on
@@ -105,26 +105,39 @@ class ConversationExamples:
 
     def __getitem__(self, position: int) -> Example:
         sample = self.file[int(self.records[position])]
-        example = self.tokenize(sample)
-        if not sample.images or self.images is None:
+        example, shown = self.tokenize(sample)
+        if not shown or self.images is None:
             return example
-        pixels = self.images.load(sample.images)
+        pixels = self.images.load(sample.images[:shown])
         return Example(example.input_ids, example.labels, pixels, example.truncated)
 
-    def tokenize(self, sample: Sample) -> Example:
-        """Template, tokens and labels, cut at max_length; SampleError if no answer is left."""
-        ids, labels = self.processor.training_example(
-            sample.conversations, images=len(sample.images), template=self.template
+    def tokenize(self, sample: Sample) -> tuple[Example, int]:
+        """Template, tokens and labels, cut at max_length; and how many images are left.
+
+        An image that would be cut, and all behind it, is left out.  SampleError if no answer is
+        left.
+        """
+        check_template(sample, self.template)
+        ids, labels = map(
+            torch.as_tensor,
+            self.processor.training_example(
+                sample.conversations, images=len(sample.images), template=self.template
+            ),
         )
-        ids, labels = torch.as_tensor(ids), torch.as_tensor(labels)
-        if len(ids) <= self.max_length:
-            return Example(ids, labels)
-        if (ids[self.max_length :] == self.image_token_id).any():
-            raise SampleError("image lies beyond the maximum length")
-        ids, labels = ids[: self.max_length], labels[: self.max_length]
+        shown, length = len(sample.images), self.max_length
+        if len(ids) <= length:
+            return Example(ids, labels), shown
+        patches = self.processor.num_image_tokens
+        image_tokens = (ids == self.image_token_id).nonzero().flatten().tolist()
+        while shown and image_tokens[shown * patches - 1] >= length:
+            shown -= 1
+            length = min(length, image_tokens[shown * patches])
+        ids, labels = ids[:length], labels[:length]
         if (labels == IGNORE).all():
-            raise SampleError("no answer within the maximum length")
-        return Example(ids, labels, truncated=True)
+            cut = shown < len(sample.images)
+            what = "image lies beyond" if cut else "no answer within"
+            raise SampleError(f"{what} the maximum length")
+        return Example(ids, labels, truncated=True), shown
 
 
 @dataclass

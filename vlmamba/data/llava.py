@@ -158,8 +158,6 @@ def parse_sample(record: bytes) -> Sample:
     images = tuple(images) if isinstance(images, list) else (images,) if images else ()
     turns = _alternating(fields["conversations"])
     _check_image_tags(turns, images)
-    if len(images) == 1:
-        turns = [_image_first(turn) for turn in turns]
     return Sample(str(fields.get("id", "")), images, turns)
 
 
@@ -192,17 +190,11 @@ def _text(value: Any) -> str:
 def _check_image_tags(turns: list[dict[str, str]], images: tuple[str, ...]) -> None:
     if any(not isinstance(image, str) for image in images):
         raise SampleError("image is not a path")
+    if any(IMAGE_TAG in turn["value"] for turn in turns if turn["from"] == "gpt"):
+        raise SampleError("<image> in an answer")
     tags = sum(turn["value"].count(IMAGE_TAG) for turn in turns)
     if tags != len(images):
         raise SampleError("number of <image> tags differs from number of images")
-
-
-def _image_first(turn: dict[str, str]) -> dict[str, str]:
-    """As LLaVA does for one image: the tag opens its turn, whatever place it was written in."""
-    if IMAGE_TAG not in turn["value"]:
-        return turn
-    text = turn["value"].replace(IMAGE_TAG, "").strip()
-    return {"from": turn["from"], "value": f"{IMAGE_TAG}\n{text}"}
 
 
 @dataclass(frozen=True)
@@ -231,12 +223,17 @@ class Survey:
 
 
 def survey(
-    file: LlavaFile, images: Path | None, patches: int, strict: bool = False, progress: bool = True
+    file: LlavaFile,
+    images: Path | None,
+    patches: int,
+    strict: bool = False,
+    progress: bool = True,
+    template: str = "vicuna_v1",
 ) -> Survey:
     """Parse every record once, see that its image files exist, estimate its length in tokens.
 
-    `patches` is the number of tokens of one image.  Raises UserError at the first unusable record
-    if `strict`, or if no record is usable.
+    `patches` is the number of tokens of one image; `template` decides which records fit.  Raises
+    UserError at the first unusable record if `strict`, or if no record is usable.
     """
     usable, lengths = array("q"), array("q")
     skipped: Counter[str] = Counter()
@@ -244,6 +241,7 @@ def survey(
     for index in tqdm(range(len(file)), desc="reading samples", unit="", disable=not progress):
         try:
             sample = file[index]
+            check_template(sample, template)
             check_images(sample, images)
         except SampleError as error:
             reason = str(error)
@@ -265,6 +263,20 @@ def survey(
     if not len(usable):
         raise UserError(f"{file.path}: {found.describe()}; check --data and --images")
     return found
+
+
+def check_template(sample: Sample, template: str) -> None:
+    """Raise SampleError where `plain` is asked for more than one question with images and answer.
+
+    That template shows pictures and learns their caption, without the question; LLaVA's train.py
+    asserts the same of a record.
+    """
+    if template != "plain":
+        return
+    if not sample.images:
+        raise SampleError("no image, where captions are learnt")
+    if len(sample.conversations) > 2:
+        raise SampleError("more than one round, where captions are learnt")
 
 
 def check_images(sample: Sample, folder: Path | None) -> None:

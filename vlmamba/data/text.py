@@ -18,9 +18,9 @@ import torch
 from tqdm import tqdm
 
 from vlmamba.data.collate import Example
-from vlmamba.data.llava import IMAGE_TAG, LlavaFile, Sample
+from vlmamba.data.llava import LlavaFile, Sample
 from vlmamba.errors import UserError
-from vlmamba.processing import conversation_text
+from vlmamba.processing import conversation_text, without_images
 
 
 def documents(paths: Iterable[Path], skipped: Counter[str]) -> Iterator[str | Sample]:
@@ -78,10 +78,7 @@ def tokenize_documents(
 
 
 def _conversation_ids(sample: Sample, processor: Any, template: str) -> np.ndarray:
-    turns = [
-        {"from": turn["from"], "value": turn["value"].replace(f"{IMAGE_TAG}\n", "")}
-        for turn in sample.conversations
-    ]
+    turns = without_images(sample.conversations)
     ids, _ = processor.training_example(turns, images=0, template=template)
     return np.asarray(ids, dtype=np.uint32)
 
