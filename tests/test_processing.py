@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-import pytest
-from PIL import Image
+import base64
+import functools
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import TINY_CLIP, tiny_config
+from transformers import pipeline
+
+from vlmamba.config import VISION_ENCODERS
+from vlmamba.data.collate import PixelImages
+from vlmamba.data.pictures import BrokenPicture, rgb_picture
 from vlmamba.errors import UserError
-from vlmamba.processing import EOS, IGNORED, SYSTEM
+from vlmamba.processing import EOS, IGNORED, SYSTEM, VLMambaProcessor
 
 TURNS = [
     {"from": "human", "value": "What is it?\n<image>"},
@@ -158,3 +170,177 @@ def test_padding_to_a_square_centres_the_image(processor):
 def test_unknown_template(processor):
     with pytest.raises(UserError, match="unknown template 'vicuna'; .*: vicuna_v1"):
         processor.training_example(TURNS, 1, template="vicuna")
+
+
+ENCODERS = {
+    "clip": TINY_CLIP,
+    "siglip": TINY_CLIP | {"model_type": "siglip_vision_model", "image_size": 56},
+    "efficientnet": VISION_ENCODERS["efficientnet-lite0-160"],
+}
+
+
+def wide_picture() -> Image.Image:
+    """60 x 20, different everywhere: stretched, padded and turned ones differ."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 60, 3), np.uint8))
+
+
+@pytest.fixture
+def address(tmp_path):
+    """Serves the test's folder on this machine: the URL of it."""
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def forms(picture: Image.Image, folder, address: str) -> dict[str, object]:
+    """Every form that a picture can be handed over in."""
+    picture.save(folder / "wide.png")
+    content = (folder / "wide.png").read_bytes()
+    text = base64.b64encode(content).decode()
+    levels = np.asarray(picture)
+    tensor = torch.tensor(levels)
+    return {
+        "PIL": picture,
+        "path": str(folder / "wide.png"),
+        "Path": folder / "wide.png",
+        "URL": f"{address}/wide.png",
+        "data URL": f"data:image/png;base64,{text}",
+        "base64": text,
+        "bytes": content,
+        "array": levels,
+        "array, channels first": levels.transpose(2, 0, 1),
+        "array of int64": levels.astype(np.int64),
+        "array of floats": levels / np.float32(255),
+        "tensor": tensor,
+        "tensor, channels first": tensor.permute(2, 0, 1),
+        "tensor of floats": tensor.permute(2, 0, 1) / 255,
+        "tensor of levels as floats": tensor.permute(2, 0, 1).float(),
+        "RGBA": picture.convert("RGBA"),
+    }
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_one_picture_is_one_tensor_in_every_form(encoder, tokenizer, tmp_path, address):
+    """Processor, chat message, training and pixel_values, with each encoder's transform."""
+    config = tiny_config(vision_config=dict(ENCODERS[encoder]))
+    processor = VLMambaProcessor.from_config(config, tokenizer)
+    picture = wide_picture()
+    square = Image.new(
+        "RGB", (60, 60), tuple(int(255 * m) for m in processor.image_processor.image_mean)
+    )
+    square.paste(picture, (0, 20))
+    expected = processor.image_processor([square], return_tensors="pt")["pixel_values"]
+    prompt = processor.conversation_prompt("What?")
+    for name, form in forms(picture, tmp_path, address).items():
+        inputs = processor(text=prompt, images=form, return_tensors="pt")
+        assert torch.equal(inputs["pixel_values"], expected), name
+        inputs = processor(text=[prompt], images=[[form]], return_tensors="pt")
+        assert torch.equal(inputs["pixel_values"], expected), name
+        assert torch.equal(processor.pixel_values([form]), expected), name
+        key = {"path": "path", "URL": "url", "base64": "base64"}.get(name, "image")
+        content = [{"type": "image", key: form}, {"type": "text", "text": "What?"}]
+        chat = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+        )
+        assert torch.equal(chat["pixel_values"], expected), name
+        assert torch.equal(chat["input_ids"], inputs["input_ids"])
+    trained = PixelImages(tmp_path, processor).load(("wide.png",))
+    assert torch.equal(trained, expected)
+
+
+def test_a_batch_of_arrays_is_several_pictures(processor):
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 20, 60, 3), np.uint8)
+    prompt = processor.conversation_prompt("What?", images=2)
+    inputs = processor(text=prompt, images=pictures, return_tensors="pt")
+    assert torch.equal(inputs["pixel_values"], processor.pixel_values(list(pictures)))
+
+
+def test_the_pipeline_sees_the_picture_of_the_processor(tmp_path, model, processor):
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    picture = wide_picture()
+    picture.save(tmp_path / "wide.png")
+    pipe = pipeline("image-text-to-text", model=str(tmp_path))
+    seen = []
+    encode = pipe.model.encode_images
+    pipe.model.encode_images = lambda pixels: seen.append(pixels) or encode(pixels)
+    parts = ({"image": picture}, {"path": str(tmp_path / "wide.png")}, {"image": np.array(picture)})
+    for part in parts:
+        content = [{"type": "image", **part}, {"type": "text", "text": "What?"}]
+        pipe(text=[{"role": "user", "content": content}], max_new_tokens=1)
+    prompt = processor.conversation_prompt("What?")
+    for image in (picture, str(tmp_path / "wide.png")):
+        pipe(text=prompt, images=image, max_new_tokens=1)
+    assert len(seen) == 5
+    assert all(torch.equal(pixels, processor.pixel_values([picture])) for pixels in seen)
+
+
+def test_sixteen_bit_grey_is_scaled_in_every_form(processor, tmp_path):
+    levels = np.linspace(0, 65535, 20 * 60).reshape(20, 60).astype(np.uint16)
+    picture = Image.fromarray(levels)
+    assert picture.mode == "I;16"
+    picture.save(tmp_path / "deep.png")
+    picture.save(tmp_path / "deep.tiff")
+    grey = Image.fromarray((levels // 257).astype(np.uint8))
+    expected = processor.pixel_values([grey])
+    prompt = processor.conversation_prompt("What?")
+    paths = [str(tmp_path / "deep.png"), str(tmp_path / "deep.tiff")]
+    for form in (picture, *paths, levels, torch.tensor(levels)):
+        inputs = processor(text=prompt, images=form, return_tensors="pt")
+        assert torch.equal(inputs["pixel_values"], expected)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "no/such.png",
+        b"GIF89a",
+        "x" * 5000,
+        "a\0b",
+        np.zeros((5, 5, 7), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.full((4, 4), 150.5),
+        np.full((4, 4), np.nan),
+        np.full((4, 4), 70_000),
+        np.array([["a"]]),
+        Image.new("F", (4, 4)),
+        torch.zeros(2),
+        {"url": "x"},
+        None,
+    ],
+    ids=lambda source: repr(source)[:30],
+)
+def test_what_is_no_picture_is_said_in_one_line(source, processor):
+    with pytest.raises(BrokenPicture):
+        rgb_picture(source)
+    with pytest.raises(UserError, match="a picture cannot be read") as caught:
+        processor.pixel_values([source])
+    assert "\n" not in str(caught.value)
+
+
+def test_the_processor_wants_as_many_pictures_as_tags_in_every_row(processor):
+    with_tag, without = (processor.conversation_prompt("What?", images=n) for n in (1, 0))
+    picture = wide_picture()
+    for text, images, said in (
+        (with_tag, None, "1 <image> tags for 0 images"),
+        (with_tag, [], "1 <image> tags for 0 images"),
+        (without, picture, "0 <image> tags for 1 images"),
+        ([with_tag, without], [[], [picture]], "1 <image> tags for 0 images"),
+        ([with_tag, with_tag], [[picture, picture], []], "1 <image> tags for 2 images"),
+        ([with_tag, without], [[picture]], "1 lists of pictures for 2 prompts"),
+        ("", None, "text 1 of 1 is empty"),
+        ([with_tag, ""], [[picture], []], "text 2 of 2 is empty"),
+    ):
+        with pytest.raises(UserError, match=said):
+            processor(text=text, images=images, return_tensors="pt", padding=True)
+    mixed = processor(
+        text=[without, with_tag], images=[[], [picture]], return_tensors="pt", padding=True
+    )
+    assert len(mixed["pixel_values"]) == 1
+    assert "pixel_values" not in processor(text=without, images=[[]], return_tensors="pt")

@@ -15,12 +15,14 @@ to its last `<image>` never depend on the question (one prefill serves all quest
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
 from transformers import AutoProcessor, PretrainedConfig, ProcessorMixin
 
 from vlmamba.config import VLMambaConfig
+from vlmamba.data.pictures import BrokenPicture, rgb_picture
 from vlmamba.errors import UserError, unknown
 
 SYSTEM = (
@@ -103,16 +105,47 @@ class VLMambaProcessor(ProcessorMixin):
     def prepare_inputs_layout(
         self, images: Any = None, text: Any = None, *args: Any, **kwargs: Any
     ) -> tuple:
-        """transformers' hook: pads images to squares before they are resized."""
-        images, text, *rest = super().prepare_inputs_layout(images, text, *args, **kwargs)
-        if images is not None and self.image_aspect_ratio == "pad":
-            images = self._padded(images)
-        return images, text, *rest
+        """transformers' hook: every form of a picture becomes the one that training shows."""
+        images = None if images is None else self._prepared(images)
+        images = images if _pictures(images) else None
+        return super().prepare_inputs_layout(images, text, *args, **kwargs)
 
-    def _padded(self, images: Any) -> Any:
-        if isinstance(images, list | tuple):
-            return [self._padded(image) for image in images]
-        return self.pad_to_square(images) if isinstance(images, Image.Image) else images
+    def validate_inputs(
+        self, images: Any = None, text: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
+        """transformers' hook: as many tags as pictures, in every row; and no row without text.
+
+        Raises UserError.
+        """
+        for row, prompt in enumerate(text or ()):
+            if not prompt:
+                raise UserError(f"text {row + 1} of {len(text)} is empty; expected a prompt")
+        if text is not None:
+            rows = [(sum(prompt.count(IMAGE) for prompt in text), _pictures(images))]
+            if isinstance(images, list) and isinstance(images[0], list):
+                if len(images) != len(text):
+                    raise UserError(f"{len(images)} lists of pictures for {len(text)} prompts")
+                rows = [(t.count(IMAGE), len(i)) for t, i in zip(text, images, strict=True)]
+            for tags, pictures in rows:
+                _check_tags(tags, pictures)
+        super().validate_inputs(images, text, *args, **kwargs)
+
+    def _prepared(self, images: Any) -> Any:
+        """Pictures in the nesting they came in; arrays of four dimensions are lists of them."""
+        if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4:
+            return [self._prepared(image) for image in images]
+        return self.prepare(images)
+
+    def prepare(self, image: Any) -> Image.Image:
+        """One picture, in any form that `rgb_picture` takes, as the image processor gets it.
+
+        Raises UserError for what is no whole picture.
+        """
+        try:
+            picture = rgb_picture(image)
+        except BrokenPicture as error:
+            raise UserError(f"a picture cannot be read: {error}") from error
+        return self.pad_to_square(picture) if self.image_aspect_ratio == "pad" else picture
 
     def pad_to_square(self, image: Image.Image) -> Image.Image:
         """Centre the image on a square of the encoder's mean colour."""
@@ -130,12 +163,10 @@ class VLMambaProcessor(ProcessorMixin):
         square.paste(image.convert("RGB"), ((side - width) // 2, (side - height) // 2))
         return square
 
-    def pixel_values(self, images: list[Image.Image]) -> Any:
-        """PIL images -> (n, 3, H, W) normalised pixels."""
-        if self.image_aspect_ratio == "pad":
-            images = [self.pad_to_square(image) for image in images]
-        images = [image.convert("RGB") for image in images]
-        return self.image_processor(images, return_tensors="pt")["pixel_values"]
+    def pixel_values(self, images: Sequence[Any]) -> Any:
+        """Pictures, as `prepare` takes them -> (n, 3, H, W) normalised pixels."""
+        prepared = [self.prepare(image) for image in images]
+        return self.image_processor(prepared, return_tensors="pt")["pixel_values"]
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """transformers' hook: what stands for one `<image>` in the text."""
@@ -210,6 +241,13 @@ def images_first(text: str) -> str:
         return text
     lead = (IMAGE + "\n") * text.count(IMAGE)
     return lead + text.replace(IMAGE, "").strip()
+
+
+def _pictures(images: Any) -> int:
+    """How many pictures there are in lists of them, or one by itself."""
+    if isinstance(images, list):
+        return sum(map(_pictures, images))
+    return int(images is not None)
 
 
 def _check_tags(tags: int, images: int) -> None:
