@@ -60,6 +60,14 @@ def test_the_chunked_scan_is_the_recurrence(length, padded):
         assert torch.allclose(y[row, :real], expected_y[row, :real], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("length", [1, CHUNK + 9])
+def test_a_row_without_steps_keeps_its_state(length):
+    inputs = scan_inputs(length)
+    _, state = ssd(**inputs, lengths=torch.tensor([0, length]))
+    assert torch.equal(state[0], inputs["initial_state"][0])
+    assert not torch.equal(state[1], inputs["initial_state"][1])
+
+
 def test_its_gradients_are_those_of_the_recurrence():
     inputs = scan_inputs(CHUNK + 9)
     lengths = torch.tensor([CHUNK + 9, CHUNK - 3])

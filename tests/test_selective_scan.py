@@ -25,6 +25,7 @@ from vlmamba.models.selective_scan import (
 TOLERANCE = 1e-5  # of the largest value, against the reference in float64
 SCAN = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 CONV = ("x", "weight", "bias", "initial_state")
+SEQUENCES = ("u", "delta", "B", "C", "z", "x")
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +201,33 @@ def test_padded_rows_equal_the_rows_alone(backend, length):
         assert (y[1, 2:] == 0).all()
 
 
+@pytest.mark.parametrize("with_state", [True, False])
+@pytest.mark.parametrize("length", [1, 5, 100])
+def test_a_row_without_steps_keeps_its_state(backend, length, with_state):
+    """To the bit; and its gradient goes through to the state that it began with."""
+    lengths = torch.tensor([0, length])
+    for function, inputs in (
+        (selective_scan, scan_inputs(length=length)),
+        (causal_conv1d, conv_inputs(length=length)),
+    ):
+        first = inputs["initial_state"]
+        if not with_state:
+            inputs["initial_state"], first = None, torch.zeros_like(first)
+        y, state = function(**inputs, lengths=lengths, backend=backend)
+        assert torch.equal(state[0], first[0]) and (y[0] == 0).all()
+        assert not torch.equal(state[1], first[1])
+        leaves = {n: x for n, x in inputs.items() if x is not None}
+        for leaf in leaves.values():
+            leaf.requires_grad_()
+        y, state = function(**{**inputs, **leaves}, lengths=lengths, backend=backend)
+        weight = torch.randn_like(state)
+        (y[0].sum() + (state * weight)[0].sum()).backward()
+        for name, leaf in leaves.items():
+            expected = weight[0] if name == "initial_state" else torch.zeros(())
+            given = leaf.grad[0] if name in (*SEQUENCES, "initial_state") else leaf.grad
+            assert torch.equal(given, expected.expand_as(given)), name
+
+
 @pytest.mark.parametrize("states", [16, 3])
 def test_steps_equal_the_sequence(backend, states):
     inputs, conv = scan_inputs(length=9, states=states), conv_inputs(length=9)
@@ -296,7 +324,7 @@ def test_backward_memory_is_that_of_the_inputs(cpu_kernel):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lengths": torch.tensor([0, 3])}, r"lengths are \[0, 3\], expected integers in 1..17"),
+        ({"lengths": torch.tensor([-1, 3])}, r"lengths are \[-1, 3\], expected integers in 0..17"),
         ({"lengths": torch.tensor([18, 3])}, r"\[18, 3\]"),
         ({"lengths": torch.tensor([17])}, r"lengths has shape \(1,\), expected \(2\)"),
         ({"delta": torch.zeros(2, 17, 36)}, r"delta has shape .*, expected \(2, 17, 37\)"),
@@ -387,7 +415,7 @@ def cuda_backend(monkeypatch):
     sys.modules.pop("vlmamba.models.scan_backends.cuda")
 
 
-@pytest.mark.parametrize("lengths", [None, torch.tensor([17, 5])])
+@pytest.mark.parametrize("lengths", [None, torch.tensor([17, 5]), torch.tensor([0, 17])])
 @pytest.mark.parametrize("with_state", [False, True])
 def test_cuda_backend_feeds_states_and_lengths(cuda_backend, lengths, with_state):
     scan = {**scan_inputs(channels=40), "delta_softplus": True, "lengths": lengths}
@@ -439,7 +467,7 @@ def gpu():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("lengths", [None, torch.tensor([100, 37])])
+@pytest.mark.parametrize("lengths", [None, torch.tensor([100, 37]), torch.tensor([100, 0])])
 def test_cuda_backend_equals_the_reference(gpu, dtype, lengths):
     tolerance = TOLERANCE if dtype == torch.float32 else 2**-7
     scan, conv = scan_inputs(channels=64, length=100), conv_inputs(channels=64, length=100)

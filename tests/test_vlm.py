@@ -15,6 +15,7 @@ import vlmamba
 from vlmamba.checkpoints import load
 from vlmamba.config import VLMambaConfig
 from vlmamba.errors import UserError
+from vlmamba.models.selective_scan import use_backend
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import SYSTEM, build_image_processor
 
@@ -93,6 +94,34 @@ def test_generate_is_exact_in_a_padded_batch(model, processor, side, options):
             input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, **limits
         )
         assert torch.equal(together[row], alone[0, ids.shape[1] :])
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
+@pytest.mark.parametrize("start", ["fresh", "continued"])
+@torch.no_grad()
+def test_a_piece_that_is_all_padding_leaves_a_row_as_it_is(model, backend, start):
+    """A batch fed piece by piece, whose rows end in different pieces: the rows alone."""
+    ids = torch.randint(2, 300, (3, 12))
+    mask = torch.ones_like(ids)
+    mask[0, 4:] = 0  # nothing in the second piece, nor in the third
+    mask[1, :8] = 0  # nothing before the third piece
+    with use_backend(backend):
+        state = None
+        if start == "continued":
+            before = torch.randint(2, 300, (3, 5))
+            state = model(before).cache_params
+        began = model.init_state(3) if state is None else state.clone()
+        for piece in (slice(0, 4), slice(4, 8), slice(8, 12)):
+            state = model(ids[:, piece], attention_mask=mask[:, piece], cache_params=state)
+            state = state.cache_params
+            if piece.start == 4:
+                assert torch.equal(state.conv[:, 1], began.conv[:, 1])
+                assert torch.equal(state.ssm[:, 1], began.ssm[:, 1])
+        after = model(torch.full((3, 1), 7), cache_params=state).logits
+        for row in range(3):
+            real = torch.cat([ids[row, mask[row] != 0], torch.tensor([7])])[None]
+            alone = model(real, cache_params=began.select(torch.tensor([row]))).logits[:, -1]
+            assert torch.allclose(after[row], alone, atol=1e-5)
 
 
 def test_images_and_their_tokens_must_agree(model, processor):

@@ -278,8 +278,9 @@ class MambaLM(nn.Module):
     ) -> tuple[Tensor, MambaState]:
         """(B, L, D) embeddings, continued from `state` -> (B, L, D) hidden states, new state.
 
-        `lengths` (B,) int64: each right-padded row's real tokens, at least 1; the state is taken
-        at each row's own last one.  `collect` receives every layer's input (hidden states).
+        `lengths` (B,) int64: each right-padded row's real tokens; the state is taken at each
+        row's own last one, and stays as it was where a row has none.  `collect` receives every
+        layer's input (hidden states).
         """
         x = inputs_embeds
         conv_states, ssm_states = [], []

@@ -46,7 +46,7 @@ def ssd(
 
     x: (B, L, H, P); dt: (B, L, H), used as softplus(dt + dt_bias); A, D, dt_bias: (H,);
     B, C: (B, L, G, N); initial_state: (B, H, P, N), zeros if None; lengths: (B,) integers in
-    1..L, L if None.
+    0..L, L if None.
 
     Returns y (B, L, H, P) in x's dtype and the state (B, H, P, N) after each row's last real step,
     in float32 (float64 for float64 input).  Padded steps have step size 0, so they leave the

@@ -50,11 +50,12 @@ def selective_scan(
     """Run h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t, y_t = (C_t h_t + D u_t) silu(z_t).
 
     u, delta, z: (B, L, Di); A: (Di, N), negative; B, C: (B, L, N); D, delta_bias: (Di,);
-    initial_state: (B, Di, N), zeros if None; lengths: (B,) integers in 1..L, L if None.
+    initial_state: (B, Di, N), zeros if None; lengths: (B,) integers in 0..L, L if None.
     delta is used as softplus(delta + delta_bias), or without the softplus.
 
     Returns y (B, L, Di) in u's dtype, 0 at padded steps, and the state (B, Di, N) after each row's
-    last real step in float32 (float64 for float64 input). Differentiable in every float argument.
+    last real step in float32 (float64 for float64 input); a row without one keeps its state.
+    Differentiable in every float argument.
     Raises ValueError for a shape or length that does not fit.
     """
     _expect("u", u, (None, None, None))
@@ -218,8 +219,8 @@ def _check_lengths(lengths: Tensor | None, batch: int, length: int) -> None:
     if lengths is None:
         return
     _expect("lengths", lengths, (batch,))
-    if lengths.is_floating_point() or int(lengths.min()) < 1 or int(lengths.max()) > length:
-        raise ValueError(f"lengths are {lengths.tolist()}, expected integers in 1..{length}")
+    if lengths.is_floating_point() or int(lengths.min()) < 0 or int(lengths.max()) > length:
+        raise ValueError(f"lengths are {lengths.tolist()}, expected integers in 0..{length}")
 
 
 def _check_activation(activation: str | None) -> None:

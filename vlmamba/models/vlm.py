@@ -230,7 +230,7 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
                 return self._run_step(embeds, state, collected)
             return self.language_model(embeds, state, None, collected)
         order = (mask == 0).int().argsort(dim=1, stable=True)  # real tokens first
-        lengths = mask.sum(dim=1).clamp(min=1)  # a wholly padded row runs one token, ignored
+        lengths = (mask != 0).sum(dim=1)
         packed = embeds.gather(1, order.unsqueeze(-1).expand_as(embeds))
         hidden, new_state = self.language_model(packed, state, lengths, collected)
         back = order.argsort(dim=1).unsqueeze(-1)

@@ -128,7 +128,7 @@ void backward_group(
   std::vector<Block<T>> blocks;
   std::vector<BlockGrads<Wide<T>>> sums(last - first);
   for (int64_t b = first; b < last; ++b) blocks.emplace_back(in, row, b);
-  for (int64_t begin = (length - 1) / kChunk * kChunk; begin >= 0; begin -= kChunk)
+  for (int64_t begin = (ceil_div(length, kChunk) - 1) * kChunk; begin >= 0; begin -= kChunk)
     for (size_t b = 0; b < blocks.size(); ++b)
       for (int64_t t = std::min(begin + kChunk, length) - 1; t >= begin; --t)
         backward_step<T, kK>(blocks[b], t, grads, sums[b]);

@@ -356,7 +356,7 @@ void backward_group(
   Group<T> group(in, row, first, last, grads.final_state);  // its states are their gradients
   std::vector<BlockSums<R>> sums(group.size(), BlockSums<R>(n));
   TileMemory<R> memory(n);
-  for (int64_t t = (length - 1) / kChunk * kChunk; t >= 0; t -= kChunk) {
+  for (int64_t t = (ceil_div(length, kChunk) - 1) * kChunk; t >= 0; t -= kChunk) {
     const int64_t end = std::min(t + kChunk, length);
     for (int64_t at = 0; at < group.size(); at += kPanel)
       backward_panel<T, kN>(
