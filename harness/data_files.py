@@ -194,8 +194,8 @@ def _records(files: Sequence[Path], root: Path, task: Benchmark) -> datasets.Dat
         for number, row in enumerate(found, 1):
             check_columns(list(row), task, f"{file} row {number}")
             image = row.get(task.image_column)
-            if isinstance(image, str):
-                row[task.image_column] = {"bytes": None, "path": image}
+            if isinstance(image, str):  # an empty cell is no image, not an unreadable one
+                row[task.image_column] = {"bytes": None, "path": image} if image else None
         rows += found
     columns = dict.fromkeys(name for row in rows for name in row)
     table: dict[str, datasets.Dataset] = {}
@@ -221,10 +221,11 @@ def _tsv_rows(file: Path, image_column: str) -> list[Row]:
     rows = read_table(file)
     images = {row.get("index"): row.get(image_column) for row in rows}
     for row in rows:
-        image = row.get(image_column)
-        if image is not None:
+        if image := row.get(image_column):
             referred = images.get(image) if len(image) <= LONGEST_REFERENCE else None
             row[image_column] = {"bytes": _from_base64(referred or image), "path": None}
+        elif image_column in row:
+            row[image_column] = None
         row |= {column: "nan" for column, cell in row.items() if cell == ""}
     return rows
 

@@ -60,8 +60,9 @@ class SourcedTask(lmms_eval.api.task.ConfigurableTask):
     def download(self, dataset_kwargs: dict | None = None) -> None:
         """lmms-eval's hook for getting the data: `dataset`, and the same without images."""
         split = self.config.test_split
-        self.dataset = datasets.DatasetDict({split: self._rows})
-        self.dataset_no_image = datasets.DatasetDict({split: without_images(self._rows)})
+        rows = self.benchmark.process_docs(self._rows)
+        self.dataset = datasets.DatasetDict({split: rows})
+        self.dataset_no_image = datasets.DatasetDict({split: without_images(rows)})
 
     def stored_key(self, doc_id: int) -> str:
         """Content key of a row's stored image: for rows that another rank has answered."""

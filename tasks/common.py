@@ -18,6 +18,8 @@ PROTOCOLS = ("paper", "lmms")
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 OPTION_LETTER = "Answer with the option's letter from the given choices directly."
 
+HAS_IMAGE = "has_image"  # the column that tells it once the image column is gone
+
 Doc = Mapping[str, Any]
 T = TypeVar("T")
 
@@ -97,7 +99,7 @@ class Benchmark(ABC):
 
     @abstractmethod
     def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
-        """Parse and score one raw, unstripped answer. Must not raise on any string."""
+        """Parse and score one answer, which `evaluate` has stripped. Must raise on no string."""
 
     @abstractmethod
     def aggregate(
@@ -129,9 +131,36 @@ class Benchmark(ABC):
         """Sentences that belong under the table, such as which categories the data lack."""
         return []
 
+    def has_image(self, doc: Doc) -> bool | None:
+        """Whether the question comes with an image; None where the document does not tell.
+
+        The column `has_image` tells, else the image column itself while it is there.
+        """
+        if not _is_blank(doc.get(HAS_IMAGE)):
+            return _is_yes(doc[HAS_IMAGE])
+        return not _is_blank(doc[self.image_column]) if self.image_column in doc else None
+
     def without_image(self, doc: Doc) -> dict[str, Any]:
-        """The document as a record keeps it: every column but the pixels."""
-        return {key: value for key, value in doc.items() if key != self.image_column}
+        """The document as a record keeps it: every column but the pixels.
+
+        Where questions may lack an image, `has_image` keeps what the dropped column tells.
+        """
+        kept = {key: value for key, value in doc.items() if key != self.image_column}
+        told = self.has_image(doc) if self.text_only_questions else None
+        return kept if told is None else kept | {HAS_IMAGE: told}
+
+    def process_docs(self, rows: Any) -> Any:
+        """A `datasets.Dataset` with all that scoring asks of a row, before its images are dropped.
+
+        lmms-eval scores documents without their image columns, so `has_image` is written down here,
+        from the images that there are: a column of that name in the data does not count.
+        """
+        if not self.text_only_questions or self.image_column not in rows.column_names:
+            return rows
+        images = rows.select_columns(self.image_column).with_format("arrow")
+        told = [there for b in images.iter(256) for there in b.column(0).is_valid().to_pylist()]
+        stored = [HAS_IMAGE] if HAS_IMAGE in rows.column_names else []
+        return rows.remove_columns(stored).add_column(HAS_IMAGE, told)
 
     def submission(self, docs: Sequence[Doc], predictions: Sequence[str]) -> Any:
         """What the benchmark's test server takes: JSON content, or a list of rows for a sheet.
@@ -154,7 +183,7 @@ class Benchmark(ABC):
         check_columns(self, docs)
         reasons = self.exclude(docs, protocol)
         cases: list[Case | None] = [
-            None if row in reasons else self.score_case(doc, prediction, protocol)
+            None if row in reasons else self.score_case(doc, stored(prediction), protocol)
             for row, (doc, prediction) in enumerate(zip(docs, predictions, strict=True))
         ]
         kept = [(doc, case) for doc, case in zip(docs, cases, strict=True) if case is not None]
@@ -167,6 +196,15 @@ class Benchmark(ABC):
             excluded=_count(reasons.values()),
             notes=self.notes(kept_docs, protocol),
         )
+
+
+def stored(answer: str) -> str:
+    """An answer as the scorers get it, from a model or from a file: without space at its ends.
+
+    LLaVA's generation scripts (model_vqa_loader.py, model_vqa_science.py) strip an answer before
+    they store it, and lmms-eval strips it before it calls a task's `process_results`.
+    """
+    return answer.strip()
 
 
 def check_protocol(protocol: str) -> None:
@@ -187,6 +225,18 @@ def check_columns(task: Benchmark, docs: Sequence[Doc]) -> None:
                 )
 
 
+def _is_blank(cell: Any) -> bool:
+    """True for a cell that holds nothing: None, NaN, "" or the text "nan" of a written table."""
+    return cell is None or (isinstance(cell, float) and cell != cell) or cell in ("", "nan")
+
+
+def _is_yes(cell: Any) -> bool:
+    """A cell as true or false; a table's cells are text, in which "False" and "0" are false."""
+    if isinstance(cell, str):
+        return cell.strip().lower() not in ("false", "0", "0.0", "no", "none")
+    return bool(cell)
+
+
 def _count(values: Iterable[str]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for value in values:
@@ -199,12 +249,13 @@ def lmms_eval_functions(task: Benchmark) -> dict[str, Callable]:
 
     For each protocol p: `p_doc_to_text`, `p_process_results` and one aggregation `p_<metric>`
     per entry of `task.metrics` (slashes become underscores); and `doc_to_visual`,
-    `doc_to_target`.  A folder's `__init__` puts them in its namespace with
+    `doc_to_target`, `process_docs`.  A folder's `__init__` puts them in its namespace with
     `globals().update(lmms_eval_functions(task))`.
     """
     functions: dict[str, Callable] = {
         "doc_to_visual": task.images,
         "doc_to_target": task.truth,
+        "process_docs": task.process_docs,
     }
     for protocol in PROTOCOLS:
         functions |= _protocol_functions(task, protocol)

@@ -48,26 +48,25 @@ class MmBench(Benchmark):
         return str(_index(doc) % ROTATION)
 
     def exclude(self, docs: Sequence[Doc], protocol: str) -> dict[int, str]:
-        """Rows without truth, and every row of a question whose rotations are not all there.
+        """Rows without truth and the rest of their questions; rows whose question has no first row.
 
-        Data without any rotated row have vanilla accuracy alone, so nothing is excluded then.
+        All rows that the data have belong to their question, as in the official code, which goes
+        by the unrotated rows. Published questions need not have one rotation an option: a last
+        option such as "All above are not right" stays in its place (53 of 1,176 in dev). What is
+        truly missing, `notes` says.
         """
         reasons = {
             row: "no truth: answer is not the letter of an option"
             for row, doc in enumerate(docs)
             if self.truth(doc) is None
         }
-        if not any(map(_is_rotated, docs)):
-            return reasons
-        questions: dict[str, list[int]] = defaultdict(list)
+        hidden = {self.cluster(docs[row]) for row in reasons if any(map(_is_rotated, docs))}
+        asked = {self.cluster(doc) for doc in docs if not _is_rotated(doc)}
         for row, doc in enumerate(docs):
-            if row not in reasons:
-                questions[self.cluster(doc)].append(row)
-        for rows in questions.values():
-            n_options = max(len(self.options(docs[row])) for row in rows)
-            problem = _incomplete([_index(docs[row]) for row in rows], n_options)
-            if problem:
-                reasons |= dict.fromkeys(rows, problem)
+            if self.cluster(doc) not in asked:
+                reasons.setdefault(row, "its question has no unrotated row")
+            elif self.cluster(doc) in hidden:
+                reasons.setdefault(row, "another rotation of its question has no truth")
         return reasons
 
     def submission(self, docs: Sequence[Doc], predictions: Sequence[str]) -> list[dict[str, Any]]:
@@ -104,9 +103,37 @@ class MmBench(Benchmark):
         return {"accuracy": _share(hit for _, hit in right)} | vanilla | by_category
 
     def notes(self, docs: Sequence[Doc], protocol: str) -> list[str]:
-        if any(map(_is_rotated, docs)):
-            return []
-        return ["no answered row is a rotation: circular accuracy is not reported"]
+        if not any(map(_is_rotated, docs)):
+            return ["no answered row is a rotation: circular accuracy is not reported"]
+        notes = []
+        missing = [n for rows in self._questions(docs) if (n := self._n_missing(rows)) > 0]
+        if missing:
+            notes.append(
+                f"{len(missing)} questions lack {sum(missing)} of their rotations; each counts by "
+                "the rows that are there, as in the official code"
+            )
+        repeats = len(docs) - len({_index(doc) for doc in docs})
+        if repeats:
+            notes.append(f"{repeats} rows have the index of an earlier row; each counts")
+        return notes
+
+    def _questions(self, docs: Sequence[Doc]) -> Iterable[list[Doc]]:
+        """The rows of each question."""
+        questions: dict[str, list[Doc]] = defaultdict(list)
+        for doc in docs:
+            questions[self.cluster(doc)].append(doc)
+        return questions.values()
+
+    def _n_missing(self, rows: Sequence[Doc]) -> int:
+        """How many rotations a question lacks: one an option that moves, or that might have moved.
+
+        An option that has the same letter in all rows, of two or more, never moves.
+        """
+        options = [self.options(row) for row in rows]
+        fixed = [c for c, text in options[0].items() if all(o.get(c) == text for o in options)]
+        n_rotations = len({_index(row) for row in rows})
+        moving = len(options[0]) - (len(fixed) if n_rotations > 1 else 0)
+        return moving - n_rotations
 
 
 def _index(doc: Doc) -> int:
@@ -118,15 +145,6 @@ def _index(doc: Doc) -> int:
 
 def _is_rotated(doc: Doc) -> bool:
     return _index(doc) >= ROTATION
-
-
-def _incomplete(indices: list[int], n_options: int) -> str | None:
-    """What keeps a question's rows from being all its rotations, each once; None if nothing."""
-    if len(set(indices)) < len(indices):
-        return "a rotation of the question comes twice"
-    if len(indices) < n_options or min(indices) >= ROTATION:
-        return f"question has {len(indices)} scorable rotation(s) of its {n_options} options"
-    return None
 
 
 def _l2_category(doc: Doc) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from numbers import Integral
 from statistics import fmean
-from typing import Any
 
 from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, lmms_eval_functions
 from tasks.scienceqa import scorer
@@ -33,16 +32,6 @@ class ScienceQa(Benchmark):
             return None
         return scorer.LETTERS[int(answer)] if 0 <= int(answer) < min(len(choices), 5) else None
 
-    def has_image(self, doc: Doc) -> bool:
-        """False for a text-only question: its `has_image` is false or its `image` is empty.
-
-        A row that was stored without either column counts as an image question.
-        """
-        return bool(doc.get("has_image", doc.get("image", True)))
-
-    def without_image(self, doc: Doc) -> dict[str, Any]:
-        return super().without_image(doc) | {"has_image": self.has_image(doc)}
-
     def exclude(self, docs: Sequence[Doc], protocol: str) -> dict[int, str]:
         return {
             row: "no truth: answer is not the index of a choice"
@@ -59,12 +48,20 @@ class ScienceQa(Benchmark):
         self, docs: Sequence[Doc], cases: Sequence[Case], protocol: str
     ) -> dict[str, float]:
         everything = [case.score or 0.0 for case in cases]
-        images = [s for doc, s in zip(docs, everything, strict=True) if self.has_image(doc)]
-        subset = {"accuracy": fmean(images)} if images else {}
+        told = [self.has_image(doc) for doc in docs]
+        images = [score for score, image in zip(everything, told, strict=True) if image]
+        subset = {"accuracy": fmean(images)} if images and None not in told else {}
         return subset | {"accuracy_all": fmean(everything)}
 
     def notes(self, docs: Sequence[Doc], protocol: str) -> list[str]:
-        images = sum(map(self.has_image, docs))
+        told = [self.has_image(doc) for doc in docs]
+        if None in told:
+            return [
+                f"{told.count(None)} of {len(told)} rows do not tell whether they have an image: "
+                "accuracy (the image subset) is not reported; give rows the column has_image "
+                "(true or false), or image (empty for a text-only question)"
+            ]
+        images = told.count(True)
         if not images:
             return ["no question has an image: accuracy (the image subset) is not reported"]
         if images == len(docs):

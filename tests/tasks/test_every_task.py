@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
+import datasets
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lmms_eval.utils import load_yaml_config
+from PIL import Image
 from sample_documents import DOCUMENTS
 
 import tasks
@@ -54,6 +57,41 @@ def test_task_files_say_in_lmms_eval_what_the_task_says(name, protocol, monkeypa
     for entry in config["metric_list"]:
         value = entry["aggregation"]([item[entry["metric"]] for item in items])
         assert value == pytest.approx(metrics.get(entry["metric"], math.nan), nan_ok=True)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("name", SCORED_BY_TEXT)
+@pytest.mark.parametrize("text", ["no", "yes", "A", "B", "cat", "stop", "red"])
+@pytest.mark.parametrize("ends", [" {}", "{}\n", "\n    {} \t", "\u00a0{}\u2028"])
+def test_space_around_an_answer_is_never_part_of_it(name, protocol, text, ends):
+    """LLaVA's generation scripts and lmms-eval strip an answer before it is scored."""
+    task, docs = tasks.load(name), DOCUMENTS[name]
+    plain = task.evaluate(docs, [text, text], protocol)
+    assert task.evaluate(docs, [ends.format(text)] * 2, protocol) == plain
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("name", SCORED_BY_TEXT)
+def test_a_document_tells_scoring_the_same_with_its_image_and_without(name, protocol):
+    """The rows as the harness and as lmms-eval's command hand them on, images dropped."""
+    task = tasks.load(name)
+    docs = [{"image": "x", **doc} for doc in DOCUMENTS[name]]
+    whole = task.evaluate(docs, ["A", "yes"], protocol)
+    assert task.evaluate([task.without_image(d) for d in docs], ["A", "yes"], protocol) == whole
+    rows = datasets.Dataset.from_list(
+        [doc | {"image": None if doc["image"] is None else stored_picture()} for doc in docs]
+    ).cast_column("image", datasets.Image())
+    title = f"vlmamba_{name}" + ("" if protocol == "paper" else "_lmms")
+    config = load_yaml_config(str(FOLDER / name / f"{title}.yaml"))
+    rows = config["process_docs"](rows) if "process_docs" in config else rows
+    bare = list(rows.remove_columns("image"))
+    assert task.evaluate(bare, ["A", "yes"], protocol).metrics == whole.metrics
+
+
+def stored_picture():
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
 
 
 def check_answers(task, protocol, answers):

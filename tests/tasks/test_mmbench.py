@@ -117,22 +117,63 @@ def test_circular_needs_every_rotation_right():
     assert metrics["vanilla_accuracy"] == 1
 
 
-@pytest.mark.parametrize("lost", [0, 1])
-def test_a_question_with_a_rotation_missing_is_left_out_and_counted(lost):
-    docs = rotations(1) + rotations(2)
-    del docs[lost]
+def fixed_last(number):
+    """The published dev set's odd questions: the last of four options stays, so three rotations."""
+    docs = rotations(number, options=("cat", "dog", "cow"), answer=1)
+    return [doc | {"D": "All above are not right"} for doc in docs]
+
+
+@pytest.mark.parametrize("protocol", ["paper", "lmms"])
+def test_an_option_that_stays_in_place_leaves_its_question_complete(protocol):
+    docs = fixed_last(1) + rotations(2, options=("cat", "dog", "cow", "ape")) + fixed_last(3)
+    answers = right_answers(docs)
+    answers[2] = "D"
+    report = task.evaluate(docs, answers, protocol)
+    assert (report.n, report.excluded, report.notes) == (10, {}, [])
+    assert report.metrics["accuracy"] == pytest.approx(2 / 3)
+    assert report.metrics["vanilla_accuracy"] == 1
+    full = [doc | {"C": doc.get("C", "nan"), "D": doc.get("D", "nan")} for doc in docs]
+    assert official_static(full, answers)[0] == pytest.approx(2 / 3)
+
+
+def test_a_missing_rotation_is_reported_and_its_question_counts_by_the_others():
+    docs = fixed_last(1) + rotations(2) + rotations(3, options=("cat", "dog", "cow", "ape"))
+    del docs[1], docs[3], docs[4:6]  # one of three, one of two, two of four
+    assert len(docs) == 5
     report = task.evaluate(docs, right_answers(docs), "paper")
-    assert report.n == 2
-    assert report.excluded == {"question has 1 scorable rotation(s) of its 2 options": 1}
+    assert report.n == 5
+    assert report.excluded == {}
+    assert "3 questions lack 4 of their rotations" in report.notes[0]
+    assert report.metrics["accuracy"] == official_static(docs, right_answers(docs))[0] == 1
 
 
-def test_a_rotation_without_truth_or_twice_takes_its_question_along():
-    docs = [*rotations(1), *rotations(2), rotations(2)[1]]
+def test_a_row_twice_counts_twice_as_in_the_official_code_and_is_reported():
+    docs = [*rotations(1), *rotations(2), rotations(2)[0]]
+    answers = [*right_answers(docs)[:-1], "wrong"]
+    full = [doc | {"C": "nan", "D": "nan"} for doc in docs]
+    report = task.evaluate(full, answers, "lmms")
+    assert report.metrics["accuracy"] == pytest.approx(official_static(full, answers)[0])
+    assert report.metrics["accuracy"] == pytest.approx(1 / 3)
+    assert "1 rows have the index of an earlier row" in report.notes[0]
+
+
+def test_rows_without_an_unrotated_one_are_left_out_and_counted():
+    docs = rotations(1) + rotations(2)
+    del docs[0]
+    report = task.evaluate(docs, right_answers(docs), "paper")
+    assert report.excluded == {"its question has no unrotated row": 1}
+    assert report.metrics["accuracy"] == official_static(docs, right_answers(docs))[0] == 1
+
+
+def test_a_row_without_truth_takes_its_question_along():
+    docs = [*rotations(1), *rotations(2)]
     docs[0]["answer"] = "C"
     report = task.evaluate(docs, right_answers(docs), "paper")
-    assert report.n == 0
-    assert report.metrics == {}
-    assert sum(report.excluded.values()) == 5
+    assert report.n == 2
+    assert report.excluded == {
+        "no truth: answer is not the letter of an option": 1,
+        "another rotation of its question has no truth": 1,
+    }
 
 
 def test_without_rotations_only_vanilla_accuracy_is_reported():

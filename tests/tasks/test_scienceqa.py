@@ -1,5 +1,6 @@
 """ScienceQA against LLaVA's own evaluation (stored cases) and lmms-eval's functions (called)."""
 
+import math
 from statistics import fmean
 
 import pytest
@@ -81,6 +82,39 @@ def test_image_subset_is_told_by_the_image_column_and_survives_without_it():
         for doc, answer in zip(docs, answers, strict=True)
     ]
     assert lmms_accuracy_all(items) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("doc", "told"),
+    [
+        ({"image": {"bytes": b"x", "path": None}}, True),
+        ({"image": "1/image.png"}, True),
+        ({"image": None}, False),
+        ({"image": ""}, False),
+        ({"image": math.nan}, False),
+        ({"has_image": True}, True),
+        ({"has_image": 0}, False),
+        ({"has_image": "True"}, True),
+        ({"has_image": "False"}, False),
+        ({"has_image": "0"}, False),
+        ({"has_image": "", "image": None}, False),
+        ({"has_image": None, "image": "x"}, True),
+        ({"has_image": True, "image": None}, True),
+        ({"has_image": None}, None),
+        ({}, None),
+    ],
+)
+def test_what_tells_that_a_question_has_an_image(doc, told):
+    assert task.has_image(doc) is told
+    assert task.has_image(task.without_image(doc)) is told
+
+
+def test_rows_that_do_not_tell_give_no_image_subset_and_say_so():
+    untold = row()
+    del untold["image"]
+    report = task.evaluate([untold, row()], ["B", "A"], "paper")
+    assert report.metrics == {"accuracy_all": 0.5}
+    assert report.notes[0].startswith("1 of 2 rows do not tell whether they have an image")
 
 
 def test_only_images_and_no_image_at_all_are_said():
