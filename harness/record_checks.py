@@ -112,6 +112,7 @@ def _task(entry: Mapping[str, Any], where: str) -> None:
         if "low" in found:
             whole = _is_number(found["low"]) and _is_number(found.get("high"))
             _need(whole and _is_text(found.get("method")), here)
+        _need(_is_text(found.get("no_interval"), True), here)
 
 
 def _profile(record: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 from harness import judge as judging
 from harness.documents import repeat_note
 from harness.judge import Judge
-from harness.stats import Interval, intervals
+from harness.stats import Interval, NoInterval, intervals
 from tasks.common import Benchmark, Case
 
 SCHEMA = 1
@@ -57,13 +57,13 @@ TIMING_FIELDS = frozenset(
 
 @dataclass(frozen=True)
 class TaskResult:
-    """A task's scores: `metrics` in their own unit, intervals where there are any."""
+    """A task's scores: `metrics` in their own unit, with intervals or why there are none."""
 
     task: str
     points: bool
     headline_metrics: tuple[str, ...]
     metrics: dict[str, float]
-    intervals: dict[str, Interval]
+    intervals: Mapping[str, Interval | NoInterval]
     n: int
     n_unparsed: int
     excluded: dict[str, int] = field(default_factory=dict)
@@ -175,7 +175,7 @@ def result_entry(result: TaskResult) -> dict[str, Any]:
     metrics = {}
     for name, value in result.metrics.items():
         interval = result.intervals.get(name)
-        metrics[name] = {"value": value} | (asdict(interval) if interval else {})
+        metrics[name] = {"value": value} | _interval_entry(interval)
     return {
         "n": result.n,
         "n_unparsed": result.n_unparsed,
@@ -184,6 +184,13 @@ def result_entry(result: TaskResult) -> dict[str, Any]:
         "metrics": metrics,
         "notes": result.notes,
     }
+
+
+def _interval_entry(interval: Interval | NoInterval | None) -> dict[str, Any]:
+    """low, high, method; or no_interval: why."""
+    if isinstance(interval, NoInterval):
+        return {"no_interval": interval.reason}
+    return asdict(interval) if interval else {}
 
 
 def environment() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from harness.data_sources import Source
 from harness.documents import read_rows
 from harness.record_checks import check_record, check_samples
 from harness.records import Sample, TaskResult
-from harness.stats import Interval
+from harness.stats import Interval, NoInterval
 from tasks.errors import UserError
 
 NO_IMAGE = "none"  # in place of an image's key: the question has none
@@ -151,12 +151,17 @@ def task_result(name: str, entry: Mapping[str, Any]) -> TaskResult:
         headline_metrics=tuple(m for m in known if "/" not in m),
         metrics={key: found["value"] for key, found in metrics.items()},
         intervals={
-            key: Interval(found["low"], found["high"], found["method"])
-            for key, found in metrics.items()
-            if "low" in found
+            key: interval for key, found in metrics.items() if (interval := _interval(found))
         },
         n=entry["n"],
         n_unparsed=entry["n_unparsed"],
         excluded=entry["excluded"],
         notes=entry["notes"],
     )
+
+
+def _interval(found: Mapping[str, Any]) -> Interval | NoInterval | None:
+    """A metric's interval, why it has none, or None where a record says neither."""
+    if "low" in found:
+        return Interval(found["low"], found["high"], found["method"])
+    return NoInterval(found["no_interval"]) if "no_interval" in found else None

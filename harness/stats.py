@@ -1,24 +1,43 @@
-"""95 % intervals for benchmark scores.
+"""95 % intervals for benchmark scores: inside the possible range, at 0 % and 100 % too.
 
-Questions about one image are not independent, so the bootstrap draws whole images (clusters) with
-replacement and recomputes every metric on each draw; the interval is the 2.5 to 97.5 percentile.
-Where all answers score alike the bootstrap has zero width; an accuracy then gets Wilson's interval
-with one trial per cluster, and anything else has no interval.
+    found = intervals(task, docs, report, "paper")   # metric -> Interval, or NoInterval with why
+
+Every metric has a smallest value of 0 and a largest one (`Benchmark.maximum`), so it is a share of
+the largest.  Its interval is Wilson's, with as many trials as the answers are worth (effective n):
+a coin of that share would have the variance that the metric has.
+
+The variance is a jackknife's: leave out one image (cluster) after the other, since questions about
+one image are not independent.  From few images it is a poor estimate, so the correlation behind it
+is drawn towards 0.2 with the weight of ten images: design effect 1 + (m - 1) rho, where m is the
+questions of an image and the variance without any correlation comes from leaving out single rows.
+Where a cluster makes one score (MME's pairs, MMBench's rotations) or all answers are right, there
+is no correlation to estimate.  Fewer than ten clusters are too few for any of this.
+
+`tools/coverage.py` simulates how often such an interval holds the true value (docs/INTERVALS.md).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from tasks.common import Benchmark, Doc, Report
 
 Z95 = 1.959963984540054
-MIN_DRAWS, MAX_DRAWS = 200, 1000
-SCORED_ROWS = 5_000_000  # draws times rows: keeps the largest benchmarks to minutes
+MIN_CLUSTERS = 10
+MIN_SEEDS = 5
+PRIOR_CORRELATION, PRIOR_CLUSTERS = 0.2, 10  # of answers about one image, and its weight
+MIN_GROUPS, MAX_GROUPS = 200, 1000
+SCORED_ROWS = 5_000_000  # groups times rows: keeps the largest benchmarks to minutes
+TINY = 1e-15  # a variance below it is rounding
+
+Floats = NDArray[np.float64]
+Metrics = Callable[[list[int]], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -30,88 +49,201 @@ class Interval:
     method: str
 
 
-def wilson(successes: float, n: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (n >= 1 trials)."""
-    p = successes / n
-    centre = p + z * z / (2 * n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+@dataclass(frozen=True)
+class NoInterval:
+    """Why a value has none, in words that fit a table's cell."""
+
+    reason: str
 
 
-def draws_for(rows: int) -> int:
-    """How many bootstrap draws a benchmark of that many rows gets."""
-    return max(MIN_DRAWS, min(MAX_DRAWS, SCORED_ROWS // max(rows, 1)))
+@dataclass(frozen=True)
+class Sampled:
+    """What a metric was measured on: clusters, rows, and the rows of a row's cluster (mean)."""
+
+    clusters: int
+    rows: int
+    size: float = 1.0
 
 
-def cluster_bootstrap(
-    metrics_of: Callable[[list[int]], Mapping[str, float]],
-    clusters: Sequence[str],
-    draws: int,
-    seed: int,
-) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of every metric of the whole sample.
+def wilson(share: ArrayLike, trials: ArrayLike, z: ArrayLike = Z95) -> tuple[Floats, Floats]:
+    """Wilson's score interval of a share from that many (perhaps fractional) trials, elementwise.
 
-    `metrics_of(rows)` computes the metrics of a list of row numbers, which may repeat;
-    `clusters[row]` names the resampling unit of a row. A draw that loses a metric (all images of
-    a category left out) says nothing about totals and is drawn again; where that happens to more
-    than half of the draws there are no intervals.
+    Wilson (1927), J. Am. Stat. Assoc. 22, 209-212.
     """
-    members: dict[str, list[int]] = {}
-    for row, key in enumerate(clusters):
-        members.setdefault(key, []).append(row)
-    groups = list(members.values())
-    names = _finite(metrics_of(list(range(len(clusters))))).keys()
-    generator = np.random.default_rng(seed)
-    kept: list[dict[str, float]] = []
-    for _ in range(2 * draws):
-        picked = generator.integers(len(groups), size=len(groups))
-        drawn = _finite(metrics_of([row for group in picked for row in groups[group]]))
-        if names <= drawn.keys():
-            kept.append(drawn)
-        if len(kept) == draws:
-            break
-    else:
+    p, n, z2 = np.asarray(share, float), np.asarray(trials, float), np.square(z)
+    half = np.sqrt(z2 * p * (1 - p) / n + np.square(z2 / n) / 4)
+    centre, scale = p + z2 / (2 * n), 1 + z2 / n
+    return np.maximum(0.0, (centre - half) / scale), np.minimum(1.0, (centre + half) / scale)
+
+
+def share_interval(
+    share: ArrayLike, between: ArrayLike, within: ArrayLike | None, sampled: Sampled
+) -> tuple[Floats, Floats, Floats]:
+    """(low, high, effective n) of shares of the largest value, elementwise.
+
+    between: variance of the share from leaving out clusters; within: from leaving out rows, None
+    where a cluster makes one score or is too many to leave each out.
+    """
+    from scipy import stats
+
+    p = np.asarray(share, float)
+    trials = _effective_n(p, np.asarray(between, float), within, sampled)
+    # Scores that vary less than a coin: nothing but the sample tells how much, as with a t test.
+    student = float(stats.t.ppf(0.975, sampled.clusters - 1))
+    units = sampled.clusters if within is None else sampled.rows
+    low, high = wilson(p, trials, np.where(trials > units, student, Z95))
+    return low, high, trials
+
+
+def _effective_n(
+    share: Floats, between: Floats, within: ArrayLike | None, sampled: Sampled
+) -> Floats:
+    coin = share * (1 - share)
+    inside = np.asarray(between if within is None else within, float)
+    told = (inside > TINY) & (coin > TINY)
+    variance = np.where(told, inside, 1.0)
+    if within is None or sampled.size <= 1:
+        alike = 1 + (sampled.size - 1) * PRIOR_CORRELATION
+        return np.where(told, coin / variance, sampled.rows / alike)
+    effect = np.where(told, between / variance, 1.0)
+    estimate = np.where(told, (effect - 1) / (sampled.size - 1), PRIOR_CORRELATION)
+    weight = sampled.clusters / (sampled.clusters + PRIOR_CLUSTERS)
+    correlation = weight * estimate + (1 - weight) * PRIOR_CORRELATION
+    return np.where(told, coin / variance, sampled.rows) / (1 + (sampled.size - 1) * correlation)
+
+
+def intervals(
+    task: Benchmark, docs: Sequence[Doc], report: Report, protocol: str, *, seed: int = 0
+) -> dict[str, Interval | NoInterval]:
+    """For every metric in `report` its 95 % interval, or why there is none."""
+    rows = [(doc, case) for doc, case in zip(docs, report.cases, strict=True) if case is not None]
+    values = _finite(report.metrics)
+    if not rows or not values:
         return {}
-    return {name: _percentiles([drawn[name] for drawn in kept]) for name in names}
+
+    def metrics_of(picked: list[int]) -> Mapping[str, float]:
+        return task.aggregate([rows[i][0] for i in picked], [rows[i][1] for i in picked], protocol)
+
+    clusters = [task.cluster(doc) for doc, _ in rows]
+    sampled = _sampled(metrics_of, clusters, values, task.scored_alone)
+    enough = {name: s for name, s in sampled.items() if s.clusters >= MIN_CLUSTERS}
+    if enough:
+        between, within = _variances(metrics_of, clusters, values, task.scored_alone, seed)
+    found: dict[str, Interval | NoInterval] = {}
+    for name, value in values.items():
+        if name not in enough:
+            found[name] = too_few(sampled[name].clusters)
+            continue
+        top = task.maximum(name, values)
+        inside = None if within is None else within[name] / top**2
+        share = min(max(value / top, 0.0), 1.0)
+        low, high, trials = share_interval(share, between[name] / top**2, inside, enough[name])
+        method = f"Wilson, effective n {float(trials):.0f}, {enough[name].clusters} clusters"
+        found[name] = Interval(float(low) * top, float(high) * top, method)
+    return found
+
+
+def too_few(clusters: int) -> NoInterval:
+    """The reason of a score from fewer than `MIN_CLUSTERS` clusters."""
+    return NoInterval(f"too few: {clusters} cluster{'s' * (clusters != 1)}")
+
+
+def _sampled(
+    metrics_of: Metrics, clusters: Sequence[str], names: Mapping[str, float], alone: bool
+) -> dict[str, Sampled]:
+    """For each metric, the clusters and rows that it speaks of: alone they give it a value, too."""
+    units = [[row] for row in range(len(clusters))] if alone else _members(clusters)
+    counts: dict[str, Counter[str]] = {name: Counter() for name in names}
+    for unit in units:
+        for name in _finite(metrics_of(unit)):
+            if name in counts:
+                counts[name][clusters[unit[0]]] += 1
+    return {
+        name: Sampled(
+            len(count), count.total(), sum(n * n for n in count.values()) / max(count.total(), 1)
+        )
+        for name, count in counts.items()
+    }
+
+
+def _variances(
+    metrics_of: Metrics,
+    clusters: Sequence[str],
+    values: Mapping[str, float],
+    alone: bool,
+    seed: int,
+) -> tuple[dict[str, float], dict[str, float] | None]:
+    """Each metric's variance from leaving out clusters, and from leaving out rows.
+
+    No second one where clusters are rows or make one score each, nor where they are too many to
+    leave out one by one: from hundreds of clusters the prior has next to no weight.
+    """
+    generator = np.random.default_rng(seed)
+    limit = groups_for(len(clusters))
+    by_cluster = _members(clusters)
+    between = jackknife(metrics_of, _merged(by_cluster, limit, generator), values)
+    if not alone or not limit >= len(by_cluster) < len(clusters):
+        return between, None
+    by_row = _merged([[row] for row in range(len(clusters))], limit, generator)
+    return between, jackknife(metrics_of, by_row, values)
+
+
+def jackknife(
+    metrics_of: Metrics, groups: Sequence[Sequence[int]], values: Mapping[str, float]
+) -> dict[str, float]:
+    """The variance of each metric in `values` by leaving out each group of rows once.
+
+    A metric that is gone without a group (a category in one image) says nothing of its variance.
+    """
+    sums = dict.fromkeys(values, 0.0)
+    member = np.concatenate([np.full(len(group), g) for g, group in enumerate(groups)])
+    order = np.concatenate([np.asarray(group) for group in groups])
+    for left_out in range(len(groups)):
+        rest = order[member != left_out]
+        without = _finite(metrics_of(rest.tolist())) if len(rest) else {}
+        for name in sums.keys() & without.keys():
+            sums[name] += (without[name] - values[name]) ** 2
+    return {name: total * (len(groups) - 1) / len(groups) for name, total in sums.items()}
+
+
+def groups_for(rows: int) -> int:
+    """How many groups a benchmark of that many rows is left out by, at most."""
+    return max(MIN_GROUPS, min(MAX_GROUPS, SCORED_ROWS // max(rows, 1)))
+
+
+def _members(keys: Sequence[Hashable]) -> list[list[int]]:
+    """The rows of each key, in order of first appearance."""
+    members: dict[Hashable, list[int]] = {}
+    for row, key in enumerate(keys):
+        members.setdefault(key, []).append(row)
+    return list(members.values())
+
+
+def _merged(groups: list[list[int]], limit: int, generator: np.random.Generator) -> list[list[int]]:
+    """At most `limit` groups, of the given ones put together at random."""
+    if len(groups) <= limit:
+        return groups
+    merged: list[list[int]] = [[] for _ in range(limit)]
+    for place, group in enumerate(generator.permutation(len(groups))):
+        merged[place % limit] += groups[group]
+    return merged
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
-def _percentiles(values: list[float]) -> tuple[float, float]:
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+def seeds_interval(values: Sequence[float], maximum: float) -> Interval | NoInterval:
+    """The 95 % interval of a mean over seeds: Student's t on Wilson's form, in 0..maximum."""
+    from scipy import stats
 
-
-def intervals(
-    task: Benchmark, docs: Sequence[Doc], report: Report, protocol: str, *, seed: int = 0
-) -> dict[str, Interval]:
-    """The 95 % interval of every metric in `report` that has one."""
-    rows = [(doc, case) for doc, case in zip(docs, report.cases, strict=True) if case is not None]
-    clusters = [task.cluster(doc) for doc, _ in rows]
-    n_clusters = len(set(clusters))
-    if n_clusters < 2:
-        return {}
-
-    def metrics_of(picked: list[int]) -> Mapping[str, float]:
-        return task.aggregate([rows[i][0] for i in picked], [rows[i][1] for i in picked], protocol)
-
-    draws = draws_for(len(rows))
-    method = f"bootstrap of {n_clusters} clusters, {draws} draws"
-    found: dict[str, Interval] = {}
-    for name, (low, high) in cluster_bootstrap(metrics_of, clusters, draws, seed).items():
-        value = report.metrics[name]
-        if low < high:
-            found[name] = Interval(low, high, method)
-        elif _is_accuracy(name, value, report):
-            found[name] = Interval(*wilson(value * n_clusters, n_clusters), "wilson")
-    return found
-
-
-def _is_accuracy(name: str, value: float, report: Report) -> bool:
-    """Whether the metric is the share of right answers, and all were right or all wrong."""
-    scores = [case.score for case in report.cases if case is not None]
-    plain = name.rpartition("/")[2] in ("acc", "accuracy")
-    return plain and value in (0.0, 1.0) and all(score == value for score in scores)
+    seeds = len(values)
+    if seeds < MIN_SEEDS:
+        return NoInterval(f"too few: {seeds} seed{'s' * (seeds != 1)}")
+    mean = min(max(float(np.mean(values)) / maximum, 0.0), 1.0)
+    variance = float(np.var(np.asarray(values) / maximum, ddof=1)) / seeds
+    if variance <= TINY:
+        return NoInterval("all seeds alike")
+    student = float(stats.t.ppf(0.975, seeds - 1))
+    low, high = wilson(mean, mean * (1 - mean) / variance, student)
+    return Interval(float(low) * maximum, float(high) * maximum, f"Student's t, {seeds} seeds")

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.records import TaskResult
-from harness.stats import Interval
+from harness.stats import Interval, NoInterval
 
 HEADERS = ("task", "metric", "value", "95 % interval", "n", "note")
 
@@ -120,10 +120,12 @@ def value_text(value: float, points: bool) -> str:
     return f"{value:.1f}" if points else f"{100 * value:.1f}%"
 
 
-def interval_text(interval: Interval | None, points: bool) -> str:
-    """ "low to high", or a dash where there is no interval."""
+def interval_text(interval: Interval | NoInterval | None, points: bool) -> str:
+    """ "low to high", or why there is no interval; a dash where nothing is known of it."""
     if interval is None:
         return "-"
+    if isinstance(interval, NoInterval):
+        return interval.reason
     low, high = value_text(interval.low, points), value_text(interval.high, points)
     return f"{low.rstrip('%')} to {high.rstrip('%')}"
 

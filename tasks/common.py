@@ -84,6 +84,7 @@ class Benchmark(ABC):
     image_id_column: str = ""  # ...in this column
     text_only_questions: bool = False  # True: a row without an image is asked as it is
     cluster_columns: tuple[str, ...] = ("image_source", "question_id")
+    scored_alone: bool = True  # False: the rows of a cluster make one score (pairs, rotations)
     hub: Hub
     token_limits: PerProtocol[int]  # how long an answer may get
     stops = PerProtocol[tuple[str, ...]](paper=(), lmms=("\n\n",))  # see `stop`
@@ -122,6 +123,10 @@ class Benchmark(ABC):
         """Key of the resampling unit for intervals: questions that share it are not independent."""
         named = (doc[c] for c in self.cluster_columns if doc.get(c) not in (None, ""))
         return str(next(named, id(doc)))
+
+    def maximum(self, metric: str, metrics: Iterable[str]) -> float:
+        """The largest possible value of a metric, among `metrics`; the smallest is always 0."""
+        return 1.0
 
     def exclude(self, docs: Sequence[Doc], protocol: str) -> dict[int, str]:
         """Row index -> reason, for rows that cannot be scored (half a pair, missing truth...)."""

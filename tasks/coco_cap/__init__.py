@@ -36,6 +36,10 @@ class CocoCaptions(Benchmark):
             return None
         return texts
 
+    def maximum(self, metric: str, metrics: Iterable[str]) -> float:
+        """CIDEr is ten times a mean cosine; the others are shares."""
+        return 10.0 if metric == "CIDEr" else 1.0
+
     def exclude(self, docs: Sequence[Doc], protocol: str) -> dict[int, str]:
         return {
             row: "no reference captions" for row, doc in enumerate(docs) if self.truth(doc) is None

@@ -25,6 +25,7 @@ class MmBench(Benchmark):
     name = "mmbench"
     headline = "accuracy"
     metrics = ("accuracy", "vanilla_accuracy")
+    scored_alone = False
     columns = ("index", "question", "A", "B")
     hub = Hub("lmms-lab/MMBench", name="en", split="dev")
     token_limits = PerProtocol(paper=1024, lmms=1024)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, lmms_eval_functions
 from tasks.mme import scorer
@@ -17,6 +17,7 @@ class Mme(Benchmark):
     headline = "perception"
     metrics = ("perception", "cognition")
     points = True
+    scored_alone = False
     columns = ("question_id", "question", "answer", "category")
     hub = Hub("lmms-lab/MME", split="test")
     token_limits = PerProtocol(paper=128, lmms=16)
@@ -32,6 +33,14 @@ class Mme(Benchmark):
     def cluster(self, doc: Doc) -> str:
         """The image: its two questions belong together."""
         return f"{doc['category']}/{doc['question_id']}"
+
+    def maximum(self, metric: str, metrics: Iterable[str]) -> float:
+        """200 points a subtask; of a total, for each subtask that the data have."""
+        if metric in scorer.SUBTASKS:
+            names = scorer.SUBTASKS[metric]
+            present = set(metrics)
+            return 200.0 * (sum(f"{name}/score" in present for name in names) or len(names))
+        return 200.0 if metric.endswith("/score") else 1.0
 
     def exclude(self, docs: Sequence[Doc], protocol: str) -> dict[int, str]:
         """Rows without truth or a known subtask, then what is left of their images' pairs."""
