@@ -60,6 +60,22 @@ def load(root: Path, task: Benchmark, hub: Hub) -> datasets.Dataset:
     return _records(files, root, task)
 
 
+def read_column(files: Sequence[Path], column: str) -> list[Row]:
+    """One column of parquet files as rows: the images stay on disk. Raises UserError."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows: list[Row] = []
+    for file in files:
+        try:
+            rows += pq.ParquetFile(file).read(columns=[column]).to_pylist()
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise UserError(
+                f"{file} is not a readable parquet file: {first_line(error)}"
+            ) from error
+    return rows
+
+
 def load_images(root: Path, task: Benchmark, hub: Hub) -> datasets.Dataset | None:
     """The second table, which holds the images of a published data set such as GQA; None if absent.
 

@@ -146,6 +146,22 @@ class Source:
         check_usable(task, rows, protocol)
         return rows if task.text_only_questions else _without_gaps(task, rows)
 
+    def questions(self, task: Benchmark, split: str) -> list[dict[str, Any]]:
+        """What a submission knows the questions of another split by: that one column, every row.
+
+        Raises UserError where the source has no such split.
+        """
+        hub = dataclasses.replace(self, split=split).hub(task)
+        column = task.submission_column
+        if self.root is None:
+            return _stream_hub(hub, column)
+        files = data_files.find(self.root, task, hub)
+        if not files:
+            raise UserError(f"no files of split {split!r} in {self.root}")
+        if files[0].suffix == ".parquet":
+            return data_files.read_column(files, column)
+        return list(data_files.load(self.root, task, hub).select_columns([column]))
+
     def _with_images(self, task: Benchmark, rows: datasets.Dataset, hub: Hub) -> datasets.Dataset:
         """Rows whose image is looked up in the data set's second table whenever a row is read."""
         if self.root is None:
@@ -274,6 +290,26 @@ def _load_hub(task: Benchmark, hub: Hub, needed: tuple[str, ...] | None = None) 
         ) from error
     check_columns(rows.column_names, task, where, needed)
     return undecoded(rows, task, where)
+
+
+def _stream_hub(hub: Hub, column: str) -> list[dict[str, Any]]:
+    """One column of a published split, without a download of its images."""
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(
+            hub.path,
+            hub.name,
+            split=hub.split,
+            revision=hub.revision,
+            streaming=True,
+            columns=[column],
+        )
+        return list(rows)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"split {hub.split} of {hub.path} could not be read: {first_line(error)}"
+        ) from error
 
 
 def _commit(rows: datasets.Dataset) -> str | None:

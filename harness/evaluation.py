@@ -11,10 +11,11 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 import transformers
 
@@ -25,6 +26,7 @@ from harness.judge import JUDGED, Judge
 from harness.lmms_model import UNREADABLE, VLMamba, model_sha256
 from harness.records import Sample, TaskResult
 from harness.rundir import AnswerJournal, RunFolder, digest
+from tasks.errors import UserError
 
 Arguments = Mapping[str, Any]
 
@@ -59,10 +61,12 @@ class Run:
 
     arguments: Arguments  # the command line's, as the record keeps them
     source: Source
-    data: Mapping[str, Mapping[str, Any]]  # task -> which data, as `Source.describe` says
     folder: RunFolder
+    rows: Mapping[str, datasets.Dataset]  # task -> all rows of the chosen split
     submit_to: Path | None = None
+    wanted: Mapping[str, submit.Wanted] = field(default_factory=dict)  # what is known of servers
     judge: Judge | None = None
+    overwrite: bool = False  # another finished run in the folder makes way
 
 
 def finish(run: Run, model: VLMamba, answers: Sequence[Answers], started: float) -> dict[str, Any]:
@@ -70,6 +74,8 @@ def finish(run: Run, model: VLMamba, answers: Sequence[Answers], started: float)
 
     started: perf_counter() at the start. Returns the record.
     """
+    if run.overwrite:
+        run.folder.clear()
     results: list[TaskResult] = []
     checks: dict[str, str] = {}
     data: dict[str, dict[str, Any]] = {}
@@ -77,7 +83,8 @@ def finish(run: Run, model: VLMamba, answers: Sequence[Answers], started: float)
         result, samples = score(run, answer)
         results.append(result)
         asked = [[sample.question, sample.truth, sample.image] for sample in samples]
-        data[result.task] = {**run.data[result.task], "rows_digest": digest(asked)}
+        which = run.source.describe(answer.task, run.rows[result.task])
+        data[result.task] = {**which, "rows_digest": digest(asked)}
         judged = run.judge is not None and result.task in JUDGED
         checks[result.task] = "not made: a judge helped" if judged else compare(result, answer)
         run.folder.write(f"samples_{result.task}.jsonl", records.samples_text(samples))
@@ -130,12 +137,20 @@ def write_submission(run: Run, answer: Answers, scored: bool) -> list[str]:
     path = (run.submit_to or run.folder.path) / name
     unreadable = answer.predictions.count(UNREADABLE)
     predictions = ["" if text == UNREADABLE else text for text in answer.predictions]
-    submit.write(answer.task, answer.docs, predictions, path)
     why = "" if scored else "no score is made here; "
-    notes = [f"{why}for the test server: {len(predictions)} answers in {path}"]
+    try:
+        wanted = run.wanted.get(answer.task.name) or submit.wanted(
+            answer.task, run.source, run.rows[answer.task.name]
+        )
+        n, about = submit.write(answer.task, answer.docs, predictions, path, wanted)
+    except UserError as error:
+        if run.submit_to is not None:
+            raise
+        return [f"{why}nothing for the test server: {error}"]  # nobody asked for the file
+    notes = [f"{why}for the test server: {n} answers in {path}"]
     if unreadable:
         notes.append(f"{unreadable} answers in it are empty: their images are unreadable")
-    return notes
+    return notes + about
 
 
 def compare(result: TaskResult, answer: Answers) -> str:

@@ -25,7 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness import records, tables
+from harness import records, rerun, tables
 from harness.cli import Parser, cli
 from harness.profiling import summary, sweep
 from harness.profiling.points import Journal, Row, Terms, plan
@@ -83,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     batches = _numbers("--batch-sizes", args.batch_sizes)
     terms = _terms(args)
     _check_models(models)
+    rerun.refuse_another(args.out, rerun.finished(args.out), "profile")
     started = time.perf_counter()
     with RunFolder(args.out) as folder:
         rows = sweep.run(plan(models, lengths, batches, terms), Journal(args.out / "points.jsonl"))

@@ -10,9 +10,10 @@
     accelerate launch --multi_gpu --num_processes 2 -m harness.run --tasks pope   # CPUs too
 
 Writes record.json, table.md and samples_TASK.jsonl under --out. Interrupted, the same command
-continues from the answers that are already there. A rerun of a record warns of every term that is
-no longer the same. A benchmark that gets no score here (its truth is hidden, or it needs a judge
-model) leaves the file that its test server takes.
+continues from the answers that are already there; another finished run in that folder is not
+replaced without --overwrite. A rerun of a record warns of every term that is no longer the same. A
+benchmark that gets no score here (its truth is hidden, or it needs a judge model) leaves the file
+that its test server takes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tasks
 from harness import judge as judging
@@ -34,6 +35,9 @@ from harness.data_sources import STYLES, Source
 from harness.rundir import AnswerJournal, RunFolder
 from tasks.common import PROTOCOLS, Benchmark
 from tasks.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    import datasets
 
 BACKENDS = ("auto", "reference", "torch", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -71,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--limit", type=int, help="only the first N questions of each task")
     add("--batch-size", type=int, default=32, help="questions decoded together (default: 32)")
     add("--out", type=Path, help="output folder (default: runs/, named after the arguments)")
+    add("--overwrite", action="store_true", help="replace another finished run in --out")
     add("--blind", action="store_true", help="replace every image's features by their mean")
     add("--dtype", default="auto", help=f"{', '.join(DTYPES)} (auto: float32 on CPU)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -164,6 +169,26 @@ def make_submit_folder(folder: Path, chosen: Sequence[Benchmark]) -> None:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
 
 
+def what_servers_want(
+    args: argparse.Namespace, source: Source, rows: Sequence[tuple[Benchmark, datasets.Dataset]]
+) -> dict[str, submit.Wanted]:
+    """Task -> the questions its submission file must have; empty without --submit.
+
+    Raises UserError where no file could be written that the server takes; warns of what it lacks.
+    """
+    found: dict[str, submit.Wanted] = {}
+    for task, table in rows if args.submit else ():
+        if submit.file_name(task):
+            whole = found[task.name] = submit.wanted(task, source, table)
+            left = len(table) - (args.limit or len(table))
+            lacks = [f"the test server will refuse the file: {whole.why}"] * bool(whole.why)
+            if left > 0:
+                lacks.append(f"--limit {args.limit} leaves {left} of {len(table)} questions empty")
+            for line in lacks:
+                print(f"warning: --submit: {task.name}: {line}", file=sys.stderr)
+    return found
+
+
 def default_out(args: argparse.Namespace, source: Source, chosen: Sequence[Benchmark]) -> Path:
     """A folder named after what answers depend on: the same command finds its own answers."""
     names = "all" if args.tasks == "all" else "+".join(task.name for task in chosen)
@@ -199,25 +224,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.submit:
         make_submit_folder(args.submit, chosen)
     out = args.out or default_out(args, source, chosen)
+    there = None if args.overwrite else rerun.finished(out)
+    arguments = {name: getattr(args, name) for name in KEPT}
+    rerun.refuse_another(out, there, "evaluation", [task.name for task in chosen], arguments)
     stay_offline(args, source)
     started = time.perf_counter()
     before = rerun.read(args.from_record)
     rows = [(task, source.load(task, args.protocol)) for task in chosen]
     rank = ranks.rank()
+    wanted = what_servers_want(args, source, rows) if rank == 0 else {}
     with RunFolder(out, shared=rank > 0) as folder, ranks.together():
         from harness import engine, evaluation  # these load torch and lmms-eval
 
         with engine.quiet(not args.verbose):
             journal = AnswerJournal(out, rank, every=args.batch_size)
             model = evaluation.load_model(args, journal)
+            if not args.from_record:  # a rerun warns of what is no longer the same
+                rerun.refuse_other_weights(out, there, model.terms["model_sha256"])
             if rank == 0:
                 rerun.warn(before, evaluation.terms_of(vars(args), model))
             answers = engine.run(model, rows, args.protocol, limit=args.limit, seed=args.seed)
             model.gather_notes()
         if answers is not None:  # every rank but the first is done
-            arguments = {name: getattr(args, name) for name in KEPT}
-            data = {task.name: source.describe(task, table) for task, table in rows}
-            run = evaluation.Run(arguments, source, data, folder, args.submit, judge)
+            run = evaluation.Run(
+                arguments=arguments,
+                source=source,
+                rows={task.name: table for task, table in rows},
+                folder=folder,
+                submit_to=args.submit,
+                wanted=wanted,
+                judge=judge,
+                overwrite=args.overwrite,
+            )
             record = evaluation.finish(run, model, answers, started)
             rerun.warn(before, {"data": record["data"]})
     return 0

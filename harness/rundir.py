@@ -61,6 +61,12 @@ class RunFolder:
             self._lock.truncate(0)
             self._lock.close()  # closing releases the lock, as does the end of the process
 
+    def clear(self) -> None:
+        """Remove a finished run's files, its record first: no half of it stays beside new ones."""
+        found = [self.path / "record.json", self.path / "table.md"]
+        for file in [*found, *self.path.glob("samples_*.jsonl")]:
+            file.unlink(missing_ok=True)
+
     def write(self, name: str, text: str) -> Path:
         """Write a file so that a reader sees the old one or the whole new one."""
         return write_atomically(self.path / name, text)

@@ -25,7 +25,7 @@ import tasks
 from harness import importers, submit
 from harness import judge as judging
 from harness.cli import Parser, cli
-from harness.documents import read_rows, repeat_note
+from harness.documents import read_documents, read_rows, repeat_note
 from harness.llava_answers import Joined
 from tasks.common import PROTOCOLS, Benchmark, Case, Report, check_protocol
 from tasks.errors import UserError
@@ -48,7 +48,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--json", type=Path, metavar="OUT", help="write metrics and per-case scores here")
     add("--per-case", action="store_true", help="print every row: id, score, reading, answer")
     add("--import", dest="format", help=f"another format: {', '.join(importers.FORMATS)}")
-    add("--truth", type=Path, nargs="+", default=[], help="documents of an imported file")
+    add(
+        "--truth",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="documents of an imported file, or all questions that --submit must answer",
+    )
     add("--compare", action="store_true", help="score under both protocols, show changed rows")
     add("--submit", type=Path, metavar="OUT", help="write the official submission file instead")
     judging.add_arguments(parser)
@@ -61,10 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     check_protocol(args.protocol)
     task = tasks.load(args.task)
-    rows, missing = read(task, args.predictions, args.format, args.truth)
+    rows, missing = read(task, args.predictions, args.format, args.truth, bool(args.submit))
     if args.submit:
-        submit.write(task, [row.doc for row in rows], [row.prediction for row in rows], args.submit)
-        print(f"written to {args.submit}: {len(rows)} answers")
+        print(write_submission(task, rows, args.submit, args.truth))
         return 0
     judge = judging.from_arguments(args, [task])
     report = score(task, rows, args.protocol, judge)
@@ -79,15 +84,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def write_submission(
+    task: Benchmark, rows: Sequence[Joined], path: Path, truth: Sequence[Path]
+) -> str:
+    """Write the file for the test server, completed where `truth` has every question it wants.
+
+    Returns what to say of it.
+    """
+    whole = submit.Wanted(read_documents(truth, task)) if truth else None
+    docs, predictions = [row.doc for row in rows], [row.prediction for row in rows]
+    n, notes = submit.write(task, docs, predictions, path, whole)
+    if whole is None:
+        split = f" of split {task.submission_split}" if task.submission_split else ""
+        notes.append(
+            f"not checked for completeness; the server wants every question{split}: give them "
+            "with --truth"
+        )
+    return "\n".join([f"written to {path}: {n} answers", *(f"note: {note}" for note in notes)])
+
+
 def read(
-    task: Benchmark, path: Path, format: str | None = None, truth: Sequence[Path] = ()
+    task: Benchmark,
+    path: Path,
+    format: str | None = None,
+    truth: Sequence[Path] = (),
+    submitted: bool = False,
 ) -> tuple[list[Joined], int]:
     """Rows to score, and how many known documents have no answer.
 
+    submitted: `truth` completes the rows for a test server, so it may come without a format.
+
     Raises UserError for a row without a text answer and for two rows with one case_id.
     """
-    if format is None and truth:
-        raise UserError("--truth belongs to --import; without it every row holds its own document")
+    if format is None and truth and not submitted:
+        raise UserError(
+            "--truth belongs to --import or --submit; without them every row holds its own document"
+        )
     rows, missing = (_own(path), 0) if format is None else importers.load(format, task, path, truth)
     seen: set[str] = set()
     for row in rows:

@@ -89,6 +89,8 @@ class Benchmark(ABC):
     token_limits: PerProtocol[int]  # how long an answer may get
     stops = PerProtocol[tuple[str, ...]](paper=(), lmms=("\n\n",))  # see `stop`
     submission_suffix: str | None = None  # of the file that the benchmark's test server takes
+    submission_split: str | None = None  # whose every question that file must have; None: as asked
+    submission_column: str = "question_id"  # what that file knows a question by
 
     @abstractmethod
     def prompt(self, doc: Doc, protocol: str) -> str:
@@ -166,6 +168,16 @@ class Benchmark(ABC):
         told = [there for b in images.iter(256) for there in b.column(0).is_valid().to_pylist()]
         stored = [HAS_IMAGE] if HAS_IMAGE in rows.column_names else []
         return rows.remove_columns(stored).add_column(HAS_IMAGE, told)
+
+    def submission_id(self, doc: Doc) -> Any:
+        """What the submission file knows a question by. Raises UserError where the row has none."""
+        found = doc.get(self.submission_column)
+        if found is None or found == "":
+            raise UserError(
+                f"{self.name}: a row has no {self.submission_column}, which the test server needs "
+                f"(it has: {', '.join(map(str, doc)) or 'nothing'})"
+            )
+        return found
 
     def submission(self, docs: Sequence[Doc], predictions: Sequence[str]) -> Any:
         """What the benchmark's test server takes: JSON content, or a list of rows for a sheet.

@@ -126,9 +126,61 @@ def test_finished_run_is_not_repeated_unless_its_terms_change(world, monkeypatch
     assert main(command(world)) == 0
     assert main(["--from-record", f"{world['out']}/record.json", "--out", world["out"]]) == 0
     with pytest.raises(pytest.fail.Exception, match="asked again"):
-        main(command(world, "--protocol", "lmms"))
+        main(command(world, "--protocol", "lmms", "--overwrite"))
     with pytest.raises(pytest.fail.Exception, match="asked again"):
-        main(command(world, "--blind"))
+        main(command(world, "--blind", "--overwrite"))
+
+
+@pytest.mark.parametrize(
+    ("extra", "tasks", "differs"),
+    [
+        (("--limit", "3"), "pope,mme", "its limit is absent"),
+        ((), "pope", "its tasks are pope, mme"),
+        (("--protocol", "lmms"), "pope,mme", "its protocol is paper"),
+        (("--blind",), "pope,mme", "its blind is False"),
+        (("--model", "demo"), "pope,mme", "its model is /"),
+    ],
+)
+def test_another_finished_run_is_not_replaced(world, capsys, extra, tasks, differs):
+    main(command(world))
+    before = {file.name: file.read_bytes() for file in Path(world["out"]).iterdir()}
+    capsys.readouterr()
+    assert main(command(world, *extra, tasks=tasks)) == 2
+    error = capsys.readouterr().err
+    assert "holds another finished run (32 answers scored): " + differs in error
+    assert "give another --out, or --overwrite to replace it" in error
+    assert before == {file.name: file.read_bytes() for file in Path(world["out"]).iterdir()}
+
+
+def test_overwrite_leaves_nothing_of_the_run_before(world):
+    main(command(world))
+    assert main(command(world, "--limit", "3", "--overwrite", tasks="pope")) == 0
+    assert list(json.loads(read(world, "record.json"))["tasks"]) == ["pope"]
+    assert len(lines(world, "pope")) == 3
+    assert not (Path(world["out"]) / "samples_mme.jsonl").exists()
+
+
+def test_how_answers_are_made_may_change(world):
+    main(command(world, tasks="pope"))
+    assert main(command(world, "--batch-size", "2", tasks="pope")) == 0
+
+
+def test_other_weights_under_the_same_name_are_another_run(world, model, processor, capsys):
+    main(command(world, tasks="pope"))
+    torch.nn.init.constant_(next(model.parameters()), 0.5)
+    model.save_pretrained(world["model"])
+    assert main(command(world, tasks="pope")) == 2
+    assert "holds a finished run of other weights of this name" in capsys.readouterr().err
+    assert main(command(world, "--overwrite", tasks="pope")) == 0
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"made by": "somebody"}'])
+def test_a_foreign_record_is_left_alone(world, text, capsys):
+    Path(world["out"]).mkdir()
+    (Path(world["out"]) / "record.json").write_text(text)
+    assert main(command(world, tasks="pope")) == 2
+    assert "is there and is not a run's record" in capsys.readouterr().err
+    assert read(world, "record.json") == text
 
 
 def test_the_same_command_gives_the_same_files_byte_for_byte(world):
@@ -346,6 +398,46 @@ def test_submission_folder(world, tmp_path, capsys):
     assert [file.name for file in (tmp_path / "sent").iterdir()] == ["coco_cap_submission.json"]
     assert main(command(world, "--submit", str(tmp_path / "sent"), tasks="pope")) == 2
     assert "no chosen task has a test server; these do: coco_cap" in capsys.readouterr().err
+
+
+def vqav2_test_splits(world: dict[str, str]) -> None:
+    """Four questions of test, two of them testdev's, without truth, as the hub has them."""
+    root = Path(world["data"]) / "VQAv2" / "data"
+    root.mkdir(parents=True)
+    rows = [
+        {"question": "What?", "answers": None, "answer_type": None, "image_id": i, "question_id": i}
+        | {"image": row["image"]}
+        for i, row in enumerate(pope_rows(images=4, questions=1)[:4])
+    ]
+    write_parquet(rows, root / "test-00000-of-00001.parquet")
+    write_parquet([rows[3], rows[1]], root / "testdev-00000-of-00001.parquet")
+
+
+def test_vqav2s_server_gets_every_question_of_test(world, tmp_path, capsys):
+    vqav2_test_splits(world)
+    options = ("--split", "testdev", "--submit", str(tmp_path / "sent"))
+    assert main(command(world, *options, tasks="vqav2")) == 0
+    file = tmp_path / "sent" / "vqav2_submission.json"
+    sent = {entry["question_id"]: entry["answer"] for entry in json.loads(file.read_text())}
+    assert [bool(sent[number]) for number in range(4)] == [False, True, False, True]
+    assert "for the test server: 4 answers in" in read(world, "table.md")
+    capsys.readouterr()
+    assert main(command(world, *options, "--limit", "1", "--overwrite", tasks="vqav2")) == 0
+    printed = capsys.readouterr()
+    assert "--limit 1 leaves 1 of 2 questions empty" in printed.err
+    assert "1 answers in it are empty and count as wrong: not asked (first question_id: 1)" in (
+        printed.out
+    )
+    sent = {entry["question_id"]: entry["answer"] for entry in json.loads(file.read_text())}
+    assert [bool(sent[number]) for number in range(4)] == [False, False, False, True]
+
+
+def test_a_submission_that_cannot_be_made_is_refused_before_the_model(world, capsys):
+    rows = [row | {"question_id": 7} for row in captions_without_truth(world)]
+    write_parquet(rows, Path(world["data"]) / "coco_cap.parquet")
+    options = ("--submit", world["out"], "--model", "no/model")
+    assert main(command(world, *options, tasks="coco_cap")) == 2
+    assert "rows 1 and 2 have one question_id, 7" in capsys.readouterr().err
 
 
 def test_a_judge_grades_in_a_run(world, monkeypatch):

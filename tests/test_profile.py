@@ -296,3 +296,12 @@ def test_a_mistake_is_one_line(capsys, arguments, message, tmp_path):
     assert message in error
     assert len(error.splitlines()) == 1
     assert not Path(tmp_path / "never").exists()
+
+
+def test_an_evaluation_in_the_folder_is_left_alone(tmp_path, capsys):
+    record = tmp_path / "record.json"
+    record.write_text('{"kind": "evaluation", "tasks": {"pope": {"n": 1296}}}')
+    assert profile.main(["--models", "vl-mamba-130m", "--tiny", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "holds another finished run (1296 answers scored): it is of kind evaluation" in error
+    assert "1296" in record.read_text()

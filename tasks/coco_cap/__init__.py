@@ -73,10 +73,13 @@ class CocoCaptions(Benchmark):
         references = tuple(tuple(self.truth(doc) or ()) for doc in docs)
         return scorer.measure(references, tuple(case.parsed or "" for case in cases))
 
+    def submission_id(self, doc: Doc) -> int:
+        return _image_id(doc)
+
     def submission(self, docs: Sequence[Doc], predictions: Sequence[str]) -> list[dict[str, Any]]:
         """The list of {image_id, caption} that the COCO caption server takes."""
         return [
-            {"image_id": _image_id(doc), "caption": prediction.strip()}
+            {"image_id": self.submission_id(doc), "caption": prediction.strip()}
             for doc, prediction in zip(docs, predictions, strict=True)
         ]
 

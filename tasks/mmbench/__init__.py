@@ -31,6 +31,7 @@ class MmBench(Benchmark):
     token_limits = PerProtocol(paper=1024, lmms=1024)
     stops = PerProtocol[tuple[str, ...]](paper=(), lmms=("ASSISTANT:",))
     submission_suffix = ".xlsx"
+    submission_column = "index"
 
     def prompt(self, doc: Doc, protocol: str) -> str:
         return paper_question(doc) if protocol == "paper" else lmms_question(doc)
@@ -69,6 +70,9 @@ class MmBench(Benchmark):
             elif self.cluster(doc) in hidden:
                 reasons.setdefault(row, "another rotation of its question has no truth")
         return reasons
+
+    def submission_id(self, doc: Doc) -> int:
+        return _index(doc)
 
     def submission(self, docs: Sequence[Doc], predictions: Sequence[str]) -> list[dict[str, Any]]:
         """One row a question and rotation: index, question, options, prediction."""

@@ -71,10 +71,14 @@ class MMVet(Benchmark):
         # The two evaluators differ in the space that follows the last bar.
         return f"{rubric(protocol)}\n{row}{' ' if protocol == 'paper' else ''}"
 
+    def submission_id(self, doc: Doc) -> str:
+        """The number of the question after "v1_", which the hub's rows have and LLaVA's lack."""
+        return f"v1_{str(super().submission_id(doc)).removeprefix('v1_')}"
+
     def submission(self, docs: Sequence[Doc], predictions: Sequence[str]) -> dict[str, str]:
         """{question id: answer}, the object that the online judge takes; ids read v1_0, v1_1..."""
         return {
-            f"v1_{str(doc['question_id']).removeprefix('v1_')}": prediction.strip()
+            self.submission_id(doc): prediction.strip()
             for doc, prediction in zip(docs, predictions, strict=True)
         }
 

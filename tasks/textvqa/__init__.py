@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
 from tasks import vqa_answers
 from tasks.common import Case, Doc, Hub, PerProtocol, lmms_eval_functions
@@ -21,6 +22,7 @@ class TextVQA(vqa_answers.PeoplesAnswers):
     # lmms-eval sets no limit for this task; 1024 is what its LLaVA model then takes.
     token_limits = PerProtocol(paper=128, lmms=1024)
     stops = PerProtocol[tuple[str, ...]](paper=(), lmms=("ASSISTANT:",))
+    submission_suffix = ".json"
 
     def prompt(self, doc: Doc, protocol: str) -> str:
         return short_question(doc, with_ocr=protocol == "paper")
@@ -34,6 +36,18 @@ class TextVQA(vqa_answers.PeoplesAnswers):
         self, docs: Sequence[Doc], cases: Sequence[Case], protocol: str
     ) -> dict[str, float]:
         return {"accuracy": fmean(case.score or 0.0 for case in cases)}
+
+    def submission(self, docs: Sequence[Doc], predictions: Sequence[str]) -> list[dict[str, Any]]:
+        """The list of {question_id, answer} that the test server takes.
+
+        The keys are those of `format_for_evalai` in mmf/datasets/builders/textvqa/dataset.py of
+        facebookresearch/mmf. Answers go as they are: the server normalises them, as scoring here
+        does, and what was normalised twice may differ from what was normalised once.
+        """
+        return [
+            {"question_id": self.submission_id(doc), "answer": prediction.strip()}
+            for doc, prediction in zip(docs, predictions, strict=True)
+        ]
 
 
 task = TextVQA()

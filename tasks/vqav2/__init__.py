@@ -22,6 +22,7 @@ class VQAv2(vqa_answers.PeoplesAnswers):
     hub = Hub("lmms-lab/VQAv2", split="validation")
     token_limits = PerProtocol(paper=128, lmms=16)
     submission_suffix = ".json"
+    submission_split = "test"  # the server takes no file for test-dev alone
 
     def prompt(self, doc: Doc, protocol: str) -> str:
         return f"{doc['question']}\n{SHORT_ANSWER}"
@@ -48,9 +49,15 @@ class VQAv2(vqa_answers.PeoplesAnswers):
         return metrics
 
     def submission(self, docs: Sequence[Doc], predictions: Sequence[str]) -> list[dict[str, Any]]:
-        """The list of {question_id, answer} that the test server takes."""
+        """The list of {question_id, answer} that the test server takes.
+
+        As scripts/convert_vqav2_for_submission.py of LLaVA writes it.
+        """
         return [
-            {"question_id": doc["question_id"], "answer": vqa_answers.m4c_normalise(prediction)}
+            {
+                "question_id": self.submission_id(doc),
+                "answer": vqa_answers.m4c_normalise(prediction),
+            }
             for doc, prediction in zip(docs, predictions, strict=True)
         ]
 
