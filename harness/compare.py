@@ -21,6 +21,7 @@ from harness import tables
 from harness.cli import Parser, cli
 from harness.paired import Paired, paired
 from harness.runs import NO_IMAGE, EvaluationRun, distinct_names
+from harness.stats import too_few
 from tasks.errors import UserError
 
 HEADERS = ("task", "mean A", "mean B", "A - B", "95 % interval", "p", "n", "images", "A/B better")
@@ -98,9 +99,9 @@ def rows(found: Sequence[TaskComparison]) -> list[list[str]]:
 
 
 def interval_text(found: Paired) -> str:
-    """ "low to high" in per cent; a dash without one."""
+    """ "low to high" in per cent, or that there are too few clusters."""
     if found.low is None or found.high is None:
-        return "-"
+        return too_few(found.clusters).reason
     return f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
 
 

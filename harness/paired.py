@@ -5,10 +5,12 @@
 Questions about one image are not independent, so an image (cluster) is the unit throughout.  The
 interval is cluster-robust: with S_c the summed difference of a cluster and n_c its questions,
 residuals S_c - n_c * mean have the variance that the mean's error is made of; Student's t with one
-degree of freedom less than clusters.  The p-value is of the sign-flip test: were the two runs
-alike, a cluster's difference would be as likely with the other sign.  It is exact where all
-differences are whole numbers (right or wrong answers), else from random flips.  With one question
-an image the first is the paired t interval, and the second McNemar's exact test.
+degree of freedom less than clusters, cut to -1..1.  Fewer than ten clusters are too few for it;
+where no cluster differs, its bound is Wilson's of none among so many.  The p-value is of the
+sign-flip test: were the two runs alike, a cluster's difference would be as likely with the other
+sign.  It is exact where all differences are whole numbers (right or wrong answers), else from
+random flips.  With one question an image the first is the paired t interval, and the second
+McNemar's exact test.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from harness.stats import MIN_CLUSTERS, wilson
+
 FLIPS = 20_000
 EXACT_STEPS = 200_000_000  # clusters times range of sums, above which flips are drawn
 
@@ -27,8 +31,8 @@ EXACT_STEPS = 200_000_000  # clusters times range of sums, above which flips are
 class Paired:
     """`difference` = mean of a - mean of b, over n questions in `clusters` clusters.
 
-    low, high: 95 % interval; None of a single cluster.  better, worse: questions on which a's score
-    is above, below b's.
+    low, high: 95 % interval; None where there are too few clusters.  better, worse: questions on
+    which a's score is above, below b's.
     """
 
     difference: float
@@ -55,8 +59,8 @@ def paired(
     p_value, method = _sign_flip(sums, seed)
     return Paired(
         difference=mean,
-        low=None if half is None else mean - half,
-        high=None if half is None else mean + half,
+        low=None if half is None else max(-1.0, mean - half),
+        high=None if half is None else min(1.0, mean + half),
         p_value=p_value,
         n=len(differences),
         clusters=len(sums),
@@ -71,9 +75,11 @@ def _half_width(sums: np.ndarray, sizes: np.ndarray, mean: float) -> float | Non
     from scipy import stats
 
     groups = len(sums)
-    if groups < 2:
+    if groups < MIN_CLUSTERS:
         return None
     spread = math.sqrt(float(((sums - sizes * mean) ** 2).sum()) * groups / (groups - 1))
+    if spread == 0:
+        return float(wilson(0.0, groups)[1])
     return float(stats.t.ppf(0.975, groups - 1)) * spread / float(sizes.sum())
 
 

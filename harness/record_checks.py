@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import tasks
 from harness.profiling.points import Row
 from harness.records import Sample
 from tasks.errors import UserError
@@ -146,13 +147,26 @@ def _result(result: Mapping[str, Any], where: str) -> None:
 
 
 def _ablation(record: Mapping[str, Any]) -> None:
-    tables = record.get("tables")
-    _need(isinstance(tables, list) and len(tables) == 2, "tables")
-    for number, table in enumerate(record["tables"]):
-        where = f"tables[{number}]"
-        _need(isinstance(table, Mapping), where)
-        _need(table.keys() == {"title", "headers", "rows", "note"}, where)
-        _need(_is_text(table["title"]) and _is_text(table["note"]), where)
-        _need(_texts(table["headers"]) and isinstance(table["rows"], list), where)
-        width = len(table["headers"])
-        _need(all(_texts(row) and len(row) == width for row in table["rows"]), f"{where}.rows")
+    for name in ("axis", "final"):
+        _need(_is_text(record.get(name)), name)
+    _need(isinstance(_mapping(record, "arguments").get("seeds"), list), "arguments.seeds")
+    for name in ("cells", "tests"):
+        _need(isinstance(record.get(name), list), name)
+    _need(bool(record["cells"]), "cells")
+    for number, cell in enumerate(record["cells"]):
+        where = f"cells[{number}]"
+        _need(isinstance(cell, Mapping) and _is_text(cell.get("variant")), where)
+        metrics = _mapping(cell, "metrics")
+        _need(all(name in tasks.NAMES for name in metrics), f"{where}.metrics")
+        _need(all(map(_is_number, metrics.values())), f"{where}.metrics")
+    for number, test in enumerate(record["tests"]):
+        where = f"tests[{number}]"
+        _need(isinstance(test, Mapping), where)
+        _need(all(_is_text(test.get(name)) for name in ("variant", "task", "method")), where)
+        _need(all(_is_number(test.get(name)) for name in ("difference", "p_value")), where)
+        ends = [test.get(name) for name in ("low", "high")]
+        _need(ends == [None, None] or all(map(_is_number, ends)), where)
+        counts = ("n", "clusters", "better", "worse", "seeds_alike")
+        _need(all(_is_count(test.get(name)) for name in counts), where)
+        seeds = test.get("seed_differences")
+        _need(isinstance(seeds, list) and all(map(_is_number, seeds)), where)

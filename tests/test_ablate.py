@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from pathlib import Path
 
@@ -108,15 +109,31 @@ def test_tables_follow_from_the_cells_scores(tmp_path):
     found = json.loads(json.dumps(report.record("connector", studied, BUDGET, tmp_path)))
     table, tests = report.tables_of(found)
     assert table.headers == ["connector", "POPE"]
-    half = 12.706 * (12.5 / 2**0.5 * 2**0.5 * 2**0.5) / 2**0.5  # t, deviation of (25, 50)
-    assert table.rows[0] == ["mlp", f"37.5 [{37.5 - half:.1f} to {37.5 + half:.1f}]"]
+    assert table.rows[0] == ["mlp", "37.5 (25.0 to 50.0)"]
+    assert "2 seeds are too few for an interval" in table.note
     assert table.rows[1][0] == "vss_l2 *"
     expected = paired.paired([0, 0.5, 1, 0], [1, 1, 1, 0.5], ["x", "x", "y", "y"])
     [test] = found["tests"]
     assert test["difference"] == expected.difference == -0.5
     assert (test["p_value"], test["low"]) == (expected.p_value, expected.low)
     assert tests.rows[0][:3] == ["mlp", "POPE", "-50.0"]
+    assert tests.rows[0][3] == "too few: 2 clusters"
     assert tests.rows[0][-1] == "2/2"
+
+
+def test_five_seeds_give_an_interval_inside_the_range():
+    cells_ = [
+        {"variant": "mlp", "seed": s, "metrics": {"pope": value, "coco_cap": cider}}
+        for s, (value, cider) in enumerate([(2, 400), (99, 9), (99, 10), (98, 11), (97, 9)])
+    ]
+    found = {"axis": "connector", "final": "mlp", "arguments": {"seeds": [*range(5)]}}
+    found |= {"label": None, "cells": cells_, "tests": []}
+    table, _ = report.tables_of(found)
+    assert table.headers == ["connector", "POPE", "coco_cap"]
+    for cell in table.rows[0][1:]:
+        mean, low, high = (float(x) for x in re.findall(r"-?[0-9.]+", cell))
+        assert 0 <= low < mean < high <= (100 if mean < 80 else 1000), cell
+    assert "in brackets the 95 % interval over seeds" in table.note
 
 
 def test_cells_side_by_side_share_the_cores_and_keep_their_logs(tmp_path, monkeypatch):

@@ -75,10 +75,19 @@ def test_questions_of_one_image_count_as_one():
 
 
 def test_equal_runs_and_a_single_image():
-    same = paired([1, 0, 1], [1, 0, 1], "abc")
-    assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)
+    same = paired([1, 0, 1] * 5, [1, 0, 1] * 5, range(15))
+    bound = 1.959964**2 / (15 + 1.959964**2)  # Wilson's of none of 15
+    assert (same.difference, same.p_value) == (0, 1)
+    assert (same.low, same.high) == pytest.approx((-bound, bound))
+    few = paired([1, 0, 1], [0, 0, 0], "abc")
+    assert (few.low, few.high) == (None, None)
     alone = paired([1, 0], [0, 0], "aa")
     assert (alone.low, alone.p_value) == (None, 1.0)
+
+
+def test_an_interval_ends_at_the_largest_difference():
+    found = paired([1] * 12, [0] * 11 + [0.9], range(12))
+    assert 0.7 < found.low < found.difference < found.high == 1
 
 
 def write_run(folder: Path, scores: list[float | None], **sample: object) -> Path:
@@ -121,7 +130,7 @@ def test_the_command_compares_what_both_scored(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.startswith("A: a: model nano, protocol paper\nB: b:")
     assert out.splitlines()[-1].split() == (
-        ["pope", "75.0", "25.0", "+50.0", "-585.3", "to", "+685.3", "1", "4", "2", "2/0"]
+        ["pope", "75.0", "25.0", "+50.0", "too", "few:", "2", "clusters", "1", "4", "2", "2/0"]
     )
 
 

@@ -1,7 +1,8 @@
 """A study's cells together: scores by variant, and each variant against the final model.
 
 A score is the mean over seeds of a benchmark's headline metric; its interval is Student's t over
-the seeds (none with one seed).  The paired difference is of a question's score, averaged over the
+the seeds, inside the metric's range.  Fewer than five seeds are too few for one: the lowest and the
+highest are shown.  The paired difference is of a question's score, averaged over the
 seeds, from the final model's on the same question; interval and p-value treat an image's questions
 as one (harness/paired.py).  They speak of other questions, not of other seeds: the last column says
 in how many seeds the difference has the same sign.
@@ -13,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import tasks
@@ -23,12 +24,12 @@ from harness.ablation.variants import FINAL, Variant
 from harness.compare import interval_text, p_text
 from harness.paired import Paired, paired
 from harness.runs import NO_IMAGE, EvaluationRun
+from harness.stats import MIN_SEEDS, NoInterval, seeds_interval
 from harness.tables import Table
 
-SCORE_NOTE = (
-    "Mean over seeds; in brackets the 95 % interval over seeds (Student's t). In per cent, MME in "
-    "points. The final model is marked *."
-)
+SCORE_NOTE = "Mean over seeds; {spread}. In per cent, MME in points. The final model is marked *."
+INTERVAL = "in brackets the 95 % interval over seeds (Student's t)"
+TOO_FEW = "the lowest and highest seed in parentheses: {seeds} are too few for an interval"
 PAIRED_NOTE = (
     "Mean score of a question, in per cent, minus the final model's; interval and p of the paired "
     "test over images, for these seeds; then the seeds in which the difference has this sign."
@@ -39,7 +40,7 @@ PAIRED_HEADERS = (
 
 
 def record(axis: str, cells: Sequence[Cell], budget: Budget, root: Path) -> dict[str, Any]:
-    """The study as record.json: every cell's scores, the tests, and the tables of both."""
+    """The study as record.json: every cell's scores, and the tests."""
     runs = {(cell.variant, cell.seed): cell.evaluation(root) for cell in cells}
     chosen = list(dict.fromkeys(cell.variant for cell in cells))
     seeds = sorted({cell.seed for cell in cells})
@@ -55,7 +56,7 @@ def record(axis: str, cells: Sequence[Cell], budget: Budget, root: Path) -> dict
         if v is not reference
         for task in _tasks(first)
     ]
-    found = {
+    return {
         "schema": records.SCHEMA,
         "kind": "ablation",
         "label": first.get("label"),
@@ -68,12 +69,11 @@ def record(axis: str, cells: Sequence[Cell], budget: Budget, root: Path) -> dict
         "terms": first.get("terms", {}),
         "finished": records.now(),
     }
-    return found | {"tables": [asdict(_score_table(found)), asdict(_paired_table(found))]}
 
 
 def tables_of(found: Mapping[str, Any]) -> list[Table]:
-    """The tables that a record holds."""
-    return [Table(**table) for table in found["tables"]]
+    """A record's tables: the scores, and each variant against the final model."""
+    return [_score_table(found), _paired_table(found)]
 
 
 def _tasks(evaluation: Mapping[str, Any]) -> list[str]:
@@ -138,20 +138,25 @@ def _score_table(found: Mapping[str, Any]) -> Table:
     seeds = len(found["arguments"]["seeds"])
     title = f"Ablation of {found['axis']}, {seeds} seed{'s' * (seeds > 1)}"
     headers = [found["axis"], *(paper.BENCHMARKS.get(task, task) for task in present)]
-    return Table(title, headers, rows, _labelled(found, SCORE_NOTE))
+    few = TOO_FEW.format(seeds=f"{seeds} seed{'s' * (seeds > 1)}")
+    note = SCORE_NOTE.format(spread=INTERVAL if seeds >= MIN_SEEDS else few)
+    return Table(title, headers, rows, _labelled(found, note))
 
 
 def _mean_text(cells: Sequence[Mapping[str, float]], task: str) -> str:
+    """The mean over seeds with its interval [], or with the lowest and highest ()."""
     values = [cell[task] for cell in cells if task in cell]
     if not values:
         return "no score"
+    mean = f"{fmean(values):.1f}"
     if len(values) < 2:
-        return f"{values[0]:.1f}"
-    from scipy.stats import t
-
-    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
-    mean = fmean(values)
-    return f"{mean:.1f} [{mean - half:.1f} to {mean + half:.1f}]"
+        return mean
+    benchmark = tasks.load(task)
+    maximum = benchmark.maximum(benchmark.headline, ()) * (1 if benchmark.points else 100)
+    interval = seeds_interval(values, maximum)
+    if isinstance(interval, NoInterval):
+        return f"{mean} ({min(values):.1f} to {max(values):.1f})"
+    return f"{mean} [{interval.low:.1f} to {interval.high:.1f}]"
 
 
 def _paired_table(found: Mapping[str, Any]) -> Table:

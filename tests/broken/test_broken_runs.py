@@ -141,17 +141,44 @@ PROFILES: dict[str, tuple[Damage, str]] = {
     "memory below zero": (record(*RESULT, "peak_mem_bytes", to=-5), "peak_mem_bytes"),
     "no memory": (record(*RESULT, "peak_mem_bytes", gone=True), "peak_mem_bytes"),
 }
-TABLE = {"title": "t", "headers": ["a", "b"], "rows": [["1", "2"]], "note": ""}
-ABLATIONS: dict[str, tuple[object, str]] = {
-    "no tables": (None, "tables is missing"),
-    "one table": ([TABLE], "tables is missing or wrong"),
-    "tables of text": (["a", "b"], r"tables\[0\]"),
-    "a table without title": (
-        [{k: v for k, v in TABLE.items() if k != "title"}] * 2,
-        r"tables\[0\]",
-    ),
-    "a row too short": ([TABLE, TABLE | {"rows": [["1"]]}], r"tables\[1\].rows"),
-    "cells that are numbers": ([TABLE, TABLE | {"rows": [[1, 2]]}], r"tables\[1\].rows"),
+CELL = {"variant": "mlp", "seed": 0, "metrics": {"pope": 80.0}}
+TEST = {
+    "variant": "mlp",
+    "task": "pope",
+    "difference": 0.1,
+    "low": 0.0,
+    "high": 0.2,
+    "p_value": 0.5,
+    "n": 9,
+    "clusters": 9,
+    "better": 1,
+    "worse": 0,
+    "method": "t",
+    "seed_differences": [0.1],
+    "seeds_alike": 1,
+}
+STUDY = {
+    "kind": "ablation",
+    "label": None,
+    "axis": "connector",
+    "final": "mlp",
+    "arguments": {"seeds": [0]},
+    "cells": [CELL],
+    "tests": [TEST],
+}
+ABLATIONS: dict[str, tuple[dict[str, object], str]] = {
+    "no cells": ({"cells": None}, "cells is missing"),
+    "an empty study": ({"cells": []}, "cells is missing or wrong"),
+    "cells of text": ({"cells": ["a"]}, r"cells\[0\]"),
+    "a score of text": ({"cells": [CELL | {"metrics": {"pope": "80"}}]}, r"cells\[0\].metrics"),
+    "an unknown task": ({"cells": [CELL | {"metrics": {"popo": 80}}]}, r"cells\[0\].metrics"),
+    "no seeds": ({"arguments": {}}, "arguments.seeds"),
+    "no axis": ({"axis": None}, "axis is missing"),
+    "tests of text": ({"tests": ["a"]}, r"tests\[0\]"),
+    "a difference of text": ({"tests": [TEST | {"difference": "1"}]}, r"tests\[0\]"),
+    "half an interval": ({"tests": [TEST | {"low": None}]}, r"tests\[0\]"),
+    "a count of text": ({"tests": [TEST | {"clusters": "9"}]}, r"tests\[0\]"),
+    "no seed differences": ({"tests": [TEST | {"seed_differences": None}]}, r"tests\[0\]"),
 }
 
 
@@ -202,8 +229,7 @@ def test_a_broken_profile_is_refused(name, tmp_path, capsys):
 def test_a_broken_ablation_is_refused(name, tmp_path, capsys):
     content, message = ABLATIONS[name]
     (tmp_path / "runs" / "a").mkdir(parents=True)
-    found = {"kind": "ablation", "label": None, "tables": content}
-    (tmp_path / "runs" / "a" / RECORD).write_text(json.dumps(found))
+    (tmp_path / "runs" / "a" / RECORD).write_text(json.dumps(STUDY | content))
     for main, arguments in readers(tmp_path / "runs", tmp_path).values():
         refused(main, arguments, message, capsys)
 
