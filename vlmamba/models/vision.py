@@ -7,15 +7,19 @@ read is a choice (the paper is silent): second to last, patch tokens only, as LL
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any, cast
 
 import timm
 import torch
 from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers.utils import logging
 
-from vlmamba.config import VLMambaConfig, split_revision
+from vlmamba.config import VISION_SIZES, VLMambaConfig, split_revision
+from vlmamba.errors import UserError
 
 
 class VisionEncoder(nn.Module):
@@ -35,6 +39,7 @@ class TransformersEncoder(VisionEncoder):
 
     def __init__(self, config: VLMambaConfig):
         super().__init__()
+        self.config = config.vision_config
         self.model = AutoModel.from_config(config.vision_config)
         self.layer = config.vision_feature_layer
         self.has_cls = config.vision_config.model_type.startswith("clip")
@@ -47,11 +52,65 @@ class TransformersEncoder(VisionEncoder):
         return patches[:, 1:] if self.has_cls else patches
 
     def load_pretrained(self, **kwargs: Any) -> None:
-        """Take over the published weights (config.vision_model_id: hub id[@revision] or folder)."""
+        """Take over the published weights (config.vision_model_id: hub id[@revision] or folder).
+
+        Of a whole model or of its vision tower; a pooling head, a text model and all else behind
+        the layer that is read may be there or not.  Activation and epsilon are the published
+        ones.  Raises UserError for another architecture or another size, and for what is missing.
+        """
         name, revision = split_revision(str(self.model_id))
-        options = {"revision": revision} if revision else {}
-        published = type(self.model).from_pretrained(name, **options, **kwargs)
-        self.model.load_state_dict(published.state_dict())
+        options = kwargs | ({"revision": revision} if revision else {})
+        published = AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
+        self._agree_with(getattr(published, "vision_config", published))
+        model, info = _quietly(
+            lambda: type(self.model).from_pretrained(
+                name,
+                config=self.config,
+                dtype=next(self.model.parameters()).dtype,
+                output_loading_info=True,
+                **options,
+            )
+        )
+        missing = sorted(key for key in info["missing_keys"] if self._is_read(key))
+        wrong = sorted(str(key[0]) for key in info["mismatched_keys"])
+        for what, keys in (("lacks", missing), ("has wrong shapes for", wrong)):
+            if keys:
+                raise UserError(
+                    f"{self.model_id}: the checkpoint {what} {len(keys)} tensors of the encoder: "
+                    f"{', '.join(keys[:3])}{'...' if len(keys) > 3 else ''}"
+                )
+        self.model = model.requires_grad_(next(self.model.parameters()).requires_grad)
+
+    def _agree_with(self, published: PretrainedConfig) -> None:
+        """Take over what changes results but no shape; UserError where the rest is another's."""
+        wanted = {name: getattr(self.config, name, None) for name in ("model_type", *VISION_SIZES)}
+        for name, ours in wanted.items():
+            theirs = getattr(published, name, None)
+            if theirs != ours:
+                raise UserError(
+                    f"{self.model_id}: the vision encoder's {name} is {theirs!r}, the preset's "
+                    f"{ours!r}; choose the preset of this encoder, or give --set vision_config"
+                )
+        for name in ("hidden_act", "layer_norm_eps"):
+            setattr(self.config, name, getattr(published, name))
+
+    def _is_read(self, key: str) -> bool:
+        """Whether the hidden state that is read depends on this tensor of the model."""
+        layers = self.config.num_hidden_layers
+        depth = self.layer if self.layer >= 0 else layers + 1 + self.layer
+        if found := re.match(r"encoder\.layers\.(\d+)\.", key):
+            return int(found[1]) < depth
+        return not key.startswith(("post_layernorm.", "head."))
+
+
+def _quietly(load: Callable[[], Any]) -> Any:
+    """`load()` without transformers' list of tensors that it leaves aside: text model, head."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        return load()
+    finally:
+        logging.set_verbosity(before)
 
 
 class EfficientNetLite0Encoder(VisionEncoder):

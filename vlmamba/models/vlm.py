@@ -126,8 +126,15 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
         self.lm_head = value
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """(n_images, 3, H, W) -> (n_images, P, Dv): the encoder's patches."""
-        return self.vision_encoder(pixel_values.to(self.dtype))
+        """(n_images, 3, H, W) -> (n_images, P, Dv): the encoder's patches.
+
+        A frozen encoder makes no graph, whatever hooks ask its inputs for one.
+        """
+        learns = any(p.requires_grad for p in self.vision_encoder.parameters())
+        with torch.set_grad_enabled(
+            torch.is_grad_enabled() and (learns or pixel_values.requires_grad)
+        ):
+            return self.vision_encoder(pixel_values.to(self.dtype))
 
     def embed(
         self,

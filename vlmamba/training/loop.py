@@ -84,6 +84,8 @@ def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -
             lora.restore(resume_from, run.model)
     if hyper.gradient_checkpointing:
         run.model.activation_checkpointing_enable()
+        # checkpoints need no inputs with gradients; asked for them, frozen embeddings get a graph
+        run.model.disable_input_require_grads()
     if hyper.compile:
         # block by block: they are alike, so one compilation serves all, for every length
         for block in run.model.language_model.layers:
