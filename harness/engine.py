@@ -36,7 +36,8 @@ from tasks.common import Benchmark
 class Answers:
     """What a task's run gave: documents without images, and one answer each.
 
-    `engine` holds lmms-eval's own aggregate of each metric.
+    `engine` holds the aggregate of each metric that lmms-eval's evaluator got from our functions;
+    `rows` are all rows as they were loaded, less their images.
     """
 
     task: Benchmark
@@ -45,6 +46,7 @@ class Answers:
     predictions: list[str]
     image_keys: list[str | None]  # None: unreadable
     engine: dict[str, float]
+    rows: datasets.Dataset
 
 
 class SourcedTask(lmms_eval.api.task.ConfigurableTask):
@@ -63,6 +65,10 @@ class SourcedTask(lmms_eval.api.task.ConfigurableTask):
         rows = self.benchmark.process_docs(self._rows)
         self.dataset = datasets.DatasetDict({split: rows})
         self.dataset_no_image = datasets.DatasetDict({split: without_images(rows)})
+
+    def loaded_rows(self) -> datasets.Dataset:
+        """The rows as the source gave them, less their images."""
+        return without_images(self._rows)
 
     def stored_key(self, doc_id: int) -> str:
         """Content key of a row's stored image: for rows that another rank has answered."""
@@ -125,6 +131,7 @@ def _answers(task: SourcedTask, results: dict, model: VLMamba) -> Answers:
             metric: results["results"][name].get(f"{metric},none", float("nan"))
             for metric in task.benchmark.metrics
         },
+        rows=task.loaded_rows(),
     )
 
 

@@ -1,6 +1,6 @@
 """From a model's answers to scores, files and the table on the terminal.
 
-`finish` scores every task, checks the scores against lmms-eval's own aggregates, and writes
+`finish` scores every task, checks the scores against lmms-eval's (`harness.official`), and writes
 record.json, samples_TASK.jsonl, table.md and submission files into the run's folder.
 """
 
@@ -19,11 +19,11 @@ import datasets
 import torch
 import transformers
 
-from harness import records, submit, tables
+from harness import official, records, submit, tables
 from harness.data_sources import Source
-from harness.engine import Answers
+from harness.engine import Answers, quiet
 from harness.judge import JUDGED, Judge
-from harness.lmms_model import UNREADABLE, VLMamba, model_sha256
+from harness.lmms_model import NO_IMAGE, UNREADABLE, VLMamba, model_sha256
 from harness.records import Sample, TaskResult
 from harness.rundir import AnswerJournal, RunFolder, digest
 from tasks.errors import UserError
@@ -70,7 +70,7 @@ class Run:
 
 
 def finish(run: Run, model: VLMamba, answers: Sequence[Answers], started: float) -> dict[str, Any]:
-    """Score, check against lmms-eval's own aggregates, write the files and print the table.
+    """Score, check against lmms-eval, write the files and print the table.
 
     started: perf_counter() at the start. Returns the record.
     """
@@ -78,6 +78,7 @@ def finish(run: Run, model: VLMamba, answers: Sequence[Answers], started: float)
         run.folder.clear()
     results: list[TaskResult] = []
     checks: dict[str, str] = {}
+    against: dict[str, str] = {}
     data: dict[str, dict[str, Any]] = {}
     for answer in answers:
         result, samples = score(run, answer)
@@ -86,7 +87,11 @@ def finish(run: Run, model: VLMamba, answers: Sequence[Answers], started: float)
         which = run.source.describe(answer.task, run.rows[result.task])
         data[result.task] = {**which, "rows_digest": digest(asked)}
         judged = run.judge is not None and result.task in JUDGED
-        checks[result.task] = "not made: a judge helped" if judged else compare(result, answer)
+        checks[result.task], against[result.task] = (
+            ("not made: a judge helped", "nothing")
+            if judged
+            else compare(result, samples, answer, run.arguments["protocol"])
+        )
         run.folder.write(f"samples_{result.task}.jsonl", records.samples_text(samples))
     arguments, source = run.arguments, run.source
     title = title_line(arguments, source)
@@ -99,6 +104,7 @@ def finish(run: Run, model: VLMamba, answers: Sequence[Answers], started: float)
         "protocol": arguments["protocol"],
         "tasks": {result.task: records.result_entry(result) for result in results},
         "lmms_eval_check": checks,
+        "lmms_eval_check_against": against,
         **terms_of(arguments, model),
         "events": model.events,
         "timing": {**model.timing, "total_s": time.perf_counter() - started},
@@ -153,15 +159,28 @@ def write_submission(run: Run, answer: Answers, scored: bool) -> list[str]:
     return notes + about
 
 
-def compare(result: TaskResult, answer: Answers) -> str:
-    """ "equal", or which of our metrics differ from lmms-eval's own aggregates."""
+def compare(
+    result: TaskResult, samples: Sequence[Sample], answer: Answers, protocol: str
+) -> tuple[str, str]:
+    """ "equal" or the metrics that differ, and the name of what they were compared with.
+
+    Our functions must give the same under lmms-eval's evaluator; where lmms-eval has a task of its
+    own, that has to agree too. Whether a question had an image is told by what the model was shown.
+    """
     different = [
         f"{name}: {result.metrics.get(name, math.nan)} here, {value} in lmms-eval"
         for name, value in answer.engine.items()
         if math.isfinite(value) != (name in result.metrics)
         or (name in result.metrics and not math.isclose(value, result.metrics[name], abs_tol=1e-9))
     ]
-    return "; ".join(different) or "equal"
+    given = [
+        official.Given(answer.rows[sample.doc_id], sample, with_image=sample.image != NO_IMAGE)
+        for sample in samples
+        if sample.prediction is not None
+    ]
+    with quiet():
+        theirs, against = official.check(answer.task, result.metrics, given, protocol)
+    return "; ".join([*different, *theirs]) or "equal", against
 
 
 def terms_of(arguments: Arguments, model: VLMamba) -> dict[str, Any]:

@@ -110,6 +110,7 @@ def _task(entry: Mapping[str, Any], where: str) -> None:
     for name, found in _mapping(entry, "metrics").items():
         here = f"{where}.metrics.{name}"
         _need(isinstance(found, Mapping) and _is_number(found.get("value")), here)
+        _need(_is_count(found.get("n", 0)), f"{here}.n")
         if "low" in found:
             whole = _is_number(found["low"]) and _is_number(found.get("high"))
             _need(whole and _is_text(found.get("method")), here)

@@ -68,6 +68,7 @@ class TaskResult:
     n_unparsed: int
     excluded: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    metric_n: dict[str, int] = field(default_factory=dict)  # where a metric is not over all n
 
     def counts_note(self) -> str:
         """No score, answers not understood, rows left out, in words; empty when all is well."""
@@ -127,6 +128,7 @@ def score_task(
         n_unparsed=report.n_unparsed,
         excluded=excluded,
         notes=[*report.notes, *repeat_note(list(zip(docs, image_keys, strict=True)))],
+        metric_n=report.metric_n,
     )
     why = {row: reasons.get(place) for place, row in enumerate(readable)}
     samples = [
@@ -176,6 +178,8 @@ def result_entry(result: TaskResult) -> dict[str, Any]:
     for name, value in result.metrics.items():
         interval = result.intervals.get(name)
         metrics[name] = {"value": value} | _interval_entry(interval)
+        if result.metric_n.get(name, result.n) != result.n:
+            metrics[name]["n"] = result.metric_n[name]
     return {
         "n": result.n,
         "n_unparsed": result.n_unparsed,

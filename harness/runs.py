@@ -157,6 +157,7 @@ def task_result(name: str, entry: Mapping[str, Any]) -> TaskResult:
         n_unparsed=entry["n_unparsed"],
         excluded=entry["excluded"],
         notes=entry["notes"],
+        metric_n={key: found["n"] for key, found in metrics.items() if "n" in found},
     )
 
 

@@ -137,7 +137,7 @@ def _rows(result: TaskResult) -> list[list[str]]:
             metric,
             value_text(result.metrics[metric], result.points),
             interval_text(result.intervals.get(metric), result.points),
-            str(result.n),
+            str(result.metric_n.get(metric, result.n)),
             "",
         ]
         for metric in result.headline_metrics

@@ -69,6 +69,7 @@ class Report:
     n_unparsed: int
     excluded: dict[str, int] = field(default_factory=dict)  # reason -> rows left out
     notes: list[str] = field(default_factory=list)  # what a reader of the table must know
+    metric_n: dict[str, int] = field(default_factory=dict)  # where a metric is not over all n
 
 
 class Benchmark(ABC):
@@ -132,6 +133,10 @@ class Benchmark(ABC):
 
     def exclude(self, docs: Sequence[Doc], protocol: str) -> dict[int, str]:
         """Row index -> reason, for rows that cannot be scored (half a pair, missing truth...)."""
+        return {}
+
+    def metric_n(self, docs: Sequence[Doc]) -> dict[str, int]:
+        """How many questions a metric is over, for those that are not over all scored documents."""
         return {}
 
     def notes(self, docs: Sequence[Doc], protocol: str) -> list[str]:
@@ -212,6 +217,7 @@ class Benchmark(ABC):
             n_unparsed=sum(case.parsed is None for _, case in kept),
             excluded=_count(reasons.values()),
             notes=self.notes(kept_docs, protocol),
+            metric_n=self.metric_n(kept_docs),
         )
 
 

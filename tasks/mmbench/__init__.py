@@ -107,6 +107,11 @@ class MmBench(Benchmark):
         }
         return {"accuracy": _share(hit for _, hit in right)} | vanilla | by_category
 
+    def metric_n(self, docs: Sequence[Doc]) -> dict[str, int]:
+        """Questions, not rows."""
+        n_questions = sum(not _is_rotated(doc) for doc in docs)
+        return {"accuracy": n_questions, "vanilla_accuracy": n_questions}
+
     def notes(self, docs: Sequence[Doc], protocol: str) -> list[str]:
         if not any(map(_is_rotated, docs)):
             return ["no answered row is a rotation: circular accuracy is not reported"]

@@ -77,6 +77,12 @@ class Mme(Benchmark):
             for key, value in values.items()
         }
 
+    def metric_n(self, docs: Sequence[Doc]) -> dict[str, int]:
+        return {
+            group: sum(doc["category"] in names for doc in docs)
+            for group, names in scorer.SUBTASKS.items()
+        }
+
     def notes(self, docs: Sequence[Doc], protocol: str) -> list[str]:
         present = {doc["category"] for doc in docs}
         return [

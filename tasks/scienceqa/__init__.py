@@ -53,6 +53,9 @@ class ScienceQa(Benchmark):
         subset = {"accuracy": fmean(images)} if images and None not in told else {}
         return subset | {"accuracy_all": fmean(everything)}
 
+    def metric_n(self, docs: Sequence[Doc]) -> dict[str, int]:
+        return {"accuracy": sum(bool(self.has_image(doc)) for doc in docs)}
+
     def notes(self, docs: Sequence[Doc], protocol: str) -> list[str]:
         told = [self.has_image(doc) for doc in docs]
         if None in told:
