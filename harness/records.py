@@ -16,7 +16,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from harness import judge as judging
 from harness.documents import repeat_note
 from harness.judge import Judge
 from harness.stats import Interval, NoInterval, intervals
-from tasks.common import Benchmark, Case
+from tasks.common import Benchmark, Case, Report
 
 SCHEMA = 1
 PACKAGES = (
@@ -118,14 +118,8 @@ def score_task(
     excluded = dict(report.excluded)
     if len(readable) < len(docs):
         excluded["unreadable image"] = len(docs) - len(readable)
-    result = TaskResult(
-        task=task.name,
-        points=task.points,
-        headline_metrics=tuple(m for m in task.metrics if "/" not in m),
-        metrics={k: v for k, v in report.metrics.items() if math.isfinite(v)},
-        intervals=intervals(task, kept_docs, report, protocol, seed=seed),
-        n=report.n,
-        n_unparsed=report.n_unparsed,
+    result = replace(
+        result_of(task, kept_docs, report, protocol, seed=seed),
         excluded=excluded,
         notes=[*report.notes, *repeat_note(list(zip(docs, image_keys, strict=True)))],
         metric_n=report.metric_n,
@@ -137,6 +131,28 @@ def score_task(
         for row, doc in enumerate(docs)
     ]
     return result, [Sample(**sample) for sample in samples]
+
+
+def result_of(
+    task: Benchmark,
+    docs: Sequence[Mapping[str, Any]],
+    report: Report,
+    protocol: str,
+    *,
+    seed: int = 0,
+) -> TaskResult:
+    """A report with its intervals."""
+    return TaskResult(
+        task=task.name,
+        points=task.points,
+        headline_metrics=tuple(m for m in task.metrics if "/" not in m),
+        metrics={k: v for k, v in report.metrics.items() if math.isfinite(v)},
+        intervals=intervals(task, docs, report, protocol, seed=seed),
+        n=report.n,
+        n_unparsed=report.n_unparsed,
+        excluded=report.excluded,
+        notes=report.notes,
+    )
 
 
 def _sample(

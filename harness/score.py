@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import tasks
-from harness import importers, submit
+from harness import importers, records, submit, tables
 from harness import judge as judging
 from harness.cli import Parser, cli
 from harness.documents import read_documents, read_rows, repeat_note
 from harness.llava_answers import Joined
+from harness.records import TaskResult
 from tasks.common import PROTOCOLS, Benchmark, Case, Report, check_protocol
 from tasks.errors import UserError
 
@@ -73,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     judge = judging.from_arguments(args, [task])
     report = score(task, rows, args.protocol, judge)
-    print(summary(task, report, args.protocol, missing))
+    result = records.result_of(task, [row.doc for row in rows], report, args.protocol)
+    print(summary(result, args.protocol, missing))
     if args.compare:
         print(comparison(task, rows, None if args.per_case else SHOWN))
     elif args.per_case:
@@ -154,22 +156,16 @@ def score(
     return replace(report, notes=[*report.notes, *(repeat_note(docs) if named else [])])
 
 
-def summary(task: Benchmark, report: Report, protocol: str, missing: int = 0) -> str:
-    """The metrics, headline first, then what was left out and what to know."""
-    width = max(map(len, report.metrics), default=0)
-    lines = [f"{task.name}, protocol {protocol}: {report.n} answers scored"]
-    lines += [
-        f"  {name:<{width}}  {_number(value)}" for name, value in _headline_first(task, report)
-    ]
-    lines += [f"not understood: {report.n_unparsed}"] if report.n_unparsed else []
-    lines += [f"left out: {count} rows: {reason}" for reason, count in report.excluded.items()]
+def summary(result: TaskResult, protocol: str, missing: int = 0) -> str:
+    """The table of harness.run: units, intervals, n; then what was left out and what to know."""
+    title = f"{result.task}, protocol {protocol}: {result.n} answers scored"
+    # Reasons are sentences here, longer than a table's cell: they get lines of their own.
+    bare = replace(result, n_unparsed=0, excluded={}, notes=[])
+    lines = [f"not understood: {result.n_unparsed}"] if result.n_unparsed else []
+    lines += [f"left out: {count} rows: {reason}" for reason, count in result.excluded.items()]
     lines += [f"left out: {missing} questions without an answer"] if missing else []
-    return "\n".join([*lines, *(f"note: {note}" for note in report.notes)])
-
-
-def _headline_first(task: Benchmark, report: Report) -> Iterator[tuple[str, float]]:
-    known = [name for name in task.metrics if name in report.metrics]
-    yield from ((name, report.metrics[name]) for name in dict.fromkeys([*known, *report.metrics]))
+    lines += [f"note: {note}" for note in result.notes]
+    return "\n".join([tables.report([bare], title), *lines])
 
 
 def per_case_lines(rows: Sequence[Joined], report: Report) -> Iterator[str]:

@@ -258,12 +258,17 @@ def evil_profile(folder: Path) -> Path:
 
 
 def evil_ablation(folder: Path) -> Path:
-    table = {"title": EVIL, "headers": [EVIL], "rows": [[EVIL]], "note": EVIL}
+    test = {"variant": EVIL, "task": EVIL, "method": EVIL, "difference": 0.1, "p_value": 0.5}
+    test |= {"low": 0.0, "high": 0.2, "n": 9, "clusters": 9, "better": 1, "worse": 0}
     folder.mkdir()
     record = {
         "kind": "ablation",
         "label": EVIL,
-        "tables": [table, table],
+        "axis": EVIL,
+        "final": EVIL,
+        "arguments": {"seeds": [0, 1]},
+        "cells": [{"variant": EVIL, "seed": s, "metrics": {EVIL: 1.0}} for s in (0, 1)],
+        "tests": [test | {"seed_differences": [0.1], "seeds_alike": 1}],
         "terms": {"commit": EVIL},
     }
     (folder / "record.json").write_text(json.dumps(record))

@@ -24,7 +24,7 @@ from harness.ablation.variants import FINAL, Variant
 from harness.compare import interval_text, p_text
 from harness.paired import Paired, paired
 from harness.runs import NO_IMAGE, EvaluationRun
-from harness.stats import MIN_SEEDS, NoInterval, seeds_interval
+from harness.stats import MIN_SEEDS, Interval, seeds_interval
 from harness.tables import Table
 
 SCORE_NOTE = "Mean over seeds; {spread}. In per cent, MME in points. The final model is marked *."
@@ -151,12 +151,16 @@ def _mean_text(cells: Sequence[Mapping[str, float]], task: str) -> str:
     mean = f"{fmean(values):.1f}"
     if len(values) < 2:
         return mean
-    benchmark = tasks.load(task)
-    maximum = benchmark.maximum(benchmark.headline, ()) * (1 if benchmark.points else 100)
-    interval = seeds_interval(values, maximum)
-    if isinstance(interval, NoInterval):
+    interval = seeds_interval(values, _maximum(task)) if task in tasks.NAMES else None
+    if not isinstance(interval, Interval):
         return f"{mean} ({min(values):.1f} to {max(values):.1f})"
     return f"{mean} [{interval.low:.1f} to {interval.high:.1f}]"
+
+
+def _maximum(task: str) -> float:
+    """Of the headline metric, in the paper's unit."""
+    benchmark = tasks.load(task)
+    return benchmark.maximum(benchmark.headline, ()) * (1 if benchmark.points else 100)
 
 
 def _paired_table(found: Mapping[str, Any]) -> Table:

@@ -171,7 +171,6 @@ ABLATIONS: dict[str, tuple[dict[str, object], str]] = {
     "an empty study": ({"cells": []}, "cells is missing or wrong"),
     "cells of text": ({"cells": ["a"]}, r"cells\[0\]"),
     "a score of text": ({"cells": [CELL | {"metrics": {"pope": "80"}}]}, r"cells\[0\].metrics"),
-    "an unknown task": ({"cells": [CELL | {"metrics": {"popo": 80}}]}, r"cells\[0\].metrics"),
     "no seeds": ({"arguments": {}}, "arguments.seeds"),
     "no axis": ({"axis": None}, "axis is missing"),
     "tests of text": ({"tests": ["a"]}, r"tests\[0\]"),

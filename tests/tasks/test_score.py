@@ -2,11 +2,13 @@
 
 import json
 import math
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import sample_documents
+from scipy.stats import binomtest
 
 import tasks
 from harness import score, submit
@@ -66,6 +68,23 @@ def test_every_task_scores_right_answers_as_full_marks(name, write, tmp_path, ca
     content = json.loads(out.read_text())
     assert list(content["per_case"]) == ["0", "1"]
     assert content["metrics"][task.headline] == (200 if task.points else 1)
+
+
+def test_intervals_units_and_n_are_those_of_a_run(write, capsys):
+    """38 of 40 right, one question an image: scipy's Wilson interval of 38 in 39.x."""
+    rows = [
+        POPE | {"image_source": str(i), "question": f"{i}?", "prediction": "Yes" if i > 1 else "No"}
+        for i in range(40)
+    ]
+    code, printed, _ = run(capsys, "pope", write(rows))
+    assert code == 0
+    low, high = binomtest(38, 40).proportion_ci(method="wilson")
+    found = re.search(r"pope +accuracy +95\.0% +([0-9.]+) to ([0-9.]+) +40", printed)
+    assert [float(x) for x in found.groups()] == pytest.approx([100 * low, 100 * high], abs=0.4)
+    pair = MME | {"category": "existence", "answer": "Yes", "prediction": "Yes"}
+    rows = [pair | {"question_id": f"{i // 2}.png"} for i in range(24)]
+    printed = run(capsys, "mme", write(rows))[1]
+    assert re.search(r"perception +200\.0 +151\.5 to 200\.0 +24", printed)  # Wilson's of 12 of 12
 
 
 def test_per_case_prints_every_row(write, capsys):
