@@ -108,6 +108,7 @@ def test_a_wrong_checkpoint_names_its_keys(tmp_path, theirs):
     tensors = original_layout({k: v.clone() for k, v in theirs.state_dict().items()})
     tensors.pop("backbone.layers.1.mixer.D")
     tensors["backbone.norm_f.weight"] = torch.ones(7)
+    (tmp_path / "config.json").write_text(json.dumps(ORIGINAL_CONFIG))
     ours = VLMambaForConditionalGeneration(tiny_config())
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"norm_f.weight has shape \(7,\)"):

@@ -9,6 +9,7 @@ have no such form, are read with weights_only=True, so nothing in them is execut
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Mamba2Config, MambaConfig, PretrainedConfig
 
 from vlmamba.checkpoint_files import language_model_files, model_files, read_object, tensors
 from vlmamba.config import VLMambaConfig, split_revision
@@ -27,6 +29,16 @@ from vlmamba.processing import VLMambaProcessor
 
 BUNDLED = {"nano": Path(__file__).parent / "assets" / "nano"}
 NAMES = {"nano": "nano", "demo": "nano"}
+TRANSFORMERS_CONFIGS: dict[str, type[PretrainedConfig]] = {
+    "mamba": MambaConfig,
+    "mamba2": Mamba2Config,
+}
+# Entries of `ssm_cfg` about initialisation and about speed
+SAME_RESULT = (
+    *("layer", "dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "A_init_range"),
+    *("chunk_size", "use_fast_path", "use_mem_eff_path"),
+)
+RESULT_ONLY = ("rms_eps", "residual_in_fp32")  # of a published model; they change no shape
 
 
 def load(
@@ -133,8 +145,17 @@ def build(
 ) -> VLMambaForConditionalGeneration:
     """A model for training: random connector, pretrained encoder, and LLM weights if it has any.
 
-    load_options go to from_pretrained (revision, cache_dir, local_files_only).
+    Norms' epsilon and the residual's precision become those of the published language model, in
+    `config` too.  load_options go to from_pretrained (revision, cache_dir, local_files_only).
     """
+    if pretrained and config.language_model_id:
+        published = language_model_config(
+            _checkpoint_folder(config.language_model_id, **load_options)
+        )
+        for name in RESULT_ONLY:
+            setattr(config, name, published[name])
+        config._check()
+        _check_agreement(config, published, config.language_model_id)
     model = VLMambaForConditionalGeneration(config)
     if not model.vision_encoder.weights_in_checkpoint or pretrained:
         with _fetching("vision encoder", config.vision_model_id):
@@ -180,9 +201,11 @@ def load_language_model(
     """Fill the language model from a published Mamba checkpoint (folder or hub id[@revision]).
 
     Either layout, sharded or not, safetensors or .bin.  A vocabulary smaller than the model's
-    fills its first rows.  Raises UserError naming keys that are missing, unknown or ill-shaped.
+    fills its first rows.  Raises UserError naming keys that are missing, unknown or ill-shaped,
+    and settings of its config.json that are not the model's.
     """
     folder = _checkpoint_folder(source, **load_options)
+    _check_agreement(model.config, language_model_config(folder), source)
     own = model.language_model.state_dict()
     seen: set[str] = set()
     head: Tensor | None = None
@@ -203,11 +226,20 @@ def load_language_model(
             f"{source}: the checkpoint lacks {len(missing)} tensors: {', '.join(missing[:3])}"
             f"{'...' if len(missing) > 3 else ''}"
         )
-    embedding = own["embedding.weight"]
+    _check_head(head, own["embedding.weight"], folder)
+
+
+def _check_head(head: Tensor | None, embedding: Tensor, folder: Path) -> None:
+    """Raise UserError unless the output head is the embedding, in the file or by config.json."""
+    published = read_object(folder / "config.json")
+    of_its_own = published.get("model_type") == "mamba2"  # transformers' default
+    tied = published.get("tie_word_embeddings", published.get("tie_embeddings", not of_its_own))
+    if head is None and not tied:
+        raise UserError(f"{folder}: the checkpoint lacks lm_head.weight, its own output head")
     if head is not None and not torch.equal(head.to(embedding.dtype), embedding[: len(head)]):
         raise UserError(
-            f"{source}: the output head differs from the embedding; only models that share the "
-            "two can be read"
+            f"{folder}: the output head differs from the embedding (tie_word_embeddings is "
+            f"{tied!r}); only models that share the two can be read"
         )
 
 
@@ -247,65 +279,113 @@ def _checkpoint_folder(source: str | Path, **load_options: Any) -> Path:
 def language_model_config(folder: str | Path) -> dict[str, Any]:
     """Our configuration fields from a published config.json, either layout, Mamba or Mamba-2.
 
-    Raises UserError for a setting that would change the results and that our layers lack.
+    What a published file leaves out has the value that its own library gives it.  Raises UserError
+    for another kind of model, and for a setting that would change the results and that our layers
+    lack.
     """
     path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: no config.json; a published Mamba model has one")
     published = read_object(path)
-    if "n_layer" in published:  # original layout
-        vocabulary = published.get("vocab_size", 50277)
-        multiple = published.get("pad_vocab_size_multiple", 8)
-        return {
-            "d_model": published["d_model"],
-            "n_layer": published["n_layer"],
-            "vocab_size": -(-vocabulary // multiple) * multiple,
-            "residual_in_fp32": published.get("residual_in_fp32", True),
-            **_layer_fields(published.get("ssm_cfg", {}), path),
-        }
-    fields = {
-        "d_model": published["hidden_size"],
-        "n_layer": published["num_hidden_layers"],
-        "vocab_size": published["vocab_size"],
-        "d_state": published["state_size"],
-        "d_conv": published["conv_kernel"],
-        "expand": published["expand"],
-        "rms_eps": published["layer_norm_epsilon"],
-        "residual_in_fp32": published["residual_in_fp32"],
-    }
-    wanted = {"use_bias": False, "use_conv_bias": True, "hidden_act": "silu"}
-    if published.get("model_type") != "mamba2":
-        _refuse_others(published, wanted, path)
-        return fields | {"dt_rank": published["time_step_rank"]}
-    limits = published.get("time_step_limit", [0.0, math.inf])
-    limits = [float(limit) for limit in limits]  # JSON has infinity as a number or as a word
-    _refuse_others(
-        published | {"time_step_limit": limits}, wanted | {"time_step_limit": [0.0, math.inf]}, path
-    )
-    return fields | {
-        "mixer": "mamba2",
-        "head_dim": published["head_dim"],
-        "n_groups": published["n_groups"],
+    if "hidden_size" not in published and "n_layer" in published:
+        return _original_fields(published, path)
+    kind = str(published.get("model_type"))
+    if kind not in TRANSFORMERS_CONFIGS:
+        raise unknown(f"language model in {path}: model_type", kind, TRANSFORMERS_CONFIGS)
+    try:
+        config: Any = TRANSFORMERS_CONFIGS[kind].from_json_file(str(path))
+        return _transformers_fields(config, path)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise UserError(f"{path}: {_in_one_line(error)}") from error
+
+
+def _original_fields(published: dict[str, Any], path: Path) -> dict[str, Any]:
+    """state-spaces/mamba's `MambaConfig`, which has the defaults given here."""
+    wanted = {"d_intermediate": 0, "attn_layer_idx": [], "rms_norm": True}
+    _refuse_others(published, wanted, path)
+    layer = published.get("ssm_cfg", {})
+    sizes = [published.get("d_model", 2560), published["n_layer"]]
+    sizes += [published.get("vocab_size", 50277), published.get("pad_vocab_size_multiple", 8)]
+    if not isinstance(layer, dict) or not all(type(size) is int and size > 0 for size in sizes):
+        raise UserError(f"{path}: the sizes are {sizes}, ssm_cfg is {layer!r}; expected a model's")
+    width, layers, vocabulary, multiple = sizes
+    return {
+        "d_model": width,
+        "n_layer": layers,
+        "vocab_size": -(-vocabulary // multiple) * multiple,
+        "rms_eps": 1e-5,
+        "residual_in_fp32": published.get("residual_in_fp32", True),
+        **_layer_fields(layer, width, path),
     }
 
 
-def _layer_fields(published: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Fields of `ssm_cfg`, the original layout's keyword arguments of a layer."""
-    ours = {name: name for name in ("d_state", "d_conv", "expand", "dt_rank")}
-    kinds, kind = {"Mamba1": "mamba", "Mamba2": "mamba2"}, published.get("layer", "Mamba1")
+def _layer_fields(published: dict[str, Any], width: int, path: Path) -> dict[str, Any]:
+    """Fields of `ssm_cfg`, the original layout's keyword arguments of a layer, with its defaults.
+
+    How weights are initialised and how the scan is cut and run changes no result.
+    """
+    kinds, kind = {"Mamba1": "mamba", "Mamba2": "mamba2"}, str(published.get("layer", "Mamba1"))
     if kind not in kinds:
         raise unknown(f"layer in {path}", kind, kinds)
-    fields: dict[str, Any] = {"mixer": kinds[kind]}
-    if fields["mixer"] == "mamba2":
+    fields: dict[str, Any] = {"mixer": kinds[kind], "d_conv": 4, "expand": 2}
+    ours = {name: name for name in ("d_state", "d_conv", "expand")}
+    if kind == "Mamba1":
+        fields |= {"d_state": 16, "dt_rank": "auto"}
+        ours |= {"dt_rank": "dt_rank"}
+    else:
+        fields |= {"d_state": 128, "head_dim": 64, "n_groups": 1}
         ours |= {"headdim": "head_dim", "ngroups": "n_groups"}
-        fields["d_state"] = 128  # that layer's default
+    as_here = (("bias", False), ("conv_bias", True))
     for name, value in published.items():
         if name in ours:
             fields[ours[name]] = value
-        elif name not in ("layer", "chunk_size"):  # how it is cut changes no result
+        elif name not in SAME_RESULT and (name, value) not in (
+            ("bias", False),
+            ("conv_bias", True),
+        ):
             raise UserError(f"{path}: ssm_cfg has {name}={value!r}, which is not supported here")
+    if fields.get("dt_rank") == "auto":
+        fields["dt_rank"] = math.ceil(width / 16)
     return fields
+
+
+def _transformers_fields(config: Any, path: Path) -> dict[str, Any]:
+    """Of transformers' MambaConfig or Mamba2Config."""
+    act = "silu" if config.hidden_act == "swish" else config.hidden_act
+    published = {"use_bias": config.use_bias, "use_conv_bias": config.use_conv_bias}
+    published["hidden_act"] = act
+    wanted = {"use_bias": False, "use_conv_bias": True, "hidden_act": "silu"}
+    fields = {
+        "d_model": config.hidden_size,
+        "n_layer": config.num_hidden_layers,
+        "vocab_size": config.vocab_size,
+        "d_state": config.state_size,
+        "d_conv": config.conv_kernel,
+        "expand": config.expand,
+        "rms_eps": config.layer_norm_epsilon,
+        "residual_in_fp32": config.residual_in_fp32,
+        "mixer": config.model_type,
+    }
+    if config.model_type == "mamba":
+        _refuse_others(published, wanted, path)
+        return fields | {"dt_rank": config.time_step_rank}
+    published["time_step_limit"] = [float(limit) for limit in config.time_step_limit]
+    _refuse_others(published, wanted | {"time_step_limit": [0.0, math.inf]}, path)
+    return fields | {"head_dim": config.head_dim, "n_groups": config.n_groups}
 
 
 def _refuse_others(published: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
     for name, value in wanted.items():
         if published.get(name, value) != value:
             raise UserError(f"{path}: {name} is {published[name]!r}; supported here is {value!r}")
+
+
+def _check_agreement(config: VLMambaConfig, published: dict[str, Any], source: str | Path) -> None:
+    """Raise UserError where the model is built in another way than its weights were trained."""
+    for name, theirs in published.items():
+        ours = getattr(config, name)
+        if ours != theirs and not (name == "vocab_size" and theirs <= ours):
+            raise UserError(
+                f"{source}: {name} is {theirs!r} in its config.json, and {ours!r} here; choose the "
+                f"preset of this model, or give --set {name}={json.dumps(theirs)}"
+            )

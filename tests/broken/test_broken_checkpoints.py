@@ -376,6 +376,28 @@ LANGUAGE_MODELS: dict[str, tuple[Damage, str]] = {
         "leads out of the folder; refused",
     ),
     "an index that is no JSON": (lambda d: (d / INDEX).write_text("{"), "is not JSON"),
+    "no config.json": (lambda d: (d / "config.json").unlink(), "no config.json"),
+    "a config that is no JSON": (overwritten("config.json", b"{"), "is not JSON"),
+    "a config of nothing": (overwritten("config.json", b"{}"), "unknown language model"),
+    "a layer of no kind": (config(ssm_cfg={"layer": ["Mamba"]}), "unknown layer"),
+    "layers by name": (config(ssm_cfg="Mamba2"), "ssm_cfg is 'Mamba2'"),
+    "a width of no number": (config(d_model="wide"), "the sizes are"),
+    "an eps of no number": (
+        config(model_type="mamba", hidden_size=32, layer_norm_epsilon="small"),
+        "layer_norm_epsilon",
+    ),
+    "an eps below zero": (
+        config(model_type="mamba", hidden_size=32, num_hidden_layers=2, layer_norm_epsilon=-1.0),
+        "rms_eps is -1.0",
+    ),
+    "limits of no number": (
+        config(model_type="mamba2", hidden_size=32, head_dim=8, num_heads=8, time_step_limit="no"),
+        "time_step_limit",
+    ),
+    "more heads than channels": (
+        config(model_type="mamba2", hidden_size=32, head_dim=8, num_heads=9),
+        "num_heads",
+    ),
 }
 
 
@@ -384,6 +406,8 @@ def test_a_broken_language_model_is_refused(name, tmp_path, trap, model):
     damage, message = LANGUAGE_MODELS[name]
     folder = tmp_path / "lm"
     folder.mkdir()
+    original = {"d_model": 32, "n_layer": 2, "vocab_size": 317, "ssm_cfg": {}}
+    (folder / "config.json").write_text(json.dumps(original))
     damage(folder)
     with pytest.raises(UserError, match=message) as caught:
         load_language_model(model, folder)
