@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.documents import Row, is_file, read_rows, read_table
+from harness.documents import Row, is_file, lists_read, read_table, read_task_rows
 from tasks.common import Benchmark, Hub
 from tasks.errors import UserError
 
@@ -204,7 +204,9 @@ def _records(files: Sequence[Path], root: Path, task: Benchmark) -> datasets.Dat
 
     rows: list[Row] = []
     for file in files:
-        found = read_rows(file) if file.suffix != ".tsv" else _tsv_rows(file, task.image_column)
+        found = (
+            read_task_rows(file, task) if file.suffix != ".tsv" else _tsv_rows(file, task)
+        )
         if not found:
             raise UserError(f"{file} has no rows")
         for number, row in enumerate(found, 1):
@@ -228,13 +230,14 @@ def _records(files: Sequence[Path], root: Path, task: Benchmark) -> datasets.Dat
     return _confine_paths(undecoded(whole, task, str(files[0])), root, files[0].parent, task)
 
 
-def _tsv_rows(file: Path, image_column: str) -> list[Row]:
+def _tsv_rows(file: Path, task: Benchmark) -> list[Row]:
     """Rows of a published table, as its hub copy has them: an empty cell is the text "nan".
 
     A rotated question may name, in place of an image, the index of the row that holds it. A cell
     that is no image at all is kept as it is: it counts as an unreadable one.
     """
-    rows = read_table(file)
+    image_column = task.image_column
+    rows = lists_read(read_table(file), task, file)
     images = {row.get("index"): row.get(image_column) for row in rows}
     for row in rows:
         if image := row.get(image_column):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import data_files
 from harness.data_files import check_columns, first_line, undecoded
-from tasks.common import Benchmark, Hub
+from tasks.common import Benchmark, Hub, check_lists
 from tasks.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -221,6 +221,7 @@ def check_usable(task: Benchmark, rows: datasets.Dataset, protocol: str) -> None
         try:
             if "question" in task.columns and not isinstance(doc["question"], str):
                 raise TypeError("expected text")
+            check_lists(task, doc)
             task.prompt(doc, protocol)
             task.truth(doc)
             task.cluster(doc)

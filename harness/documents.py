@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-from tasks.common import Benchmark
+from tasks.common import Benchmark, listed
 from tasks.errors import UserError
 
 Row = dict[str, Any]
@@ -26,9 +26,38 @@ Row = dict[str, Any]
 BAD_SHEET = (ValueError, KeyError, TypeError, AttributeError, IndexError, SyntaxError, EOFError)
 
 
+TABLES = (".tsv", ".csv", ".xlsx")  # formats whose cells are all text
+
+
 def read_documents(paths: Sequence[Path], task: Benchmark) -> list[Row]:
     """All rows of the files, in order, as `task` keeps a document without its image."""
-    return [task.without_image(row) for path in paths for row in read_rows(path, task.image_column)]
+    return [task.without_image(row) for path in paths for row in read_task_rows(path, task)]
+
+
+def read_task_rows(path: Path, task: Benchmark) -> list[Row]:
+    """The rows of one file for `task`: `read_rows`, and lists where the task has lists.
+
+    Raises UserError where a cell of a table should hold a list and does not.
+    """
+    rows = read_rows(path, task.image_column)
+    return lists_read(rows, task, path) if path.suffix in TABLES else rows
+
+
+def lists_read(rows: list[Row], task: Benchmark, path: Path) -> list[Row]:
+    """The rows of a table with the task's lists read from their cells. Raises UserError."""
+    for number, row in enumerate(rows, 1):
+        for column in task.list_columns:
+            text = row.get(column)
+            if not isinstance(text, str) or not text.strip():
+                continue
+            if (value := listed(text)) is not None:
+                row[column] = value
+            elif not task.text_lists:
+                raise UserError(
+                    f"{path} row {number}: column {column!r} is {text!r:.60}; expected a list such "
+                    "as ['one', 'two']"
+                )
+    return rows
 
 
 def read_rows(path: Path, image_column: str = "image") -> list[Row]:

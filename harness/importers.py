@@ -15,7 +15,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from harness import llava_answers
-from harness.documents import Row, read_documents, read_rows
+from harness.documents import Row, read_documents, read_rows, read_task_rows
 from harness.llava_answers import BAD_ROW, Joined
 from tasks.common import Benchmark
 from tasks.errors import UserError, unknown
@@ -42,7 +42,7 @@ def from_vlmevalkit(
 
     Its POPE file holds each question once, with all categories that ask it.
     """
-    rows = read_rows(predictions)
+    rows = read_task_rows(predictions, task)
     for row in rows:
         for column in ("index", "prediction"):
             if column not in row:
@@ -101,9 +101,15 @@ def _textvqa(row: Row) -> list[Row]:
     return [{"question_id": row["index"], "question": row["question"], "answers": answers}]
 
 
+def _mmvet(row: Row) -> list[Row]:
+    kept = {column: row[column] for column in ("question", "answer")}
+    return [{"question_id": row["index"], "capability": row["category"], **kept}]
+
+
 VLMEVALKIT: dict[str, Callable[[Row], list[Row]]] = {
     "pope": _pope,
     "mme": _mme,
+    "mmvet": _mmvet,
     "scienceqa": _scienceqa,
     "textvqa": _textvqa,
 }
@@ -114,11 +120,12 @@ def from_lmms_eval(
 ) -> tuple[list[Joined], int]:
     """lmms-eval logs a document's number and, for this harness's own tasks, the document.
 
-    For its built-in tasks `truth` gives the documents, in the data set's order.
+    For its built-in tasks `truth` gives the documents, in the data set's order: each sample's
+    prompt and target must be those of the document that its number names.
     """
     documents = read_documents(truth, task)
     samples = read_rows(predictions)
-    joined = []
+    joined, differing = [], []
     for number, sample in enumerate(samples, 1):
         doc_id, answer = sample.get("doc_id"), _first_text(sample.get("filtered_resps"))
         if type(doc_id) is not int or answer is None:
@@ -132,8 +139,45 @@ def from_lmms_eval(
                 f"{predictions} line {number}: no document {doc_id}; give the data set's files, "
                 f"in order, with --truth (got {len(documents)} documents)"
             )
+        if doc is None and (why := _disagreement(sample, documents[doc_id], task)):
+            differing.append(f"doc_id {doc_id}: {why}")
         joined.append(Joined(str(doc_id), documents[doc_id] if doc is None else doc, answer))
+    if differing:
+        raise UserError(
+            f"{predictions}: {len(differing)} of {len(samples)} samples do not belong to the "
+            f"documents that --truth has in their places ({differing[0]}); give the very files of "
+            "the split that was evaluated, in their order"
+        )
     return joined, max(0, len(documents) - len(joined))
+
+
+def _disagreement(sample: Row, doc: Row, task: Benchmark) -> str:
+    """In what a sample's prompt or target is not its document's; empty where both belong to it."""
+    prompt, question = _prompt_of(sample), doc.get("question")
+    in_prompt = isinstance(question, str) and question in task.prompt(doc, "lmms")
+    if prompt is not None and in_prompt and _bare(str(question)) not in _bare(prompt):
+        return f"its prompt is {prompt!r:.60}, the document's question {question!r:.60}"
+    target = sample.get("target")
+    if prompt is None and target is None:
+        return "it has neither target nor input to tell"
+    # a column that the data set lacks is logged by its name
+    if target is None or target == "answer" or task.truth(doc) is None:
+        return ""
+    known = [doc.get("answer"), task.truth(doc)]
+    if _bare(str(target)) not in {_bare(str(value)) for value in known}:
+        return f"its target is {target!r:.60}, the document's {known[0]!r:.60}"
+    return ""
+
+
+def _prompt_of(sample: Row) -> str | None:
+    """The prompt: `input`, or the first of the arguments that older logs hold."""
+    if isinstance(sample.get("input"), str):
+        return sample["input"]
+    return _first_text(sample.get("arguments"))
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.lower().split())
 
 
 def _first_text(responses: Any) -> str | None:

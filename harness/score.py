@@ -25,7 +25,7 @@ import tasks
 from harness import importers, records, submit, tables
 from harness import judge as judging
 from harness.cli import Parser, cli
-from harness.documents import read_documents, read_rows, repeat_note
+from harness.documents import read_documents, read_task_rows, repeat_note
 from harness.llava_answers import Joined
 from harness.records import TaskResult
 from tasks.common import PROTOCOLS, Benchmark, Case, Report, check_protocol
@@ -122,7 +122,7 @@ def read(
         raise UserError(
             "--truth belongs to --import or --submit; without them every row holds its own document"
         )
-    rows, missing = (_own(path), 0) if format is None else importers.load(format, task, path, truth)
+    rows, missing = (_own(task, path), 0) if format is None else importers.load(format, task, path, truth)
     seen: set[str] = set()
     for row in rows:
         if row.case_id in seen:
@@ -131,9 +131,9 @@ def read(
     return rows, missing
 
 
-def _own(path: Path) -> list[Joined]:
+def _own(task: Benchmark, path: Path) -> list[Joined]:
     rows = []
-    for number, row in enumerate(read_rows(path)):
+    for number, row in enumerate(read_task_rows(path, task)):
         prediction = row.pop("prediction", None)
         if not isinstance(prediction, str):
             raise UserError(

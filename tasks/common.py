@@ -7,6 +7,8 @@ A benchmark is pure Python (no torch): the same object scores a model's run, a p
 
 from __future__ import annotations
 
+import ast
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,6 +82,8 @@ class Benchmark(ABC):
     metrics: tuple[str, ...]  # metric keys of any full data set, the headline first
     points: bool = False  # True: metrics are totals (MME), else fractions 0..1
     columns: tuple[str, ...]  # columns a document must have, besides the image
+    list_columns: tuple[str, ...] = ()  # columns that hold a list: of choices, of references...
+    text_lists: bool = False  # True: plain text in them is one entry, or names joined by commas
     image_column: str = "image"
     image_hub: Hub | None = None  # a second table, for rows that only name their image...
     image_id_column: str = ""  # ...in this column
@@ -246,6 +250,13 @@ def check_columns(task: Benchmark, docs: Sequence[Doc]) -> None:
                     f"{', '.join(map(str, doc)) or 'none'}); expected columns: "
                     f"{', '.join(task.columns)}"
                 )
+        for column in task.list_columns:
+            try:
+                check_lists(task, {column: doc.get(column)})
+            except TypeError as error:
+                raise UserError(
+                    f"{task.name}: row {row + 1}: column {column!r} is {doc[column]!r:.60}; {error}"
+                ) from error
 
 
 def _is_blank(cell: Any) -> bool:
@@ -258,6 +269,31 @@ def _is_yes(cell: Any) -> bool:
     if isinstance(cell, str):
         return cell.strip().lower() not in ("false", "0", "0.0", "no", "none")
     return bool(cell)
+
+
+def check_lists(task: Benchmark, doc: Doc) -> None:
+    """Raise TypeError where text stands in place of a list: its letters would be the entries."""
+    for column in task.list_columns:
+        value = doc.get(column)
+        if isinstance(value, str) and (not task.text_lists or listed(value) is not None):
+            raise TypeError("expected a list, not text")
+
+
+def listed(text: str) -> list[Any] | None:
+    """The list that a cell's text is written as, in Python's form or JSON's; None for other text.
+
+    An empty array that NumPy printed, or one without commas, is no list that can be trusted.
+    """
+    if not text.lstrip().startswith(("[", "(")):
+        return None
+    for read in (ast.literal_eval, json.loads):
+        try:
+            value = read(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, list | tuple):
+            return list(value)
+    return None
 
 
 def _count(values: Iterable[str]) -> dict[str, int]:

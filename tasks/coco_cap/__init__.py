@@ -18,6 +18,8 @@ class CocoCaptions(Benchmark):
     headline = "CIDEr"
     metrics = ("CIDEr", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE_L")
     columns = ("answer",)
+    list_columns = ("answer",)
+    text_lists = True  # one reference may stand alone
     hub = Hub("lmms-lab/COCO-Caption2017", split="val")
     cluster_columns = ("question_id",)
     token_limits = PerProtocol(paper=64, lmms=64)

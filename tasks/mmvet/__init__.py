@@ -26,6 +26,8 @@ class MMVet(Benchmark):
     headline = "score"
     metrics = ("score",)
     columns = ("question_id", "question")
+    list_columns = ("capability",)
+    text_lists = True  # "rec,ocr", as its own files and the hub's have it
     hub = Hub("lmms-lab/MMVet", split="test")
     cluster_columns = ("question_id",)
     token_limits = PerProtocol(paper=1024, lmms=1024)

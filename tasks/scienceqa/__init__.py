@@ -19,6 +19,7 @@ class ScienceQa(Benchmark):
     text_only_questions = True
     metrics = ("accuracy", "accuracy_all")
     columns = ("question", "choices", "answer", "hint")
+    list_columns = ("choices",)
     hub = Hub("lmms-lab/ScienceQA", name="ScienceQA-FULL", split="test")
     token_limits = PerProtocol(paper=1024, lmms=16)
 

@@ -18,6 +18,7 @@ class TextVQA(vqa_answers.PeoplesAnswers):
     name = "textvqa"
     metrics = ("accuracy",)
     columns = ("question", "answers")
+    list_columns = ("answers", "ocr_tokens")
     hub = Hub("lmms-lab/textvqa", split="validation")
     # lmms-eval sets no limit for this task; 1024 is what its LLaVA model then takes.
     token_limits = PerProtocol(paper=128, lmms=1024)

@@ -19,6 +19,7 @@ class VQAv2(vqa_answers.PeoplesAnswers):
     name = "vqav2"
     metrics = ("accuracy", *(f"{kind}/accuracy" for kind in ANSWER_TYPES))
     columns = ("question", "answers", "answer_type")
+    list_columns = ("answers",)
     hub = Hub("lmms-lab/VQAv2", split="validation")
     token_limits = PerProtocol(paper=128, lmms=16)
     submission_suffix = ".json"
