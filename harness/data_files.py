@@ -204,9 +204,7 @@ def _records(files: Sequence[Path], root: Path, task: Benchmark) -> datasets.Dat
 
     rows: list[Row] = []
     for file in files:
-        found = (
-            read_task_rows(file, task) if file.suffix != ".tsv" else _tsv_rows(file, task)
-        )
+        found = read_task_rows(file, task) if file.suffix != ".tsv" else _tsv_rows(file, task)
         if not found:
             raise UserError(f"{file} has no rows")
         for number, row in enumerate(found, 1):

@@ -2,8 +2,9 @@
 
     rows, missing = load("llava", task, Path("answers.jsonl"), [Path("questions.jsonl"), ...])
 
-Formats: `llava` (answers.jsonl), `vlmevalkit` (the .xlsx or .tsv it writes beside the scores) and
-`lmms-eval` (samples_TASK.jsonl). A format that repeats the documents needs no truth files.
+Formats: `llava` (answers.jsonl), `vlmevalkit` (the .xlsx or .tsv it writes beside the scores),
+`lmms-eval` (samples_TASK.jsonl) and `mmvet-grades` (what mm-vet_evaluator.py writes). A format that
+repeats the documents needs no truth files.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import StatisticsError
 from string import ascii_uppercase
 from typing import Any
 
 from harness import llava_answers
-from harness.documents import Row, read_documents, read_rows, read_task_rows
+from harness.documents import Row, read_documents, read_json, read_rows, read_task_rows
 from harness.llava_answers import BAD_ROW, Joined
 from tasks.common import Benchmark
 from tasks.errors import UserError, unknown
+from tasks.mmvet import published_documents, published_grades
 
 Loader = Callable[[Benchmark, Path, Sequence[Path]], tuple[list[Joined], int]]
 
@@ -192,8 +195,32 @@ def _logged_document(sample: Row) -> Row | None:
     return next((value["doc"] for value in values if isinstance(value.get("doc"), dict)), None)
 
 
+def from_mmvet_grades(
+    task: Benchmark, predictions: Path, truth: Sequence[Path]
+) -> tuple[list[Joined], int]:
+    """The grades that mm-vet_evaluator.py wrote; `truth` is the benchmark's own mm-vet.json."""
+    if task.name != "mmvet" or len(truth) != 1:
+        raise UserError("mmvet-grades are of task mmvet and need --truth mm-vet.json")
+    try:
+        grades = published_grades(read_json(predictions))
+    except (*BAD_ROW, StatisticsError) as error:
+        raise UserError(
+            f"{predictions} is no file of grades by mm-vet_evaluator.py ({error!r})"
+        ) from error
+    try:
+        documents = {doc["question_id"]: doc for doc in published_documents(read_json(truth[0]))}
+    except BAD_ROW as error:
+        raise UserError(f"{truth[0]} is not mm-vet.json ({error!r})") from error
+    for name in grades:
+        if name not in documents:
+            raise UserError(f"{predictions}: question {name!r} is not in {truth[0]}")
+    joined = [Joined(name, documents[name] | grade, "") for name, grade in grades.items()]
+    return joined, len(documents) - len(joined)
+
+
 FORMATS: dict[str, Loader] = {
     "llava": llava_answers.load,
     "vlmevalkit": from_vlmevalkit,
     "lmms-eval": from_lmms_eval,
+    "mmvet-grades": from_mmvet_grades,
 }

@@ -6,6 +6,9 @@
 MM-Vet: the judge grades every answer. MMBench: it names the option that an answer means where the
 rules find none. The key is read from an environment variable named by the caller, sent in the
 Authorization header and kept nowhere else: not in records, messages or `repr`.
+
+Replies are kept as they come (`Judge.kept`): whatever ends a run, the next one asks only for what
+is missing. An answer that the server refuses to look at is counted as not graded.
 """
 
 from __future__ import annotations
@@ -19,18 +22,23 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 from urllib.parse import urlsplit
 
+from harness.rundir import Journal, digest
 from tasks.common import Benchmark, Case, Doc, Report
 from tasks.errors import UserError
 from tasks.mmvet.judging import MAX_TOKENS, REMINDER, TEMPERATURES, read_grade
 
+REFUSED_ITEM = (400, 413, 422)  # about this one message: a content filter, its length
 RETRIED = (408, 429, 500, 502, 503, 504)  # HTTP status codes worth another try
 WAITS_S = (1.0, 2.0, 4.0, 8.0)  # before each further try
 LONGEST_WAIT_S = 60.0
+LONGEST_REASON = 2**14  # bytes of a refusal that are read
+REASONING_TOKENS = 1024  # newer models think within the limit, before their grade
 
 
 VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")  # a key in its place would end up in messages
@@ -43,15 +51,25 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-@dataclass(frozen=True)
+class RefusedItem(Exception):
+    """The server will not answer this one message; the text is its reason."""
+
+
+@dataclass
 class Judge:
-    """A chat model at `url` (the part before /chat/completions)."""
+    """A chat model at `url` (the part before /chat/completions).
+
+    kept: the replies so far, on disk; a message that is in it is not sent again.
+    """
 
     url: str
     model: str
     key_variable: str | None = None  # name of the environment variable that holds the key
     timeout_s: float = 60.0
     sleep: Callable[[float], None] = time.sleep
+    kept: Journal | None = field(default=None, repr=False)
+    _renamed: bool = field(default=False, init=False, repr=False)  # max_completion_tokens
+    _own_temperature: bool = field(default=False, init=False, repr=False)  # none can be asked for
 
     def __post_init__(self) -> None:
         parts = urlsplit("" if _unsendable(self.url) else self.url)
@@ -75,23 +93,52 @@ class Judge:
         return {"judge_url": self.url, "judge_model": self.model}
 
     def ask(self, prompt: str, *, temperature: float = 0.0, max_tokens: int = 128) -> str:
-        """The model's reply to one message.
+        """The model's reply to one message, from those kept where it has been given before.
 
-        Tries again when the service is busy or out of reach; raises UserError in the end.
+        Tries again when the service is busy or out of reach. Raises RefusedItem where the server
+        refuses this message, and UserError where it refuses all.
         """
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": prompt}],
-            "temperature": temperature,
-            "max_tokens": max_tokens,
-        }
-        request = urllib.request.Request(
-            f"{self.url.rstrip('/').removesuffix('/chat/completions')}/chat/completions",
-            data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json", **self.authorization()},
-            method="POST",
-        )
-        return self._reply(self._send(request))
+        key = digest([self.url, self.model, prompt, temperature, max_tokens])
+        reply = self.kept.get(key) if self.kept is not None else None
+        if reply is None:
+            reply = self._ask(prompt, temperature, max_tokens)
+            if self.kept is not None:
+                self.kept.add(key, reply)
+        return reply
+
+    def _ask(self, prompt: str, temperature: float, max_tokens: int) -> str:
+        while True:
+            body: dict[str, Any] = {
+                "model": self.model,
+                "messages": [{"role": "user", "content": prompt}],
+            }
+            if self._renamed:
+                body["max_completion_tokens"] = max(max_tokens, REASONING_TOKENS)
+            else:
+                body["max_tokens"] = max_tokens
+            if not self._own_temperature:
+                body["temperature"] = temperature
+            request = urllib.request.Request(
+                f"{self.url.rstrip('/').removesuffix('/chat/completions')}/chat/completions",
+                data=json.dumps(body).encode(),
+                headers={"Content-Type": "application/json", **self.authorization()},
+                method="POST",
+            )
+            try:
+                return self._without_key(self._reply(self._send(request)))
+            except RefusedItem as error:
+                if not self._take_hint(str(error)):
+                    raise
+
+    def _take_hint(self, reason: str) -> bool:
+        """Whether the refusal was of a parameter's name that newer models have changed."""
+        if "max_completion_tokens" in reason and not self._renamed:
+            self._renamed = True
+        elif "temperature" in reason.lower() and not self._own_temperature:
+            self._own_temperature = True
+        else:
+            return False
+        return True
 
     def authorization(self) -> dict[str, str]:
         """The header that carries the key. Raises UserError if its variable holds none."""
@@ -112,7 +159,10 @@ class Judge:
                 with opener.open(request, timeout=self.timeout_s) as response:
                     return response.read()
             except urllib.error.HTTPError as error:
-                problem, passing = self._refusal(error.code), error.code in RETRIED
+                reason = self._reason(error)
+                if error.code in REFUSED_ITEM:
+                    raise RefusedItem(f"HTTP {error.code}{reason}") from error
+                problem, passing = self._refusal(error.code) + reason, error.code in RETRIED
                 retry_after = error.headers.get("Retry-After")
                 error.close()
             except (OSError, http.client.HTTPException) as error:
@@ -122,8 +172,26 @@ class Judge:
                 problem, passing = f"is out of reach ({reason})", True
             wait_s = next(waits_s, None) if passing else None
             if wait_s is None:
-                raise UserError(f"the judge at {self.url} {problem}")
+                kept = ""
+                if self.kept is not None and len(self.kept):
+                    kept = "; the replies so far are kept, the same command asks only for the rest"
+                raise UserError(f"the judge at {self.url} {problem}{kept}")
             self.sleep(_seconds(retry_after, wait_s))
+
+    def _reason(self, error: urllib.error.HTTPError) -> str:
+        """What the server says of its refusal, ": ..."; without the key, which it may repeat."""
+        try:
+            content = json.loads(error.read(LONGEST_REASON))
+            told = content.get("error", content)
+            text = told.get("message", told) if isinstance(told, dict) else told
+        except (OSError, ValueError, AttributeError, http.client.HTTPException):
+            return ""
+        return f": {' '.join(self._without_key(str(text)).split())}"[:300]
+
+    def _without_key(self, text: str) -> str:
+        """What a server sends may hold what it got; it goes into messages and files."""
+        key = os.environ.get(self.key_variable or "", "").strip()
+        return text.replace(key, "***") if key else text
 
     def _refusal(self, code: int) -> str:
         if code not in (401, 403):
@@ -138,6 +206,8 @@ class Judge:
             text = content
         if text is None:
             return ""
+        if isinstance(text, list):  # in parts, of which those of text count
+            text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
         if not isinstance(text, str):
             raise UserError(
                 f"the judge at {self.url} sent no chat completion; is it an OpenAI-compatible "
@@ -169,12 +239,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--judge", metavar="URL", help="OpenAI-compatible endpoint of a judge model, up to /v1")
     add("--judge-model", metavar="NAME", default="gpt-4-0613", help="the judge (%(default)s)")
     add("--judge-key-env", metavar="VAR", help="environment variable that holds the judge's key")
+    add(
+        "--judge-replies",
+        type=Path,
+        metavar="FILE",
+        help="where the judge's replies are kept (default: judge.replies.jsonl of the run's "
+        "folder, or beside the predictions); a rerun asks only what is missing",
+    )
 
 
-def from_arguments(args: argparse.Namespace, tasks: Sequence[Benchmark]) -> Judge | None:
+def from_arguments(
+    args: argparse.Namespace, tasks: Sequence[Benchmark], beside: Path | None = None
+) -> Judge | None:
     """The judge that the options name; None without --judge.
 
-    Raises UserError when none of the tasks has a use for it, or its key is not there.
+    beside: where its replies are kept unless the options say.  Raises UserError when none of the
+    tasks has a use for it, or its key is not there.
     """
     if args.judge is None:
         return None
@@ -183,6 +263,9 @@ def from_arguments(args: argparse.Namespace, tasks: Sequence[Benchmark]) -> Judg
         raise UserError(f"{names} needs no judge; --judge is for {' and '.join(sorted(JUDGED))}")
     judge = Judge(args.judge, args.judge_model, args.judge_key_env)
     judge.authorization()
+    path = args.judge_replies or beside
+    if path is not None:
+        judge.kept = Journal(path)
     return judge
 
 
@@ -202,24 +285,41 @@ def evaluate(
 def _grade_answers(
     task: Any, docs: Sequence[Doc], predictions: Sequence[str], protocol: str, judge: Judge
 ) -> Report:
-    """MM-Vet: a grade in 0..1 for every answer whose reference is known."""
+    """MM-Vet: a grade in 0..1 for every answer whose reference is known.
+
+    An answer that the judge's server refuses has no grade; raises UserError if it refuses all.
+    """
     report = task.evaluate(docs, predictions, protocol)
-    cases: list[Case | None] = [
-        None if task.truth(doc) is None else _graded(task, doc, prediction, protocol, judge)
-        for doc, prediction in zip(docs, predictions, strict=True)
-    ]
+    refusals: list[str] = []
+    cases: list[Case | None] = []
+    for doc, prediction in zip(docs, predictions, strict=True):
+        case = None
+        if task.truth(doc) is not None:
+            try:
+                case = _graded(task, doc, prediction, protocol, judge)
+            except RefusedItem as error:
+                refusals.append(str(error))
+        cases.append(case)
+    if refusals and not any(cases):
+        raise UserError(f"the judge at {judge.url} refused every answer: {refusals[0]}")
     kept = [(doc, case) for doc, case in zip(docs, cases, strict=True) if case is not None]
     without_grade = sum(case.detail["grade"] is None for _, case in kept)
     notes = [f"graded by {judge.model}"]
     if without_grade:
         notes.append(f"{without_grade} answers got no readable grade and count as 0")
+    if refusals:
+        notes.append(f"the judge refused {len(refusals)} answers ({refusals[0]})")
+    excluded = {
+        "no reference answer": len(docs) - len(kept) - len(refusals),
+        "not graded: the judge refused": len(refusals),
+    }
     return replace(
         report,
         metrics=task.aggregate([d for d, _ in kept], [c for _, c in kept], protocol),
         cases=cases,
         n=len(kept),
         n_unparsed=sum(case.parsed is None for _, case in kept),
-        excluded={"no reference answer": len(docs) - len(kept)} if len(kept) < len(docs) else {},
+        excluded={reason: count for reason, count in excluded.items() if count},
         notes=notes,
     )
 
@@ -243,16 +343,21 @@ def _match_options(
     """MMBench: rescored with the judge's letter in place of each answer the rules cannot read."""
     report = task.evaluate(docs, predictions, protocol)
     read = list(predictions)
-    asked = found = 0
+    asked = found = refused = 0
     for row, case in enumerate(report.cases):
         if case is not None and case.parsed is None and predictions[row].strip():
             options = task.options(docs[row])
             prompt = _which_option(docs[row]["question"], options, predictions[row].strip())
-            letter = judge.ask(prompt, max_tokens=8).strip(" .()\n").upper()
+            try:
+                letter = judge.ask(prompt, max_tokens=8).strip(" .()\n").upper()
+            except RefusedItem:
+                refused += 1
+                continue
             asked, found = asked + 1, found + (letter in options)
             read[row] = letter if letter in options else predictions[row]
     rescored = task.evaluate(docs, read, protocol)
     note = f"{judge.model} was asked about {asked} answers and named an option for {found}"
+    note += f"; it refused {refused} more" if refused else ""
     return replace(rescored, notes=[*rescored.notes, note])
 
 

@@ -220,10 +220,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         revision=args.data_revision,
     )
     chosen = choose_tasks(args.tasks, source)
-    judge = judging.from_arguments(args, chosen)
     if args.submit:
         make_submit_folder(args.submit, chosen)
     out = args.out or default_out(args, source, chosen)
+    judge = judging.from_arguments(args, chosen, out / "judge.replies.jsonl")
     there = None if args.overwrite else rerun.finished(out)
     arguments = {name: getattr(args, name) for name in KEPT}
     rerun.refuse_another(out, there, "evaluation", [task.name for task in chosen], arguments)

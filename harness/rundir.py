@@ -88,23 +88,27 @@ def write_atomically(path: Path, text: str) -> Path:
     return path
 
 
-class AnswerJournal:
-    """Finished answers on disk, one JSON line each, found again by key.
+class Journal:
+    """Texts on disk, one JSON line each, found again by key.
 
-    An answer outlives its process from `add` on; a power failure may cost up to `every` of them.
-    Every rank appends to a file of its own and reads all of them, so a run may be taken up again
-    with another number of processes. A torn or altered line is dropped: its answer is made anew.
+    A text outlives its process from `add` on; a power failure may cost up to `every` of them.  A
+    torn or altered line is dropped: its text is made anew.
     """
 
-    def __init__(self, folder: Path, rank: int = 0, every: int = 16) -> None:
-        """Open the journal of `folder`; the disk is waited for after `every` new answers."""
-        self._path = folder / f"answers.rank{rank}.jsonl"
+    def __init__(self, path: Path, every: int = 1, also: Iterable[Path] = ()) -> None:
+        """Append to `path`, and read it and the files in `also`.
+
+        The disk is waited for after `every` new texts. Raises UserError for a file that cannot be
+        read.
+        """
+        self._path = path
         self._every = every
         self._answers: dict[str, str] = {}
         self._unsynced = 0
         self.dropped = 0  # lines that could not be used
-        for path in sorted(folder.glob("answers.rank*.jsonl")):
-            self._read(path)
+        for file in sorted({*also, path}):
+            if file.exists():
+                self._read(file)
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -143,12 +147,28 @@ class AnswerJournal:
             self._unsynced = 0
 
     def _read(self, path: Path) -> None:
-        for line in path.read_bytes().splitlines():
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        for line in content.splitlines():
             entry = _parse_entry(line)
             if entry is None:
                 self.dropped += bool(line.strip())
             else:
                 self._answers[entry[0]] = entry[1]
+
+
+class AnswerJournal(Journal):
+    """A run's answers: every rank appends to a file of its own and reads all of them.
+
+    So a run may be taken up again with another number of processes.
+    """
+
+    def __init__(self, folder: Path, rank: int = 0, every: int = 16) -> None:
+        """Open the journal of `folder`."""
+        path = folder / f"answers.rank{rank}.jsonl"
+        super().__init__(path, every, folder.glob("answers.rank*.jsonl"))
 
 
 def _line_break_if_torn(file: IO[bytes]) -> bytes:

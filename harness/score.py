@@ -72,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.submit:
         print(write_submission(task, rows, args.submit, args.truth))
         return 0
-    judge = judging.from_arguments(args, [task])
+    beside = args.predictions.with_name(f"{args.predictions.name}.judge.jsonl")
+    judge = judging.from_arguments(args, [task], beside)
     report = score(task, rows, args.protocol, judge)
     result = records.result_of(task, [row.doc for row in rows], report, args.protocol)
     print(summary(result, args.protocol, missing))
@@ -122,7 +123,9 @@ def read(
         raise UserError(
             "--truth belongs to --import or --submit; without them every row holds its own document"
         )
-    rows, missing = (_own(task, path), 0) if format is None else importers.load(format, task, path, truth)
+    rows, missing = (
+        (_own(task, path), 0) if format is None else importers.load(format, task, path, truth)
+    )
     seen: set[str] = set()
     for row in rows:
         if row.case_id in seen:

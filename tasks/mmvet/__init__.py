@@ -6,8 +6,9 @@ submission file for the benchmark's online judge can be written all the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, lmms_eval_functions
 from tasks.mmvet.judging import rubric
@@ -42,8 +43,10 @@ class MMVet(Benchmark):
         return answer if isinstance(answer, str) and answer.strip() else None
 
     def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
-        """The answer, not graded: see `graded`."""
-        return Case(None, prediction.strip() or None)
+        """The answer with the grade that the document brings along, if any."""
+        grade = doc.get("grade")
+        answer = prediction.strip() or None
+        return Case(None, answer) if grade is None else Case(grade, answer or f"graded {grade:g}")
 
     def aggregate(
         self, docs: Sequence[Doc], cases: Sequence[Case], protocol: str
@@ -64,6 +67,9 @@ class MMVet(Benchmark):
         return metrics
 
     def notes(self, docs: Sequence[Doc], protocol: str) -> list[str]:
+        graders = sorted({doc["grader"] for doc in docs if doc.get("grade") is not None})
+        if graders:
+            return [f"grades as published, by {', '.join(graders)}"]
         return ["answers are not graded: MM-Vet needs a judge model (--judge URL)"]
 
     def judge_prompt(self, doc: Doc, prediction: str, protocol: str) -> str:
@@ -83,6 +89,29 @@ class MMVet(Benchmark):
             self.submission_id(doc): prediction.strip()
             for doc, prediction in zip(docs, predictions, strict=True)
         }
+
+
+def published_documents(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The documents of the benchmark's own mm-vet.json: question id -> question, answer, ..."""
+    columns = ("question", "answer", "capability")
+    return [
+        {"question_id": name, **{column: row[column] for column in columns}}
+        for name, row in content.items()
+    ]
+
+
+def published_grades(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Question id -> grade (mean over the runs) and grader, from mm-vet_evaluator.py's file.
+
+    Raises ValueError for a grade outside 0..1.
+    """
+    grades = {}
+    for name, row in content.items():
+        grade = fmean(row["score"])
+        if not 0.0 <= grade <= 1.0:
+            raise ValueError(f"question {name} has grade {grade}")
+        grades[name] = {"grade": grade, "grader": ", ".join(sorted(set(row["model"])))}
+    return grades
 
 
 def _abilities(doc: Doc) -> set[str]:

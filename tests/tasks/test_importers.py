@@ -1,5 +1,6 @@
 """Other people's prediction files: what is read from them, and LLaVA-1.5's published answers."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -270,7 +271,8 @@ def test_lmms_eval_samples_of_our_tasks_hold_the_document(write):
 
 
 def test_lmms_eval_samples_of_built_in_tasks_need_the_documents(write):
-    samples = write("samples.jsonl", [{"doc_id": 1, "filtered_resps": [["No"]]}])
+    sample = {"doc_id": 1, "filtered_resps": [["No"]], "input": "Dog?", "target": "yes"}
+    samples = write("samples.jsonl", [sample])
     task = tasks.load("pope")
     truth = write("truth.jsonl", [POPE | {"answer": "no"}, POPE])
     rows, missing = importers.load("lmms-eval", task, samples, [truth])
@@ -281,6 +283,30 @@ def test_lmms_eval_samples_of_built_in_tasks_need_the_documents(write):
         importers.load("lmms-eval", task, truth)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"input": "Is there a cat?"}, "its prompt is 'Is there a cat.', the document's"),
+        ({"input": None, "arguments": [["Cat?", {}]]}, "its prompt is 'Cat"),
+        ({"target": "no"}, "its target is 'no', the document's 'yes'"),
+        ({"target": None, "input": None}, "it has neither target nor input"),
+    ],
+)
+def test_lmms_eval_samples_of_other_documents_are_refused(changed, message, write):
+    sample = {"doc_id": 0, "filtered_resps": "Yes", "input": "Dog?\nAnswer", "target": "yes"}
+    truth = write("truth.jsonl", [POPE, POPE])
+    samples = write("samples.jsonl", [sample | changed, sample | {"doc_id": 1}])
+    with pytest.raises(UserError, match=f"1 of 2 samples do not belong .*doc_id 0: {message}"):
+        importers.load("lmms-eval", tasks.load("pope"), samples, [truth])
+
+
+def test_lmms_eval_logs_the_name_of_a_column_that_the_data_lack(write):
+    doc = {"question": "What?", "answers": ["a"] * 10}
+    sample = {"doc_id": 0, "filtered_resps": "a", "input": "What?", "target": "answer"}
+    files = write("samples.jsonl", [sample]), [write("truth.jsonl", [doc])]
+    assert importers.load("lmms-eval", tasks.load("textvqa"), *files)[1] == 0
+
+
 def test_parquet_truth_keeps_only_whether_there_is_an_image(tmp_path, write):
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -289,7 +315,8 @@ def test_parquet_truth_keeps_only_whether_there_is_an_image(tmp_path, write):
     images = [{"bytes": b"x", "path": None}, None]
     table = pa.Table.from_pylist([doc | {"image": image} for image in images])
     pq.write_table(table, tmp_path / "test.parquet")
-    samples = write("samples.jsonl", [{"doc_id": i, "filtered_resps": "B"} for i in (0, 1)])
+    sample = {"filtered_resps": "B", "target": "B", "input": "Is it?\nA. no\nB. yes"}
+    samples = write("samples.jsonl", [sample | {"doc_id": i} for i in (0, 1)])
     rows, _ = importers.load(
         "lmms-eval", tasks.load("scienceqa"), samples, [tmp_path / "test.parquet"]
     )
@@ -299,3 +326,99 @@ def test_parquet_truth_keeps_only_whether_there_is_an_image(tmp_path, write):
 def test_an_unknown_format_lists_the_known_ones(tmp_path):
     with pytest.raises(UserError, match="nearest first: vlmevalkit"):
         importers.load("vlmeval", tasks.load("pope"), tmp_path)
+
+
+CAPTIONS = ["A cat sits.", "A cat on a mat.", "One cat."]
+
+
+@pytest.mark.parametrize("suffix", ["xlsx", "csv", "tsv"])
+@pytest.mark.parametrize("as_text", [str, json.dumps])
+def test_references_in_one_cell_are_a_list(suffix, as_text, tmp_path):
+    path = tmp_path / f"x.{suffix}"
+    row = {"index": 0, "question_id": "COCO_1.jpg", "answer": as_text(CAPTIONS), "prediction": "b"}
+    if suffix == "xlsx":
+        write_spreadsheet([row], path)
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, row, dialect="excel" if suffix == "csv" else "excel-tab")
+            writer.writeheader()
+            writer.writerow(row)
+    task = tasks.load("coco_cap")
+    rows, _ = importers.load("vlmevalkit", task, path)
+    assert task.truth(rows[0].doc) == CAPTIONS
+    rows, _ = score.read(task, path)
+    assert task.truth(rows[0].doc) == CAPTIONS
+
+
+def test_a_single_caption_in_a_cell_is_one_reference(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("question_id,answer,prediction\n1,A [red] cat.,A cat.\n")
+    rows, _ = score.read(tasks.load("coco_cap"), path)
+    assert tasks.load("coco_cap").truth(rows[0].doc) == ["A [red] cat."]
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("scienceqa", "choices"),
+        ("vqav2", "answers"),
+        ("textvqa", "answers"),
+        ("coco_cap", "answer"),
+    ],
+)
+def test_text_where_a_list_belongs_is_refused(name, column, write, tmp_path):
+    task = tasks.load(name)
+    doc = {"question": "Q?", "hint": "", "answer": 0, "answer_type": "other", "prediction": "a"}
+    path = write("x.jsonl", [doc | {column: "['one', 'two']"}])
+    with pytest.raises(UserError, match=f"row 1: column '{column}' is .*expected a list, not text"):
+        score.main.__wrapped__([name, str(path)])
+    if task.text_lists:
+        return
+    path = tmp_path / "x.csv"
+    path.write_text(f"question,{column},prediction\nQ?,one and two,a\n")
+    with pytest.raises(UserError, match=f"row 1: column '{column}' is .*expected a list such as"):
+        score.read(task, path)
+
+
+def test_vlmevalkit_mmvet(tmp_path):
+    path = tmp_path / "x.xlsx"
+    row = {"index": 7, "question": "What?", "answer": "two", "category": "rec,ocr"}
+    write_spreadsheet([row | {"prediction": "2"}], path)
+    rows, _ = importers.load("vlmevalkit", tasks.load("mmvet"), path)
+    doc = {"question_id": "7", "question": "What?", "answer": "two", "capability": "rec,ocr"}
+    assert rows[0].doc == doc
+
+
+def test_published_grades_of_mmvet(tmp_path, capsys):
+    questions = {
+        f"v1_{i}": {"question": "?", "answer": "a", "capability": kinds, "imagename": "x.png"}
+        for i, kinds in enumerate((["rec"], ["rec", "ocr"], ["math"]))
+    }
+    grades = {
+        "v1_0": {"model": ["gpt-4"], "content": ["1.0"], "score": [1.0]},
+        "v1_1": {"model": ["gpt-4"] * 2, "content": ["0.2", "0.4"], "score": [0.2, 0.4]},
+    }
+    paths = [tmp_path / "grades.json", tmp_path / "mm-vet.json"]
+    for path, content in zip(paths, (grades, questions), strict=True):
+        path.write_text(json.dumps(content))
+    rows, missing = importers.load("mmvet-grades", tasks.load("mmvet"), paths[0], paths[1:])
+    report = score.score(tasks.load("mmvet"), rows, "paper")
+    expected = {"score": 0.65, "rec/score": 0.65, "ocr/score": 0.3}  # (1 + 0.3) / 2
+    assert report.metrics == pytest.approx(expected)
+    assert (missing, report.n, report.n_unparsed) == (1, 2, 0)
+    assert report.notes == ["grades as published, by gpt-4"]
+    for bad in ({"v1_9": grades["v1_0"]}, {"v1_0": {"model": [], "score": [2]}}, {"v1_0": 1}, [1]):
+        paths[0].write_text(json.dumps(bad))
+        with pytest.raises(UserError, match="is not in|is no file of grades"):
+            importers.load("mmvet-grades", tasks.load("mmvet"), paths[0], paths[1:])
+
+
+@needs_published
+def test_published_grades_of_llava_score_as_published():
+    grades = PUBLISHED / "mmvet.gpt4-grades.json"
+    truth = [PUBLISHED.parent / "mm-vet.json"]
+    rows, missing = importers.load("mmvet-grades", tasks.load("mmvet"), grades, truth)
+    metrics = score.score(tasks.load("mmvet"), rows, "paper").metrics
+    names = ("score", "rec/score", "ocr/score", "know/score", "gen/score", "spat/score")
+    rounded = [round(100 * metrics[name], 1) for name in (*names, "math/score")]
+    assert (rounded, missing) == ([36.1, 40.6, 28.0, 23.5, 24.4, 34.7, 7.7], 0)

@@ -12,6 +12,7 @@ import pytest
 
 from harness import judge as judging
 from harness.judge import Judge, evaluate
+from harness.rundir import Journal
 from tasks import load
 from tasks.errors import UserError
 
@@ -216,3 +217,69 @@ def test_mmbench_asks_about_unread_answers_only(server, judge):
     assert report.metrics["vanilla_accuracy"] == pytest.approx(2 / 3)
     assert len(server.requests) == 2
     assert "judge-1 was asked about 2 answers and named an option for 1" in report.notes
+
+
+def mmvet_rows(n: int) -> tuple[list[dict], list[str]]:
+    kinds = {"question": "What?", "answer": "two", "capability": "rec"}
+    return [{"question_id": f"v1_{i}", **kinds} for i in range(n)], [
+        f"answer {i}" for i in range(n)
+    ]
+
+
+def test_grades_are_kept_as_they_come(server, judge, tmp_path):
+    docs, predictions = mmvet_rows(5)
+    replies = iter(["1.0", "0.5", (401, {}, b'{"error": {"message": "quota used up"}}')])
+    server.answer = lambda body: next(replies)
+    judge.kept = Journal(tmp_path / "replies.jsonl")
+    with pytest.raises(UserError, match="HTTP 401.*quota used up; the replies so far are kept"):
+        evaluate(load("mmvet"), docs, predictions, "paper", judge)
+    again = Judge(judge.url, judge.model, judge.key_variable, kept=Journal(judge.kept._path))
+    server.requests.clear()
+    server.answer = lambda body: "0.0"
+    report = evaluate(load("mmvet"), docs, predictions, "paper", again)
+    assert [case.score for case in report.cases] == [1.0, 0.5, 0.0, 0.0, 0.0]
+    assert len(server.requests) == 3
+
+
+def test_an_answer_that_the_server_refuses_is_not_graded(server, judge, tmp_path):
+    docs, predictions = mmvet_rows(3)
+    refusal = {"error": {"code": "content_filter", "message": f"filtered {KEY}"}}
+
+    def answer(body):
+        if "answer 1" in body["messages"][0]["content"]:
+            return 400, {}, json.dumps(refusal).encode()
+        return "0.5"
+
+    server.answer = answer
+    judge.kept = Journal(tmp_path / "replies.jsonl")
+    report = evaluate(load("mmvet"), docs, predictions, "paper", judge)
+    assert report.excluded == {"not graded: the judge refused": 1}
+    assert (report.n, report.metrics["score"]) == (2, 0.5)
+    assert "the judge refused 1 answers (HTTP 400: filtered ***)" in report.notes
+    assert len(judge.kept) == 2  # the refused one is asked again next time
+    server.answer = lambda body: (400, {}, json.dumps(refusal).encode())
+    judge.kept = None
+    with pytest.raises(UserError, match=r"refused every answer: HTTP 400: filtered \*\*\*"):
+        evaluate(load("mmvet"), docs, predictions, "paper", judge)
+
+
+def test_newer_parameter_names(server, judge):
+    def answer(body):
+        for old, told in (("max_tokens", "use 'max_completion_tokens'"), ("temperature", "")):
+            if old in body:
+                reason = f"Unsupported parameter: '{old}'; {told}"
+                return 400, {}, json.dumps({"error": {"message": reason}}).encode()
+        return "0.7"
+
+    server.answer = answer
+    assert judge.ask("?", max_tokens=3) == "0.7"
+    assert server.requests[-1]["max_completion_tokens"] == judging.REASONING_TOKENS
+    judge.ask("again?")
+    assert len(server.requests) == 4  # what was learnt is kept
+
+
+def test_a_reply_in_parts(server, judge):
+    parts = [{"type": "text", "text": "0."}, {"type": "text", "text": "5"}]
+    reply = {"choices": [{"message": {"content": parts}}]}
+    server.answer = lambda body: (200, {}, json.dumps(reply).encode())
+    assert judge.ask("?") == "0.5"
