@@ -291,7 +291,7 @@ def test_lora_learns_alone_resumes_exactly_and_is_merged(dropout, world, uninter
     }
     assert {name.split(".")[0] for name in changed} == {"connector", "language_model"}
     model, _ = checkpoints.load(str(whole / "final"))  # adapter inside
-    base, _ = checkpoints.load(str(checkpoint.checkpoints(whole)[-1]))
+    base, _ = checkpoints.load(str(checkpoint.checkpoints(whole)[-1]), adapter=False)
     kept = base.language_model.layers[0].mixer.in_proj.weight
     assert torch.equal(kept, before["language_model.layers.0.mixer.in_proj.weight"])
     base.connector.load_state_dict(model.connector.state_dict())

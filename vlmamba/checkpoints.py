@@ -46,9 +46,11 @@ def load(
     dtype: torch.dtype | str = "auto",
     device: str | torch.device = "cpu",
     revision: str | None = None,
+    adapter: bool = True,
 ) -> tuple[VLMambaForConditionalGeneration, VLMambaProcessor]:
     """The model and processor called `name`: a bundled name, a folder, or a hub id[@revision].
 
+    A LoRA run's training checkpoint comes with its adapter added, without it if `adapter` is False.
     Only safetensors weights are accepted.  Raises UserError, one line, for a name that is none of
     these, a folder without a usable checkpoint, a pickled, truncated or ill-fitting one, and for
     a hub that cannot be reached.
@@ -62,6 +64,7 @@ def load(
             revision=revision or "main",
             use_safetensors=True,
             output_loading_info=True,
+            adapter=adapter,
         )
         processor = VLMambaProcessor.from_pretrained(
             source, revision=revision or "main", trust_remote_code=False
@@ -335,7 +338,6 @@ def _layer_fields(published: dict[str, Any], width: int, path: Path) -> dict[str
     else:
         fields |= {"d_state": 128, "head_dim": 64, "n_groups": 1}
         ours |= {"headdim": "head_dim", "ngroups": "n_groups"}
-    as_here = (("bias", False), ("conv_bias", True))
     for name, value in published.items():
         if name in ours:
             fields[ours[name]] = value

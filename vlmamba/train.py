@@ -238,7 +238,7 @@ def train(
         return args.out / "final"
     resume_from = checkpoint_to_resume(args)
     if resume_from is not None:
-        model, processor = checkpoints.load(str(resume_from))
+        model, processor = checkpoints.load(str(resume_from), adapter=False)
         config.image_token_id = model.config.image_token_id  # from the tokenizer, as in `build`
     else:
         if not args.tiny:

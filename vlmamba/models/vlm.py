@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -25,6 +26,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from vlmamba.config import VLMambaConfig
+from vlmamba.models.adapter import merge, pending
 from vlmamba.models.connector import OutputLinear, build_connector
 from vlmamba.models.linear import Linear
 from vlmamba.models.mamba import MambaLM, MambaState
@@ -101,12 +103,24 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; an encoder that checkpoints leave out is loaded from its package."""
-        loaded = super().from_pretrained(*args, **kwargs)
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *args: Any,
+        adapter: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """As in transformers; an encoder that checkpoints leave out is loaded from its package.
+
+        A LoRA run's training checkpoint gets its adapter added, unless `adapter` is False.
+        """
+        source = pretrained_model_name_or_path
+        loaded = super().from_pretrained(source, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if not model.vision_encoder.weights_in_checkpoint:
             model.vision_encoder.load_pretrained()
+        if adapter and source is not None and (found := pending(Path(source))) is not None:
+            merge(model, found)
         return loaded
 
     def get_input_embeddings(self) -> nn.Embedding:

@@ -3,13 +3,12 @@
     python -m vlmamba.train --stage finetune --lora 64 ...
 
 Each chosen projection W becomes W + alpha / rank * B A.  A checkpoint's model.safetensors holds the
-untouched W, and its `adapter/` A and B in peft's format; `final/` holds the sum, so it loads like
-any model, and `adapter/` beside it.
+untouched W, and its `adapter/` A and B in peft's format, which from_pretrained adds; `final/` holds
+the sum, and `adapter/` beside it.
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,14 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlmamba.errors import UserError
+from vlmamba.models.adapter import FILE, PREFIX, additions
 from vlmamba.training.recipe import Hyperparameters
 
 if TYPE_CHECKING:  # loads only where it is used
     from peft import LoraConfig
 
 TARGETS = ("in_proj", "x_proj", "out_proj")  # dt_proj is read as a bare matrix by the scan
-PREFIX = "base_model.model."  # of names in peft's files
-FILE = "adapter_model.safetensors"
 Tensors = dict[str, Tensor]
 
 
@@ -75,12 +73,9 @@ def split(weights: Tensors) -> tuple[Tensors, Tensors]:
 
 def merged(base: Tensors, adapter: Tensors, hyper: Hyperparameters) -> Tensors:
     """The untouched model's weights with the adapter added, in float32."""
-    found, scale = dict(base), _alpha(hyper) / (hyper.lora or 1)
-    for key, down in adapter.items():
-        if match := re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_A\.weight", key):
-            name, up = f"{match[1]}.weight", adapter[key.replace("lora_A", "lora_B")]
-            total = base[name].float() + scale * (up.float() @ down.float())
-            found[name] = total.to(base[name].dtype)
+    found = dict(base)
+    for name, addition in additions(adapter, _alpha(hyper) / (hyper.lora or 1)):
+        found[name] = (base[name].float() + addition).to(base[name].dtype)
     return found
 
 
