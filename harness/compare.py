@@ -20,6 +20,7 @@ from pathlib import Path
 from harness import tables
 from harness.cli import Parser, cli
 from harness.paired import Paired, paired
+from harness.records import with_marks
 from harness.runs import NO_IMAGE, EvaluationRun, distinct_names
 from harness.stats import too_few
 from tasks.errors import UserError
@@ -29,12 +30,16 @@ HEADERS = ("task", "mean A", "mean B", "A - B", "95 % interval", "p", "n", "imag
 
 @dataclass(frozen=True)
 class TaskComparison:
-    """Two runs on one task: mean score of a question in each, and the paired difference."""
+    """Two runs on one task: mean score of a question in each, and the paired difference.
+
+    marks: what sets A or B apart ("B blind").
+    """
 
     task: str
     mean_a: float
     mean_b: float
     paired: Paired
+    marks: tuple[str, ...] = ()
 
 
 def compare(a: EvaluationRun, b: EvaluationRun, *, seed: int = 0) -> list[TaskComparison]:
@@ -75,16 +80,16 @@ def compare_task(
         return None
     scores_a, scores_b, images = zip(*rows, strict=True)
     n = len(rows)
-    return TaskComparison(
-        task, sum(scores_a) / n, sum(scores_b) / n, paired(scores_a, scores_b, images, seed=seed)
-    )
+    marks = [f"{side} {mark}" for side, run in (("A", a), ("B", b)) for mark in run.marks]
+    test = paired(scores_a, scores_b, images, seed=seed)
+    return TaskComparison(task, sum(scores_a) / n, sum(scores_b) / n, test, tuple(marks))
 
 
 def rows(found: Sequence[TaskComparison]) -> list[list[str]]:
     """Table cells; scores in per cent, differences in points of them."""
     return [
         [
-            c.task,
+            with_marks(c.task, c.marks),
             f"{100 * c.mean_a:.1f}",
             f"{100 * c.mean_b:.1f}",
             f"{100 * c.paired.difference:+.1f}",

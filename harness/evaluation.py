@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from harness.judge import JUDGED, Judge
 from harness.lmms_model import NO_IMAGE, UNREADABLE, VLMamba, model_sha256
 from harness.records import Sample, TaskResult
 from harness.rundir import AnswerJournal, RunFolder, digest
+from harness.runs import marks
 from tasks.errors import UserError
 
 Arguments = Mapping[str, Any]
@@ -82,7 +83,7 @@ def finish(run: Run, model: VLMamba, answers: Sequence[Answers], started: float)
     data: dict[str, dict[str, Any]] = {}
     for answer in answers:
         result, samples = score(run, answer)
-        results.append(result)
+        results.append(replace(result, marks=tuple(marks(run.arguments))))
         asked = [[sample.question, sample.truth, sample.image] for sample in samples]
         which = run.source.describe(answer.task, run.rows[result.task])
         data[result.task] = {**which, "rows_digest": digest(asked)}

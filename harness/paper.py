@@ -89,7 +89,7 @@ def measured_line(run: EvaluationRun) -> Line:
     config = run.record.get("model", {}).get("config", {})
     vision = config.get("vision_config") or {}
     setup = {
-        "model": run.name,
+        "model": run.marked,
         "llm": str(config.get("language_model_id") or run.record["arguments"]["model"]),
         "vision_encoder": str(config.get("vision_model_id") or vision.get("model_type") or ""),
         "connector": str(config.get("connector", "")),

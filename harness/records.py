@@ -69,6 +69,7 @@ class TaskResult:
     excluded: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     metric_n: dict[str, int] = field(default_factory=dict)  # where a metric is not over all n
+    marks: tuple[str, ...] = ()  # "blind" and the like, said in every row of a table
 
     def counts_note(self) -> str:
         """No score, answers not understood, rows left out, in words; empty when all is well."""
@@ -76,6 +77,11 @@ class TaskResult:
         notes += [f"{self.n_unparsed} not understood"] if self.n_unparsed else []
         notes += [f"{count} left out: {reason}" for reason, count in self.excluded.items()]
         return "; ".join(notes)
+
+
+def with_marks(name: str, marks: Sequence[str]) -> str:
+    """ "name (blind, held-out style)"; the name alone without marks."""
+    return f"{name} ({', '.join(marks)})" if marks else name
 
 
 @dataclass(frozen=True)

@@ -82,12 +82,8 @@ class Inputs:
 
     def records(self) -> list[tuple[str, Mapping[str, Any]]]:
         """(name, record) of all."""
-        everything: list[EvaluationRun | Found] = [
-            *self.evaluations,
-            *self.profiles,
-            *self.ablations,
-        ]
-        return [(run.name, run.record) for run in everything]
+        found = [(run.marked, run.record) for run in self.evaluations]
+        return found + [(run.name, run.record) for run in (*self.profiles, *self.ablations)]
 
 
 def build_parser() -> Parser:

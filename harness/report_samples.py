@@ -44,7 +44,7 @@ class Browser:
 
 def collect(runs: Sequence[EvaluationRun], max_samples: int, max_images: int) -> Browser:
     """At most `max_samples` questions a task, and `max_images` pictures a task."""
-    browser = Browser([run.name for run in runs])
+    browser = Browser([run.marked for run in runs])
     for task in dict.fromkeys(name for run in runs for name in run.tasks):
         answers = [{_identity(s): s for s in run.samples(task)} for run in runs]
         questions = list(dict.fromkeys(key for found in answers for key in found))

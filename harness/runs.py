@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import tasks
 from harness.data_sources import Source
 from harness.documents import read_rows
 from harness.record_checks import check_record, check_samples
-from harness.records import Sample, TaskResult
+from harness.records import Sample, TaskResult, with_marks
 from harness.stats import Interval, NoInterval
 from tasks.errors import UserError
 
@@ -62,6 +62,12 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return ["/".join(part) for part in parts]  # the same folder twice
+
+
+def marks(arguments: Mapping[str, Any]) -> list[str]:
+    """What sets a run's scores apart from a model's usual ones: said in every row that has them."""
+    held_out = arguments.get("style") == "heldout"
+    return ["blind"] * bool(arguments.get("blind")) + ["held-out style"] * held_out
 
 
 def read_record(folder: Path, kind_of: str | None = None) -> Mapping[str, Any]:
@@ -109,13 +115,28 @@ class EvaluationRun:
         """What it was, in one line."""
         arguments = self.record["arguments"]
         parts = [f"model {arguments['model']}", f"protocol {self.record['protocol']}"]
-        parts += ["blind"] if arguments.get("blind") else []
-        parts += [f"first {arguments['limit']} questions"] if arguments.get("limit") else []
-        return f"{self.name}: {', '.join(parts)}"
+        return f"{self.name}: {', '.join([*parts, *self._apart()])}"
+
+    @property
+    def marked(self) -> str:
+        """Its name, and in brackets what sets it apart: for rows beside other runs."""
+        return with_marks(self.name, self._apart())
+
+    @property
+    def marks(self) -> list[str]:
+        """See `marks`."""
+        return marks(self.record["arguments"])
+
+    def _apart(self) -> list[str]:
+        limit = self.record["arguments"].get("limit")
+        return self.marks + ([f"first {limit} questions"] if limit else [])
 
     def results(self) -> list[TaskResult]:
         """The scores as `harness.tables` shows them."""
-        return [task_result(name, entry) for name, entry in self.record["tasks"].items()]
+        return [
+            replace(task_result(name, entry), marks=tuple(self.marks))
+            for name, entry in self.record["tasks"].items()
+        ]
 
     def samples(self, task: str) -> list[Sample]:
         """Every answer of a task. Raises UserError for a missing or foreign file."""

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.records import TaskResult
+from harness.records import TaskResult, with_marks
 from harness.stats import Interval, NoInterval
 
 HEADERS = ("task", "metric", "value", "95 % interval", "n", "note")
@@ -133,7 +133,7 @@ def interval_text(interval: Interval | NoInterval | None, points: bool) -> str:
 def _rows(result: TaskResult) -> list[list[str]]:
     rows = [
         [
-            result.task,
+            with_marks(result.task, result.marks),
             metric,
             value_text(result.metrics[metric], result.points),
             interval_text(result.intervals.get(metric), result.points),
@@ -144,7 +144,7 @@ def _rows(result: TaskResult) -> list[list[str]]:
         if metric in result.metrics
     ]
     if not rows:
-        rows.append([result.task, "-", "-", "-", str(result.n), ""])
+        rows.append([with_marks(result.task, result.marks), "-", "-", "-", str(result.n), ""])
     rows[0][-1] = result.counts_note()
     return rows
 
@@ -160,7 +160,10 @@ def _parts(result: TaskResult) -> tuple[list[str], list[list[str]]] | None:
         return None
     metrics = list(dict.fromkeys(metric for scores in parts.values() for metric in scores))
     headers = ["part", *metrics]
-    return headers, [[part, *_scores(result, part, metrics, parts[part])] for part in parts]
+    return headers, [
+        [with_marks(part, result.marks), *_scores(result, part, metrics, parts[part])]
+        for part in parts
+    ]
 
 
 def _scores(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from harness import compare
+from harness import compare, paper, report, tables
 from harness.paired import paired
-from harness.runs import distinct_names
+from harness.runs import EvaluationRun, distinct_names
 
 
 def test_one_question_an_image_is_the_paired_t_interval():
@@ -161,3 +162,45 @@ def test_a_folder_without_a_run_is_one_line(tmp_path, capsys):
     (tmp_path / "record.json").write_text('{"kind": "profile"}')
     assert compare.main([str(tmp_path), str(tmp_path)]) == 2
     assert "holds a profile; expected a run of harness.run" in capsys.readouterr().err
+
+
+def blinded(folder: Path, **arguments: object) -> Path:
+    """The same run, its record saying that it was made otherwise."""
+    record = json.loads((folder / "record.json").read_text())
+    record["arguments"] |= arguments
+    record["tasks"]["pope"]["metrics"]["random/accuracy"] = {"value": 0.5}
+    (folder / "record.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_blind_and_held_out_rows_say_so_in_the_row(tmp_path, capsys):
+    """In a run's tables, the paper's, a comparison's, and the report's."""
+    plain = write_run(tmp_path / "runs" / "plain", [1, 1, 1, 0])
+    blind = blinded(write_run(tmp_path / "runs" / "dark", [1, 0, 0, 0]), blind=True)
+    style = {"style": "heldout", "limit": 9}
+    held_out = blinded(write_run(tmp_path / "runs" / "other", [1, 0, 1, 0]), **style)
+    assert compare.main([str(plain), str(blind)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("pope (B blind) ")
+    assert compare.main([str(held_out), str(blind)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].endswith("protocol paper, held-out style, first 9 questions")
+    assert out[-1].startswith("pope (A held-out style, B blind) ")
+    results = EvaluationRun.read(blind).results()
+    text = re.sub(" +", " ", tables.report(results, "t"))
+    assert "pope (blind) accuracy" in text and "random (blind) 50.0%" in text
+    names = {"pope (blind)", "pope (held-out style)", "pope"}
+    assert tables.main(["--from", str(tmp_path / "runs"), "--out", str(tmp_path / "t")]) == 0
+    rows = [(tmp_path / "t" / f"{name}.csv").read_text() for name in ("dark", "other", "plain")]
+    assert {row.splitlines()[1].split(",")[0] for row in rows} == names
+    _, paper_rows = paper.table("main", [EvaluationRun.read(f) for f in (blind, held_out)])
+    assert [row[0] for row in paper_rows[-2:]] == [
+        "dark (blind)",
+        "other (held-out style, first 9 questions)",
+    ]
+    page = tmp_path / "report.html"
+    folders = [str(folder) for folder in (plain, blind, held_out)]
+    assert report.main([*folders, "--out", str(page)]) == 0
+    html = page.read_text()
+    assert "<td>pope (blind)</td>" in html and "<td>pope (B held-out style)</td>" in html
+    assert '"runs":["plain","dark (blind)","other (held-out style, first 9 questions)"]' in html
+    assert ">dark (blind)</th>" in html  # its column of terms
