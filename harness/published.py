@@ -60,7 +60,7 @@ def paper_tables(evaluations: Sequence[EvaluationRun], path: Path = paper.FILE) 
     made = {}
     for name, title in paper.TITLES.items():
         headers, rows = paper.table(name, evaluations if name == "main" else (), path)
-        made[f"paper_{name}"] = Table(title, headers, rows)
+        made[f"paper_{name}"] = Table(title, headers, rows, paper.NOTES[name])
     return made
 
 

@@ -231,13 +231,12 @@ def _paper(runs: Sequence[EvaluationRun], file: Path) -> str:
         below = runs if name == "main" else ()
         headers, rows = paper.table(name, below, file)
         measured = [False] * (len(rows) - len(below)) + [True] * len(below)
-        blocks.append(
-            f"<h3>{html.escape(title)}</h3>{html_table(headers, rows, measured, 'paper')}"
-        )
+        note = f'<p class="soft">{html.escape(paper.NOTES[name])}</p>'
+        shown = html_table(headers, rows, measured, "paper")
+        blocks.append(f"<h3>{html.escape(title)}</h3>{note}{shown}")
     note = (
         "Shaded rows are measured here, under the terms below; the others are quoted. In per cent, "
-        "MME in points. “Not reported”: the paper has no number. “Not recorded”: the source at "
-        "hand does not give it."
+        "MME in points. “Not reported”: the paper has no number."
     )
     return f'<p class="soft">{note}</p>' + "\n".join(blocks)
 

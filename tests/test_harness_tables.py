@@ -102,17 +102,51 @@ def test_every_run_becomes_tables_of_every_format_twice_the_same(all_kinds, caps
     assert "1000 tokens" in files["speed.cpu.crossovers.csv"].decode()
 
 
-def test_the_papers_cells_are_numbers_or_say_why_there_is_none():
+def test_the_papers_cells_are_numbers_or_say_why_there_is_none(tmp_path):
     found = paper.read()
-    assert [len(found[name]) for name in paper.TITLES] == [5, 3, 2, 3, 2]
+    assert [len(found[name]) for name in paper.TITLES] == [15, 3, 2, 3, 2]
     final = found["main"][-1]
     assert (final.setup["connector"], final.cells["mme"].text) == ("vss_l2", "1369.6")
-    assert found["main"][2].cells["gqa"] == paper.Cell("", "not reported")
-    assert found["llm"][0].cells["gqa"] == paper.Cell("", "not recorded")
-    for lines in found.values():
+    assert (final.cells["mmmu"].text, final.cells["seed"].text) == ("30.6", "60.5")
+    assert found["main"][0].cells["vqav2"] == paper.Cell("", "not reported")
+    for name, lines in found.items():
         for line in lines:
-            assert line.source.startswith("arXiv 2403.13600v1")
-            assert all(cell.why or float(cell.text) > 0 for cell in line.cells.values())
+            assert line.source.startswith("PMLR v262, pp. 102-113, Table ")
+            shown = [line.cells[b] for b in paper.BENCHMARKS]
+            assert all(cell.why == "not reported" or float(cell.text) > 0 for cell in shown)
+            assert name == "main" or all(cell.text for cell in shown)
+    blank = tmp_path / "paper.csv"
+    blank.write_text(paper.FILE.read_text().replace(",71.7,49.9,", ",,,"))
+    assert paper.read(blank)["llm"][0].cells["gqa"] == paper.Cell("", "not recorded")
+
+
+def test_the_papers_tables_join_where_they_share_a_model():
+    """Each ablation's winner is the next one's first row; the last is Table 1's."""
+    found = paper.read()
+
+    def scores(table, row):
+        return [found[table][row].cells[name].text for name in paper.BENCHMARKS]
+
+    assert scores("llm", 2) == scores("encoder", 0)
+    assert scores("encoder", 1) == scores("connector", 0)
+    assert scores("connector", 2) == scores("scan", 0) == scores("main", -1)
+    assert scores("llm", 0) == ["71.7", "49.9", "56.1", "42.6", "84.5", "1277.7", "46.9", "24.0"]
+    assert scores("scan", 1) == ["76.6", "55.8", "64.2", "48.8", "85.0", "1364.0", "56.3", "31.1"]
+
+
+def test_the_notes_beside_the_papers_tables_follow_from_its_cells():
+    found = paper.read()
+
+    def leads(table, ours, theirs):
+        cells = [found[table][row].cells for row in (ours, theirs)]
+        values = [{b: float(c[b].text) for b in paper.BENCHMARKS} for c in cells]
+        return {b: round(values[0][b] - values[1][b], 1) for b in paper.BENCHMARKS}
+
+    for name, lead in leads("connector", 2, 0).items():  # VSS-L2 and MLP
+        assert f"{paper.BENCHMARKS[name]} {lead:+.1f}" in paper.NOTES["connector"]
+    assert [b for b, lead in leads("connector", 1, 0).items() if lead > 0] == ["pope"]
+    scans = leads("scan", 0, 1)
+    assert (scans["mme"], scans["mmbench"], scans["pope"]) == (5.6, 0.7, -0.6)
 
 
 def test_measured_runs_stand_below_the_papers_with_reasons(all_kinds):
