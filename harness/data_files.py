@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness import splits
 from harness.documents import Row, is_file, lists_read, read_table, read_task_rows
 from tasks.common import Benchmark, Hub
 from tasks.errors import UserError
@@ -25,8 +27,7 @@ if TYPE_CHECKING:
     import datasets
 
 FORMATS = (".parquet", ".jsonl", ".json", ".tsv")
-SHARD = re.compile(r"-\d+-of-(\d+)$")
-SPLITS = {"train", "val", "validation", "dev", "test", "testdev"}
+LANGUAGES = {"en", "cn", "cc", "ru", "ar", "de", "fr", "pt", "tr"}  # of MMBench's tables
 LONGEST_REFERENCE = 64  # a shorter image cell is the index of the row that holds the image
 
 
@@ -38,16 +39,16 @@ def find(root: Path, task: Benchmark, hub: Hub) -> list[Path]:
     for suffix in FORMATS:
         if (root / f"{task.name}{suffix}").is_file():
             return [root / f"{task.name}{suffix}"]
-    shards = sorted(root.glob(f"{task.name}-*-of-*.parquet"))
-    if shards:
-        return _whole(shards)
+    if shards := sorted(root.glob(f"{task.name}-*-of-*.parquet")):
+        return splits.of_split(shards, root, Hub(hub.path, split=task.name))
     start = f"{task.name}_{hub.split}"
     tables = [file for file in sorted(root.glob("*.tsv")) if file.stem.lower().startswith(start)]
     if tables:
-        return _only(tables)
+        return _only(tables, hub)
     names = {task.name.lower(), hub.path.split("/")[-1].lower()}
+    chosen = hub.split != task.hub.split
     for folder in (root, *sorted(p for p in root.iterdir() if p.is_dir())):
-        if folder.resolve().name.lower() in names and (files := _in_folder(folder, hub)):
+        if names & splits.names_of(folder) and (files := _in_folder(folder, hub, chosen)):
             return files
     return []
 
@@ -83,9 +84,12 @@ def load_images(root: Path, task: Benchmark, hub: Hub) -> datasets.Dataset | Non
     """
     if hub.name is None:
         return None
-    inside = [file for file in sorted(root.rglob("*.parquet")) if hub.name in file.parts]
+    top = splits.snapshot(root)
+    inside = [
+        file for file in splits.under(top, ".parquet") if hub.name in file.relative_to(top).parts
+    ]
     needed = ("id", task.image_column)
-    return _parquet(_of_split(inside, hub), root, task, needed) if inside else None
+    return _parquet(splits.of_split(inside, top, hub), root, task, needed) if inside else None
 
 
 def check_columns(
@@ -124,50 +128,25 @@ def first_line(error: BaseException) -> str:
     return (text[0] if text else type(error).__name__)[:200]
 
 
-def _in_folder(folder: Path, hub: Hub) -> list[Path]:
-    parquet = sorted(folder.rglob("*.parquet"))
-    if parquet:
-        return _of_split(parquet, hub)
+def _in_folder(folder: Path, hub: Hub, chosen: bool) -> list[Path]:
+    folder = splits.snapshot(folder)
+    if parquet := splits.under(folder, ".parquet"):
+        return splits.of_split(parquet, folder, hub, chosen)
     for suffix in FORMATS[1:]:
-        files = sorted(folder.glob(f"*{suffix}"))
-        if files:
-            files = _of_split(files, hub)
-            return _only(files) if suffix == ".tsv" else files
+        if files := sorted(folder.glob(f"*{suffix}")):
+            tables = suffix == ".tsv"
+            return _only(files, hub) if tables else splits.of_split(files, folder, hub, chosen)
     return []
 
 
-def _of_split(files: list[Path], hub: Hub) -> list[Path]:
-    """The files of the wanted config and split, where file names tell them apart."""
-    if hub.name:
-        files = [file for file in files if hub.name in file.parts] or files
-    named = [file for file in files if SHARD.sub("", file.stem) == hub.split]
-    others = {SHARD.sub("", file.stem) for file in files} & SPLITS
-    if others and not named:
-        raise UserError(
-            f"{files[0].parent} has files of split {', '.join(sorted(others))}, not of "
-            f"{hub.split}; name the split to use with --split"
-        )
-    return _whole(named or files)
-
-
-def _whole(files: list[Path]) -> list[Path]:
-    """The files; raises UserError where shards of one are missing."""
-    counts: dict[tuple[str, int], int] = {}
-    for file in files:
-        if shard := SHARD.search(file.stem):
-            key = str(file.with_name(SHARD.sub("", file.stem))), int(shard[1])
-            counts[key] = counts.get(key, 0) + 1
-    for (name, expected), found in counts.items():
-        if found != expected:
-            raise UserError(f"{name}: {found} of {expected} parquet shards are there; get all")
-    return files
-
-
-def _only(tables: list[Path]) -> list[Path]:
-    if len(tables) > 1:
+def _only(tables: list[Path], hub: Hub) -> list[Path]:
+    """The one table, of several the one in the data's language; raises UserError otherwise."""
+    languages = {file: LANGUAGES & set(re.split(r"[\W_]+", file.stem.lower())) for file in tables}
+    fitting = [file for file in tables if not languages[file] or hub.name in languages[file]]
+    if len(fitting) > 1 or not fitting:
         names = ", ".join(file.name for file in tables)
         raise UserError(f"{tables[0].parent} has several tables ({names}); keep the one to use")
-    return tables
+    return fitting
 
 
 def _parquet(
@@ -281,14 +260,13 @@ def _confine_paths(
 def _inside(root: Path, folder: Path, name: str) -> str:
     """The image file `name` under `root`, the file's folder, or the `images/` of either.
 
-    Raises UserError if the name leads out of `root`.
+    Links are the user's own and are followed. Raises UserError if the name itself leads out of
+    `root`: a data file may come from anybody.
     """
-    home = root.resolve()
+    home = Path(os.path.abspath(root))
+    folder = Path(os.path.abspath(folder))
     for base in (home / "images", home, folder / "images", folder):
-        try:
-            path = (base / name).resolve()
-        except (OSError, ValueError, RuntimeError):  # no name of a file: a NUL, a loop of links
-            continue
+        path = Path(os.path.normpath(base / name))  # by the letter: ".." behind a link stays here
         if not path.is_relative_to(home):
             raise UserError(f"image path {name!r} leads out of the data folder {root}; refused")
         if is_file(path):

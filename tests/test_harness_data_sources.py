@@ -141,7 +141,7 @@ def test_jsonl_with_mixed_types(tmp_path):
         folder(tmp_path).load(POPE, "paper")
 
 
-@pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "link/secret.png"])
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "link/../../secret.png"])
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_image_paths_stay_inside(tmp_path, name, kind):
     (tmp_path / "secret.png").write_bytes(png((1, 1, 1)))
@@ -157,6 +157,107 @@ def test_image_paths_stay_inside(tmp_path, name, kind):
         datasets.Dataset.from_list(rows).to_parquet(data / "pope.parquet")
     with pytest.raises(UserError, match="leads out of the data folder"):
         folder(data).load(POPE, "paper")
+
+
+def test_links_that_the_user_made_are_followed(tmp_path):
+    store = tmp_path / "store"
+    (store / "val2014").mkdir(parents=True)
+    (store / "val2014" / "dog.png").write_bytes(png((1, 2, 3)))
+    write_parquet(pope_rows(), store / "test-00000-of-00001.parquet")
+    data = tmp_path / "data"
+    (data / "mme").mkdir(parents=True)
+    (data / "mme" / "images").symlink_to(store / "val2014")
+    rows = [{**row, "image": "dog.png"} for row in mme_rows()]
+    (data / "mme" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (data / "pope").symlink_to(store)
+    path = folder(data).load(MME, "paper")[0]["image"]["path"]
+    assert path == str(data / "mme" / "images" / "dog.png")
+    assert len(folder(data).load(POPE, "paper")) == 24
+
+
+def cached(root, revision: str, **files: int):
+    """A data set as the hub's cache has it: links into a folder of blobs, named by revision."""
+    top = root / "datasets--lmms-lab--POPE"
+    (top / "blobs").mkdir(parents=True, exist_ok=True)
+    (top / "snapshots" / revision / "data").mkdir(parents=True)
+    for name, images in files.items():
+        blob = top / "blobs" / f"{revision}{name}"
+        write_parquet(pope_rows(images=images), blob)
+        link = top / "snapshots" / revision / "data" / f"{name}-00000-of-00001.parquet"
+        link.symlink_to(f"../../../blobs/{blob.name}")
+    return top
+
+
+def test_a_snapshot_in_the_hubs_cache(tmp_path):
+    top = cached(tmp_path, "0" * 40, test=2, train=3)
+    for place in (tmp_path, top, top / "snapshots" / ("0" * 40)):
+        assert len(folder(place).load(POPE, "paper")) == 12
+        assert len(Source.parse(str(place), split="train").load(POPE, "paper")) == 18
+    cached(tmp_path, "1" * 40, test=4)
+    with pytest.raises(UserError, match="several snapshots .*0000.*1111.*give the one"):
+        folder(tmp_path).load(POPE, "paper")
+    (top / "refs").mkdir()
+    (top / "refs" / "main").write_text("1" * 40)
+    assert len(folder(tmp_path).load(POPE, "paper")) == 24
+
+
+HASH = "f0e719df791966ff"
+
+
+def shards(root, *names: str):
+    """A hub copy of POPE; the n-th of its files holds n + 1 pictures of six questions."""
+    for n, name in enumerate(names):
+        path = root / "POPE" / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_parquet(pope_rows(images=n + 1), path)
+    return root
+
+
+def test_names_as_the_hub_gives_them(tmp_path):
+    names = [f"{s}-00000-of-00001-{n}{HASH[1:]}" for n, s in enumerate(("train", "validation"))]
+    shards(tmp_path, *names, f"test-00001-of-00002-{HASH}", f"test-00000-of-00002-0{HASH[1:]}")
+    rows = folder(tmp_path).load(POPE, "paper")
+    assert len(rows) == 18 + 24
+    assert len(set(rows[:24]["image_source"])) == 4  # the first shard first, whatever its hash
+    assert len(Source.parse(str(tmp_path), split="validation").load(POPE, "paper")) == 12
+    files = folder(tmp_path).describe(POPE, rows)["files"]
+    assert files == [
+        f"POPE/test-00000-of-00002-0{HASH[1:]}.parquet",
+        f"POPE/test-00001-of-00002-{HASH}.parquet",
+    ]
+
+
+def test_the_hubs_own_conversion(tmp_path):
+    shards(tmp_path, "default/test/0000", "default/test/0001", "default/train/0000")
+    assert len(folder(tmp_path).load(POPE, "paper")) == 6 + 12
+    (tmp_path / "POPE" / "default" / "test" / "0000.parquet").unlink()
+    with pytest.raises(UserError, match=r"test: 1 of 2 parquet shards are there \(found 0001"):
+        folder(tmp_path).load(POPE, "paper")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("test-00000-of-00001", "part1"), r"part1.parquet does not say which split .*found part1"),
+        (("a", "b"), "a.parquet, b.parquet does not say which split"),
+        (("test-00000-of-00002 (1)", "test-00000-of-00002"), r"\(1\).parquet does not say"),
+        ((f"test-00000-of-00004-{HASH}",), r"test: 1 of 4 parquet shards are there \(found test"),
+        (("test-00000-of-00002", "test-00002-of-00002"), "2 of 2 parquet shards"),
+        (("test-00000-of-00001", f"test-00000-of-00001-{HASH}"), "test is there more than once"),
+        (("test-00000-of-00001", "test"), "test is there more than once"),
+        (("random/test-00000-of-00001", "popular/test-00000-of-00001"), "in several folders"),
+        ((f"train-00000-of-00001-{HASH}",), r"files of split train, not of test \(found train"),
+    ],
+)
+def test_files_that_could_be_anything_are_refused(tmp_path, names, message):
+    with pytest.raises(UserError, match=message):
+        folder(shards(tmp_path, *names)).load(POPE, "paper")
+
+
+def test_one_file_of_any_name_is_no_answer_to_a_chosen_split(tmp_path):
+    assert len(folder(shards(tmp_path, "a")).load(POPE, "paper")) == 6
+    with pytest.raises(UserError, match=r"a.parquet does not say .*such as validation.parquet"):
+        Source.parse(str(tmp_path), split="validation").load(POPE, "paper")
 
 
 def test_hub_without_a_network_is_one_line(monkeypatch):
