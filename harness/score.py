@@ -75,15 +75,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     beside = args.predictions.with_name(f"{args.predictions.name}.judge.jsonl")
     judge = judging.from_arguments(args, [task], beside)
     report = score(task, rows, args.protocol, judge)
+    if args.json:  # before a word is printed: the reader of a pipe may leave
+        content = as_json(task, rows, report, args.protocol)
+        write_json(args.json, content | (judge.terms() if judge else {}))
     result = records.result_of(task, [row.doc for row in rows], report, args.protocol)
     print(summary(result, args.protocol, missing))
     if args.compare:
         print(comparison(task, rows, None if args.per_case else SHOWN))
     elif args.per_case:
         print("\n".join(per_case_lines(rows, report)))
-    if args.json:
-        content = as_json(task, rows, report, args.protocol)
-        write_json(args.json, content | (judge.terms() if judge else {}))
     return 0
 
 

@@ -10,11 +10,14 @@ import argparse
 import difflib
 import errno
 import functools
+import os
+import select
 import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PIPE_CLOSED = 128 + 13  # the exit code of a program that SIGPIPE ended
 
 
 class UserError(Exception):
@@ -51,27 +54,61 @@ def _end_bars() -> None:
         bar.close()
 
 
+def reader_left() -> list[int]:
+    """Which of stdout and stderr are pipes that nobody reads any more (`... | head`)."""
+    poll = select.poll()
+    for number in (1, 2):
+        poll.register(number, 0)  # errors are reported whether asked for or not
+    return [number for number, event in poll.poll(0) if event & select.POLLERR]
+
+
+def _discard(numbers: Iterable[int]) -> None:
+    """Send what is still in the buffers of these streams nowhere: nothing is left to complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in numbers:
+        os.dup2(nowhere, number)
+    os.close(nowhere)
+
+
 def cli(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Decorate a command line's `main`: a UserError becomes one line on stderr and exit code 2."""
+    """Decorate a command line's `main`: a UserError becomes one line on stderr and exit code 2.
+
+    A reader that has seen enough (`... | head`) ends the command without a word, exit code 141.
+    """
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs) -> int:
         try:
-            return main(*args, **kwargs) or 0
-        except UserError as error:
-            _end_bars()
-            print(f"error: {one_line(str(error))}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return 130
-        except OSError as error:
-            if error.errno not in DISK_FULL:
+            try:
+                return _run(main, *args, **kwargs)
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+        except BrokenPipeError:
+            left = reader_left()
+            if not left:  # another pipe of ours
                 raise
-            _end_bars()
-            where = f" {error.filename}" if error.filename else ""
-            what = f"cannot write{where}: {error.strerror}"
-            print(f"error: {what}; make room and run the same command again", file=sys.stderr)
-            return 2
+            _discard(left)
+            return PIPE_CLOSED
 
     return wrapped
+
+
+def _run(main: Callable[..., int | None], *args, **kwargs) -> int:
+    try:
+        return main(*args, **kwargs) or 0
+    except UserError as error:
+        _end_bars()
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        _end_bars()
+        where = f" {error.filename}" if error.filename else ""
+        what = f"cannot write{where}: {error.strerror}"
+        print(f"error: {what}; make room and run the same command again", file=sys.stderr)
+        return 2
