@@ -20,8 +20,8 @@ from pathlib import Path
 from harness import tables
 from harness.cli import Parser, cli
 from harness.paired import Paired, paired
-from harness.records import with_marks
-from harness.runs import NO_IMAGE, EvaluationRun, distinct_names
+from harness.records import Sample, with_marks
+from harness.runs import NAMED, NO_IMAGE, EvaluationRun, distinct_names
 from harness.stats import too_few
 from tasks.errors import UserError
 
@@ -67,15 +67,16 @@ def compare_task(
         mine = ours.get(other.doc_id)
         if mine is None:
             continue
-        if (mine.image, mine.truth) != (other.image, other.truth):
+        if not same_question(mine, other):
             raise UserError(
                 f"{task}: row {other.doc_id + 1} of {a.name} and {b.name} is not the same "
                 "question; compare runs on the same data"
             )
         if mine.score is not None and other.score is not None:
-            alone = mine.image in (None, NO_IMAGE)
-            cluster = f"row {mine.doc_id}" if alone else mine.image
-            rows.append((mine.score, other.score, cluster))
+            known = [sample.image for sample in (mine, other) if not _is_named(sample)]
+            image = known[0] if known else mine.image
+            alone = image in (None, NO_IMAGE)
+            rows.append((mine.score, other.score, f"row {mine.doc_id}" if alone else image))
     if not rows:
         return None
     scores_a, scores_b, images = zip(*rows, strict=True)
@@ -83,6 +84,24 @@ def compare_task(
     marks = [f"{side} {mark}" for side, run in (("A", a), ("B", b)) for mark in run.marks]
     test = paired(scores_a, scores_b, images, seed=seed)
     return TaskComparison(task, sum(scores_a) / n, sum(scores_b) / n, test, tuple(marks))
+
+
+def same_question(mine: Sample, other: Sample) -> bool:
+    """Whether two samples of one row have one truth and one picture.
+
+    Answers that came in a file know a picture by its name, or not at all: beside those of a run,
+    which know its content, the question's text has to be the same instead.
+    """
+    if mine.truth != other.truth:
+        return False
+    if mine.image == other.image:
+        return True
+    one_by_name = _is_named(mine) != _is_named(other) or None in (mine.image, other.image)
+    return one_by_name and mine.question == other.question
+
+
+def _is_named(sample: Sample) -> bool:
+    return sample.image is None or sample.image.startswith(NAMED)
 
 
 def rows(found: Sequence[TaskComparison]) -> list[list[str]]:

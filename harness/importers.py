@@ -144,7 +144,9 @@ def from_lmms_eval(
             )
         if doc is None and (why := _disagreement(sample, documents[doc_id], task)):
             differing.append(f"doc_id {doc_id}: {why}")
-        joined.append(Joined(str(doc_id), documents[doc_id] if doc is None else doc, answer))
+        joined.append(
+            Joined(str(doc_id), documents[doc_id] if doc is None else doc, answer, doc_id)
+        )
     if differing:
         raise UserError(
             f"{predictions}: {len(differing)} of {len(samples)} samples do not belong to the "

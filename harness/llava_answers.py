@@ -37,6 +37,8 @@ class Joined(NamedTuple):
     case_id: str
     doc: Row
     prediction: str
+    row: int | None = None  # of the document in the truth; None: as in the answers
+    image: str | None = None  # the key of its picture's content, where a run has noted it
 
 
 def load(task: Benchmark, answers: Path, truth: Sequence[Path]) -> tuple[list[Joined], int]:
@@ -52,6 +54,7 @@ def load(task: Benchmark, answers: Path, truth: Sequence[Path]) -> tuple[list[Jo
         documents, key_of = JOINS.get(task.name, _documents)(task, truth)
     except BAD_ROW as error:
         raise UserError(f"{task.name}: --truth is not {wanted} ({error!r})") from error
+    place = {key: row for row, key in enumerate(documents)}
     joined: dict[Key, Joined] = {}
     for number, answer in enumerate(_answers(answers), 1):
         key = key_of(answer)
@@ -60,7 +63,7 @@ def load(task: Benchmark, answers: Path, truth: Sequence[Path]) -> tuple[list[Jo
             raise UserError(f"{where} is to no question in --truth")
         if key in joined:
             raise UserError(f"{where} is the second answer to one question")
-        joined[key] = Joined("/".join(key), documents[key], answer["text"])
+        joined[key] = Joined("/".join(key), documents[key], answer["text"], place[key])
     return list(joined.values()), len(documents) - len(joined)
 
 

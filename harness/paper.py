@@ -125,7 +125,8 @@ def measured_line(run: EvaluationRun) -> Line:
         "scan": str(config.get("scan", "")),
     }
     label = run.record.get("label")
-    source = f"this harness, protocol {run.record['protocol']}"
+    measured = "answers from files, scored by " * ("scored_from" in run.record) + "this harness"
+    source = f"{measured}, protocol {run.record['protocol']}"
     cells = {name: _measured_cell(run, name) for name in (*BENCHMARKS, *QUOTED)}
     return Line(setup, cells, f"{source}; {label}" if label else source, measured=True)
 

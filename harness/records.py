@@ -108,17 +108,22 @@ def score_task(
     image_keys: Sequence[str | None] | None = None,
     seed: int = 0,
     judge: Judge | None = None,
+    report: Report | None = None,
 ) -> tuple[TaskResult, list[Sample]]:
     """Scores, intervals and per-sample lines. A prediction of None: the image was unreadable.
 
-    `judge` helps with the tasks that need a model to grade or read answers.
+    `judge` helps with the tasks that need a model to grade or read answers. `report`: of the
+    readable answers, where they are scored already.
     """
     doc_ids = range(len(docs)) if doc_ids is None else doc_ids
     image_keys = [None] * len(docs) if image_keys is None else image_keys
     readable = [row for row, prediction in enumerate(predictions) if prediction is not None]
     kept_docs = [docs[row] for row in readable]
     answers = [prediction for prediction in predictions if prediction is not None]
-    report = judging.evaluate(task, kept_docs, answers, protocol, judge)
+    notes: list[str] = []
+    if report is None:
+        report = judging.evaluate(task, kept_docs, answers, protocol, judge)
+        notes = repeat_note(list(zip(docs, image_keys, strict=True)))
     cases: dict[int, Case | None] = dict(zip(readable, report.cases, strict=True))
     reasons = task.exclude(kept_docs, protocol)
     excluded = dict(report.excluded)
@@ -127,8 +132,7 @@ def score_task(
     result = replace(
         result_of(task, kept_docs, report, protocol, seed=seed),
         excluded=excluded,
-        notes=[*report.notes, *repeat_note(list(zip(docs, image_keys, strict=True)))],
-        metric_n=report.metric_n,
+        notes=[*report.notes, *notes],
     )
     why = {row: reasons.get(place) for place, row in enumerate(readable)}
     samples = [
@@ -158,6 +162,7 @@ def result_of(
         n_unparsed=report.n_unparsed,
         excluded=report.excluded,
         notes=report.notes,
+        metric_n=report.metric_n,
     )
 
 

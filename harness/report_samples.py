@@ -16,7 +16,7 @@ from typing import Any
 import tasks
 from harness.images import UnreadableImage, decode, image_key
 from harness.records import Sample
-from harness.runs import NO_IMAGE, EvaluationRun
+from harness.runs import NAMED, NO_IMAGE, EvaluationRun
 from tasks.errors import UserError
 
 THUMBNAIL_PX = 264  # twice the size shown
@@ -114,7 +114,11 @@ def _thumbnails(
     notes: list[str],
 ) -> dict[str, str]:
     """Content key -> picture, of the first run whose data can still be read."""
-    wanted = {key[1]: key[0] for key in reversed(list(questions)) if key[1] is not None}
+    wanted = {
+        key[1]: key[0]
+        for key in reversed(list(questions))
+        if key[1] is not None and not key[1].startswith(NAMED)
+    }
     if not wanted or limit < 1:
         return {}
     for run, found in zip(runs, answers, strict=True):

@@ -126,10 +126,13 @@ def check_model(name: str) -> None:
 def read_arguments(path: Path) -> dict[str, Any]:
     """The arguments that a record was made with. Raises UserError for any other file."""
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))["arguments"]
+        record = json.loads(path.read_text(encoding="utf-8"))
+        kept = record["arguments"]
         found = {"tasks": kept["tasks"]} | {name: kept[name] for name in KEPT if name in kept}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a record.json of harness.run: {error!r}") from error
+    if "scored_from" in record:
+        raise UserError(f"{path} was scored from files by harness.score: there is no run to repeat")
     for name, value in found.items():
         kind = NOT_TEXT.get(name, str)
         if type(value) is not kind and not (value is None and name in MAY_BE_ABSENT):

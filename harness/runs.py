@@ -23,6 +23,7 @@ from harness.stats import Interval, NoInterval
 from tasks.errors import UserError
 
 NO_IMAGE = "none"  # in place of an image's key: the question has none
+NAMED = "named "  # starts what stands in place of a key where only the picture's name is known
 KINDS = ("evaluation", "profile", "ablation")
 RECORD = "record.json"
 
@@ -114,7 +115,8 @@ class EvaluationRun:
     def title(self) -> str:
         """What it was, in one line."""
         arguments = self.record["arguments"]
-        parts = [f"model {arguments['model']}", f"protocol {self.record['protocol']}"]
+        whose = "answers of" if "scored_from" in self.record else "model"
+        parts = [f"{whose} {arguments['model']}", f"protocol {self.record['protocol']}"]
         return f"{self.name}: {', '.join([*parts, *self._apart()])}"
 
     @property

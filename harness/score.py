@@ -4,11 +4,14 @@
     python -m harness.score mme predictions.jsonl --protocol lmms --per-case
     python -m harness.score pope answers.jsonl --import llava --truth questions.jsonl labels.*.jsonl
     python -m harness.score scienceqa samples.jsonl --import lmms-eval --compare
+    python -m harness.score pope runs/demo/samples_pope.jsonl --protocol lmms --out runs/demo-lmms
 
 A line of predictions.jsonl is a ground-truth document in the column names of the hub data set,
 without its image, plus `prediction` (the raw answer) and, if wanted, `case_id` (else the line's
-number, from 0). Other people's files come in with --import. Rows that cannot be scored are left
-out, counted and named.
+number, from 0). Other people's files come in with --import; a run's own samples_TASK.jsonl finds
+its documents in the data that the record beside it names, or in --truth. Rows that cannot be scored
+are left out, counted and named. With --out a run's folder is written, as harness.run does; several
+tasks of one model may share it.
 """
 
 from __future__ import annotations
@@ -22,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import tasks
-from harness import importers, records, submit, tables
+from harness import importers, records, rescore, submit, tables
 from harness import judge as judging
 from harness.cli import Parser, cli
-from harness.documents import read_documents, read_task_rows, repeat_note
+from harness.documents import is_file, read_documents, read_task_rows, repeat_note
 from harness.llava_answers import Joined
 from harness.records import TaskResult
+from harness.rescore import Answers
 from tasks.common import PROTOCOLS, Benchmark, Case, Report, check_protocol
 from tasks.errors import UserError
 
@@ -56,6 +60,9 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         help="documents of an imported file, or all questions that --submit must answer",
     )
+    add("--out", type=Path, metavar="DIR", help="a run's folder: record, samples, table")
+    add("--model", metavar="NAME", help="whose answers these are, for --out (default: the file's)")
+    add("--overwrite", action="store_true", help="replace another finished run in --out")
     add("--compare", action="store_true", help="score under both protocols, show changed rows")
     add("--submit", type=Path, metavar="OUT", help="write the official submission file instead")
     judging.add_arguments(parser)
@@ -68,22 +75,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     check_protocol(args.protocol)
     task = tasks.load(args.task)
-    rows, missing = read(task, args.predictions, args.format, args.truth, bool(args.submit))
+    answers = read(task, args.predictions, args.format, args.truth, bool(args.submit))
+    rows = answers.rows
     if args.submit:
         print(write_submission(task, rows, args.submit, args.truth))
         return 0
     beside = args.predictions.with_name(f"{args.predictions.name}.judge.jsonl")
     judge = judging.from_arguments(args, [task], beside)
     report = score(task, rows, args.protocol, judge)
+    if answers.unreadable:
+        report.excluded["unreadable image"] = len(answers.unreadable)
     if args.json:  # before a word is printed: the reader of a pipe may leave
         content = as_json(task, rows, report, args.protocol)
         write_json(args.json, content | (judge.terms() if judge else {}))
+    if args.out:
+        rescore.write_run(
+            args.out,
+            task,
+            answers,
+            report,
+            args.protocol,
+            path=args.predictions,
+            name=args.model,
+            format=args.format,
+            truth=args.truth,
+            overwrite=args.overwrite,
+        )
     result = records.result_of(task, [row.doc for row in rows], report, args.protocol)
-    print(summary(result, args.protocol, missing))
+    print(summary(result, args.protocol, answers.missing))
     if args.compare:
         print(comparison(task, rows, None if args.per_case else SHOWN))
     elif args.per_case:
         print("\n".join(per_case_lines(rows, report)))
+    if args.out:
+        print(f"written to {args.out}: record.json, table.md, samples_{task.name}.jsonl")
     return 0
 
 
@@ -112,38 +137,43 @@ def read(
     format: str | None = None,
     truth: Sequence[Path] = (),
     submitted: bool = False,
-) -> tuple[list[Joined], int]:
+) -> Answers:
     """Rows to score, and how many known documents have no answer.
 
     submitted: `truth` completes the rows for a test server, so it may come without a format.
-
     Raises UserError for a row without a text answer and for two rows with one case_id.
     """
-    if format is None and truth and not submitted:
-        raise UserError(
-            "--truth belongs to --import or --submit; without them every row holds its own document"
-        )
-    rows, missing = (
-        (_own(task, path), 0) if format is None else importers.load(format, task, path, truth)
-    )
+    if format is None:
+        answers = _own(task, path, () if submitted else truth)
+    else:
+        answers = Answers(*importers.load(format, task, path, truth))
     seen: set[str] = set()
-    for row in rows:
+    for row in (*answers.rows, *answers.unreadable):
         if row.case_id in seen:
             raise UserError(f"{path}: case_id {row.case_id!r} comes twice")
         seen.add(row.case_id)
-    return rows, missing
+    return answers
 
 
-def _own(task: Benchmark, path: Path) -> list[Joined]:
+def _own(task: Benchmark, path: Path, truth: Sequence[Path]) -> Answers:
+    """Rows of a prediction file, or of the samples that a run wrote."""
+    found = read_task_rows(path, task) if is_file(path) or not truth else []
+    if found and rescore.is_samples(found):
+        return rescore.read_samples(task, found, path, truth)
+    if truth:
+        raise UserError(
+            "--truth belongs to --import, --submit or a run's samples; without them every row "
+            "holds its own document"
+        )
     rows = []
-    for number, row in enumerate(read_task_rows(path, task)):
+    for number, row in enumerate(found):
         prediction = row.pop("prediction", None)
         if not isinstance(prediction, str):
             raise UserError(
                 f"{path} row {number + 1}: prediction is {prediction!r}, expected the answer's text"
             )
         rows.append(Joined(str(row.pop("case_id", number)), row, prediction))
-    return rows
+    return Answers(rows)
 
 
 def score(

@@ -82,7 +82,7 @@ LINES: dict[str, str] = {
     "score pope .": "no file '.'",
     "score pope file --protocol papr": "unknown protocol 'papr'",
     "score pope file --import lava": "unknown prediction format 'lava'",
-    "score pope file --truth file": "--truth belongs to --import",
+    "score pope good --truth file": "--truth belongs to --import",
     "score pope file --truth": "expected at least one argument",
     "score pope good --submit x.json": "has no test server",
     "score pope good --json gone/x.json": "cannot write",

@@ -103,7 +103,7 @@ def load_data(path: Path) -> None:
 
 
 def score_file(path: Path) -> None:
-    rows, _ = read(POPE, path)
+    rows = read(POPE, path).rows
     report_ = score(POPE, rows, "paper")
     assert report_.n + sum(report_.excluded.values()) == len(rows)
 
