@@ -143,6 +143,8 @@ class VLMambaConfig(PretrainedConfig):
 
     model_type = "vlmamba"
     sub_configs = {"vision_config": AutoConfig}  # noqa: RUF012
+    # what Trainer does not collect: neither the state nor the images' vectors are rows of a batch
+    keys_to_ignore_at_inference = ["cache_params", "image_hidden_states"]  # noqa: RUF012
     attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "n_layer"}  # noqa: RUF012
 
     def __init__(

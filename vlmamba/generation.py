@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vlmamba.errors import UserError
 from vlmamba.models.mamba import MambaState
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
-from vlmamba.processing import VLMambaProcessor
+from vlmamba.processing import IMAGE, VLMambaProcessor, check_tags
 
 # Tokens of one pass over images on a CPU: more would push a layer's activations out of its cache.
 CACHED_TOKENS = 2048
@@ -55,7 +56,13 @@ class GroupedGenerator:
         batch_size: int = 32,
         on_done: Callable[[int, str], None] | None = None,
     ) -> list[str]:
-        """The answers, in the requests' order; `on_done(index, answer)` as each one ends."""
+        """The answers, in the requests' order; `on_done(index, answer)` as each one ends.
+
+        Raises UserError, before any is answered, for a prompt whose `<image>` tags are not as many
+        as its pictures, and for one that does not end with text.
+        """
+        for number, request in enumerate(requests, 1):
+            _check(request, number)
         answers = [""] * len(requests)
         pending = _by_prefix(requests, self.processor)
         for chunk in _chunks(list(pending.values()), batch_size):
@@ -141,6 +148,18 @@ class _Question:
     index: int
     prefix: tuple[int, ...]
     suffix: list[int]
+
+
+def _check(request: Request, number: int) -> None:
+    """Raise UserError where a request's tags and its picture disagree, or its text is missing."""
+    try:
+        check_tags(request.prompt.count(IMAGE), int(request.image is not None))
+        if not request.prompt:
+            raise UserError("the prompt is empty; expected a question")
+        if request.prompt.endswith(IMAGE):
+            raise UserError("the prompt ends with an image; expected a question behind it")
+    except UserError as error:
+        raise UserError(f"request {number}: {error}") from error
 
 
 def _by_prefix(requests: Sequence[Request], processor: VLMambaProcessor) -> dict:

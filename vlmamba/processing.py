@@ -127,7 +127,7 @@ class VLMambaProcessor(ProcessorMixin):
                     raise UserError(f"{len(images)} lists of pictures for {len(text)} prompts")
                 rows = [(t.count(IMAGE), len(i)) for t, i in zip(text, images, strict=True)]
             for tags, pictures in rows:
-                _check_tags(tags, pictures)
+                check_tags(tags, pictures)
         super().validate_inputs(images, text, *args, **kwargs)
 
     def _prepared(self, images: Any) -> Any:
@@ -183,7 +183,7 @@ class VLMambaProcessor(ProcessorMixin):
         A question with tags of its own says itself how many images it has, which must be `images`.
         """
         if IMAGE in question:
-            _check_tags(question.count(IMAGE), images)
+            check_tags(question.count(IMAGE), images)
             question, images = images_first(question), 0
         return f"{SYSTEM} USER: {(IMAGE + chr(10)) * images}{question} ASSISTANT:"
 
@@ -219,7 +219,7 @@ class VLMambaProcessor(ProcessorMixin):
         if conversations and conversations[0]["from"] != "human":
             conversations = conversations[1:]
         if images is not None:
-            _check_tags(sum(turn["value"].count(IMAGE) for turn in conversations), images)
+            check_tags(sum(turn["value"].count(IMAGE) for turn in conversations), images)
         if any(IMAGE in answer["value"] for answer in conversations[1::2]):
             raise UserError(f"{IMAGE} in an answer; images belong to the questions")
         segments = (_plain if template == "plain" else _vicuna)(conversations)
@@ -250,7 +250,8 @@ def _pictures(images: Any) -> int:
     return int(images is not None)
 
 
-def _check_tags(tags: int, images: int) -> None:
+def check_tags(tags: int, images: int) -> None:
+    """Raise UserError unless there is one tag for each image."""
     if tags != images:
         raise UserError(f"{tags} {IMAGE} tags for {images} images; give one tag for each")
 

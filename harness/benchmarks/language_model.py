@@ -87,7 +87,7 @@ def _never_end(model: VLMBase) -> None:
 def prefill(models: Models, effort: Effort, machine: Machine) -> Comparison:
     """From the prompt's embeddings to the logits after its last token."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1000, (1, PROMPT_TOKENS), generator=generator).to(models.device)
+    ids = torch.randint(2, 1000, (1, PROMPT_TOKENS), generator=generator).to(models.device)
     contenders = {name: Contender(_prefill(m, ids)) for name, m in _all(models).items()}
     flops = prefill_flops(models.ours.language_model, PROMPT_TOKENS)
     return Comparison(
@@ -118,7 +118,7 @@ def decode(models: Models, effort: Effort) -> Comparison:
     allows is measured in the same alternation: on a shared machine it changes from minute to
     minute.
     """
-    ids = torch.ones(1, 1, dtype=torch.int64, device=models.device)
+    ids = torch.full((1, 1), 2, device=models.device)  # 1 is <image>, and there is none
     settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
     ours, theirs = models.ours, models.theirs
     generator = cast(Any, theirs.language_model)  # a PreTrainedModel, and a GenerationMixin
@@ -173,6 +173,6 @@ def logits_error(models: Models) -> float:
     """Largest difference of our logits from transformers' Mamba, over the largest logit."""
     generator = torch.Generator().manual_seed(1)
     vocabulary = models.ours.embedding.num_embeddings
-    ids = torch.randint(vocabulary, (1, 64), generator=generator).to(models.device)
+    ids = torch.randint(2, vocabulary, (1, 64), generator=generator).to(models.device)
     ours, theirs = (m.prefill(m.embed(ids))[0].float() for m in (models.ours, models.theirs))
     return float((ours - theirs).abs().max() / theirs.abs().max())

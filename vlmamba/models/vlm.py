@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
-    GenerationMixin,
     PreTrainedModel,
 )
 from transformers import initialization as init
@@ -28,6 +27,7 @@ from transformers.utils import ModelOutput
 from vlmamba.config import VLMambaConfig
 from vlmamba.models.adapter import merge, pending
 from vlmamba.models.connector import OutputLinear, build_connector
+from vlmamba.models.generate import MambaGenerationMixin
 from vlmamba.models.linear import Linear
 from vlmamba.models.mamba import MambaLM, MambaState
 from vlmamba.models.mixer import Mixer
@@ -81,7 +81,7 @@ class VLMambaPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
 
-class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
+class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMixin):
     """The whole model.  Parts: vision_encoder, connector, language_model, lm_head (tied)."""
 
     _tied_weights_keys = {"lm_head.weight": "language_model.embedding.weight"}  # noqa: RUF012
@@ -152,18 +152,27 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
 
     def embed(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None,
         pixel_values: Tensor | None = None,
         image_features: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Token embeddings (B, L, D) with the images' vectors in place; and those (n, P, D).
 
-        Images fill the `<image>` tokens of the batch in reading order.  Raises ValueError where
-        their number and the number of such tokens disagree.  A batch without images runs a
-        connector that learns on an empty image and adds nothing of it: where several processes
-        train, each must give every parameter a gradient, whatever its batch holds.
+        Tokens come as ids or as their embeddings.  Images fill the `<image>` tokens of the batch
+        in reading order.  Raises ValueError where their number and the number of such tokens
+        disagree, images without tokens and tokens without images included.  A batch without
+        images runs a connector that learns on an empty image and adds nothing of it: where
+        several processes train, each must give every parameter a gradient, whatever its batch
+        holds.
         """
-        embeds = self.get_input_embeddings()(input_ids)
+        if pixel_values is not None and image_features is not None:
+            raise ValueError("give pixel_values or image_features, not both")
+        given = image_features if pixel_values is None else pixel_values
+        self.images_per_row(input_ids, inputs_embeds, 0 if given is None else len(given))
+        embeds = inputs_embeds
+        if embeds is None:
+            embeds = self.get_input_embeddings()(input_ids)
         if pixel_values is not None:
             image_features = self.encode_images(pixel_values)
         if image_features is None:
@@ -171,13 +180,33 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
                 embeds = embeds + 0.0 * self.connector(self._empty_image()).sum()
             return embeds, None
         images = self.connector(image_features.to(self.dtype))
-        where = input_ids == self.config.image_token_id
-        if where.sum() != images.shape[0] * images.shape[1]:
-            raise ValueError(
-                f"the batch holds {int(where.sum())} image tokens but {images.shape[0]} images of "
-                f"{images.shape[1]} patches each; let VLMambaProcessor expand <image>"
-            )
+        where = self._image_tokens(input_ids, inputs_embeds)
         return embeds.masked_scatter(where.unsqueeze(-1), images.to(embeds.dtype)), images
+
+    def images_per_row(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, images: int
+    ) -> list[int]:
+        """How many of the batch's images each of its B rows has places for.
+
+        Raises ValueError unless the rows' `<image>` tokens are those of `images` whole images.
+        """
+        patches = self.config.num_image_tokens
+        tokens = self._image_tokens(input_ids, inputs_embeds).sum(dim=1).tolist()
+        if sum(tokens) != images * patches or any(count % patches for count in tokens):
+            shown = f"{images} images of {patches} patches each" if images else "no images"
+            raise ValueError(
+                f"the batch holds {sum(tokens)} image tokens but {shown}; let VLMambaProcessor "
+                "expand <image>, one tag for each picture, in the picture's row"
+            )
+        return [count // patches for count in tokens]
+
+    def _image_tokens(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """(B, L) bool: where images belong, by id, or by the embedding of that id."""
+        if inputs_embeds is None:
+            assert input_ids is not None  # one of the two is given
+            return input_ids.eq(self.config.image_token_id)
+        embedding = self.get_input_embeddings().weight[self.config.image_token_id]
+        return (inputs_embeds == embedding.to(inputs_embeds)).all(dim=-1)
 
     def _empty_image(self) -> Tensor:
         """Features (1, P, Dv) of zeros."""
@@ -196,6 +225,7 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         output_hidden_states: bool | list[int] | None = None,
         logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> VLMambaOutput | tuple:
@@ -204,8 +234,11 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
         attention_mask (B, L) may have its zeros anywhere; a row's answer never depends on them.
         With logits_to_keep=1 the logits (B, 1, V) are those after each row's last real token.
         labels (B, L): -100 is not supervised.  In training mode with labels only the loss is
-        computed, at the supervised positions.  image_features (n, P, Dv) stand in for
-        pixel_values (cached features, blind runs).
+        computed, at the supervised positions: the mean over them, or with num_items_in_batch (the
+        supervised tokens of a batch that is given in parts) their sum over that number.
+        image_features (n, P, Dv) stand in for pixel_values (cached features, blind runs).
+        Raises ValueError where images and `<image>` tokens disagree (see `embed`); one token that
+        continues a state is exempt, for a sampled one may be any.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -213,15 +246,19 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         images = None
-        if inputs_embeds is None:
-            assert input_ids is not None  # one of the two is given
-            inputs_embeds, images = self.embed(input_ids, pixel_values, image_features)
+        sampled = cache_params is not None and input_ids is not None and input_ids.shape[1] == 1
+        if sampled and pixel_values is None and image_features is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        else:
+            inputs_embeds, images = self.embed(
+                input_ids, pixel_values, image_features, inputs_embeds
+            )
         if attention_mask is not None:
             attention_mask = attention_mask[:, -inputs_embeds.shape[1] :]
         collected: list[Tensor] | None = None if output_hidden_states in (None, False) else []
         hidden, state = self._run(inputs_embeds, attention_mask, cache_params, collected)
 
-        loss = None if labels is None else self._loss(hidden, labels)
+        loss = None if labels is None else self._loss(hidden, labels, num_items_in_batch)
         logits = None
         if labels is None or not self.training:
             logits = self.lm_head(_keep(hidden, attention_mask, logits_to_keep)).float()
@@ -266,34 +303,18 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, GenerationMixin):
             return self.language_model(embeds, state, None, collected)
         return self.language_model.step(embeds[:, 0], state)[:, None], state
 
-    def _loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy over supervised tokens; logits are made at their positions only."""
+    def _loss(self, hidden: Tensor, labels: Tensor, items: Tensor | int | None) -> Tensor:
+        """Mean cross-entropy over supervised tokens; logits are made at their positions only.
+
+        items: what the sum is divided by, in place of the number of these tokens.
+        """
         targets = labels[:, 1:]
         supervised = targets != -100
         logits = self.lm_head(hidden[:, :-1][supervised]).float()
-        return F.cross_entropy(logits, targets[supervised])
-
-    def prepare_inputs_for_generation(  # type: ignore[override]  # all but the ids come by name
-        self,
-        input_ids: torch.LongTensor,
-        next_sequence_length: int | None = None,
-        cache_params: MambaState | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """generate()'s hook: what a cache has already seen is not fed again."""
-        seen = 0 if cache_params is None else cache_params.get_seq_length()
-        if next_sequence_length is None and 0 < seen < input_ids.shape[1]:
-            next_sequence_length = input_ids.shape[1] - seen
-        return super().prepare_inputs_for_generation(  # type: ignore[misc]  # see `generate`
-            input_ids, next_sequence_length, cache_params=cache_params, **kwargs
-        )
-
-    def _prepare_cache_for_generation(  # type: ignore[override]  # nobody reads a result
-        self, generation_config: Any, model_kwargs: dict, *args: Any, **kwargs: Any
-    ) -> None:
-        """generate()'s hook: the first forward pass makes the state, nothing to prepare."""
-        if model_kwargs.get("cache_params") is not None:
-            model_kwargs["cache_params"]._is_user_defined = True
+        if items is None:
+            return F.cross_entropy(logits, targets[supervised])
+        total = F.cross_entropy(logits, targets[supervised], reduction="sum")
+        return total / (items.to(total.device) if isinstance(items, Tensor) else items)
 
     def init_state(self, batch: int) -> MambaState:
         """The state before the first token, on the model's device and in its dtype."""
