@@ -99,11 +99,11 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(world, uninterrupte
     assert final[0].read_bytes() == final[1].read_bytes()
 
 
-def train_in_two_processes(way: str, *arguments: str) -> None:
+def train_in_two_processes(way: str, *arguments: str, script: Path | None = None) -> None:
     """`accelerate launch` with a configuration that the package brings."""
     two = ["--config_file", str(Path(train.__file__).parent / "recipes" / f"{way}.yaml")]
     two += ["--num_processes", "2", "--main_process_port", str(free_port())]
-    everything = [*two, "-m", "vlmamba.train", *arguments]
+    everything = [*two, *([str(script)] if script else ["-m", "vlmamba.train"]), *arguments]
     process = launch(*everything, module="accelerate.commands.launch")
     output = process.communicate()[0]
     assert process.returncode == 0, output
@@ -115,6 +115,7 @@ def test_two_processes_follow_the_curve_of_one(way, world, uninterrupted, tmp_pa
     arguments = ["--preset", PRESET, *flags(world, tmp_path / "o", steps=12, batch_size=6)]
     train_in_two_processes(way, *arguments)
     shutil.rmtree(tmp_path / "o" / "final")
+    shutil.rmtree(checkpoint.checkpoints(tmp_path / "o")[-1])
     train_in_two_processes(way, *arguments, "--resume", "auto")  # from step 10
     assert losses(tmp_path / "o") == pytest.approx(losses(uninterrupted), rel=1e-4)
     mine, other = (
@@ -262,6 +263,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(changes, message, world, tmp_path
     assert error.splitlines()[-1].startswith("error: ")
 
 
+def test_a_run_without_a_label_is_refused(world, tmp_path, capsys):
+    arguments = ["--preset", PRESET, *flags(world, tmp_path / "o", max_length=16)]
+    assert train.main([*arguments, "--weight-decay", "0.5"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: nothing to learn")
+    assert not (tmp_path / "o" / "final").exists()
+
+
 def test_finetune_asks_for_the_stage_before(world, tmp_path, capsys):
     arguments = [flag for flag in flags(world, tmp_path / "o") if flag != "--tiny"]
     assert train.main(["--preset", "nano", *arguments]) == 2
@@ -278,6 +286,7 @@ def test_lora_learns_alone_resumes_exactly_and_is_merged(dropout, world, uninter
     assert train.main([*start, *flags(world, whole, **more)]) == 0
     shutil.copytree(whole, part)
     shutil.rmtree(part / "final")
+    shutil.rmtree(checkpoint.checkpoints(part)[-1])
     assert train.main([*start, *flags(world, part, **more), "--resume", "auto"]) == 0  # from 2
     assert losses(part) == losses(whole)
     names = ("model.safetensors", "adapter/adapter_model.safetensors")
@@ -349,6 +358,71 @@ def test_a_run_is_neither_overwritten_nor_continued_differently(world, uninterru
     written = weights.stat().st_mtime_ns
     assert train.main([*same, "--resume", "auto"]) == 0  # finished: nothing is done again
     assert weights.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_resume_notices_that_the_data_file_changed(finished, world, tmp_path, capsys):
+    shutil.copytree(world, tmp_path / "w")
+    out, data = tmp_path / "o", tmp_path / "w" / "data.json"
+    same = ["--preset", PRESET, *flags(tmp_path / "w", out, steps=2), "--resume", "auto"]
+    assert train.main(same) == 0
+    if not finished:
+        (out / "summary.json").unlink()
+    text = data.read_text()
+    status = data.stat()
+    data.write_text(text.replace("answer 1", "answer 7"))
+    os.utime(data, ns=(status.st_atime_ns, status.st_mtime_ns))  # neither size nor time tell
+    assert train.main(same) == 2
+    assert f"the data file {data} has changed since" in capsys.readouterr().err
+    data.write_text(text)
+    os.utime(data)
+    assert train.main(same) == 0
+
+
+def test_a_finished_run_is_trained_longer_when_asked(world, tmp_path, capsys):
+    """With a constant rate it is the run that had been that long from the start, bit for bit."""
+    constant = {"schedule": "constant", "warmup_ratio": 0, "batch_size": 6}
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    start = ["--preset", PRESET]
+    assert train.main([*start, *flags(world, whole, steps=7, **constant)]) == 0
+    assert train.main([*start, *flags(world, part, steps=3, **constant)]) == 0
+    more = [*start, *flags(world, part, steps=7, **constant)]
+    assert train.main([*more, "--resume", "auto"]) == 2
+    assert "steps was 3 and is now 7" in capsys.readouterr().err
+    assert train.main([*more, "--resume", "longer"]) == 0
+    assert losses(part) == losses(whole)
+    mine, other = (load_file(f / "final" / "model.safetensors") for f in (part, whole))
+    assert all(torch.equal(mine[name], other[name]) for name in other)
+    assert json.loads((part / "summary.json").read_text())["step"] == 7
+    assert train.main([*more, "--resume", "longer"]) == 0  # finished: nothing is done again
+    less = [*start, *flags(world, part, steps=5, **constant), "--resume", "longer"]
+    assert train.main(less) == 2
+    assert "has trained for 7 steps, more than 5" in capsys.readouterr().err
+
+
+def test_init_alone_tells_the_preset(world, uninterrupted, tmp_path, capsys):
+    arguments = [*flags(world, tmp_path / "o", steps=1), "--init", str(uninterrupted / "final")]
+    assert train.main(arguments) == 0
+    model, _ = checkpoints.load(str(tmp_path / "o" / "final"))
+    before, _ = checkpoints.load(str(uninterrupted / "final"))
+    name = {"_name_or_path": ""}
+    assert model.config.to_dict() | name == before.config.to_dict() | name
+    changed = [*flags(world, tmp_path / "p", "pretrain", steps=1), "--set", "connector=mlp"]
+    assert train.main([*changed, "--init", str(uninterrupted / "final")]) == 0
+    assert checkpoints.load(str(tmp_path / "p" / "final"))[0].config.connector == "mlp"
+    capsys.readouterr()
+    assert train.main(["--stage", "finetune", "--init", "nano", "--estimate"]) == 0
+    from_init = capsys.readouterr().out
+    assert train.main(["--stage", "finetune", "--preset", "nano", "--estimate"]) == 0
+    assert capsys.readouterr().out == from_init
+    assert train.main(flags(world, tmp_path / "q")) == 2
+    assert "give --preset NAME, --init MODEL" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "llava"}')
+    (tmp_path / "other" / "model.safetensors").write_bytes(b"")
+    arguments = [*flags(world, tmp_path / "q"), "--init", str(tmp_path / "other")]
+    assert train.main(arguments) == 2
+    assert "'llava', expected 'vlmamba'" in capsys.readouterr().err
 
 
 def test_init_of_another_connector_is_refused(world, uninterrupted, tmp_path, capsys):

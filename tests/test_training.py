@@ -200,6 +200,49 @@ def test_a_diverged_run_stops_with_a_reason(make_run, model):
         loop.train(make_run(), accelerator())
 
 
+@pytest.fixture
+def cut_data(tmp_path) -> Path:
+    """Twelve samples, all but the last too long for a maximum length that it has itself."""
+    return write(
+        tmp_path,
+        [{"conversations": conversation("why " * 80, "so")} for _ in range(11)]
+        + [{"conversations": conversation("why?", "so")}],
+    )
+
+
+def test_a_batch_without_labels_is_skipped_and_counted(make_run, cut_data, capsys):
+    run = make_run(file=cut_data, steps=3, weight_decay=0.5, save_every=1, keep=9)
+    run.examples.max_length = len(run.examples[11].input_ids)
+    loop.train(run, accelerator())
+    lines = [json.loads(line) for line in (run.out / "train.jsonl").read_text().splitlines()]
+    empty = [line["step"] for line in lines if not line["labels"]]
+    assert len(lines) == 3 and len(empty) == 2
+    assert all(lines[step - 1]["loss"] is lines[step - 1]["grad_norm"] is None for step in empty)
+    summary = json.loads((run.out / "summary.json").read_text())
+    assert summary["without_labels"] == 2
+    assert summary["skipped"] == {"no answer within the maximum length": 11}
+    assert "2 steps without a label made no update" in capsys.readouterr().out
+    weights = [
+        load_file(folder / "model.safetensors") for folder in checkpoint.checkpoints(run.out)
+    ]
+    for step in empty:  # weight decay did not move them either
+        if step > 1:
+            after, before = weights[step - 1], weights[step - 2]
+            assert all(torch.equal(after[name], before[name]) for name in after)
+
+
+@pytest.mark.parametrize("steps", [2, 9])  # less than an epoch, and three
+def test_nothing_to_learn_is_refused(make_run, steps):
+    run = make_run(steps=steps, weight_decay=0.5)
+    before = digests(run.model)
+    run.examples.max_length = 3
+    with pytest.raises(UserError, match=r"nothing to learn.*the maximum length.*--max-length"):
+        loop.train(run, accelerator())
+    assert digests(run.model) == before
+    assert losses(run) == [None] * min(steps, 3)  # an epoch at most
+    assert not (run.out / "final").exists() and not (run.out / "summary.json").exists()
+
+
 def test_resume_equals_an_uninterrupted_run_bit_for_bit(make_run, model):
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     whole = make_run(out="whole", steps=9, save_every=3)
@@ -247,7 +290,7 @@ def test_old_checkpoints_are_deleted(make_run):
     run = make_run(steps=9, save_every=2, keep=2)
     loop.train(run, accelerator())
     names = [folder.name for folder in checkpoint.checkpoints(run.out)]
-    assert names == ["step-00000006", "step-00000008"]
+    assert names == ["step-00000008", "step-00000009"]  # the last step is one, whatever its number
     assert not [p for p in checkpoint.checkpoint_root(run.out).iterdir() if p.name[0] == "."]
 
 
@@ -287,7 +330,10 @@ def test_a_killed_write_is_not_mistaken_for_a_checkpoint(make_run):
     (half / "model.safetensors").write_bytes(b"half")
     assert checkpoint.checkpoints(run.out) == []
     loop.train(run, accelerator())
-    assert [folder.name for folder in checkpoint.checkpoints(run.out)][-1] == "step-00000004"
+    assert [folder.name for folder in checkpoint.checkpoints(run.out)] == [
+        "step-00000004",
+        "step-00000005",
+    ]
     assert not half.exists()
 
 

@@ -82,6 +82,24 @@ def load(
     return model.to(device).eval(), processor
 
 
+def read_config(name: str) -> VLMambaConfig:
+    """The configuration of the model called `name` (see `load`); no weights are read.
+
+    Raises UserError for a name that is none, and for a model of another kind.
+    """
+    source, revision = split_revision(name)
+    try:
+        fields, _ = VLMambaConfig.get_config_dict(_resolve(source), revision=revision or "main")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load model {name!r}: {_in_one_line(error)}") from error
+    if fields.get("model_type") != VLMambaConfig.model_type:
+        raise UserError(
+            f"cannot load model {name!r}: it is a {fields.get('model_type')!r} model, "
+            f"expected {VLMambaConfig.model_type!r}"
+        )
+    return VLMambaConfig.from_dict(fields)
+
+
 def _resolve(name: str) -> str:
     """A folder path or hub id that from_pretrained takes, checked where it is local."""
     if name in NAMES:

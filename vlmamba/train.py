@@ -9,6 +9,8 @@
 On several GPUs: `accelerate launch -m vlmamba.train ...` with the same arguments; the global
 batch, and so the loss curve, stays the same.  OUT receives config.json (everything resolved),
 train.jsonl (one line a step), summary.json, checkpoints/ and final/ (for from_pretrained).
+The same command with `--resume auto` goes on after a kill; with `--resume longer` and more --steps
+or --epochs it also trains a finished run further, from its last checkpoint.
 `--estimate` prints parameters, memory and FLOPs; `--dry-run` makes one update and writes nothing.
 """
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:  # torch loads only once the arguments are known to be right
 
     from vlmamba.config import VLMambaConfig
     from vlmamba.data.collate import Examples
+    from vlmamba.data.llava import LlavaFile, Survey
     from vlmamba.training.recipe import Hyperparameters
     from vlmamba.training.stages import Stage
 
@@ -60,6 +63,7 @@ HYPER_FLAGS: dict[str, Any] = {
 HYPER_SWITCHES = ("gradient_checkpointing", "compile")
 # What a resumed run may change: how it is cut and saved, not what it computes.
 FREE_ON_RESUME = ("micro_batch", "save_every", "keep", *HYPER_SWITCHES)
+LENGTH = ("steps", "epochs")  # what --resume longer is for
 
 
 def parser() -> Parser:
@@ -69,7 +73,10 @@ def parser() -> Parser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--preset", help="e.g. nano+vss_l2+bsm, 2.8b-slimpj+siglip-so400m-384")
+    p.add_argument(
+        "--preset",
+        help="e.g. nano+vss_l2+bsm, 2.8b-slimpj+siglip-so400m-384 (default: the model of --init)",
+    )
     p.add_argument("--stage", required=True, help="text, dialogue, pretrain or finetune")
     p.add_argument("--data", nargs="+", default=[], type=Path, help="LLaVA JSON (text: .txt too)")
     p.add_argument(
@@ -97,7 +104,12 @@ def parser() -> Parser:
     )
     p.add_argument("--recipe", help="recipe name or .toml file (default: by preset)")
     p.add_argument("--features-cache", type=Path, help="keep the encoder's output here")
-    p.add_argument("--resume", choices=("auto", "never"), default="never")
+    p.add_argument(
+        "--resume",
+        choices=("auto", "longer", "never"),
+        default="never",
+        help="auto: go on where --out stopped; longer: with more --steps or --epochs than it had",
+    )
     p.add_argument("--strict", action="store_true", help="stop at the first unusable sample")
     p.add_argument("--workers", type=int, default=0, help="data processes (default 0: none)")
     p.add_argument("--cpu", action="store_true", help="do not use a GPU")
@@ -149,18 +161,26 @@ def limit_kernel_caches() -> None:
 
 
 def resolve(args: argparse.Namespace) -> tuple[Hyperparameters, VLMambaConfig, Stage]:
-    """Flags and recipe -> hyperparameters, model configuration, stage."""
+    """Flags and recipe -> hyperparameters, model configuration, stage.
+
+    The model is the preset's, of the flag or the recipe, or else that of --init.
+    """
+    from vlmamba.checkpoints import read_config
     from vlmamba.config import VLMambaConfig
     from vlmamba.training.recipe import default_recipe, hyperparameters, load_recipe
     from vlmamba.training.stages import get_stage
 
-    stage = get_stage(args.stage)
-    recipe = load_recipe(args.recipe or default_recipe(args.preset or "nano"))
+    stage, changes = get_stage(args.stage), config_fields(args.set)
+    recipe = load_recipe(args.recipe) if args.recipe else {}
     args.preset = args.preset or recipe.get("preset")
-    if args.preset is None:
-        raise UserError("no preset; give --preset NAME or a --recipe that names one")
+    if args.preset is not None:
+        config = VLMambaConfig.preset(args.preset, **changes)
+    elif args.init is not None:
+        config = VLMambaConfig(**(read_config(args.init).to_dict() | changes))
+    else:
+        raise UserError("no preset; give --preset NAME, --init MODEL or a --recipe that names one")
+    recipe = recipe or load_recipe(default_recipe(config))
     flags = {name: getattr(args, name) for name in (*HYPER_FLAGS, *HYPER_SWITCHES)}
-    config = VLMambaConfig.preset(args.preset, **config_fields(args.set))
     if args.tiny:
         from vlmamba.training.build import tiny
 
@@ -233,8 +253,8 @@ def train(
     from vlmamba import checkpoints
     from vlmamba.training import build, checkpoint, loop
 
-    if finished(args.out):
-        refuse_unless_same(args, hyper, config)
+    digests = data_digests(args.data, accelerator)
+    if finished(args.out) and keep_finished(args, hyper, config, digests):
         return args.out / "final"
     resume_from = checkpoint_to_resume(args)
     if resume_from is not None:
@@ -246,14 +266,16 @@ def train(
         texts = args.tokenizer_data or args.data
         model, processor = build.build(config, stage, args.init, texts, hyper.seed)
         processor.image_aspect_ratio = args.image_aspect_ratio
-    settings = resolved_settings(args, hyper, config)
+    settings = resolved_settings(args, hyper, config, digests)
     if resume_from is not None:
-        check_same_run(checkpoint.read_state(resume_from)["settings"], settings, resume_from)
+        saved = checkpoint.read_state(resume_from)["settings"]
+        check_same_run(saved, settings, resume_from, longer=args.resume == "longer")
     if accelerator.is_main_process:
         (args.out / "summary.json").unlink(missing_ok=True)
         (args.out / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     model.to(accelerator.device)
-    examples = build_examples(args, stage, hyper, model, processor, accelerator)
+    resuming = resume_from is not None
+    examples = build_examples(args, stage, hyper, model, processor, accelerator, digests, resuming)
     job = loop.Run(model, processor, examples, stage, hyper, args.out, settings)
     job.workers, job.strict, job.tensorboard = args.workers, args.strict, args.tensorboard
     job.wandb = args.wandb
@@ -265,16 +287,45 @@ def finished(out: Path) -> bool:
     return (out / "summary.json").is_file() and (out / "final").is_dir()
 
 
-def refuse_unless_same(
-    args: argparse.Namespace, hyper: Hyperparameters, config: VLMambaConfig
-) -> None:
-    """Raise UserError unless the finished run in --out is what the command asks to continue."""
+def keep_finished(
+    args: argparse.Namespace,
+    hyper: Hyperparameters,
+    config: VLMambaConfig,
+    digests: list[str],
+) -> bool:
+    """Whether the finished run in --out is all that the command asks for; else it gets longer.
+
+    Raises UserError where the command asks for another run.
+    """
+    from vlmamba.training import checkpoint
+
     if args.resume == "never":
         raise UserError(
-            f"{args.out} holds a finished run; keep it with --resume auto or change --out"
+            f"{args.out} holds a finished run; keep it with --resume auto, train it further with "
+            "--resume longer and more --steps, or change --out"
         )
     saved = json.loads((args.out / "config.json").read_text())
-    check_same_run(saved, resolved_settings(args, hyper, config), args.out)
+    longer = args.resume == "longer"
+    check_same_run(saved, resolved_settings(args, hyper, config, digests), args.out, longer)
+    old = saved["hyperparameters"]
+    if not longer or all(old[name] == getattr(hyper, name) for name in LENGTH):
+        return True
+    if not checkpoint.checkpoints(args.out):
+        raise UserError(
+            f"{args.out} has no checkpoint to train further from; "
+            f"start another --out with --init {args.out}/final"
+        )
+    return False
+
+
+def data_digests(paths: list[Path], accelerator: Accelerator) -> list[str]:
+    """A digest of each data file; the main process reads them for all."""
+    from accelerate.utils import broadcast_object_list
+
+    from vlmamba.data.index import file_digest
+
+    main = accelerator.is_main_process
+    return broadcast_object_list([file_digest(path) if main else "" for path in paths])
 
 
 def checkpoint_to_resume(args: argparse.Namespace) -> Path | None:
@@ -296,9 +347,11 @@ def build_examples(
     model: Any,
     processor: Any,
     accelerator: Accelerator,
+    digests: list[str],
+    resuming: bool,
 ) -> Examples:
     """The stage's training examples; files that they need are written by the main process."""
-    from vlmamba.data import collate, features, llava, text
+    from vlmamba.data import collate, features, text
 
     if stage.template is None:
         tokens = args.out / "tokens.u32"
@@ -308,9 +361,8 @@ def build_examples(
         return text.PackedText(tokens, hyper.max_length)
     if len(args.data) != 1:
         raise UserError(f"--stage {stage.name} takes one --data FILE.json")
-    file, main = llava.LlavaFile(args.data[0]), accelerator.is_main_process
-    patches = model.config.num_image_tokens
-    found = llava.survey(file, args.images, patches, args.strict, main, stage.template)
+    patches, main = model.config.num_image_tokens, accelerator.is_main_process
+    file, found = survey_once(args, stage.template, patches, accelerator, digests[0], resuming)
     accelerator.print(found.describe())
     source: collate.ImageSource | None = None
     if args.images and args.features_cache:
@@ -325,8 +377,39 @@ def build_examples(
     return collate.ConversationExamples(file, found, processor, template, length, source)
 
 
+def survey_once(
+    args: argparse.Namespace,
+    template: str,
+    patches: int,
+    accelerator: Accelerator,
+    digest: str,
+    resuming: bool,
+) -> tuple[LlavaFile, Survey]:
+    """The data file and its usable samples, looked for by the main process alone.
+
+    A run that starts looks anew; one that is resumed has the samples that it began with.
+    """
+    from vlmamba.data import index, llava
+
+    data, target = args.data[0], args.out / "samples.npz"
+    terms = {"data": digest, "images": str(args.images), "patches": patches, "template": template}
+    with accelerator.main_process_first():
+        known = index.read(target, data, terms) if resuming else None
+        if accelerator.is_main_process and (known is None or (args.strict and known[1].skipped)):
+            file = llava.LlavaFile(data)
+            found = llava.survey(file, args.images, patches, args.strict, template=template)
+            index.write(target, file, found, terms)
+    known = index.read(target, data, terms)
+    if known is None:
+        raise UserError(f"cannot read {target}, which the main process wrote; is --out shared?")
+    return known
+
+
 def resolved_settings(
-    args: argparse.Namespace, hyper: Hyperparameters, config: VLMambaConfig
+    args: argparse.Namespace,
+    hyper: Hyperparameters,
+    config: VLMambaConfig,
+    digests: list[str],
 ) -> dict[str, Any]:
     """Everything that decides the result, resolved, as JSON."""
     import torch
@@ -339,6 +422,7 @@ def resolved_settings(
         "preset": args.preset,
         "stage": args.stage,
         "data": [str(path) for path in args.data],
+        "data_digests": digests,
         "images": str(args.images) if args.images else None,
         "init": args.init,
         "set": args.set,
@@ -357,17 +441,31 @@ def resolved_settings(
     }
 
 
-def check_same_run(saved: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    """Raise UserError if a resumed run differs from the one that wrote the checkpoint."""
+def check_same_run(
+    saved: dict[str, Any], now: dict[str, Any], folder: Path, longer: bool = False
+) -> None:
+    """Raise UserError if a resumed run differs from the one that wrote the checkpoint.
+
+    Its length may, if `longer`.
+    """
     keys = ("preset", "stage", "data", "init", "set", "image_aspect_ratio")
     pairs = [(key, saved.get(key, now[key]), now[key]) for key in keys]
     old, new = saved["hyperparameters"], now["hyperparameters"]
-    pairs += [(key, old[key], new[key]) for key in old if key not in FREE_ON_RESUME]
+    free = (*FREE_ON_RESUME, *LENGTH) if longer else FREE_ON_RESUME
+    pairs += [(key, old[key], new[key]) for key in old if key not in free]
     for key, before, after in pairs:
         if before != after:
+            more = ", or --resume longer to train further" if key in LENGTH else ""
             raise UserError(
                 f"cannot resume {folder}: {key} was {before!r} and is now {after!r}; "
-                "give the same value or another --out"
+                f"give the same value or another --out{more}"
+            )
+    digests = saved.get("data_digests", now["data_digests"])
+    for path, before, after in zip(now["data"], digests, now["data_digests"], strict=True):
+        if before != after:
+            raise UserError(
+                f"cannot resume {folder}: the data file {path} has changed since (its digest was "
+                f"{before} and is now {after}); bring it back or give another --out"
             )
 
 

@@ -15,6 +15,7 @@ import json
 import mmap
 import os
 import re
+import weakref
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -57,15 +58,16 @@ class LlavaFile:
 
     `file[i]` reads and parses record i only; it raises SampleError when the record is unusable.
     Readers in other processes share nothing (positional reads), so it can go to data workers.
+    records: where its records begin and end, if that is known (see `index_records`).
     """
 
-    def __init__(self, path: Path | str):
+    def __init__(self, path: Path | str, records: tuple[np.ndarray, np.ndarray] | None = None):
         self.path = Path(path)
         if not self.path.is_file():
             raise UserError(
                 f"no data file {str(path)!r}; expected a LLaVA-format JSON file (--data FILE.json)"
             )
-        self.starts, self.ends = index_records(self.path)
+        self.starts, self.ends = records or index_records(self.path)
         self._descriptor: int | None = None
 
     def __len__(self) -> int:
@@ -86,15 +88,12 @@ class LlavaFile:
     def _open(self) -> int:
         if self._descriptor is None:
             self._descriptor = os.open(self.path, os.O_RDONLY)
+            # no __del__: at the interpreter's exit it runs when `os` may be gone, and complains
+            weakref.finalize(self, os.close, self._descriptor)
         return self._descriptor
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_descriptor": None}
-
-    def __del__(self) -> None:
-        descriptor = getattr(self, "_descriptor", None)
-        if descriptor is not None:
-            os.close(descriptor)
 
 
 def index_records(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -43,6 +43,7 @@ class Progress:
     tokens: int = 0
     seconds: float = 0.0
     truncated: int = 0  # samples cut at max_length
+    without_labels: int = 0  # steps whose batch had nothing to learn: no update
     skipped: dict[str, int] = field(default_factory=dict)  # reason -> samples
 
 
@@ -71,8 +72,10 @@ def make_accelerator(hyper: Hyperparameters, cpu: bool = False) -> Accelerator:
 def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -> Path:
     """Run the stage to its end; returns the folder with the trained model, `OUT/final`.
 
-    `resume_from`: a checkpoint folder, from which `run.model` was loaded.  Raises UserError when
-    the loss stops being finite, the disk is full, or (strict) a sample cannot be used.
+    `resume_from`: a checkpoint folder, from which `run.model` was loaded.  The last step is kept
+    as a checkpoint too, so that the run can be made longer.  Raises UserError when there is
+    nothing to learn, the loss stops being finite, the disk is full, or (strict) a sample cannot
+    be used.
     """
     hyper, total = run.hyper, run.hyper.total_steps(len(run.examples.lengths))
     if accelerator.is_main_process:
@@ -95,6 +98,11 @@ def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -
     if resume_from is not None:
         saved = checkpoint.restore(resume_from, model, optimizer.optimizer, accelerator)
         progress = Progress(**saved)
+    if total < progress.step:
+        raise UserError(
+            f"{run.out} has trained for {progress.step} steps, more than {total}; "
+            "give more --steps or --epochs"
+        )
     log = StepLog(run, progress.step, total, accelerator)
     began = time.perf_counter()
     for batches in steps(run, progress.step, total, accelerator):
@@ -107,7 +115,8 @@ def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -
         seconds = time.perf_counter() - began
         progress.seconds += seconds
         log.write(progress, loss, lr, norm, counts, seconds)
-        if progress.step % hyper.save_every == 0 and progress.step < total:
+        _refuse_nothing_to_learn(run, progress, total)
+        if progress.step % hyper.save_every == 0 or progress.step == total:
             checkpoint.save_checkpoint(
                 run.out,
                 model,
@@ -155,10 +164,16 @@ def update(
     batches: list[Batch],
     hyper: Hyperparameters,
     accelerator: Accelerator,
-) -> tuple[float, float, dict[str, int]]:
-    """One optimizer step; -> (mean loss per scored token, gradient norm, counts of the batch)."""
+) -> tuple[float | None, float | None, dict[str, int]]:
+    """One optimizer step; -> (mean loss per scored token, gradient norm, counts of the batch).
+
+    A global batch without a label makes no step, since weight decay and moments would still move
+    the weights; its loss and norm are None.
+    """
     counts = _count(batches, accelerator)
-    scored = max(1, counts["labels"])
+    if not counts["labels"]:
+        return None, None, counts
+    scored = counts["labels"]
     total_loss = torch.zeros((), device=accelerator.device)
     for number, batch in enumerate(batches):
         last = number == len(batches) - 1
@@ -201,12 +216,24 @@ def _count(batches: list[Batch], accelerator: Accelerator) -> dict[str, int]:
 def _account(run: Run, progress: Progress, batches: list[Batch], counts: dict[str, int]) -> None:
     progress.step += 1
     progress.tokens += counts["tokens"]
+    progress.without_labels += not counts["labels"]
     progress.truncated += sum(batch.n_truncated for batch in batches)
     for name, reason in (pair for batch in batches for pair in batch.skipped):
         if run.strict:
             raise UserError(f"{name}: {reason}; mend it or run without --strict")
         progress.skipped[reason] = progress.skipped.get(reason, 0) + 1
         tqdm.write(f"skipped {name}: {reason}")
+
+
+def _refuse_nothing_to_learn(run: Run, progress: Progress, total: int) -> None:
+    """Raise UserError where a whole epoch, or the whole run, had no label in it."""
+    epoch = -(-len(run.examples.lengths) // run.hyper.batch_size)
+    if progress.step == progress.without_labels >= min(epoch, total):
+        reasons = ", ".join(f"{count} {why}" for why, count in progress.skipped.items())
+        raise UserError(
+            f"nothing to learn: the first {progress.step} batches hold no answer "
+            f"({reasons or 'no labels'}); raise --max-length, or check --data"
+        )
 
 
 class StepLog:
@@ -228,9 +255,9 @@ class StepLog:
     def write(
         self,
         progress: Progress,
-        loss: float,
+        loss: float | None,
         lr: float,
-        norm: float,
+        norm: float | None,
         counts: dict[str, int],
         seconds: float,
     ) -> None:
@@ -250,7 +277,7 @@ class StepLog:
         self.file.write(json.dumps(line) + "\n")
         self.bar.set_postfix(
             {
-                "loss": f"{loss:.3f}",
+                "loss": "no labels" if loss is None else f"{loss:.3f}",
                 "tok/s": f"{line['tokens_per_s']:.0f}",
                 "mem": f"{line['peak_mem_bytes'] / 2**30:.1f}G",
             },
@@ -261,7 +288,8 @@ class StepLog:
             self.wandb.log(line, step=progress.step)
         if self.board is not None:
             for name in ("loss", "lr", "grad_norm", "tokens_per_s"):
-                self.board.add_scalar(name, line[name], progress.step)
+                if line[name] is not None:
+                    self.board.add_scalar(name, line[name], progress.step)
 
     def close(self, progress: Progress) -> None:
         """Finish the bar and the files; say what was cut or left out."""
@@ -279,6 +307,8 @@ class StepLog:
                 f"{progress.truncated} samples cut at the maximum length, left out: "
                 f"{progress.skipped or 'none'}"
             )
+        if progress.without_labels:
+            print(f"{progress.without_labels} steps without a label made no update")
 
 
 def _cut_log(path: Path, step: int) -> None:

@@ -12,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from vlmamba.config import VLMambaConfig
 from vlmamba.errors import UserError, unknown
 from vlmamba.training.schedule import SCHEDULES
 
@@ -104,9 +105,9 @@ def recipe_names() -> list[str]:
     )
 
 
-def default_recipe(preset: str) -> str:
-    """The recipe of a preset that names none: the demo's for nano, else LLaVA-1.5's."""
-    return "nano" if preset.split("+")[0] == "nano" else "llava-1.5"
+def default_recipe(config: VLMambaConfig) -> str:
+    """The recipe where none is named: the demo's for models from scratch, else LLaVA-1.5's."""
+    return "nano" if config.language_model_id is None else "llava-1.5"
 
 
 def load_recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
