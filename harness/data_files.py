@@ -208,7 +208,7 @@ def _records(files: Sequence[Path], root: Path, task: Benchmark) -> datasets.Dat
 
 
 def _tsv_rows(file: Path, task: Benchmark) -> list[Row]:
-    """Rows of a published table, as its hub copy has them: an empty cell is the text "nan".
+    """Rows of a published table, as its hub copy has them, empty cells too.
 
     A rotated question may name, in place of an image, the index of the row that holds it. A cell
     that is no image at all is kept as it is: it counts as an unreadable one.
@@ -222,7 +222,7 @@ def _tsv_rows(file: Path, task: Benchmark) -> list[Row]:
             row[image_column] = {"bytes": _from_base64(referred or image), "path": None}
         elif image_column in row:
             row[image_column] = None
-        row |= {column: "nan" for column, cell in row.items() if cell == ""}
+        row |= {column: task.empty_cell for column, cell in row.items() if cell == ""}
     return rows
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-from tasks.common import Benchmark, listed
+from tasks.cells import looks_like_list, read_list
+from tasks.common import Benchmark
 from tasks.errors import UserError
 
 Row = dict[str, Any]
@@ -50,9 +51,9 @@ def lists_read(rows: list[Row], task: Benchmark, path: Path) -> list[Row]:
             text = row.get(column)
             if not isinstance(text, str) or not text.strip():
                 continue
-            if (value := listed(text)) is not None:
+            if (value := read_list(text)) is not None:
                 row[column] = value
-            elif not task.text_lists:
+            elif not task.text_lists or looks_like_list(text):
                 raise UserError(
                     f"{path} row {number}: column {column!r} is {text!r:.60}; expected a list such "
                     "as ['one', 'two']"

@@ -9,7 +9,6 @@ repeats the documents needs no truth files.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import StatisticsError
@@ -19,6 +18,7 @@ from typing import Any
 from harness import llava_answers
 from harness.documents import Row, read_documents, read_json, read_rows, read_task_rows
 from harness.llava_answers import BAD_ROW, Joined
+from tasks.cells import read_list
 from tasks.common import Benchmark
 from tasks.errors import UserError, unknown
 from tasks.mmvet import published_documents, published_grades
@@ -100,8 +100,13 @@ def _scienceqa(row: Row) -> list[Row]:
 
 
 def _textvqa(row: Row) -> list[Row]:
-    answers = ast.literal_eval(row["answer"])
+    if (answers := read_list(row["answer"])) is None:
+        raise ValueError("answer is no list")
     return [{"question_id": row["index"], "question": row["question"], "answers": answers}]
+
+
+def _coco_cap(row: Row) -> list[Row]:
+    return [{"question_id": row.get("image_path") or row["index"], "answer": row["answer"]}]
 
 
 def _mmvet(row: Row) -> list[Row]:
@@ -115,6 +120,7 @@ VLMEVALKIT: dict[str, Callable[[Row], list[Row]]] = {
     "mmvet": _mmvet,
     "scienceqa": _scienceqa,
     "textvqa": _textvqa,
+    "coco_cap": _coco_cap,
 }
 
 

@@ -7,13 +7,12 @@ A benchmark is pure Python (no torch): the same object scores a model's run, a p
 
 from __future__ import annotations
 
-import ast
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from tasks.cells import looks_like_list
 from tasks.errors import UserError, unknown
 
 PROTOCOLS = ("paper", "lmms")
@@ -84,6 +83,8 @@ class Benchmark(ABC):
     columns: tuple[str, ...]  # columns a document must have, besides the image
     list_columns: tuple[str, ...] = ()  # columns that hold a list: of choices, of references...
     text_lists: bool = False  # True: plain text in them is one entry, or names joined by commas
+    text_is_no_truth: tuple[str, ...] = ()  # those where plain text is a missing truth, counted
+    empty_cell: str = ""  # what the hub's copy has where a published table has an empty cell
     image_column: str = "image"
     image_hub: Hub | None = None  # a second table, for rows that only name their image...
     image_id_column: str = ""  # ...in this column
@@ -250,13 +251,18 @@ def check_columns(task: Benchmark, docs: Sequence[Doc]) -> None:
                     f"{', '.join(map(str, doc)) or 'none'}); expected columns: "
                     f"{', '.join(task.columns)}"
                 )
-        for column in task.list_columns:
-            try:
-                check_lists(task, {column: doc.get(column)})
-            except TypeError as error:
-                raise UserError(
-                    f"{task.name}: row {row + 1}: column {column!r} is {doc[column]!r:.60}; {error}"
-                ) from error
+        refuse_texts(task, doc, f"{task.name}: row {row + 1}")
+
+
+def refuse_texts(task: Benchmark, doc: Doc, where: str) -> None:
+    """Raise UserError, which starts with `where`, for a column that `check_lists` cannot take."""
+    for column in task.list_columns:
+        try:
+            check_lists(task, {column: doc.get(column)})
+        except TypeError as error:
+            raise UserError(
+                f"{where}: column {column!r} is {doc[column]!r:.60}; {error}"
+            ) from error
 
 
 def _is_blank(cell: Any) -> bool:
@@ -275,25 +281,10 @@ def check_lists(task: Benchmark, doc: Doc) -> None:
     """Raise TypeError where text stands in place of a list: its letters would be the entries."""
     for column in task.list_columns:
         value = doc.get(column)
-        if isinstance(value, str) and (not task.text_lists or listed(value) is not None):
-            raise TypeError("expected a list, not text")
-
-
-def listed(text: str) -> list[Any] | None:
-    """The list that a cell's text is written as, in Python's form or JSON's; None for other text.
-
-    An empty array that NumPy printed, or one without commas, is no list that can be trusted.
-    """
-    if not text.lstrip().startswith(("[", "(")):
-        return None
-    for read in (ast.literal_eval, json.loads):
-        try:
-            value = read(text.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        if isinstance(value, list | tuple):
-            return list(value)
-    return None
+        if isinstance(value, str) and value.strip():
+            alone = task.text_lists or column in task.text_is_no_truth
+            if not alone or looks_like_list(value):
+                raise TypeError("expected a list, not text")
 
 
 def _count(values: Iterable[str]) -> dict[str, int]:
@@ -323,6 +314,7 @@ def lmms_eval_functions(task: Benchmark) -> dict[str, Callable]:
 
 def _protocol_functions(task: Benchmark, protocol: str) -> dict[str, Callable]:
     def doc_to_text(doc: Doc, lmms_eval_specific_kwargs: Mapping | None = None) -> str:
+        refuse_texts(task, doc, task.name)
         return task.prompt(doc, protocol)
 
     def process_results(doc: Doc, results: Sequence[str]) -> dict[str, Any]:

@@ -122,6 +122,7 @@ class PeoplesAnswers(Benchmark):
     """A benchmark whose reference is what ten people answered."""
 
     headline = "accuracy"
+    text_is_no_truth = ("answers",)
     cluster_columns = ("image_id", "question_id")
 
     def truth(self, doc: Doc) -> list[str] | None:

@@ -25,7 +25,8 @@ class GQA(ExactMatch):
     def exclude(self, docs: Sequence[Doc], protocol: str) -> dict[int, str]:
         reasons = super().exclude(docs, protocol)
         if protocol == "paper":  # the official script reads the accuracy off balanced questions
-            unbalanced = (row for row, doc in enumerate(docs) if doc.get("isBalanced") is False)
+            told = {row: doc.get("isBalanced") for row, doc in enumerate(docs)}
+            unbalanced = [row for row, cell in told.items() if cell in (False, "False", "false")]
             reasons |= dict.fromkeys(unbalanced, "not in the balanced set")
         return reasons
 

@@ -27,6 +27,7 @@ class MmBench(Benchmark):
     metrics = ("accuracy", "vanilla_accuracy")
     scored_alone = False
     columns = ("index", "question", "A", "B")
+    empty_cell = "nan"
     hub = Hub("lmms-lab/MMBench", name="en", split="dev")
     token_limits = PerProtocol(paper=1024, lmms=1024)
     stops = PerProtocol[tuple[str, ...]](paper=(), lmms=("ASSISTANT:",))

@@ -29,7 +29,9 @@ class ScienceQa(Benchmark):
     def truth(self, doc: Doc) -> str | None:
         """The right choice's letter; None where `answer` is not the index of a choice."""
         answer, choices = doc["answer"], doc["choices"]
-        if not isinstance(answer, Integral) or not isinstance(choices, Sequence):
+        if isinstance(answer, str) and answer.isdecimal():  # as a table has it
+            answer = int(answer)
+        if not isinstance(answer, Integral) or not isinstance(choices, list | tuple):
             return None
         return scorer.LETTERS[int(answer)] if 0 <= int(answer) < min(len(choices), 5) else None
 

@@ -12,7 +12,10 @@ def choice_question(hint: str | None, question: str, choices: Sequence[str], pro
     """Context line (when there is a hint), question, lettered choices, instruction.
 
     `paper` strips the whole block before the instruction, as LLaVA-1.5's script does.
+    Raises TypeError for choices that are no list.
     """
+    if not isinstance(choices, list | tuple):
+        raise TypeError("expected a list")
     context = f"Context: {hint}\n" if hint else ""
     listed = "\n".join(
         f"{letter}. {c}" for letter, c in zip(ascii_uppercase, choices, strict=False)
