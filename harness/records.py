@@ -248,7 +248,12 @@ def packages() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The source tree's commit, "-dirty" when files differ from it; None outside a git tree."""
+    """The source tree's commit, "-dirty" when files differ from it; None where it is no git tree.
+
+    An installed package may lie inside somebody's repository: its commit says nothing of ours.
+    """
+    if not (ROOT / ".git").exists():
+        return None
     try:
         sha = _git("rev-parse", "HEAD")
         return sha + "-dirty" if _git("status", "--porcelain", "--untracked-files=no") else sha

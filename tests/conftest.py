@@ -62,6 +62,7 @@ def model(config, processor) -> VLMambaForConditionalGeneration:
 LONG = {
     "fuzz": "a long random run: pytest -m fuzz",
     "kill": "kills at many moments: pytest -m kill",
+    "wheel": "installs the wheel and runs its commands: pytest -m wheel",
     "soak": "a long run: pytest -m soak",
 }
 

@@ -184,7 +184,7 @@ def _resolve(name: str, device_type: str) -> str:
     if name == "cuda" and not _has_cuda_packages():
         raise UserError(
             "scan backend 'cuda' needs mamba-ssm and causal-conv1d: "
-            "pip install 'vlmamba[cuda]', or use 'torch'"
+            "pip install 'vlmamba-harness[cuda]', or use 'torch'"
         )
     return "torch" if name == "cpu" and kernels() is None else name
 
