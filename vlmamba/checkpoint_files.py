@@ -11,13 +11,16 @@ config that asks for a thousand times the memory is refused here, not by the mac
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
+import os
 import pickle
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -67,13 +70,37 @@ def language_model_files(folder: Path) -> list[Path]:
 
 
 def tensors(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
-    """All (name, tensor), file by file. Raises UserError for a damaged file."""
+    """All (name, tensor), file by file, mapped into memory. Raises UserError for a damaged file."""
     for path in files:
         if path.suffix == ".safetensors":
             with open_safetensors(path) as file:
                 yield from ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
         else:
             yield from _unpickled(path).items()
+
+
+def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of a file in `dtype`; its own memory, the file's mapping, where it has that already.
+
+    A copy takes the place of its source: the pages that were read for it are given back, or file
+    and copy would be in memory together.  The source is not to be read again.
+    """
+    if tensor.dtype == dtype or not tensor.is_floating_point():
+        return tensor
+    copy = tensor.to(dtype)
+    _give_back(tensor)
+    return copy
+
+
+def _give_back(tensor: Tensor) -> None:
+    """Let the system drop the pages that hold only this tensor, which nobody reads any more."""
+    advise = getattr(ctypes.CDLL(None), "madvise", None) if os.name == "posix" else None
+    if advise is None or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - start
+    if length > 0:
+        advise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
 def open_safetensors(path: Path) -> Any:
@@ -157,7 +184,8 @@ def _check_sizes(config: dict[str, Any], files: Sequence[Path]) -> None:
 def _unpickled(path: Path) -> dict[str, Tensor]:
     """A published .bin: tensors only, nothing in it is executed."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        # files of torch before 1.6 are no archives, which alone can be mapped
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except (pickle.UnpicklingError, BadZipFile, RuntimeError, OSError, EOFError) as error:
         raise UserError(f"{path} is not a file of plain tensors: {_line(error)}") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:

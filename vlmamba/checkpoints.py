@@ -18,13 +18,21 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, Mamba2Config, MambaConfig, PretrainedConfig
 
-from vlmamba.checkpoint_files import language_model_files, model_files, read_object, tensors
+from vlmamba.checkpoint_files import (
+    in_dtype,
+    language_model_files,
+    model_files,
+    read_object,
+    tensors,
+)
 from vlmamba.config import VLMambaConfig, split_revision
 from vlmamba.errors import UserError, unknown
-from vlmamba.models.vlm import VLMambaForConditionalGeneration
+from vlmamba.models.connector import build_connector
+from vlmamba.models.vision import build_vision_encoder
+from vlmamba.models.vlm import EMBEDDING_STD, VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor
 
 BUNDLED = {"nano": Path(__file__).parent / "assets" / "nano"}
@@ -60,7 +68,7 @@ def load(
     try:
         model, info = VLMambaForConditionalGeneration.from_pretrained(
             source,
-            dtype=dtype,
+            dtype="auto",  # mapped files; `_change_dtype` needs no second copy
             revision=revision or "main",
             use_safetensors=True,
             output_loading_info=True,
@@ -78,6 +86,8 @@ def load(
         model.config.vision_config, "num_hidden_layers", 1
     ):
         raise UserError(f"cannot load model {name!r}: its encoder gives no image tokens")
+    if dtype != "auto":
+        _change_dtype(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
     _check_finite(f"cannot load model {name!r}", model)
     return model.to(device).eval(), processor
 
@@ -139,6 +149,19 @@ def _check_complete(name: str, info: dict[str, Any]) -> None:
             )
 
 
+def _change_dtype(model: VLMambaForConditionalGeneration, dtype: torch.dtype) -> None:
+    """As from_pretrained(dtype=...) leaves the model, but tensor by tensor."""
+    for parameter in model.parameters():
+        parameter.data = in_dtype(parameter.data, dtype)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point():
+                setattr(module, name, buffer.to(dtype))
+    if not model.vision_encoder.weights_in_checkpoint:
+        model.vision_encoder.load_pretrained()  # its buffers are computed in that dtype
+    model.config.dtype = model.config.vision_config.dtype = dtype
+
+
 def _check_finite(what: str, model: torch.nn.Module) -> None:
     for key, parameter in model.named_parameters():
         if not _is_finite(parameter):
@@ -177,13 +200,30 @@ def build(
             setattr(config, name, published[name])
         config._check()
         _check_agreement(config, published, config.language_model_id)
-    model = VLMambaForConditionalGeneration(config)
+    if pretrained and config.language_model_id:
+        model = hollow(config)
+    else:
+        model = VLMambaForConditionalGeneration(config)
     if not model.vision_encoder.weights_in_checkpoint or pretrained:
         with _fetching("vision encoder", config.vision_model_id):
             model.vision_encoder.load_pretrained(**load_options)
         _check_finite(str(config.vision_model_id), model.vision_encoder)
     if pretrained and config.language_model_id:
         load_language_model(model, config.language_model_id, **load_options)
+    return model
+
+
+def hollow(config: VLMambaConfig) -> VLMambaForConditionalGeneration:
+    """A model whose language model and encoder have no memory yet (meta device), to be filled.
+
+    The connector is there, with random weights; so is an encoder whose weights a package brings.
+    """
+    with torch.device("meta"):
+        model = VLMambaForConditionalGeneration(config)
+    model.connector = build_connector(config)
+    model.connector.apply(model._init_weights)
+    if not model.vision_encoder.weights_in_checkpoint:
+        model.vision_encoder = build_vision_encoder(config)
     return model
 
 
@@ -227,7 +267,7 @@ def load_language_model(
     """
     folder = _checkpoint_folder(source, **load_options)
     _check_agreement(model.config, language_model_config(folder), source)
-    own = model.language_model.state_dict()
+    own = dict(model.language_model.named_parameters())
     seen: set[str] = set()
     head: Tensor | None = None
     for key, tensor in tensors(language_model_files(folder)):
@@ -235,11 +275,12 @@ def load_language_model(
         if name is None:
             head = tensor
             continue
-        if not _is_finite(tensor):
-            raise UserError(f"{source}: {key} holds NaN or infinite values")
         if name not in own:
             raise UserError(f"{source}: unexpected tensor {key!r} in a Mamba checkpoint")
-        _fill(own[name], tensor, f"{source}: {key}")
+        _check_shape(own[name], tensor, f"{source}: {key}")
+        if not _is_finite(tensor):
+            raise UserError(f"{source}: {key} holds NaN or infinite values")
+        _fill(model.language_model, name, tensor)
         seen.add(name)
     missing = sorted(set(own) - seen)
     if missing:
@@ -247,7 +288,8 @@ def load_language_model(
             f"{source}: the checkpoint lacks {len(missing)} tensors: {', '.join(missing[:3])}"
             f"{'...' if len(missing) > 3 else ''}"
         )
-    _check_head(head, own["embedding.weight"], folder)
+    model.tie_weights()
+    _check_head(head, model.language_model.embedding.weight, folder)
 
 
 def _check_head(head: Tensor | None, embedding: Tensor, folder: Path) -> None:
@@ -271,7 +313,7 @@ def _own_name(key: str) -> str | None:
     return key.removeprefix("backbone.").replace("embeddings.weight", "embedding.weight")
 
 
-def _fill(target: Tensor, tensor: Tensor, what: str) -> None:
+def _check_shape(target: Tensor, tensor: Tensor, what: str) -> None:
     rows_may_differ = target.shape[1:] == tensor.shape[1:] and what.endswith(
         ("embedding.weight", "embeddings.weight")
     )
@@ -280,7 +322,23 @@ def _fill(target: Tensor, tensor: Tensor, what: str) -> None:
         raise UserError(
             f"{what} has shape {tuple(tensor.shape)}; the model expects {tuple(target.shape)}"
         )
-    target[: len(tensor)].copy_(tensor)
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Make a file's tensor the parameter `name`, in its dtype; fewer rows are its first ones."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    target: nn.Parameter = getattr(module, leaf)
+    if tensor.shape != target.shape:
+        if target.is_meta:
+            rows = torch.empty_like(target, device=tensor.device).normal_(std=EMBEDDING_STD)
+        else:
+            rows = target.detach().clone()
+        rows[: len(tensor)] = tensor
+        tensor = rows
+    value = in_dtype(tensor, target.dtype)
+    setattr(module, leaf, nn.Parameter(value, requires_grad=target.requires_grad))
 
 
 def _checkpoint_folder(source: str | Path, **load_options: Any) -> Path:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.utils import logging
 
+from vlmamba.checkpoint_files import in_dtype
 from vlmamba.config import VISION_SIZES, VLMambaConfig, split_revision
 from vlmamba.errors import UserError
 
@@ -66,7 +67,7 @@ class TransformersEncoder(VisionEncoder):
             lambda: type(self.model).from_pretrained(
                 name,
                 config=self.config,
-                dtype=next(self.model.parameters()).dtype,
+                dtype="auto",  # mapped files, tensor by tensor into the dtype below
                 output_loading_info=True,
                 **options,
             )
@@ -79,7 +80,10 @@ class TransformersEncoder(VisionEncoder):
                     f"{self.model_id}: the checkpoint {what} {len(keys)} tensors of the encoder: "
                     f"{', '.join(keys[:3])}{'...' if len(keys) > 3 else ''}"
                 )
-        self.model = model.requires_grad_(next(self.model.parameters()).requires_grad)
+        before = next(self.model.parameters())
+        for parameter in model.parameters():
+            parameter.data = in_dtype(parameter.data, before.dtype)
+        self.model = model.requires_grad_(before.requires_grad)
 
     def _agree_with(self, published: PretrainedConfig) -> None:
         """Take over what changes results but no shape; UserError where the rest is another's."""

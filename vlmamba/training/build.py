@@ -36,9 +36,10 @@ def build(
             tokenizer = train_tokenizer(plain_texts(data), config.vocab_size)
         return model, VLMambaProcessor.from_config(config, tokenizer)
     donor, donor_processor = checkpoints.load(init, dtype=torch.float32)
-    model = checkpoints.build(config, pretrained=False)
+    model = checkpoints.hollow(config)
     for part in ("vision_encoder", *stage.starts_from):
         adopt(model, donor, part, init)
+    model.tie_weights()
     return model, VLMambaProcessor.from_config(config, donor_processor.tokenizer)
 
 
@@ -84,4 +85,9 @@ def adopt(model: nn.Module, donor: nn.Module, part: str, source: str) -> None:
             f"the {part} of {source} does not fit this preset: {', '.join(sorted(wrong)[:5])} "
             "differ; use the preset it was trained with"
         )
-    model.get_submodule(part).load_state_dict(theirs)
+    hollow = any(weight.is_meta for weight in ours.values())
+    model.get_submodule(part).load_state_dict(theirs, assign=hollow)  # the same memory
+    for name, buffer in donor.get_submodule(part).named_buffers():  # those that nobody saves
+        path, _, leaf = f"{part}.{name}".rpartition(".")
+        if model.get_buffer(f"{part}.{name}").is_meta:
+            setattr(model.get_submodule(path), leaf, buffer)
