@@ -21,8 +21,11 @@ from zipfile import BadZipFile
 from tasks.cells import looks_like_list, read_list
 from tasks.common import Benchmark
 from tasks.errors import UserError
+from tasks.published import read_json
 
 Row = dict[str, Any]
+# What an entry of the wrong shape raises.
+BAD_ENTRY = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 # What Excel's reader raises on damaged files, besides OSError.
 BAD_SHEET = (ValueError, KeyError, TypeError, AttributeError, IndexError, SyntaxError, EOFError)
 
@@ -31,8 +34,37 @@ TABLES = (".tsv", ".csv", ".xlsx")  # formats whose cells are all text
 
 
 def read_documents(paths: Sequence[Path], task: Benchmark) -> list[Row]:
-    """All rows of the files, in order, as `task` keeps a document without its image."""
+    """All rows of the files, in order, as `task` keeps a document without its image.
+
+    Files (or a folder) of the benchmark's own published layout are read as well.
+    """
+    published = read_published(paths, task)
+    if published is not None:
+        return [task.without_image(row) for row in published]
     return [task.without_image(row) for path in paths for row in read_task_rows(path, task)]
+
+
+def read_published(paths: Sequence[Path], task: Benchmark) -> list[Row] | None:
+    """The rows of a benchmark's own published files, or of a folder with them; None for others.
+
+    Raises UserError where a folder holds none, and for files that break off.
+    """
+    if task.layout is None or not paths:
+        return None
+    files: list[Path] = []
+    for path in paths:
+        found = task.layout.find(path, task.hub.split) if path.is_dir() else [path]
+        if not found:
+            raise UserError(f"{path} has no files of {task.name}: {task.layout.description}")
+        files += found
+    if not all(file.suffix in (".json", ".jsonl", ".txt") and is_file(file) for file in files):
+        return None
+    try:
+        return task.layout.read(files, task.hub.split)
+    except BAD_ENTRY as error:
+        raise UserError(
+            f"{files[0]} is not whole: {task.layout.description} ({error!r})"
+        ) from error
 
 
 def read_task_rows(path: Path, task: Benchmark) -> list[Row]:
@@ -96,31 +128,6 @@ def _json(path: Path, image_column: str) -> list[Row]:
         if not isinstance(row, dict):
             raise UserError(f"{path}: entry {number} is {_kind(row)}, expected a JSON object")
     return content
-
-
-def read_json(path: Path) -> Any:
-    """The value of a JSON file, or the list of values of a JSON lines file (any suffix).
-
-    Blank lines are skipped. Raises UserError for an empty file and for the first bad line.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path} as UTF-8 text: {error}") from error
-    if not text.strip():
-        raise UserError(f"{path} is empty")
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        lines = enumerate(text.split("\n"), 1)  # not splitlines: U+2028 may stand in a string
-    return [_parse_line(path, number, line) for number, line in lines if line.strip()]
-
-
-def _parse_line(path: Path, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} line {number} is not JSON: {error}") from error
 
 
 def _parquet(path: Path, image_column: str) -> list[Row]:

@@ -21,7 +21,7 @@ from harness.llava_answers import BAD_ROW, Joined
 from tasks.cells import read_list
 from tasks.common import Benchmark
 from tasks.errors import UserError, unknown
-from tasks.mmvet import published_documents, published_grades
+from tasks.mmvet import published as mmvet
 
 Loader = Callable[[Benchmark, Path, Sequence[Path]], tuple[list[Joined], int]]
 
@@ -210,15 +210,12 @@ def from_mmvet_grades(
     if task.name != "mmvet" or len(truth) != 1:
         raise UserError("mmvet-grades are of task mmvet and need --truth mm-vet.json")
     try:
-        grades = published_grades(read_json(predictions))
+        grades = mmvet.grades(read_json(predictions))
     except (*BAD_ROW, StatisticsError) as error:
         raise UserError(
             f"{predictions} is no file of grades by mm-vet_evaluator.py ({error!r})"
         ) from error
-    try:
-        documents = {doc["question_id"]: doc for doc in published_documents(read_json(truth[0]))}
-    except BAD_ROW as error:
-        raise UserError(f"{truth[0]} is not mm-vet.json ({error!r})") from error
+    documents = {doc["question_id"]: doc for doc in read_documents(truth, task)}
     for name in grades:
         if name not in documents:
             raise UserError(f"{predictions}: question {name!r} is not in {truth[0]}")

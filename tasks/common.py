@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from tasks.cells import looks_like_list
 from tasks.errors import UserError, unknown
+from tasks.published import Layout
 
 PROTOCOLS = ("paper", "lmms")
 SHORT_ANSWER = "Answer the question using a single word or phrase."
@@ -92,6 +93,7 @@ class Benchmark(ABC):
     cluster_columns: tuple[str, ...] = ("image_source", "question_id")
     scored_alone: bool = True  # False: the rows of a cluster make one score (pairs, rotations)
     hub: Hub
+    layout: Layout | None = None  # of the benchmark's own published files
     token_limits: PerProtocol[int]  # how long an answer may get
     stops = PerProtocol[tuple[str, ...]](paper=(), lmms=("\n\n",))  # see `stop`
     submission_suffix: str | None = None  # of the file that the benchmark's test server takes

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tasks.coco_cap import scorer
+from tasks.coco_cap import published, scorer
 from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, Report, lmms_eval_functions
 from tasks.errors import UserError
 
@@ -20,6 +20,7 @@ class CocoCaptions(Benchmark):
     columns = ("answer",)
     list_columns = ("answer",)
     text_lists = True  # one reference may stand alone
+    layout = published.layout
     hub = Hub("lmms-lab/COCO-Caption2017", split="val")
     cluster_columns = ("question_id",)
     token_limits = PerProtocol(paper=64, lmms=64)

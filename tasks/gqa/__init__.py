@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tasks.common import Doc, Hub, lmms_eval_functions
 from tasks.exact_match import ExactMatch
+from tasks.gqa import published
 from tasks.gqa.images import hub_image
 
 
@@ -13,6 +14,7 @@ class GQA(ExactMatch):
     """Exact match on the balanced questions of testdev."""
 
     name = "gqa"
+    layout = published.layout
     hub = Hub("lmms-lab/GQA", name="testdev_balanced_instructions", split="testdev")
     image_hub = Hub("lmms-lab/GQA", name="testdev_balanced_images", split="testdev")
     image_id_column = "imageId"

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, lmms_eval_functions
-from tasks.mme import scorer
+from tasks.mme import published, scorer
 from tasks.mme.prompt import short_question
 
 
@@ -19,6 +19,7 @@ class Mme(Benchmark):
     points = True
     scored_alone = False
     columns = ("question_id", "question", "answer", "category")
+    layout = published.layout
     hub = Hub("lmms-lab/MME", split="test")
     token_limits = PerProtocol(paper=128, lmms=16)
 

@@ -6,11 +6,11 @@ submission file for the benchmark's online judge can be written all the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
 
 from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, lmms_eval_functions
+from tasks.mmvet import published
 from tasks.mmvet.judging import rubric
 
 ABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
@@ -29,6 +29,7 @@ class MMVet(Benchmark):
     columns = ("question_id", "question")
     list_columns = ("capability",)
     text_lists = True  # "rec,ocr", as its own files and the hub's have it
+    layout = published.layout
     hub = Hub("lmms-lab/MMVet", split="test")
     cluster_columns = ("question_id",)
     token_limits = PerProtocol(paper=1024, lmms=1024)
@@ -89,29 +90,6 @@ class MMVet(Benchmark):
             self.submission_id(doc): prediction.strip()
             for doc, prediction in zip(docs, predictions, strict=True)
         }
-
-
-def published_documents(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The documents of the benchmark's own mm-vet.json: question id -> question, answer, ..."""
-    columns = ("question", "answer", "capability")
-    return [
-        {"question_id": name, **{column: row[column] for column in columns}}
-        for name, row in content.items()
-    ]
-
-
-def published_grades(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Question id -> grade (mean over the runs) and grader, from mm-vet_evaluator.py's file.
-
-    Raises ValueError for a grade outside 0..1.
-    """
-    grades = {}
-    for name, row in content.items():
-        grade = fmean(row["score"])
-        if not 0.0 <= grade <= 1.0:
-            raise ValueError(f"question {name} has grade {grade}")
-        grades[name] = {"grade": grade, "grader": ", ".join(sorted(set(row["model"])))}
-    return grades
 
 
 def _abilities(doc: Doc) -> set[str]:

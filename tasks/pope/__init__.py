@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, lmms_eval_functions
-from tasks.pope import scorer
+from tasks.pope import published, scorer
 from tasks.pope.prompt import short_question
 
 CATEGORIES = ("random", "popular", "adversarial")
@@ -19,6 +19,7 @@ class Pope(Benchmark):
     headline = "f1"
     metrics = ("f1", "accuracy", "precision", "recall", "yes_ratio")
     columns = ("question", "answer", "category")
+    layout = published.layout
     hub = Hub("lmms-lab/POPE", split="test")
     token_limits = PerProtocol(paper=128, lmms=128)
 

@@ -7,7 +7,7 @@ from numbers import Integral
 from statistics import fmean
 
 from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, lmms_eval_functions
-from tasks.scienceqa import scorer
+from tasks.scienceqa import published, scorer
 from tasks.scienceqa.prompt import choice_question
 
 
@@ -20,6 +20,7 @@ class ScienceQa(Benchmark):
     metrics = ("accuracy", "accuracy_all")
     columns = ("question", "choices", "answer", "hint")
     list_columns = ("choices",)
+    layout = published.layout
     hub = Hub("lmms-lab/ScienceQA", name="ScienceQA-FULL", split="test")
     token_limits = PerProtocol(paper=1024, lmms=16)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks import vqa_answers
 from tasks.common import Case, Doc, Hub, PerProtocol, lmms_eval_functions
-from tasks.textvqa import scorer
+from tasks.textvqa import published, scorer
 from tasks.textvqa.prompt import short_question
 
 
@@ -19,6 +19,7 @@ class TextVQA(vqa_answers.PeoplesAnswers):
     metrics = ("accuracy",)
     columns = ("question", "answers")
     list_columns = ("answers", "ocr_tokens")
+    layout = published.layout
     hub = Hub("lmms-lab/textvqa", split="validation")
     # lmms-eval sets no limit for this task; 1024 is what its LLaVA model then takes.
     token_limits = PerProtocol(paper=128, lmms=1024)

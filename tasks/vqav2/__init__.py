@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks import vqa_answers
 from tasks.common import SHORT_ANSWER, Case, Doc, Hub, PerProtocol, lmms_eval_functions
-from tasks.vqav2 import scorer
+from tasks.vqav2 import published, scorer
 
 ANSWER_TYPES = ("yes/no", "number", "other")
 
@@ -20,6 +20,7 @@ class VQAv2(vqa_answers.PeoplesAnswers):
     metrics = ("accuracy", *(f"{kind}/accuracy" for kind in ANSWER_TYPES))
     columns = ("question", "answers", "answer_type")
     list_columns = ("answers",)
+    layout = published.layout
     hub = Hub("lmms-lab/VQAv2", split="validation")
     token_limits = PerProtocol(paper=128, lmms=16)
     submission_suffix = ".json"

@@ -1,0 +1,42 @@
+"""POPE's own label files: coco_pope_{random,popular,adversarial}.json, and COCO's val2014/."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tasks.published import Layout, Row, find_files, read_json, records_of
+
+CATEGORIES = ("random", "popular", "adversarial")
+
+
+def _find(folder: Path, split: str) -> list[Path]:
+    found = [find_files(folder, f"coco_pope_{category}.json")[:1] for category in CATEGORIES]
+    return [path for paths in found for path in paths]
+
+
+def _read(paths: Sequence[Path], split: str) -> list[Row] | None:
+    rows: list[Row] = []
+    for path in paths:
+        category = next((name for name in CATEGORIES if name in path.stem), None)
+        content = read_json(path)
+        content = content if isinstance(content, list) else [content]
+        if category is None or not records_of(content, "image", "text", "label"):
+            return None
+        rows += [
+            {
+                "question_id": str(row.get("question_id", number)),
+                "question": row["text"],
+                "answer": row["label"],
+                "image_source": Path(row["image"]).stem,
+                "category": category,
+                "image": row["image"],
+            }
+            for number, row in enumerate(content, 1)
+        ]
+    return rows or None
+
+
+layout = Layout(
+    "coco_pope_random.json, coco_pope_popular.json and coco_pope_adversarial.json", _find, _read
+)

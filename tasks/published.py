@@ -1,0 +1,122 @@
+"""Benchmarks' own published files: which they are, where they lie, and their rows in hub columns.
+
+A benchmark's `layout` finds its files in a folder (`--data DIR`) and reads them, or reads files
+that are given by name (`--truth FILE`).  A row's image is the end of its path, such as
+"val2014/COCO_val2014_000000000042.jpg"; `image_files` finds it wherever the images were put.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import UserError
+
+Row = dict[str, Any]
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One benchmark's published files.
+
+    description: the files, for messages.  find(folder, split): those of a split, anywhere in the
+    folder; empty if they are not there.  read(files, split): their rows; None where the files are
+    something else.
+    """
+
+    description: str
+    find: Callable[[Path, str], list[Path]]
+    read: Callable[[Sequence[Path], str], list[Row] | None]
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file, or the list of values of a JSON lines file (any suffix).
+
+    Blank lines are skipped. Raises UserError for an empty file and for the first bad line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path} as UTF-8 text: {error}") from error
+    if not text.strip():
+        raise UserError(f"{path} is empty")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        lines = enumerate(text.split("\n"), 1)  # not splitlines: U+2028 may stand in a string
+    return [_parse_line(path, number, line) for number, line in lines if line.strip()]
+
+
+def _parse_line(path: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} line {number} is not JSON: {error}") from error
+
+
+def find_files(folder: Path, *patterns: str) -> list[Path]:
+    """The files inside `folder` that match the first pattern with any, highest folder first."""
+    for pattern in patterns:
+        found = sorted(folder.rglob(pattern), key=lambda path: (len(path.parts), path))
+        if found := [path for path in found if path.is_file()]:
+            return found
+    return []
+
+
+def one_of_each(folder: Path, *patterns: str) -> list[Path]:
+    """The highest file for every pattern; empty where the first one has none."""
+    found = [find_files(folder, pattern)[:1] for pattern in patterns]
+    return [path for paths in found for path in paths] if found[0] else []
+
+
+def is_of(content: Any, *keys: str) -> bool:
+    """Whether a JSON value is an object with all these keys."""
+    return isinstance(content, Mapping) and all(key in content for key in keys)
+
+
+def records_of(content: Any, *keys: str) -> bool:
+    """Whether a JSON value is an object or list of objects that have all these keys."""
+    rows = content.values() if isinstance(content, Mapping) else content
+    if not isinstance(rows, Iterable) or isinstance(rows, str):
+        return False
+    rows = list(rows)
+    return bool(rows) and all(is_of(row, *keys) for row in rows)
+
+
+def image_files(folder: Path) -> Callable[[str], Path | None]:
+    """A look-up of images anywhere in `folder` (links followed) by the end of their path.
+
+    The shortest path wins among several files of one name that fit equally well.
+    """
+    by_name: dict[str, list[Path]] = {}
+    for path in sorted(_walk(folder), key=lambda path: (len(path.parts), path)):
+        if path.suffix.lower() in PICTURES:
+            by_name.setdefault(path.name, []).append(path)
+
+    def find(name: str) -> Path | None:
+        wanted = Path(name).parts
+        found = by_name.get(wanted[-1], []) if wanted else []
+        for length in range(len(wanted), 0, -1):
+            for path in found:
+                if path.parts[-length:] == wanted[-length:]:
+                    return path if length == len(wanted) or len(found) == 1 else None
+        return None
+
+    return find
+
+
+def _walk(folder: Path) -> Iterable[Path]:
+    import os
+
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link back to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(place) / name for name in names)
