@@ -22,6 +22,7 @@ from harness.cli import Parser, cli
 from harness.paired import Paired, paired
 from harness.records import Sample, with_marks
 from harness.runs import NAMED, NO_IMAGE, EvaluationRun, distinct_names
+from harness.runs import marks as marks_of
 from harness.stats import too_few
 from tasks.errors import UserError
 
@@ -81,7 +82,11 @@ def compare_task(
         return None
     scores_a, scores_b, images = zip(*rows, strict=True)
     n = len(rows)
-    marks = [f"{side} {mark}" for side, run in (("A", a), ("B", b)) for mark in run.marks]
+    marks = [
+        f"{side} {mark}"
+        for side, run in (("A", a), ("B", b))
+        for mark in marks_of(run.record["arguments"], task)
+    ]
     test = paired(scores_a, scores_b, images, seed=seed)
     return TaskComparison(task, sum(scores_a) / n, sum(scores_b) / n, test, tuple(marks))
 

@@ -3,6 +3,7 @@
     TASK.parquet, TASK-00000-of-00003.parquet   images inside, as hub data sets store them
     TASK.jsonl, TASK.json                       images as paths inside the folder or its images/
     TASK.tsv, MMBench_DEV_EN.tsv                published tables with images in base64
+    v2_mscoco_val2014_annotations.json, ...     the benchmark's own published files, anywhere inside
     TASK/ or POPE/, ...                         any of these, or a copy of the hub's repository
 
 Images stay undecoded ({"bytes", "path"}): one broken image then costs one row, not the run.
@@ -19,9 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import splits
-from harness.documents import Row, is_file, lists_read, read_table, read_task_rows
+from harness.documents import BAD_ENTRY, Row, is_file, lists_read, read_table, read_task_rows
 from tasks.common import Benchmark, Hub
 from tasks.errors import UserError
+from tasks.published import image_files
 
 if TYPE_CHECKING:
     import datasets
@@ -45,6 +47,8 @@ def find(root: Path, task: Benchmark, hub: Hub) -> list[Path]:
     tables = [file for file in sorted(root.glob("*.tsv")) if file.stem.lower().startswith(start)]
     if tables:
         return _only(tables, hub)
+    if task.layout and (files := task.layout.find(root, hub.split)):
+        return files
     names = {task.name.lower(), hub.path.split("/")[-1].lower()}
     chosen = hub.split != task.hub.split
     for folder in (root, *sorted(p for p in root.iterdir() if p.is_dir())):
@@ -56,6 +60,8 @@ def find(root: Path, task: Benchmark, hub: Hub) -> list[Path]:
 def load(root: Path, task: Benchmark, hub: Hub) -> datasets.Dataset:
     """The rows of the files that `find` gives, images undecoded. Raises UserError."""
     files = find(root, task, hub)
+    if task.layout and files == task.layout.find(root, hub.split):
+        return _published(files, root, task, hub)
     if files[0].suffix == ".parquet":
         return _parquet(files, root, task)
     return _records(files, root, task)
@@ -176,11 +182,32 @@ def _parquet(
     return _confine_paths(undecoded(rows, task, str(files[0])), root, files[0].parent, task)
 
 
+def _published(files: Sequence[Path], root: Path, task: Benchmark, hub: Hub) -> datasets.Dataset:
+    """Rows of the benchmark's own files; their images are looked for in the whole folder."""
+    layout = task.layout
+    assert layout is not None  # it has found the files
+    try:
+        rows = layout.read(files, hub.split)
+    except BAD_ENTRY as error:
+        raise UserError(f"{files[0]} is not whole: {layout.description} ({error!r})") from error
+    if not rows:
+        raise UserError(f"{files[0]} has no rows of {layout.description}")
+    locate, column = image_files(root), task.image_column
+    named = [row[column] for row in rows if row.get(column)]
+    if named and not any(map(locate, named)):
+        raise UserError(
+            f"{task.name}: none of the {len(named)} images is in {root}; the first is "
+            f"{named[0]!r}: put the benchmark's images there, or a link to them"
+        )
+    for row in rows:
+        if name := row.get(column):
+            path = locate(name)
+            row[column] = {"bytes": None, "path": str(path or root / name)}
+    return _dataset(rows, task, files[0])
+
+
 def _records(files: Sequence[Path], root: Path, task: Benchmark) -> datasets.Dataset:
     """Rows of JSON or TSV files as a data set."""
-    import datasets
-    import pyarrow as pa
-
     rows: list[Row] = []
     for file in files:
         found = read_task_rows(file, task) if file.suffix != ".tsv" else _tsv_rows(file, task)
@@ -192,6 +219,15 @@ def _records(files: Sequence[Path], root: Path, task: Benchmark) -> datasets.Dat
             if isinstance(image, str):  # an empty cell is no image, not an unreadable one
                 row[task.image_column] = {"bytes": None, "path": image} if image else None
         rows += found
+    whole = _dataset(rows, task, files[0])
+    return _confine_paths(whole, root, files[0].parent, task)
+
+
+def _dataset(rows: Sequence[Row], task: Benchmark, file: Path) -> datasets.Dataset:
+    """Rows as a data set, images undecoded; `file` is named where a column cannot be stored."""
+    import datasets
+    import pyarrow as pa
+
     columns = dict.fromkeys(name for row in rows for name in row)
     table: dict[str, datasets.Dataset] = {}
     for column in columns:
@@ -200,11 +236,9 @@ def _records(files: Sequence[Path], root: Path, task: Benchmark) -> datasets.Dat
             table[column] = datasets.Dataset.from_dict(values)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise UserError(
-                f"{files[0]}: column {column!r} mixes types or cannot be stored: "
-                f"{first_line(error)}"
+                f"{file}: column {column!r} mixes types or cannot be stored: {first_line(error)}"
             ) from error
-    whole = datasets.concatenate_datasets(list(table.values()), axis=1)
-    return _confine_paths(undecoded(whole, task, str(files[0])), root, files[0].parent, task)
+    return undecoded(datasets.concatenate_datasets(list(table.values()), axis=1), task, str(file))
 
 
 def _tsv_rows(file: Path, task: Benchmark) -> list[Row]:

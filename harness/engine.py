@@ -57,6 +57,8 @@ class SourcedTask(lmms_eval.api.task.ConfigurableTask):
         self._rows = rows
         config = load_yaml_config(str(yaml_path(benchmark.name, protocol)), mode="full")
         config["process_results"] = _readable_only(config["process_results"])
+        if benchmark.prompt_marks():  # the file's own function knows the protocol's prompt alone
+            config["doc_to_text"] = lambda doc, kwargs=None: benchmark.prompt(doc, protocol)
         super().__init__(config=config, model_name="vlmamba")
 
     def download(self, dataset_kwargs: dict | None = None) -> None:

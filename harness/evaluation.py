@@ -81,11 +81,13 @@ def finish(run: Run, model: VLMamba, answers: Sequence[Answers], started: float)
     checks: dict[str, str] = {}
     against: dict[str, str] = {}
     data: dict[str, dict[str, Any]] = {}
+    prompts: dict[str, dict[str, str]] = {}
     for answer in answers:
         result, samples = score(run, answer)
-        results.append(replace(result, marks=tuple(marks(run.arguments))))
+        results.append(replace(result, marks=tuple(marks(run.arguments, result.task))))
         asked = [[sample.question, sample.truth, sample.image] for sample in samples]
         which = run.source.describe(answer.task, run.rows[result.task])
+        prompts[result.task] = answer.task.prompt_choices(run.arguments["protocol"])
         data[result.task] = {**which, "rows_digest": digest(asked)}
         judged = run.judge is not None and result.task in JUDGED
         checks[result.task], against[result.task] = (
@@ -103,6 +105,7 @@ def finish(run: Run, model: VLMamba, answers: Sequence[Answers], started: float)
         "arguments": dict(arguments),
         "data": data,
         "protocol": arguments["protocol"],
+        "prompts": prompts,
         "tasks": {result.task: records.result_entry(result) for result in results},
         "lmms_eval_check": checks,
         "lmms_eval_check_against": against,

@@ -16,6 +16,7 @@ from tasks.common import OPTION_LETTER, SHORT_ANSWER, Benchmark
 from tasks.errors import UserError
 from tasks.mme.prompt import YES_OR_NO
 from tasks.pope import CATEGORIES
+from tasks.published import find_files, is_of
 
 TRUTH_FILES = {
     "pope": f"the question file and the label files of {', '.join(CATEGORIES)}, named after them",
@@ -51,7 +52,7 @@ def load(task: Benchmark, answers: Path, truth: Sequence[Path]) -> tuple[list[Jo
     if not truth:
         raise UserError(f"{task.name}: LLaVA's answers need --truth: {wanted}")
     try:
-        documents, key_of = JOINS.get(task.name, _documents)(task, truth)
+        documents, key_of = JOINS.get(task.name, _documents)(task, _whole(task, truth))
     except BAD_ROW as error:
         raise UserError(f"{task.name}: --truth is not {wanted} ({error!r})") from error
     place = {key: row for row, key in enumerate(documents)}
@@ -65,6 +66,22 @@ def load(task: Benchmark, answers: Path, truth: Sequence[Path]) -> tuple[list[Jo
             raise UserError(f"{where} is the second answer to one question")
         joined[key] = Joined("/".join(key), documents[key], answer["text"], place[key])
     return list(joined.values()), len(documents) - len(joined)
+
+
+def _whole(task: Benchmark, truth: Sequence[Path]) -> list[Path]:
+    """The files; in place of a folder its files, POPE's with LLaVA's question file."""
+    found: list[Path] = []
+    for path in truth:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        files = task.layout.find(path, task.hub.split) if task.layout else []
+        if not files:
+            raise UserError(f"{path} has no files of {task.name}")
+        found += files
+        if task.name == "pope":
+            found += find_files(path, "llava_pope_test.jsonl")[:1]
+    return found
 
 
 def _answers(path: Path) -> list[Row]:
@@ -131,7 +148,9 @@ def _mme(task: Benchmark, truth: Sequence[Path]) -> Documents:
         return (image.split("/")[0], Path(image).stem, bare)
 
     documents: dict[Key, Row] = {}
-    for row in (row for path in truth for row in read_rows(path)):
+    texts = all(path.suffix == ".txt" for path in truth)
+    rows = read_documents(truth, task) if texts else [r for path in truth for r in read_rows(path)]
+    for row in rows:
         image = row.get("question_id") or f"{row['category']}/{row['image']}"
         kept = {column: row[column] for column in ("question", "answer", "category")}
         _add(documents, key(image, row["question"]), {"question_id": image, **kept})
@@ -148,6 +167,8 @@ def _scienceqa(task: Benchmark, truth: Sequence[Path]) -> Documents:
     documents: dict[Key, Row] = {}
     for path in truth:
         content = read_json(path)
+        if is_of(content, "train", "test"):  # pid_splits.json, which problems.json repeats
+            continue
         if isinstance(content, dict):
             tested = {name: row for name, row in content.items() if row["split"] == "test"}
             found = [(name, _problem(task, row)) for name, row in tested.items()]

@@ -47,10 +47,12 @@ KEPT = (
     *("tasks", "model", "revision", "data", "style", "split", "data_id", "data_revision"),
     *("protocol", "limit", "batch_size", "blind", "dtype", "device", "backend", "seed"),
     *("judge", "judge_model", "judge_key_env"),
+    *tasks.PROMPT_OPTIONS,
 )
 NOT_TEXT = {"limit": int, "batch_size": int, "blind": bool, "seed": int}
 MAY_BE_ABSENT = {"revision", "style", "split", "data_id", "data_revision", "limit"} | {
-    *("judge", "judge_key_env")
+    *("judge", "judge_key_env"),
+    *tasks.PROMPT_OPTIONS,
 }
 
 
@@ -72,6 +74,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--data-id", metavar="ORG/NAME", help="hub data only: another data set of one task")
     add("--data-revision", metavar="REV", help="hub data only: branch, tag or commit")
     add("--protocol", default="paper", help="paper (LLaVA-1.5's scripts) or lmms (lmms-eval's)")
+    for name, option in tasks.PROMPT_OPTIONS.items():
+        values = f"{', '.join(option.values)} (default: the protocol's)"
+        add(f"--{name}", metavar="CHOICE", help=f"{option.help}: {values}")
     add("--limit", type=int, help="only the first N questions of each task")
     add("--batch-size", type=int, default=32, help="questions decoded together (default: 32)")
     add("--out", type=Path, help="output folder (default: runs/, named after the arguments)")
@@ -158,6 +163,16 @@ def choose_tasks(names: str, source: Source) -> list[Benchmark]:
     return chosen
 
 
+def with_prompts(chosen: Sequence[Benchmark], args: argparse.Namespace) -> list[Benchmark]:
+    """The benchmarks under the prompt options given. Raises UserError for one without use."""
+    options = {name: getattr(args, name) for name in tasks.PROMPT_OPTIONS}
+    for name, value in options.items():
+        if value is not None and not any(name in task.prompt_options for task in chosen):
+            users = ", ".join(n for n in tasks.NAMES if name in tasks.load(n).prompt_options)
+            raise UserError(f"--{name} is for {users}, which --tasks does not name")
+    return [task.with_prompt(**options) for task in chosen]
+
+
 def make_submit_folder(folder: Path, chosen: Sequence[Benchmark]) -> None:
     """Create the folder for submission files, before anything slow.
 
@@ -198,6 +213,7 @@ def default_out(args: argparse.Namespace, source: Source, chosen: Sequence[Bench
     model = args.model.strip("/").replace("/", "--").lstrip(".") or "model"
     parts = [model, source.name, args.protocol, names]
     parts += ["blind"] if args.blind else []
+    parts += [f"{n}-{getattr(args, n)}" for n in tasks.PROMPT_OPTIONS if getattr(args, n)]
     parts += [f"first{args.limit}"] if args.limit else []
     return Path("runs") / "_".join(parts)
 
@@ -222,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dataset=args.data_id,
         revision=args.data_revision,
     )
-    chosen = choose_tasks(args.tasks, source)
+    chosen = with_prompts(choose_tasks(args.tasks, source), args)
     if args.submit:
         make_submit_folder(args.submit, chosen)
     out = args.out or default_out(args, source, chosen)

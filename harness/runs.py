@@ -65,10 +65,15 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
     return ["/".join(part) for part in parts]  # the same folder twice
 
 
-def marks(arguments: Mapping[str, Any]) -> list[str]:
-    """What sets a run's scores apart from a model's usual ones: said in every row that has them."""
+def marks(arguments: Mapping[str, Any], task: str | None = None) -> list[str]:
+    """What sets a run's scores apart from a model's usual ones: said in every row that has them.
+
+    task: with the prompt options that were chosen for it.
+    """
     held_out = arguments.get("style") == "heldout"
-    return ["blind"] * bool(arguments.get("blind")) + ["held-out style"] * held_out
+    found = ["blind"] * bool(arguments.get("blind")) + ["held-out style"] * held_out
+    options = tasks.load(task).prompt_options if task in tasks.NAMES else ()
+    return found + [f"{name} {arguments[name]}" for name in options if arguments.get(name)]
 
 
 def read_record(folder: Path, kind_of: str | None = None) -> Mapping[str, Any]:
@@ -136,7 +141,7 @@ class EvaluationRun:
     def results(self) -> list[TaskResult]:
         """The scores as `harness.tables` shows them."""
         return [
-            replace(task_result(name, entry), marks=tuple(self.marks))
+            replace(task_result(name, entry), marks=tuple(marks(self.record["arguments"], name)))
             for name, entry in self.record["tasks"].items()
         ]
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from tasks.common import Benchmark
+from tasks.common import PROMPT_OPTIONS, Benchmark
 from tasks.errors import unknown
+
+__all__ = ["NAMES", "PROMPT_OPTIONS", "load"]
 
 NAMES = tuple(sorted(file.parent.name for file in Path(__file__).parent.glob("*/__init__.py")))
 

@@ -7,10 +7,11 @@ A benchmark is pure Python (no torch): the same object scores a model's run, a p
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from tasks.cells import looks_like_list
 from tasks.errors import UserError, unknown
@@ -74,8 +75,37 @@ class Report:
     metric_n: dict[str, int] = field(default_factory=dict)  # where a metric is not over all n
 
 
+@dataclass(frozen=True)
+class PromptOption:
+    """A choice that a prompt leaves open, such as where TextVQA's OCR tokens stand.
+
+    values: what may be chosen; default: what each protocol takes.
+    """
+
+    values: tuple[str, ...]
+    default: PerProtocol[str]
+    help: str
+
+
+PROMPT_OPTIONS = {
+    "ocr": PromptOption(
+        ("first", "last", "none"),
+        PerProtocol(paper="last", lmms="none"),
+        "TextVQA's OCR tokens: before the question, behind it (LLaVA-1.5), or left out",
+    ),
+    "hint": PromptOption(
+        ("shown", "none"),
+        PerProtocol(paper="shown", lmms="shown"),
+        "ScienceQA's context and MMBench's hint: before the question, or left out",
+    ),
+}
+
+
 class Benchmark(ABC):
     """A benchmark. Subclasses are stateless; one instance per folder is exported as `task`."""
+
+    prompt_options: tuple[str, ...] = ()  # those of PROMPT_OPTIONS that its prompt has
+    _prompt: Mapping[str, str] = {}  # what was chosen of them, see `with_prompt`
 
     name: str
     headline: str  # the metric key that tables show
@@ -120,6 +150,33 @@ class Benchmark(ABC):
 
         A metric that these documents say nothing about (an absent category) is left out.
         """
+
+    def with_prompt(self, **chosen: str | None) -> Self:
+        """This benchmark under the given prompt options; None, or another task's: no choice.
+
+        Raises UserError for an unknown value.
+        """
+        own = {k: v for k, v in chosen.items() if v is not None and k in self.prompt_options}
+        for name, value in own.items():
+            if value not in PROMPT_OPTIONS[name].values:
+                raise unknown(f"value of --{name}", value, PROMPT_OPTIONS[name].values)
+        if not own:
+            return self
+        changed = copy.copy(self)
+        changed._prompt = own
+        return changed
+
+    def prompt_choice(self, name: str, protocol: str) -> str:
+        """The value of a prompt option: as chosen, else the protocol's."""
+        return self._prompt.get(name) or PROMPT_OPTIONS[name].default.under(protocol)
+
+    def prompt_choices(self, protocol: str) -> dict[str, str]:
+        """Every prompt option with its value, for a record."""
+        return {name: self.prompt_choice(name, protocol) for name in self.prompt_options}
+
+    def prompt_marks(self) -> list[str]:
+        """What a table's row says of options that were chosen, such as "ocr first"."""
+        return [f"{name} {value}" for name, value in self._prompt.items()]
 
     def max_new_tokens(self, protocol: str) -> int:
         """Answer length limit in tokens."""

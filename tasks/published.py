@@ -8,8 +8,10 @@ that are given by name (`--truth FILE`).  A row's image is the end of its path, 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +61,10 @@ def _parse_line(path: Path, number: int, line: str) -> Any:
 
 
 def find_files(folder: Path, *patterns: str) -> list[Path]:
-    """The files inside `folder` that match the first pattern with any, highest folder first."""
+    """The files in `folder` that match the first pattern with any, highest folder first."""
+    files = list(walk(folder))
     for pattern in patterns:
-        found = sorted(folder.rglob(pattern), key=lambda path: (len(path.parts), path))
-        if found := [path for path in found if path.is_file()]:
+        if found := [path for path in files if fnmatchcase(path.name, pattern)]:
             return found
     return []
 
@@ -76,6 +78,12 @@ def one_of_each(folder: Path, *patterns: str) -> list[Path]:
 def is_of(content: Any, *keys: str) -> bool:
     """Whether a JSON value is an object with all these keys."""
     return isinstance(content, Mapping) and all(key in content for key in keys)
+
+
+def entries(content: Any, *keys: str) -> list[Row] | None:
+    """The rows of a JSON lines file if all have these keys, else None; one line is one row."""
+    rows = [content] if isinstance(content, Mapping) else content
+    return list(rows) if records_of(rows, *keys) else None
 
 
 def records_of(content: Any, *keys: str) -> bool:
@@ -93,7 +101,7 @@ def image_files(folder: Path) -> Callable[[str], Path | None]:
     The shortest path wins among several files of one name that fit equally well.
     """
     by_name: dict[str, list[Path]] = {}
-    for path in sorted(_walk(folder), key=lambda path: (len(path.parts), path)):
+    for path in walk(folder):
         if path.suffix.lower() in PICTURES:
             by_name.setdefault(path.name, []).append(path)
 
@@ -109,9 +117,9 @@ def image_files(folder: Path) -> Callable[[str], Path | None]:
     return find
 
 
-def _walk(folder: Path) -> Iterable[Path]:
-    import os
-
+def walk(folder: Path) -> list[Path]:
+    """All files in `folder`, links to folders followed, highest first."""
+    found: list[Path] = []
     seen: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
@@ -119,4 +127,5 @@ def _walk(folder: Path) -> Iterable[Path]:
             folders.clear()
             continue
         seen.add(real)
-        yield from (Path(place) / name for name in names)
+        found += [Path(place) / name for name in names]
+    return sorted(found, key=lambda path: (len(path.parts), path))

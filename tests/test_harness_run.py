@@ -13,7 +13,7 @@ import torch
 from harness_world import mme_rows, png, pope_rows, write_parquet
 
 from harness import judge as judging
-from harness import lmms_model, run
+from harness import lmms_model, run, runs
 from harness.lmms_model import VLMamba
 from harness.records import without_timing
 from harness.run import main
@@ -493,3 +493,19 @@ def test_unknown_model_is_refused_before_torch_is_loaded():
 def test_data_id_is_for_one_task(capsys):
     assert main(["--tasks", "pope,mme", "--data", "hub", "--data-id", "a/b"]) == 2
     assert "--data-id a/b is one data set; give one task" in capsys.readouterr().err
+
+
+def test_prompt_options_are_named_in_record_and_tables(tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["--tasks", "textvqa,pope", "--limit", "2", "--ocr", "first", "--out", str(out)]
+    assert run.main(arguments) == 0
+    record = json.loads((out / "record.json").read_text())
+    assert record["arguments"]["ocr"] == "first"
+    assert record["prompts"] == {"textvqa": {"ocr": "first"}, "pope": {}}
+    assert "textvqa (ocr first)" in capsys.readouterr().out
+    lines = (out / "samples_textvqa.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["question"].startswith("Reference OCR token") for line in lines)
+    rows = {row.task: row.marks for row in runs.EvaluationRun.read(out).results()}
+    assert rows == {"textvqa": ("ocr first",), "pope": ()}
+    assert run.main(["--tasks", "pope", "--ocr", "none", "--out", str(tmp_path / "x")]) == 2
+    assert "--ocr is for textvqa" in capsys.readouterr().err

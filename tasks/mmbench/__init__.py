@@ -28,6 +28,7 @@ class MmBench(Benchmark):
     scored_alone = False
     columns = ("index", "question", "A", "B")
     empty_cell = "nan"
+    prompt_options = ("hint",)
     hub = Hub("lmms-lab/MMBench", name="en", split="dev")
     token_limits = PerProtocol(paper=1024, lmms=1024)
     stops = PerProtocol[tuple[str, ...]](paper=(), lmms=("ASSISTANT:",))
@@ -35,6 +36,8 @@ class MmBench(Benchmark):
     submission_column = "index"
 
     def prompt(self, doc: Doc, protocol: str) -> str:
+        if self.prompt_choice("hint", protocol) == "none":
+            doc = {**doc, "hint": "nan"}
         return paper_question(doc) if protocol == "paper" else lmms_question(doc)
 
     def options(self, doc: Doc) -> dict[str, str]:

@@ -11,17 +11,17 @@ from pathlib import Path
 
 from tasks.errors import UserError
 from tasks.mme import scorer
-from tasks.published import PICTURES, Layout, Row
+from tasks.published import PICTURES, Layout, Row, walk
 
 TEXTS = "questions_answers_YN"
 
 
 def _find(folder: Path, split: str) -> list[Path]:
     """The text files of every subtask, under the highest folder that has any."""
-    for place in (folder, *sorted(p for p in folder.rglob("*") if p.is_dir())):
-        found = [text for name in sorted(scorer.KNOWN) for text in _texts(place / name)]
-        if found:
-            return found
+    places = dict.fromkeys(path.parent for path in walk(folder) if path.suffix == ".txt")
+    subtasks = [place.parent if place.name == TEXTS else place for place in places]
+    for root in dict.fromkeys(place.parent for place in subtasks if place.name in scorer.KNOWN):
+        return [text for name in sorted(scorer.KNOWN) for text in _texts(root / name)]
     return []
 
 

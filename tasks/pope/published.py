@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.published import Layout, Row, find_files, read_json, records_of
+from tasks.published import Layout, Row, entries, find_files, read_json
 
 CATEGORIES = ("random", "popular", "adversarial")
 
@@ -19,9 +19,8 @@ def _read(paths: Sequence[Path], split: str) -> list[Row] | None:
     rows: list[Row] = []
     for path in paths:
         category = next((name for name in CATEGORIES if name in path.stem), None)
-        content = read_json(path)
-        content = content if isinstance(content, list) else [content]
-        if category is None or not records_of(content, "image", "text", "label"):
+        content = entries(read_json(path), "image", "text", "label")
+        if category is None or content is None:
             return None
         rows += [
             {

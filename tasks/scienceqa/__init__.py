@@ -19,13 +19,15 @@ class ScienceQa(Benchmark):
     text_only_questions = True
     metrics = ("accuracy", "accuracy_all")
     columns = ("question", "choices", "answer", "hint")
+    prompt_options = ("hint",)
     list_columns = ("choices",)
     layout = published.layout
     hub = Hub("lmms-lab/ScienceQA", name="ScienceQA-FULL", split="test")
     token_limits = PerProtocol(paper=1024, lmms=16)
 
     def prompt(self, doc: Doc, protocol: str) -> str:
-        return choice_question(doc["hint"], doc["question"], doc["choices"], protocol)
+        hint = doc["hint"] if self.prompt_choice("hint", protocol) == "shown" else None
+        return choice_question(hint, doc["question"], doc["choices"], protocol)
 
     def truth(self, doc: Doc) -> str | None:
         """The right choice's letter; None where `answer` is not the index of a choice."""

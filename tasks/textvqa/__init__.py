@@ -17,6 +17,7 @@ class TextVQA(vqa_answers.PeoplesAnswers):
 
     name = "textvqa"
     metrics = ("accuracy",)
+    prompt_options = ("ocr",)
     columns = ("question", "answers")
     list_columns = ("answers", "ocr_tokens")
     layout = published.layout
@@ -27,7 +28,7 @@ class TextVQA(vqa_answers.PeoplesAnswers):
     submission_suffix = ".json"
 
     def prompt(self, doc: Doc, protocol: str) -> str:
-        return short_question(doc, with_ocr=protocol == "paper")
+        return short_question(doc, self.prompt_choice("ocr", protocol))
 
     def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
         answer = vqa_answers.m4c_normalise(prediction)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.published import Layout, Row, is_of, one_of_each, read_json, records_of
+from tasks.published import Layout, Row, entries, is_of, one_of_each, read_json, records_of
 
 NAMES = {"validation": "val"}
 MARK = "Reference OCR token: "
@@ -29,8 +29,8 @@ def _read(paths: Sequence[Path], split: str) -> list[Row] | None:
     tokens: dict[str, Any] = {}
     for path in paths:
         content = read_json(path)
-        if records_of(content, "question_id", "image", "text"):
-            tokens |= {row["question_id"]: _tokens_of(row["text"]) for row in content}
+        if asked := entries(content, "question_id", "image", "text"):
+            tokens |= {row["question_id"]: _tokens_of(row["text"]) for row in asked}
         elif not is_of(content, "data"):
             return None
         elif records_of(content["data"], "question", "image_id"):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tasks.common import SHORT_ANSWER
 from tasks.errors import UserError
-from tasks.published import Layout, Row, find_files, is_of, one_of_each, read_json, records_of
+from tasks.published import Layout, Row, entries, find_files, is_of, one_of_each, read_json
 
 SUBSETS = {"train": "train2014", "validation": "val2014", "val": "val2014"}
 SUBSETS |= {"testdev": "test-dev2015", "test": "test2015"}
@@ -29,8 +29,9 @@ def _find(folder: Path, split: str) -> list[Path]:
 
 def _read(paths: Sequence[Path], split: str) -> list[Row] | None:
     contents = [read_json(path) for path in paths]
-    if all(records_of(content, "question_id", "image", "text") for content in contents):
-        return [_llava_row(row) for content in contents for row in content]
+    llava = [entries(content, "question_id", "image", "text") for content in contents]
+    if all(llava):
+        return [_llava_row(row) for rows in llava for row in rows or ()]
     questions = [c for c in contents if is_of(c, "questions")]
     annotations = [c for c in contents if is_of(c, "annotations")]
     if len(questions) + len(annotations) != len(contents) or not contents:

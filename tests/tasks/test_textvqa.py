@@ -14,6 +14,7 @@ from lmms_eval.tasks.textvqa import utils as lmms_textvqa
 from lmms_eval.utils import load_yaml_config
 
 from tasks import load
+from tasks.common import SHORT_ANSWER
 from tasks.errors import UserError
 
 RECORDED = json.loads((Path(__file__).parent / "cases" / "textvqa.json").read_text())
@@ -111,3 +112,21 @@ def test_any_text_scores_as_in_lmms_eval(prediction, answers):
     for protocol in ("paper", "lmms"):
         score = task.score_case(doc, prediction, protocol).score
         assert score == pytest.approx(lmms_eval_score(doc, prediction), abs=1e-9)
+
+
+def test_where_the_ocr_tokens_stand():
+    doc = {"question": "what Brand?", "answers": ["x"] * 10, "ocr_tokens": ["NOKIA", "5"]}
+    tokens, rest = "Reference OCR token: NOKIA, 5", f"What brand?\n{SHORT_ANSWER}"
+    expected = {
+        "first": f"{tokens}\n{rest}",
+        "last": rest.replace("?\n", f"?\n{tokens}\n"),
+        "none": rest,
+    }
+    for value, prompt in expected.items():
+        configured = task.with_prompt(ocr=value)
+        assert {configured.prompt(doc, protocol) for protocol in ("paper", "lmms")} == {prompt}
+        assert configured.prompt_marks() == [f"ocr {value}"]
+    assert task.prompt(doc, "paper") == expected["last"]  # LLaVA-1.5's
+    assert task.prompt(doc, "lmms") == expected["none"]
+    with pytest.raises(UserError, match="unknown value of --ocr 'front'; known, nearest first"):
+        task.with_prompt(ocr="front")
