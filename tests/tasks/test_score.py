@@ -87,6 +87,15 @@ def test_intervals_units_and_n_are_those_of_a_run(write, capsys):
     assert re.search(r"perception +200\.0 +151\.5 to 200\.0 +24", printed)  # Wilson's of 12 of 12
 
 
+def test_a_metric_over_some_rows_has_their_n(write, capsys):
+    """ScienceQA: 3 of 5 questions have an image, two of their answers are right."""
+    docs = [ROWS["scienceqa"][0] | {"has_image": row < 3, "image": None} for row in range(5)]
+    rows = [doc | {"prediction": "B" if row else "A"} for row, doc in enumerate(docs)]
+    printed = run(capsys, "scienceqa", write(rows))[1]
+    assert re.search(r"scienceqa +accuracy +66\.7% .* 3\n", printed)
+    assert re.search(r"scienceqa +accuracy_all +80\.0% .* 5\n", printed)
+
+
 def test_per_case_prints_every_row(write, capsys):
     rows = [
         POPE | {"prediction": "tab\there", "case_id": 5},
