@@ -85,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dtype", default="auto", help=f"{', '.join(DTYPES)} (auto: float32 on CPU)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--backend", default="auto", help=f"selective scan: {', '.join(BACKENDS)}")
-    add("--seed", type=int, default=0, help="seed of the bootstrap and of all generators")
+    add("--seed", type=int, default=0, help="seed of all generators")
     add("--submit", type=Path, metavar="DIR", help="write the test servers' files here")
     judging.add_arguments(parser)
     add("--from-record", type=Path, metavar="FILE", help="repeat the run of a record.json")

@@ -32,6 +32,7 @@ from harness.documents import is_file, read_documents, read_task_rows, repeat_no
 from harness.llava_answers import Joined
 from harness.records import TaskResult
 from harness.rescore import Answers
+from harness.runs import marks
 from tasks.common import PROTOCOLS, Benchmark, Case, Report, check_protocol
 from tasks.errors import UserError
 
@@ -102,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             overwrite=args.overwrite,
         )
     result = records.result_of(task, [row.doc for row in rows], report, args.protocol)
-    print(summary(result, args.protocol, answers.missing))
+    apart = marks((answers.record or {}).get("arguments", {}))
+    print(summary(replace(result, marks=tuple(apart)), args.protocol, answers.missing))
     if args.compare:
         print(comparison(task, rows, None if args.per_case else SHOWN))
     elif args.per_case:

@@ -266,3 +266,13 @@ def test_a_question_without_a_picture_is_none_in_the_browser(tmp_path):
     path.write_text("\n".join(json.dumps(doc | {"prediction": "B"}) for doc in docs))
     assert score.main(["scienceqa", str(path), "--out", str(tmp_path / "out")]) == 0
     assert [s.image for s in samples(tmp_path / "out", "scienceqa")] == [None, "none"]
+
+
+def test_a_blind_runs_samples_keep_their_mark_when_scored_again(tmp_path, capsys):
+    run, again = finished_run(tmp_path), tmp_path / "again"
+    record = record_of(run)
+    record["arguments"]["blind"] = True
+    (run / "record.json").write_text(record_text(record))
+    assert score.main(["pope", str(run / "samples_pope.jsonl"), "--out", str(again)]) == 0
+    assert "pope (blind)  accuracy" in capsys.readouterr().out
+    assert "| pope (blind) | accuracy |" in (again / "table.md").read_text()
