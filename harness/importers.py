@@ -19,10 +19,13 @@ from harness import llava_answers
 from harness.documents import Row, read_documents, read_json, read_rows, read_task_rows
 from harness.llava_answers import BAD_ROW, Joined
 from tasks.cells import read_list
-from tasks.common import Benchmark
+from tasks.common import Benchmark, check_columns
 from tasks.errors import UserError, unknown
+from tasks.mmbench import MmBench
+from tasks.mme.prompt import YES_OR_NO
 from tasks.mmvet import published as mmvet
 
+LOGGED_IDS = ("question_id", "index", "id", "category")  # what lmms-eval's tasks log of a document
 Loader = Callable[[Benchmark, Path, Sequence[Path]], tuple[list[Joined], int]]
 
 
@@ -133,6 +136,7 @@ def from_lmms_eval(
     prompt and target must be those of the document that its number names.
     """
     documents = read_documents(truth, task)
+    check_columns(task, documents)
     samples = read_rows(predictions)
     joined, differing = [], []
     for number, sample in enumerate(samples, 1):
@@ -163,21 +167,38 @@ def from_lmms_eval(
 
 
 def _disagreement(sample: Row, doc: Row, task: Benchmark) -> str:
-    """In what a sample's prompt or target is not its document's; empty where both belong to it."""
-    prompt, question = _prompt_of(sample), doc.get("question")
-    in_prompt = isinstance(question, str) and question in task.prompt(doc, "lmms")
-    if prompt is not None and in_prompt and _bare(str(question)) not in _bare(prompt):
-        return f"its prompt is {prompt!r:.60}, the document's question {question!r:.60}"
-    target = sample.get("target")
+    """In what a sample is not its document's, by prompt, target and logged ids; empty if it is."""
+    prompt, target = _prompt_of(sample), sample.get("target")
     if prompt is None and target is None:
         return "it has neither target nor input to tell"
-    # a column that the data set lacks is logged by its name
-    if target is None or target == "answer" or task.truth(doc) is None:
-        return ""
-    known = [doc.get("answer"), task.truth(doc)]
-    if _bare(str(target)) not in {_bare(str(value)) for value in known}:
-        return f"its target is {target!r:.60}, the document's {known[0]!r:.60}"
+    for text in _asked(task, doc) if prompt is not None else ():
+        if _bare(text) not in _bare(str(prompt)):
+            return f"its prompt is {prompt!r:.60}, the document has {text!r:.60}"
+    # a column that the data set lacks is logged by its name; a hidden truth says nothing
+    if target not in (None, "answer") and task.truth(doc) is not None:
+        known = [doc.get("answer"), task.truth(doc)]
+        if _bare(str(target)) not in {_bare(str(value)) for value in known}:
+            return f"its target is {target!r:.60}, the document's {known[0]!r:.60}"
+    for logged in (value for value in sample.values() if isinstance(value, dict)):
+        for name in LOGGED_IDS:
+            if name in logged and name in doc and str(logged[name]) != str(doc[name]):
+                return f"its {name} is {logged[name]!r:.60}, the document's {doc[name]!r:.60}"
     return ""
+
+
+def _asked(task: Benchmark, doc: Row) -> list[str]:
+    """What of a document every prompt of its task shows, whatever stands around it.
+
+    lmms-eval's prompts differ by model in what comes before and after; some take off MME's request
+    for yes or no.
+    """
+    question = str(doc.get("question") or "").replace(YES_OR_NO, "")
+    options = task.options(doc) if isinstance(task, MmBench) else {}
+    if task.name == "scienceqa":
+        options = dict(zip(ascii_uppercase, doc["choices"], strict=False))
+    listed = [f"{letter}. {text}" for letter, text in options.items()]
+    own = _bare(task.prompt(doc, "lmms"))  # a caption's does not ask a document's question
+    return [text for text in (question, *listed) if _bare(text) in own]
 
 
 def _prompt_of(sample: Row) -> str | None:

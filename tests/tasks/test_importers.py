@@ -1,14 +1,18 @@
 """Other people's prediction files: what is read from them, and LLaVA-1.5's published answers."""
 
+import copy
 import csv
+import inspect
 import json
 from pathlib import Path
 
 import pytest
+from sample_documents import DOCUMENTS
 
 import tasks
 from harness import importers, score
 from harness.llava_answers import split_choices
+from harness.official import OFFICIAL, OfficialTask
 from harness.submit import write_spreadsheet
 from tasks.common import OPTION_LETTER, SHORT_ANSWER, lmms_eval_functions
 from tasks.errors import UserError
@@ -286,7 +290,7 @@ def test_lmms_eval_samples_of_built_in_tasks_need_the_documents(write):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"input": "Is there a cat?"}, "its prompt is 'Is there a cat.', the document's"),
+        ({"input": "Is there a cat?"}, "its prompt is 'Is there a cat.', the document has"),
         ({"input": None, "arguments": [["Cat?", {}]]}, "its prompt is 'Cat"),
         ({"target": "no"}, "its target is 'no', the document's 'yes'"),
         ({"target": None, "input": None}, "it has neither target nor input"),
@@ -298,6 +302,64 @@ def test_lmms_eval_samples_of_other_documents_are_refused(changed, message, writ
     samples = write("samples.jsonl", [sample | changed, sample | {"doc_id": 1}])
     with pytest.raises(UserError, match=f"1 of 2 samples do not belong .*doc_id 0: {message}"):
         importers.load("lmms-eval", tasks.load("pope"), samples, [truth])
+
+
+def logged_by_lmms_eval(name, docs):
+    """What lmms-eval's own task of a benchmark logs of the documents: prompt, target, results."""
+    official = OFFICIAL[name]
+    rows = [official.prepare(doc) for doc in docs]
+    task = OfficialTask(official.file, rows)
+    return [
+        {
+            "doc_id": doc_id,
+            "target": str(task.doc_to_target(row)),
+            "filtered_resps": "yes",
+            "input": task.doc_to_text(row),
+            **inspect.unwrap(type(task).process_results)(task, copy.deepcopy(row), ["yes"]),
+        }
+        for doc_id, row in enumerate(rows)
+    ]
+
+
+SWAPPED = {  # documents that differ by little, for the benchmarks whose first two differ by more
+    "textvqa": [{"question": f"what is {x}?", "answers": [x] * 10, "question_id": x} for x in "ab"],
+    "vqav2": [
+        {"question": f"What is {x}?", "answers": [{"answer": x}] * 10}
+        | {"answer_type": "other", "question_id": x}
+        for x in "ab"
+    ],
+    "mme": [
+        {"question_id": "OCR/1.jpg", "category": "OCR", "answer": "Yes"}
+        | {"question": f"Is it {x}? Please answer yes or no."}
+        for x in ("a cat", "a dog")
+    ],
+    "scienceqa": [
+        {"question": "Which?", "choices": choices, "answer": 1, "hint": "", "has_image": True}
+        for choices in (["a", "b"], ["a", "c"])
+    ],
+    "pope": [
+        {"question": "Is it?", "answer": "yes", "category": "random", "question_id": str(i)}
+        for i in (1, 2)
+    ],
+    "mmbench": [
+        {"index": i, "question": "Which?", "A": "cat", "B": "dog", "answer": "A"} for i in (1, 2)
+    ],
+    "coco_cap": [
+        {"question_id": f"COCO_val2014_{i:012}.jpg", "id": i, "answer": [f"a cat {i}"]}
+        for i in (1, 2)
+    ],
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_what_lmms_evals_own_task_logs_belongs_to_its_documents_alone(name, write):
+    docs = SWAPPED.get(name) or DOCUMENTS[name]
+    samples = write("samples.jsonl", logged_by_lmms_eval(name, docs))
+    task = tasks.load(name)
+    rows, _ = importers.load("lmms-eval", task, samples, [write("truth.jsonl", docs)])
+    assert [row.doc for row in rows] == docs
+    with pytest.raises(UserError, match="2 of 2 samples do not belong"):
+        importers.load("lmms-eval", task, samples, [write("truth.jsonl", docs[::-1])])
 
 
 def test_lmms_eval_logs_the_name_of_a_column_that_the_data_lack(write):
