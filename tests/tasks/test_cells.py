@@ -66,7 +66,7 @@ def test_a_list_in_a_tables_cell_is_read(name, column, suffix, write, tmp_path):
     write_table(path, written(name, column, write(value)) | {"prediction": "B"})
     task = tasks.load(name)
     assert read_documents([path], task)[0][column] == value
-    rows, _ = score.read(task, path)
+    rows = score.read(task, path).rows
     assert rows[0].doc[column] == value
     if suffix == ".tsv" and (name, column) != ("textvqa", "ocr_tokens"):
         write_table(path, written(name, column, write(value)) | {"image": ""})
@@ -133,7 +133,7 @@ def test_a_text_in_place_of_peoples_answers_is_a_missing_truth():
 def test_an_empty_cell_is_a_hidden_list(tmp_path):
     path = tmp_path / "x.csv"
     write_table(path, written("textvqa", "answers", "") | {"prediction": "a"})
-    rows, _ = score.read(tasks.load("textvqa"), path)
+    rows = score.read(tasks.load("textvqa"), path).rows
     with pytest.raises(UserError, match="1: no reference answers"):
         score.score(tasks.load("textvqa"), rows, "lmms")
 
@@ -165,10 +165,10 @@ def test_other_columns_of_a_table_are_text_too(tmp_path):
     path = tmp_path / "x.csv"
     doc = {"question": "Is it?", "choices": "['no', 'yes']", "answer": "1", "hint": ""}
     write_table(path, doc | {"has_image": "True", "prediction": "B"})
-    rows, _ = score.read(tasks.load("scienceqa"), path)
+    rows = score.read(tasks.load("scienceqa"), path).rows
     assert score.score(tasks.load("scienceqa"), rows, "paper").metrics["accuracy"] == 1.0
     write_table(path, {"question": "?", "answer": "a", "isBalanced": "False", "prediction": "a"})
-    rows, _ = score.read(tasks.load("gqa"), path)
+    rows = score.read(tasks.load("gqa"), path).rows
     with pytest.raises(UserError, match="not in the balanced set"):
         score.score(tasks.load("gqa"), rows, "paper")
     write_table(tmp_path / "scienceqa.tsv", doc | {"image": ""})
