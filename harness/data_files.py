@@ -50,9 +50,8 @@ def find(root: Path, task: Benchmark, hub: Hub) -> list[Path]:
     if task.layout and (files := task.layout.find(root, hub.split)):
         return files
     names = {task.name.lower(), hub.path.split("/")[-1].lower()}
-    chosen = hub.split != task.hub.split
     for folder in (root, *sorted(p for p in root.iterdir() if p.is_dir())):
-        if names & splits.names_of(folder) and (files := _in_folder(folder, hub, chosen)):
+        if names & splits.names_of(folder) and (files := _in_folder(folder, task, hub)):
             return files
     return []
 
@@ -83,6 +82,12 @@ def read_column(files: Sequence[Path], column: str) -> list[Row]:
     return rows
 
 
+def names(files: Sequence[Path], root: Path) -> list[str]:
+    """The files' names for a record; of the text files of one folder (MME's) the folder's alone."""
+    inside = [file.relative_to(root) for file in files]
+    return list(dict.fromkeys(str(f.parent / "*.txt" if f.suffix == ".txt" else f) for f in inside))
+
+
 def load_images(root: Path, task: Benchmark, hub: Hub) -> datasets.Dataset | None:
     """The second table, which holds the images of a published data set such as GQA; None if absent.
 
@@ -104,11 +109,13 @@ def check_columns(
     """Raise UserError naming the first column that is missing. `needed` replaces the task's."""
     image = () if task.image_hub else (task.image_column,)
     needed = needed or (*task.columns, *image)
+    published = f", or as published {task.layout.description}" if task.layout else ""
     for column in needed:
         if column not in columns:
             raise UserError(
                 f"{where}: no column {column!r} for task {task.name!r} (it has: "
                 f"{', '.join(map(str, columns)) or 'none'}); expected: {', '.join(needed)}"
+                f"{published}"
             )
 
 
@@ -134,14 +141,17 @@ def first_line(error: BaseException) -> str:
     return (text[0] if text else type(error).__name__)[:200]
 
 
-def _in_folder(folder: Path, hub: Hub, chosen: bool) -> list[Path]:
+def _in_folder(folder: Path, task: Benchmark, hub: Hub) -> list[Path]:
+    chosen = hub.split != task.hub.split
+    published = f", or as published {task.layout.description}" if task.layout else ""
     folder = splits.snapshot(folder)
     if parquet := splits.under(folder, ".parquet"):
         return splits.of_split(parquet, folder, hub, chosen)
     for suffix in FORMATS[1:]:
         if files := sorted(folder.glob(f"*{suffix}")):
-            tables = suffix == ".tsv"
-            return _only(files, hub) if tables else splits.of_split(files, folder, hub, chosen)
+            if suffix == ".tsv":
+                return _only(files, hub)
+            return splits.of_split(files, folder, hub, chosen, published)
     return []
 
 
@@ -192,17 +202,18 @@ def _published(files: Sequence[Path], root: Path, task: Benchmark, hub: Hub) -> 
         raise UserError(f"{files[0]} is not whole: {layout.description} ({error!r})") from error
     if not rows:
         raise UserError(f"{files[0]} has no rows of {layout.description}")
-    locate, column = image_files(root), task.image_column
+    locate, column = image_files(root, files[0]), task.image_column
     named = [row[column] for row in rows if row.get(column)]
-    if named and not any(map(locate, named)):
+    found = {name: _inside(root, root, name) for name in named}  # refuses a way out
+    found |= {name: str(path) for name in found if (path := locate(name))}
+    if named and not any(is_file(Path(path)) for path in found.values()):
         raise UserError(
             f"{task.name}: none of the {len(named)} images is in {root}; the first is "
             f"{named[0]!r}: put the benchmark's images there, or a link to them"
         )
     for row in rows:
         if name := row.get(column):
-            path = locate(name)
-            row[column] = {"bytes": None, "path": str(path or root / name)}
+            row[column] = {"bytes": None, "path": found[name]}
     return _dataset(rows, task, files[0])
 
 

@@ -103,7 +103,7 @@ class Source:
         terms: dict[str, Any] = {"source": self.name}
         if self.root is not None:
             files = data_files.find(self.root, task, self.hub(task))
-            return terms | {"files": [str(file.relative_to(self.root)) for file in files]}
+            return terms | {"files": data_files.names(files, self.root)}
         if self.kind == "hub":
             hub = self.hub(task)
             version = _package_version(hub) if _is_package(hub) else _commit(rows) or hub.revision
@@ -118,9 +118,11 @@ class Source:
         """Raise UserError when a folder has no files for the task."""
         if self.root is not None and not self.has(task):
             found = ", ".join(sorted(p.name for p in self.root.iterdir())[:8]) or "nothing"
+            published = f", or as published {task.layout.description}" if task.layout else ""
             raise UserError(
                 f"no data for task {task.name!r} in {self.root}: expected {task.name}.parquet, "
-                f"{task.name}.jsonl, {task.name}.tsv or {task.name}/*.parquet, found {found}"
+                f"{task.name}.jsonl, {task.name}.tsv, {task.name}/*.parquet{published}; "
+                f"found {found}"
             )
 
     def load(self, task: Benchmark, protocol: str) -> datasets.Dataset:

@@ -11,12 +11,13 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import NamedTuple
 
-from harness.documents import Row, read_documents, read_json, read_rows
+from harness.documents import Row, read_documents, read_json, read_published, read_rows
 from tasks.common import OPTION_LETTER, SHORT_ANSWER, Benchmark
 from tasks.errors import UserError
 from tasks.mme.prompt import YES_OR_NO
 from tasks.pope import CATEGORIES
-from tasks.published import find_files, is_of
+from tasks.published import find_files, only
+from tasks.textvqa.prompt import OCR_LINE
 
 TRUTH_FILES = {
     "pope": f"the question file and the label files of {', '.join(CATEGORIES)}, named after them",
@@ -48,7 +49,8 @@ def load(task: Benchmark, answers: Path, truth: Sequence[Path]) -> tuple[list[Jo
     Raises UserError for truth files that do not fit, an answer without a document, or two
     answers to one question.
     """
-    wanted = TRUTH_FILES.get(task.name, "documents in hub columns")
+    published = f", or as published {task.layout.description}" if task.layout else ""
+    wanted = TRUTH_FILES.get(task.name, f"documents in hub columns{published}")
     if not truth:
         raise UserError(f"{task.name}: LLaVA's answers need --truth: {wanted}")
     try:
@@ -80,13 +82,18 @@ def _whole(task: Benchmark, truth: Sequence[Path]) -> list[Path]:
             raise UserError(f"{path} has no files of {task.name}")
         found += files
         if task.name == "pope":
-            found += find_files(path, "llava_pope_test.jsonl")[:1]
+            found += only(find_files(path, "llava_pope_test.jsonl"))
     return found
 
 
 def _answers(path: Path) -> list[Row]:
     """Rows with question_id, prompt and text; also from what eval_science_qa.py writes."""
     rows = read_rows(path)
+    if rows[0].keys() >= {"image_id", "caption"}:  # the form of COCO's own results
+        rows = [
+            {"question_id": row.get("image_id"), "prompt": "", "text": row.get("caption")}
+            for row in rows
+        ]
     if {"correct", "incorrect"} <= rows[0].keys():
         judged = [rows[0]["correct"], rows[0]["incorrect"]]
         if not all(isinstance(x, list) and all(isinstance(y, dict) for y in x) for x in judged):
@@ -120,6 +127,13 @@ def _pope(task: Benchmark, truth: Sequence[Path]) -> Documents:
             category = next(name for name in (*CATEGORIES, path.stem) if name in path.stem)
             if labels.setdefault(category, rows) is not rows:
                 raise UserError(f"pope: --truth has two label files of category {category!r}")
+    if labels and not questions:  # asked straight from one label file, by its own ids
+        if len(labels) > 1:
+            raise UserError(
+                f"pope: ids repeat in the label files; --truth takes {TRUTH_FILES['pope']}"
+            )
+        for document in read_documents(truth, task):
+            _add(documents, _by_question_id(document), document)
     waiting = {category: iter(rows) for category, rows in labels.items()}
     for row in questions:
         question = row["text"].removesuffix(f"\n{SHORT_ANSWER}")
@@ -165,23 +179,12 @@ def _add(documents: dict[Key, Row], key: Key, document: Row) -> None:
 
 def _scienceqa(task: Benchmark, truth: Sequence[Path]) -> Documents:
     documents: dict[Key, Row] = {}
-    for path in truth:
-        content = read_json(path)
-        if is_of(content, "train", "test"):  # pid_splits.json, which problems.json repeats
-            continue
-        if isinstance(content, dict):
-            tested = {name: row for name, row in content.items() if row["split"] == "test"}
-            found = [(name, _problem(task, row)) for name, row in tested.items()]
-        else:
-            found = [(row["id"], _conversation(row)) for row in content]
-        for name, document in found:
-            _add(documents, (str(name),), document)
+    problems = read_published(truth, task)
+    for row in problems or ():
+        _add(documents, (row["question_id"],), task.without_image(row))
+    for row in () if problems else (row for path in truth for row in read_json(path)):
+        _add(documents, (str(row["id"]),), _conversation(row))
     return documents, _by_question_id
-
-
-def _problem(task: Benchmark, row: Row) -> Row:
-    """The document of an entry of ScienceQA's problems.json."""
-    return task.without_image({"image": None, **row})
 
 
 def _conversation(row: Row) -> Row:
@@ -222,11 +225,15 @@ def _documents(task: Benchmark, truth: Sequence[Path]) -> Documents:
 
     def key(identifier: object, question: str) -> Key:
         name = str(identifier).removeprefix("v1_")  # MM-Vet's documents have it, answers do not
-        return (name, question.split("\n")[0].strip().lower()) if repeated else (name,)
+        if task.name == "coco_cap":  # a file's name here, an image's number there
+            name = str(task.submission_id({"question_id": identifier}))
+        asked = question.split("\n")
+        first = asked[question.startswith(OCR_LINE) and len(asked) > 1]  # TextVQA with --ocr first
+        return (name, first.strip().lower()) if repeated else (name,)
 
     documents: dict[Key, Row] = {}
     for row in rows:
-        _add(documents, key(row[column], row["question"]), row)
+        _add(documents, key(row[column], row.get("question", "")), row)
     return documents, lambda answer: key(answer["question_id"], answer["prompt"])
 
 

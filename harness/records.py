@@ -25,6 +25,7 @@ from harness.documents import repeat_note
 from harness.judge import Judge
 from harness.stats import Interval, NoInterval, intervals
 from tasks.common import Benchmark, Case, Report
+from tasks.errors import UserError
 
 SCHEMA = 1
 PACKAGES = (
@@ -137,7 +138,11 @@ def score_task(
     why = {row: reasons.get(place) for place, row in enumerate(readable)}
     samples = [
         _sample(task, doc, predictions[row], cases.get(row), why.get(row, "unreadable image"))
-        | {"doc_id": doc_ids[row], "image": image_keys[row], "question": task.prompt(doc, protocol)}
+        | {
+            "doc_id": doc_ids[row],
+            "image": image_keys[row],
+            "question": question_of(task, doc, protocol),
+        }
         for row, doc in enumerate(docs)
     ]
     return result, [Sample(**sample) for sample in samples]
@@ -164,6 +169,17 @@ def result_of(
         notes=report.notes,
         metric_n=report.metric_n,
     )
+
+
+def question_of(task: Benchmark, doc: Mapping[str, Any], protocol: str) -> str:
+    """The prompt; the bare question where a document scored from files lacks what the prompt shows.
+
+    A run refuses such a document before it asks anything.
+    """
+    try:
+        return task.prompt(doc, protocol)
+    except UserError:
+        return str(doc.get("question", ""))
 
 
 def _sample(

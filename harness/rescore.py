@@ -119,7 +119,7 @@ def _is_about(task: Benchmark, sample: Sample, doc: Doc) -> bool:
     """The same truth, and the same question, whichever prompt it was put in."""
     if json.loads(json.dumps(task.truth(doc))) != sample.truth:
         return False
-    if sample.question in {task.prompt(doc, protocol) for protocol in PROTOCOLS}:
+    if sample.question in {records.question_of(task, doc, p) for p in PROTOCOLS}:
         return True
     asked = str(doc.get("question", "")).strip().casefold()
     return bool(asked) and asked in sample.question.casefold()

@@ -42,12 +42,14 @@ def read_name(file: Path, wanted: str) -> Name | None:
     return Name(file.stem) if file.stem in {wanted, *SPLITS} else None
 
 
-def of_split(files: Sequence[Path], root: Path, hub: Hub, chosen: bool = False) -> list[Path]:
+def of_split(
+    files: Sequence[Path], root: Path, hub: Hub, chosen: bool = False, known: str = ""
+) -> list[Path]:
     """The files of the hub's config and split, all shards of them.
 
     One file alone may have any name that is no other split's, unless the split was `chosen` by
     hand. Raises UserError for a name that is not understood, files of other splits only, two
-    files in one place and missing shards; each says what was found.
+    files in one place and missing shards; each says what was found. `known` names further forms.
     """
     within = [file for file in files if hub.name in file.relative_to(root).parts] or list(files)
     names = {file: read_name(file, hub.split) for file in within}
@@ -57,7 +59,7 @@ def of_split(files: Sequence[Path], root: Path, hub: Hub, chosen: bool = False) 
     if unknown:
         raise UserError(
             f"{root}: {listing(unknown, root)} does not say which split it holds; expected names "
-            f"such as {hub.split}.parquet or {hub.split}-00000-of-00001.parquet, found "
+            f"such as {hub.split}.parquet or {hub.split}-00000-of-00001.parquet{known}; found "
             f"{listing(within, root)}"
         )
     told = {file: name for file, name in names.items() if name is not None}

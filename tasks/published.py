@@ -1,18 +1,20 @@
 """Benchmarks' own published files: which they are, where they lie, and their rows in hub columns.
 
 A benchmark's `layout` finds its files in a folder (`--data DIR`) and reads them, or reads files
-that are given by name (`--truth FILE`).  A row's image is the end of its path, such as
-"val2014/COCO_val2014_000000000042.jpg"; `image_files` finds it wherever the images were put.
+that are given by name (`--truth FILE`).  A row's image is the end of its path: the name alone where
+that names one picture (COCO_val2014_000000000042.jpg), with folders where names repeat (test/2/
+image.png); `image_files` finds it wherever the images were put.
 """
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from tasks.errors import UserError
@@ -62,16 +64,27 @@ def _parse_line(path: Path, number: int, line: str) -> Any:
 
 def find_files(folder: Path, *patterns: str) -> list[Path]:
     """The files in `folder` that match the first pattern with any, highest folder first."""
-    files = list(walk(folder))
+    files = walk(folder, lambda name: any(fnmatchcase(name, pattern) for pattern in patterns))
     for pattern in patterns:
         if found := [path for path in files if fnmatchcase(path.name, pattern)]:
             return found
     return []
 
 
+def only(files: Sequence[Path]) -> list[Path]:
+    """The highest of several copies of one file; raises UserError where they differ."""
+    for other in files[1:]:
+        if other.name == files[0].name and not filecmp.cmp(files[0], other, shallow=False):
+            raise UserError(f"{files[0]} and {other} differ; give the folder of the one to use")
+    return list(files[:1])
+
+
 def one_of_each(folder: Path, *patterns: str) -> list[Path]:
-    """The highest file for every pattern; empty where the first one has none."""
-    found = [find_files(folder, pattern)[:1] for pattern in patterns]
+    """The highest file for every pattern; empty where the first one has none.
+
+    Raises UserError where there are several that differ.
+    """
+    found = [only(find_files(folder, pattern)) for pattern in patterns]
     return [path for paths in found for path in paths] if found[0] else []
 
 
@@ -82,7 +95,7 @@ def is_of(content: Any, *keys: str) -> bool:
 
 def entries(content: Any, *keys: str) -> list[Row] | None:
     """The rows of a JSON lines file if all have these keys, else None; one line is one row."""
-    rows = [content] if isinstance(content, Mapping) else content
+    rows: Any = [content] if isinstance(content, Mapping) else content
     return list(rows) if records_of(rows, *keys) else None
 
 
@@ -95,30 +108,31 @@ def records_of(content: Any, *keys: str) -> bool:
     return bool(rows) and all(is_of(row, *keys) for row in rows)
 
 
-def image_files(folder: Path) -> Callable[[str], Path | None]:
+def image_files(folder: Path, near: Path) -> Callable[[str], Path | None]:
     """A look-up of images anywhere in `folder` (links followed) by the end of their path.
 
-    The shortest path wins among several files of one name that fit equally well.
+    Of several that fit, the one nearest to the file `near` is taken. Raises UserError where two are
+    as near and differ: either could be meant.
     """
     by_name: dict[str, list[Path]] = {}
-    for path in walk(folder):
-        if path.suffix.lower() in PICTURES:
-            by_name.setdefault(path.name, []).append(path)
+    for path in walk(folder, lambda name: name.lower().endswith(PICTURES)):
+        by_name.setdefault(path.name, []).append(path)
 
     def find(name: str) -> Path | None:
-        wanted = Path(name).parts
-        found = by_name.get(wanted[-1], []) if wanted else []
-        for length in range(len(wanted), 0, -1):
-            for path in found:
-                if path.parts[-length:] == wanted[-length:]:
-                    return path if length == len(wanted) or len(found) == 1 else None
-        return None
+        wanted = PurePath(name).parts
+        named = by_name.get(wanted[-1], []) if wanted else []
+        fitting = [path for path in named if path.parts[-len(wanted) :] == wanted]
+        if len(fitting) < 2:
+            return next(iter(fitting), None)
+        shared = [len(os.path.commonpath((path, near))) for path in fitting]
+        nearest = [p for p, length in zip(fitting, shared, strict=True) if length == max(shared)]
+        return only(nearest)[0]
 
     return find
 
 
-def walk(folder: Path) -> list[Path]:
-    """All files in `folder`, links to folders followed, highest first."""
+def walk(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> list[Path]:
+    """The files of wanted names in `folder`, links to folders followed, highest first."""
     found: list[Path] = []
     seen: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -127,5 +141,5 @@ def walk(folder: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
-        found += [Path(place) / name for name in names]
+        found += [Path(place) / name for name in names if wanted(name)]
     return sorted(found, key=lambda path: (len(path.parts), path))

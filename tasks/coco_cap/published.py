@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.errors import UserError
-from tasks.published import Layout, Row, find_files, is_of, read_json
+from tasks.published import Layout, Row, find_files, is_of, only, read_json
 
 
 def _find(folder: Path, split: str) -> list[Path]:
@@ -14,7 +14,7 @@ def _find(folder: Path, split: str) -> list[Path]:
     if len({path.name for path in found}) > 1:
         names = ", ".join(sorted({path.name for path in found}))
         raise UserError(f"{folder} has {names}; name the one to use, such as --split val2014")
-    return found[:1]
+    return only(found)
 
 
 def _read(paths: Sequence[Path], split: str) -> list[Row] | None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.published import Layout, Row, find_files, read_json, records_of
+from tasks.published import Layout, Row, find_files, only, read_json, records_of
 
 
 def _find(folder: Path, split: str) -> list[Path]:
     names = (f"{split}_balanced_questions.json", f"{split}_all_questions.json")
-    return find_files(folder, *names)[:1]
+    return only(find_files(folder, *names))
 
 
 def _read(paths: Sequence[Path], split: str) -> list[Row] | None:

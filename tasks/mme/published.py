@@ -18,7 +18,7 @@ TEXTS = "questions_answers_YN"
 
 def _find(folder: Path, split: str) -> list[Path]:
     """The text files of every subtask, under the highest folder that has any."""
-    places = dict.fromkeys(path.parent for path in walk(folder) if path.suffix == ".txt")
+    places = dict.fromkeys(path.parent for path in walk(folder, lambda name: name.endswith(".txt")))
     subtasks = [place.parent if place.name == TEXTS else place for place in places]
     for root in dict.fromkeys(place.parent for place in subtasks if place.name in scorer.KNOWN):
         return [text for name in sorted(scorer.KNOWN) for text in _texts(root / name)]
@@ -38,6 +38,7 @@ def _read(paths: Sequence[Path], split: str) -> list[Row] | None:
 def _questions(path: Path) -> list[Row]:
     folder = path.parent.parent if path.parent.name == TEXTS else path.parent
     image = _image(path, folder)
+    name = str(image.relative_to(folder.parent)) if image else f"{folder.name}/{path.stem}.jpg"
     rows = []
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -53,7 +54,7 @@ def _questions(path: Path) -> list[Row]:
                 "question": question.strip(),
                 "answer": answer.strip(),
                 "category": folder.name,
-                "image": str(image.relative_to(folder.parent)) if image else f"{path.stem}.jpg",
+                "image": name,
             }
         )
     return rows

@@ -7,11 +7,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from tasks.published import Layout, Row, find_files, read_json, records_of
+from tasks.published import Layout, Row, find_files, only, read_json, records_of
 
 
 def _find(folder: Path, split: str) -> list[Path]:
-    return find_files(folder, "mm-vet.json")[:1]
+    return only(find_files(folder, "mm-vet.json"))
 
 
 def _read(paths: Sequence[Path], split: str) -> list[Row] | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.published import Layout, Row, entries, find_files, read_json
+from tasks.published import Layout, Row, entries, find_files, only, read_json
 
 CATEGORIES = ("random", "popular", "adversarial")
 
 
 def _find(folder: Path, split: str) -> list[Path]:
-    found = [find_files(folder, f"coco_pope_{category}.json")[:1] for category in CATEGORIES]
+    found = [only(find_files(folder, f"coco_pope_{category}.json")) for category in CATEGORIES]
     return [path for paths in found for path in paths]
 
 

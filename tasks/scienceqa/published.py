@@ -27,7 +27,13 @@ def _read(paths: Sequence[Path], split: str) -> list[Row] | None:
     rows = problems[0]
     if splits:
         if name not in splits[0]:
-            raise UserError(f"scienceqa: pid_splits.json has no split {name!r}")
+            known = ", ".join(splits[0])
+            raise UserError(f"scienceqa: pid_splits.json has no split {name!r} (it has: {known})")
+        if absent := [pid for pid in splits[0][name] if pid not in rows]:
+            raise UserError(
+                f"scienceqa: {len(absent)} of {len(splits[0][name])} problems of split {name} are "
+                f"not in problems.json, such as {absent[0]!r}"
+            )
         rows = {pid: rows[pid] for pid in splits[0][name]}
     else:
         rows = {pid: row for pid, row in rows.items() if row.get("split", name) == name}

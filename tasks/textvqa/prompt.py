@@ -9,6 +9,8 @@ from __future__ import annotations
 from tasks.common import SHORT_ANSWER, Doc
 from tasks.errors import UserError
 
+OCR_LINE = "Reference OCR token: "
+
 
 def short_question(doc: Doc, ocr: str) -> str:
     """The question with only its first letter in upper case, [the OCR tokens,] the instruction.
@@ -22,6 +24,6 @@ def short_question(doc: Doc, ocr: str) -> str:
                 "textvqa: the prompt holds OCR tokens, but a row has no 'ocr_tokens'; add the "
                 "column (an empty list means none) or TextVQA_Rosetta_OCR_*.json, or use --ocr none"
             )
-        tokens = f"Reference OCR token: {', '.join(doc['ocr_tokens'])}"
+        tokens = f"{OCR_LINE}{', '.join(doc['ocr_tokens'])}"
         lines.insert(0 if ocr == "first" else 1, tokens)
     return "\n".join([*lines, SHORT_ANSWER])

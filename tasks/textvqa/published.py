@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tasks.published import Layout, Row, entries, is_of, one_of_each, read_json, records_of
+from tasks.textvqa.prompt import OCR_LINE
 
 NAMES = {"validation": "val"}
-MARK = "Reference OCR token: "
 
 
 def _find(folder: Path, split: str) -> list[Path]:
@@ -44,8 +44,8 @@ def _read(paths: Sequence[Path], split: str) -> list[Row] | None:
 
 def _tokens_of(text: str) -> list[str]:
     """The tokens in a prompt of LLaVA's; it joins them with a comma, which they may hold too."""
-    line = next((line for line in text.split("\n") if line.startswith(MARK)), MARK)
-    listed = line.removeprefix(MARK)
+    line = next((line for line in text.split("\n") if line.startswith(OCR_LINE)), OCR_LINE)
+    listed = line.removeprefix(OCR_LINE)
     return listed.split(", ") if listed else []
 
 
@@ -57,7 +57,7 @@ def _row(row: Row, tokens: dict[str, Any]) -> Row:
         "answers": row.get("answers"),
         "image": f"{row['image_id']}.jpg",
     }
-    return kept | ({"ocr_tokens": tokens.get(row["image_id"], [])} if tokens else {})
+    return kept | ({"ocr_tokens": tokens.get(row["image_id"])} if tokens else {})
 
 
 layout = Layout("TextVQA_0.5.1_*.json (with TextVQA_Rosetta_OCR_*.json)", _find, _read)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tasks.common import SHORT_ANSWER
 from tasks.errors import UserError
-from tasks.published import Layout, Row, entries, find_files, is_of, one_of_each, read_json
+from tasks.published import Layout, Row, entries, find_files, is_of, one_of_each, only, read_json
 
 SUBSETS = {"train": "train2014", "validation": "val2014", "val": "val2014"}
 SUBSETS |= {"testdev": "test-dev2015", "test": "test2015"}
@@ -24,7 +24,7 @@ def _find(folder: Path, split: str) -> list[Path]:
         f"v2_OpenEnded_mscoco_{subset}_questions.json",
         f"v2_mscoco_{subset}_annotations.json",
     )
-    return official or find_files(folder, f"llava_vqav2_mscoco_{subset}.jsonl")[:1]
+    return official or only(find_files(folder, f"llava_vqav2_mscoco_{subset}.jsonl"))
 
 
 def _read(paths: Sequence[Path], split: str) -> list[Row] | None:
@@ -38,6 +38,9 @@ def _read(paths: Sequence[Path], split: str) -> list[Row] | None:
         return None
     if not questions:
         raise UserError("vqav2: the annotations need the questions JSON of the same split beside")
+    subsets = {content.get("data_subtype", "") for content in questions}
+    if not annotations and any(not subset.startswith("test") for subset in subsets):
+        raise UserError(f"vqav2: {paths[0].name} needs its v2_mscoco_*_annotations.json beside it")
     truth = {row["question_id"]: row for content in annotations for row in content["annotations"]}
     rows = []
     for content in questions:
@@ -68,7 +71,7 @@ def _row(question: Row, truth: Row | None, subset: str) -> Row:
         "question": question["question"],
         "answers": truth["answers"] if truth else None,
         "answer_type": truth["answer_type"] if truth else "other",
-        "image": f"{subset}/COCO_{subset}_{int(number):012d}.jpg",
+        "image": f"COCO_{subset}_{int(number):012d}.jpg",
     }
 
 
