@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_llava_data import conversation, write
 from torch._dynamo.utils import counters
 
@@ -210,8 +210,61 @@ def test_compile_does_not_change_the_curve(mixer, world, tmp_path):
 def test_every_recipe_of_the_paper_dry_runs(name, stage, world, tmp_path, capsys):
     arguments = flags(world, tmp_path / "never", stage, batch_size=2, micro_batch=1)
     assert train.main(["--recipe", name, "--dry-run", *arguments]) == 0
-    assert "dry run: one update made" in capsys.readouterr().out
+    assert "dry run: one update made, nothing written" in capsys.readouterr().out
     assert not (tmp_path / "never").exists()
+
+
+WATCH = """
+import json, os, sys
+here, written, taken = os.getcwd(), [], []
+def look(event, given):
+    if event == "open":
+        path, mode, flags = given
+        writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        allowed = str(path).startswith("/dev/") or "__pycache__" in str(path)
+        if writes and not allowed:
+            written.append(str(path))
+    elif event in ("os.mkdir", "os.rename", "os.link", "os.symlink", "tempfile.mkdtemp"):
+        if "__pycache__" not in str(given[0]):
+            written.append(str(given[0]))
+from vlmamba import train
+from vlmamba.data import collate
+from vlmamba.models.scan_backends.build import kernels
+kernels()  # built before, or now, in its own place
+take = collate.MicroBatches.__getitem__
+def count(self, positions):
+    taken.append(len(positions))
+    return take(self, positions)
+collate.MicroBatches.__getitem__ = count
+sys.addaudithook(look)
+code = train.main(sys.argv[1:])
+sys.stdout.write(json.dumps({"code": code, "written": written, "taken": taken}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "more"),
+    [
+        ("finetune", ["--features-cache", "never"]),
+        ("pretrain", ["--lora-dropout=0.1", "--wandb=never"]),
+        ("text", ["--max-length=16", "--recipe=nano"]),
+    ],
+)
+def test_a_dry_run_writes_nothing_and_takes_one_micro_batch(stage, more, world, tmp_path):
+    arguments = flags(world, tmp_path / "never", stage, batch_size=8, micro_batch=3)
+    command = [sys.executable, "-c", WATCH, "--preset", PRESET, "--dry-run", *arguments, *more]
+    found = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
+    last = json.loads(found.stdout.splitlines()[-1])
+    assert last == {"code": 0, "written": [], "taken": [3]}
+    assert "one update made" in found.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_estimate_counts_the_published_parameters(capsys):
@@ -336,6 +389,56 @@ def test_a_missing_tracker_says_how_to_install_it(world, tmp_path, monkeypatch, 
     arguments = ["--preset", PRESET, *flags(world, tmp_path / "o", steps=2), "--wandb", "vl-mamba"]
     assert train.main(arguments) == 2
     assert "pip install wandb" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "package"),
+    [
+        (["--tensorboard"], "tensorboard"),
+        (["--wandb", "vl-mamba"], "wandb"),
+        (["--lora", "4"], "peft"),
+        (["--lora", "4", "--estimate"], "peft"),
+    ],
+)
+def test_a_flag_without_its_package_is_refused_at_once(
+    more, package, world, tmp_path, monkeypatch, capsys
+):
+    """Before the data are read, a model is made or a folder written."""
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr("vlmamba.training.build.build", None)
+    arguments = ["--preset", PRESET, *flags(world, tmp_path / "o"), *more]
+    assert train.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {more[0]} needs its package: pip install {package}")
+    assert not (tmp_path / "o").exists()
+
+
+def test_what_peft_refuses_is_one_line(world, tmp_path, capsys):
+    """Mamba-2 has no x_proj: peft finds nothing to add to."""
+    arguments = ["--preset", PRESET, "--set", "mixer=mamba2", *flags(world, tmp_path / "o")]
+    more = ["--lora", "4", "--lora-targets", "x_proj"]
+    for also in ([], ["--dry-run"], ["--estimate"]):
+        assert train.main([*arguments, *more, *also]) == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("error: --lora 4 --lora-targets x_proj: ")
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "other rank"])
+def test_a_damaged_adapter_is_one_line_on_resume(damage, world, tmp_path, capsys):
+    out = tmp_path / "o"
+    command = ["--preset", PRESET, *flags(world, out, steps=2, lora=4), "--resume", "auto"]
+    assert train.main(command) == 0
+    (out / "summary.json").unlink()
+    file = checkpoint.checkpoints(out)[-1] / "adapter" / "adapter_model.safetensors"
+    if damage == "gone":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:-100])
+    else:
+        save_file({k: v[:1].contiguous() for k, v in load_file(file).items()}, file)
+    capsys.readouterr()
+    assert train.main(command) == 2
+    assert "adapter_model.safetensors" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_preset_and_the_image_transform_can_be_changed(world, tmp_path):

@@ -11,7 +11,10 @@ batch, and so the loss curve, stays the same.  OUT receives config.json (everyth
 train.jsonl (one line a step), summary.json, checkpoints/ and final/ (for from_pretrained).
 The same command with `--resume auto` goes on after a kill; with `--resume longer` and more --steps
 or --epochs it also trains a finished run further, from its last checkpoint.
-`--estimate` prints parameters, memory and FLOPs; `--dry-run` makes one update and writes nothing.
+`--eval-data` measures the loss of held-out samples every `--eval-every` steps, `--eval-command`
+runs a benchmark then (vlmamba/training/evaluation.py); OUT/loss.png shows both losses.
+`--estimate` prints parameters, memory and FLOPs; `--dry-run` makes one update with one micro-batch
+and writes nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +23,6 @@ import argparse
 import inspect
 import json
 import os
-import tempfile
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -34,8 +36,9 @@ if TYPE_CHECKING:  # torch loads only once the arguments are known to be right
     from accelerate import Accelerator
 
     from vlmamba.config import VLMambaConfig
-    from vlmamba.data.collate import Examples
+    from vlmamba.data.collate import Examples, ImageSource
     from vlmamba.data.llava import LlavaFile, Survey
+    from vlmamba.training.evaluation import Evaluation
     from vlmamba.training.recipe import Hyperparameters
     from vlmamba.training.stages import Stage
 
@@ -111,11 +114,20 @@ def parser() -> Parser:
         help="auto: go on where --out stopped; longer: with more --steps or --epochs than it had",
     )
     p.add_argument("--strict", action="store_true", help="stop at the first unusable sample")
+    p.add_argument("--eval-data", nargs="+", default=[], type=Path, help="held-out samples")
+    p.add_argument("--eval-images", type=Path, help="their image folder (default: --images)")
+    p.add_argument(
+        "--eval-command",
+        metavar="COMMAND",
+        help="a benchmark, run with --model and --out added, e.g. "
+        '"python -m harness.run --tasks pope --limit 100"',
+    )
+    p.add_argument("--eval-every", type=int, help="steps between (default: --save-every)")
     p.add_argument("--workers", type=int, default=0, help="data processes (default 0: none)")
     p.add_argument("--cpu", action="store_true", help="do not use a GPU")
     p.add_argument("--tensorboard", action="store_true")
     p.add_argument("--wandb", metavar="PROJECT", help="also log to Weights & Biases")
-    p.add_argument("--dry-run", action="store_true", help="one update, nothing written")
+    p.add_argument("--dry-run", action="store_true", help="one micro-batch, nothing written")
     p.add_argument("--estimate", action="store_true", help="print the cost, run nothing")
     p.add_argument("--devices", type=int, default=1, help="for --estimate (default 1)")
     p.add_argument("--tiny", action="store_true", help="shrink every dimension, for tests")
@@ -134,6 +146,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     limit_kernel_caches()
     hyper, config, stage = resolve(args)
+    loop_packages(args, hyper)
     if args.estimate:
         if args.devices < 1:
             raise UserError(f"--devices is {args.devices}; expected at least 1")
@@ -143,12 +156,17 @@ def main(argv: list[str] | None = None) -> None:
         return
     check_paths(args)
     if args.dry_run:
-        with tempfile.TemporaryDirectory() as scratch:
-            args.out = Path(scratch)
-            run(args, replace(hyper, steps=1), config, stage)
-            print("dry run: one update made, nothing kept")
+        dry_run(args, hyper, config, stage)
     else:
         run(args, hyper, config, stage)
+
+
+def loop_packages(args: argparse.Namespace, hyper: Hyperparameters) -> None:
+    """Raise UserError at once where a flag's optional package is absent."""
+    from vlmamba.training.loop import require_packages
+
+    asked = {"tensorboard": args.tensorboard, "wandb": bool(args.wandb), "lora": bool(hyper.lora)}
+    require_packages(asked)
 
 
 def limit_kernel_caches() -> None:
@@ -220,11 +238,20 @@ def check_paths(args: argparse.Namespace) -> None:
         raise UserError(f"--out {args.out} is a file; give a folder")
     if not args.data or (args.out is None and not args.dry_run):
         raise UserError(f"--stage {args.stage} needs --data and --out")
-    for path in (*args.data, *(args.tokenizer_data or ())):
+    for path in (*args.data, *(args.tokenizer_data or ()), *args.eval_data):
         if not path.is_file():
             raise UserError(f"no data file {str(path)!r}; expected --data FILE")
-    if args.images is not None and not args.images.is_dir():
-        raise UserError(f"no image folder {str(args.images)!r}; expected --images DIR")
+    for flag, folder in (("--images", args.images), ("--eval-images", args.eval_images)):
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"no image folder {str(folder)!r}; expected {flag} DIR")
+    if args.eval_every is not None and args.eval_every < 1:
+        raise UserError(f"--eval-every is {args.eval_every}; expected at least 1")
+    if args.eval_every and not (args.eval_data or args.eval_command):
+        raise UserError("--eval-every needs --eval-data FILE or --eval-command COMMAND")
+    if args.eval_command is not None:
+        from vlmamba.training.evaluation import split_command
+
+        split_command(args.eval_command)
 
 
 def run(
@@ -242,6 +269,67 @@ def run(
         accelerator.print(f"model written to {train(args, hyper, config, stage, accelerator)}")
 
 
+def dry_run(
+    args: argparse.Namespace, hyper: Hyperparameters, config: VLMambaConfig, stage: Stage
+) -> None:
+    """Build everything, make one update with one micro-batch a process; print what it took."""
+    from vlmamba.training import loop
+
+    accelerator = loop.make_accelerator(hyper, args.cpu)
+    at_once = hyper.micro_batch * accelerator.num_processes
+    hyper = replace(hyper, batch_size=min(hyper.batch_size, at_once))
+    model, processor = start(args, hyper, config, stage)
+    model.to(accelerator.device)
+    examples = one_look(args, stage, hyper, model, processor, accelerator)
+    job = loop.Run(model, processor, examples, stage, hyper, Path(), {}, strict=args.strict)
+    accelerator.print(f"dry run: {loop.try_one_update(job, accelerator)}")
+
+
+def start(
+    args: argparse.Namespace, hyper: Hyperparameters, config: VLMambaConfig, stage: Stage
+) -> tuple[Any, Any]:
+    """Model and processor before the first step."""
+    from vlmamba.training import build
+
+    if not args.tiny:
+        build.check_init(config, stage, args.init)
+    texts = args.tokenizer_data or args.data
+    model, processor = build.build(config, stage, args.init, texts, hyper.seed)
+    processor.image_aspect_ratio = args.image_aspect_ratio
+    return model, processor
+
+
+def one_look(
+    args: argparse.Namespace,
+    stage: Stage,
+    hyper: Hyperparameters,
+    model: Any,
+    processor: Any,
+    accelerator: Accelerator,
+) -> Examples:
+    """Examples for a dry run: no token file, no index and no cache of features is written."""
+    from vlmamba.data import collate, llava, text
+
+    if stage.template is None:
+        wanted = hyper.batch_size * hyper.max_length
+        tokens = text.first_tokens(args.data, processor, wanted)
+        return text.PackedText(tokens, hyper.max_length)
+    file, main = llava.LlavaFile(one_file(args.data, stage)), accelerator.is_main_process
+    patches = model.config.num_image_tokens
+    found = llava.survey(file, args.images, patches, args.strict, main, stage.template)
+    accelerator.print(found.describe())
+    source = collate.PixelImages(args.images, processor) if args.images else None
+    template, length = stage.template, hyper.max_length
+    return collate.ConversationExamples(file, found, processor, template, length, source)
+
+
+def one_file(data: list[Path], stage: Stage) -> Path:
+    """The data file of a stage that takes one; UserError for several."""
+    if len(data) != 1:
+        raise UserError(f"--stage {stage.name} takes one --data FILE.json")
+    return data[0]
+
+
 def train(
     args: argparse.Namespace,
     hyper: Hyperparameters,
@@ -251,7 +339,7 @@ def train(
 ) -> Path:
     """Build model and data and train what is left; returns the folder of the final model."""
     from vlmamba import checkpoints
-    from vlmamba.training import build, checkpoint, loop
+    from vlmamba.training import checkpoint, loop
 
     digests = data_digests(args.data, accelerator)
     if finished(args.out) and keep_finished(args, hyper, config, digests):
@@ -261,11 +349,7 @@ def train(
         model, processor = checkpoints.load(str(resume_from), adapter=False)
         config.image_token_id = model.config.image_token_id  # from the tokenizer, as in `build`
     else:
-        if not args.tiny:
-            build.check_init(config, stage, args.init)
-        texts = args.tokenizer_data or args.data
-        model, processor = build.build(config, stage, args.init, texts, hyper.seed)
-        processor.image_aspect_ratio = args.image_aspect_ratio
+        model, processor = start(args, hyper, config, stage)
     settings = resolved_settings(args, hyper, config, digests)
     if resume_from is not None:
         saved = checkpoint.read_state(resume_from)["settings"]
@@ -279,6 +363,8 @@ def train(
     job = loop.Run(model, processor, examples, stage, hyper, args.out, settings)
     job.workers, job.strict, job.tensorboard = args.workers, args.strict, args.tensorboard
     job.wandb = args.wandb
+    if args.eval_data or args.eval_command:
+        job.evaluation = held_out(args, stage, hyper, model, processor, accelerator)
     return loop.train(job, accelerator, resume_from)
 
 
@@ -351,7 +437,7 @@ def build_examples(
     resuming: bool,
 ) -> Examples:
     """The stage's training examples; files that they need are written by the main process."""
-    from vlmamba.data import collate, features, text
+    from vlmamba.data import collate, text
 
     if stage.template is None:
         tokens = args.out / "tokens.u32"
@@ -359,30 +445,84 @@ def build_examples(
             if accelerator.is_main_process:
                 text.tokenize_documents(args.data, processor, tokens)
         return text.PackedText(tokens, hyper.max_length)
-    if len(args.data) != 1:
-        raise UserError(f"--stage {stage.name} takes one --data FILE.json")
-    patches, main = model.config.num_image_tokens, accelerator.is_main_process
-    file, found = survey_once(args, stage.template, patches, accelerator, digests[0], resuming)
+    data, terms = one_file(args.data, stage), index_terms(args.images, stage, model, digests[0])
+    file, found = survey_once(
+        data, args.images, args.out / "samples.npz", terms, accelerator, args.strict, resuming
+    )
     accelerator.print(found.describe())
-    source: collate.ImageSource | None = None
-    if args.images and args.features_cache:
-        with accelerator.main_process_first():
-            source = cache = features.open_cache(args.features_cache, args.images, model, processor)
-            wanted = (image for i in found.usable for image in file[int(i)].images)
-            if main and (broken := features.fill_cache(cache, wanted, model, processor)):
-                tqdm.write(f"{broken} broken image files: their samples are left out")
-    elif args.images:
-        source = collate.PixelImages(args.images, processor)
+    source = image_source(args, args.images, file, found, model, processor, accelerator)
     template, length = stage.template, hyper.max_length
     return collate.ConversationExamples(file, found, processor, template, length, source)
 
 
-def survey_once(
+def held_out(
     args: argparse.Namespace,
-    template: str,
-    patches: int,
+    stage: Stage,
+    hyper: Hyperparameters,
+    model: Any,
+    processor: Any,
     accelerator: Accelerator,
-    digest: str,
+) -> Evaluation:
+    """What --eval-data and --eval-command measure."""
+    from vlmamba.training.evaluation import Evaluation
+
+    examples = None
+    if args.eval_data:
+        home = args.out / "eval"
+        if accelerator.is_main_process:
+            home.mkdir(exist_ok=True)
+        changed = {"data": args.eval_data, "images": args.eval_images or args.images, "out": home}
+        theirs = argparse.Namespace(**(vars(args) | changed))
+        digests = data_digests(args.eval_data, accelerator)
+        examples = build_examples(
+            theirs, stage, hyper, model, processor, accelerator, digests, resuming=False
+        )
+    return Evaluation(args.eval_every or hyper.save_every, examples, args.eval_command)
+
+
+def image_source(
+    args: argparse.Namespace,
+    images: Path | None,
+    file: LlavaFile,
+    found: Survey,
+    model: Any,
+    processor: Any,
+    accelerator: Accelerator,
+) -> ImageSource | None:
+    """Pictures as they are needed, or the encoder's output of all of them, kept in a cache."""
+    from vlmamba.data import collate, features
+
+    if images is None:
+        return None
+    if args.features_cache is None:
+        return collate.PixelImages(images, processor)
+    with accelerator.main_process_first():
+        cache = features.open_cache(args.features_cache, images, model, processor)
+        if accelerator.is_main_process:
+            wanted = (image for i in found.usable for image in file[int(i)].images)
+            if broken := features.fill_cache(cache, wanted, model, processor):
+                tqdm.write(f"{broken} broken image files: their samples are left out")
+    return cache
+
+
+def index_terms(images: Path | None, stage: Stage, model: Any, digest: str) -> dict[str, Any]:
+    """What the samples that can be used depend on."""
+    patches = model.config.num_image_tokens
+    return {
+        "data": digest,
+        "images": str(images),
+        "patches": patches,
+        "template": stage.template,
+    }
+
+
+def survey_once(
+    data: Path,
+    images: Path | None,
+    target: Path,
+    terms: dict[str, Any],
+    accelerator: Accelerator,
+    strict: bool,
     resuming: bool,
 ) -> tuple[LlavaFile, Survey]:
     """The data file and its usable samples, looked for by the main process alone.
@@ -391,13 +531,11 @@ def survey_once(
     """
     from vlmamba.data import index, llava
 
-    data, target = args.data[0], args.out / "samples.npz"
-    terms = {"data": digest, "images": str(args.images), "patches": patches, "template": template}
     with accelerator.main_process_first():
         known = index.read(target, data, terms) if resuming else None
-        if accelerator.is_main_process and (known is None or (args.strict and known[1].skipped)):
-            file = llava.LlavaFile(data)
-            found = llava.survey(file, args.images, patches, args.strict, template=template)
+        if accelerator.is_main_process and (known is None or (strict and known[1].skipped)):
+            file, patches = llava.LlavaFile(data), terms["patches"]
+            found = llava.survey(file, images, patches, strict, template=terms["template"])
             index.write(target, file, found, terms)
     known = index.read(target, data, terms)
     if known is None:

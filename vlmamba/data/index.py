@@ -34,13 +34,11 @@ def write(path: Path, file: LlavaFile, found: Survey, terms: dict[str, Any]) -> 
     """Write the index; `terms` say what it holds for, as JSON. A killed writer leaves none."""
     partial = path.with_name(f".{path.name}.partial")
     notes = {"terms": terms, "skipped": dict(found.skipped), "first": found.first}
-    arrays = (file.starts, file.ends, found.usable, found.lengths)
+    held = (file.starts, file.ends, found.usable, found.lengths)
+    arrays: dict[str, Any] = dict(zip(ARRAYS, held, strict=True))
+    arrays["notes"] = np.frombuffer(json.dumps(notes).encode(), dtype=np.uint8)
     with open(partial, "wb") as out:
-        np.savez(
-            out,
-            notes=np.frombuffer(json.dumps(notes).encode(), dtype=np.uint8),
-            **dict(zip(ARRAYS, arrays, strict=True)),
-        )
+        np.savez(out, **arrays)
         out.flush()
         os.fsync(out.fileno())
     partial.replace(path)

@@ -57,24 +57,47 @@ def tokenize_documents(
     paths: Iterable[Path], processor: Any, out: Path, template: str = "vicuna_v1"
 ) -> Path:
     """Write all documents' token ids, each closed by the end token, as uint32 to `out`."""
-    tokenizer = processor.tokenizer
-    end = np.array([tokenizer.eos_token_id], dtype=np.uint32)
     partial = out.with_suffix(".partial")
     skipped: Counter[str] = Counter()
     with open(partial, "wb") as file:
-        for chunk in _chunks(tqdm(documents(paths, skipped), desc="tokenizing", unit=""), 1000):
-            texts = [document for document in chunk if isinstance(document, str)]
-            encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
-            for document in chunk:
-                if isinstance(document, str):
-                    file.write(np.array(next(encoded), dtype=np.uint32).tobytes() + end.tobytes())
-                else:
-                    ids = _conversation_ids(document, processor, template)
-                    file.write(ids.tobytes() + (b"" if ids[-1] == end[0] else end.tobytes()))
+        found = tqdm(documents(paths, skipped), desc="tokenizing", unit="")
+        for ids in _token_ids(found, processor, template):
+            file.write(ids.tobytes())
     partial.replace(out)
     if skipped:
         tqdm.write(f"left out of the text: {dict(skipped)}")
     return out
+
+
+def first_tokens(
+    paths: Iterable[Path], processor: Any, count: int, template: str = "vicuna_v1"
+) -> np.ndarray:
+    """The first `count` of the token ids that `tokenize_documents` writes, or all; uint32."""
+    found, total = [np.zeros(0, dtype=np.uint32)], 0
+    for ids in _token_ids(documents(paths, Counter()), processor, template):
+        found.append(ids)
+        total += len(ids)
+        if total >= count:
+            break
+    return np.concatenate(found)[:count]
+
+
+def _token_ids(
+    found: Iterable[str | Sample], processor: Any, template: str
+) -> Iterator[np.ndarray]:
+    """Each document's token ids with the end token, uint32."""
+    tokenizer = processor.tokenizer
+    end = np.array([tokenizer.eos_token_id], dtype=np.uint32)
+    for chunk in _chunks(found, 1000):
+        texts = [document for document in chunk if isinstance(document, str)]
+        encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
+        for document in chunk:
+            if isinstance(document, str):
+                ids = np.array(next(encoded), dtype=np.uint32)
+                yield np.concatenate([ids, end])
+            else:
+                ids = _conversation_ids(document, processor, template)
+                yield ids if ids[-1] == end[0] else np.concatenate([ids, end])
 
 
 def _conversation_ids(sample: Sample, processor: Any, template: str) -> np.ndarray:
@@ -90,13 +113,17 @@ def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 class PackedText:
-    """Blocks of `block` consecutive tokens of a token file; every token is predicted."""
+    """Blocks of `block` consecutive tokens of a token file; every token is predicted.
+
+    tokens: the file, or its content.
+    """
 
     image_argument = "pixel_values"
 
-    def __init__(self, tokens: Path, block: int):
-        self.tokens, self.block = Path(tokens), block
-        count = self.tokens.stat().st_size // 4 // block
+    def __init__(self, tokens: Path | np.ndarray, block: int):
+        self.tokens, self.block = tokens, block
+        size = len(tokens) if isinstance(tokens, np.ndarray) else tokens.stat().st_size // 4
+        count = size // block
         if not count:
             raise UserError(f"too little text: less than one block of {block} tokens")
         self.lengths = np.full(count, block)
@@ -109,6 +136,10 @@ class PackedText:
         return f"{self.tokens}: block {position}"
 
     def __getitem__(self, position: int) -> Example:
-        offset = 4 * self.block * position
-        ids = np.fromfile(self.tokens, np.uint32, self.block, offset=offset).astype(np.int64)
+        first = self.block * position
+        if isinstance(self.tokens, np.ndarray):
+            found = self.tokens[first : first + self.block]
+        else:
+            found = np.fromfile(self.tokens, np.uint32, self.block, offset=4 * first)
+        ids = found.astype(np.int64)
         return Example(torch.from_numpy(ids), torch.from_numpy(ids))

@@ -163,7 +163,7 @@ def rotate(out: Path, keep: int) -> None:
 
 def clear_leftovers(out: Path) -> None:
     """Delete what a killed run was writing or deleting; complete folders have other names."""
-    for folder in (Path(out), checkpoint_root(out)):
+    for folder in (Path(out), checkpoint_root(out), Path(out) / "eval"):
         for leftover in (*folder.glob(".*.partial"), *folder.glob(".*.old")):
             shutil.rmtree(leftover, ignore_errors=True)
 

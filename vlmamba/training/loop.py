@@ -7,6 +7,7 @@ the same.  The loss curve therefore does not depend on how the batch was cut.
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -15,11 +16,13 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -29,7 +32,9 @@ from vlmamba.data.order import MicroBatchOrder
 from vlmamba.errors import UserError
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.training import checkpoint, lora
+from vlmamba.training.evaluation import Evaluation, benchmark, mean_loss, summed_loss
 from vlmamba.training.optimizer import build_optimizer
+from vlmamba.training.plot import draw
 from vlmamba.training.recipe import Hyperparameters
 from vlmamba.training.schedule import SCHEDULES
 from vlmamba.training.stages import Stage, freeze
@@ -62,11 +67,18 @@ class Run:
     strict: bool = False
     tensorboard: bool = False
     wandb: str | None = None  # project
+    evaluation: Evaluation | None = None
 
 
 def make_accelerator(hyper: Hyperparameters, cpu: bool = False) -> Accelerator:
-    """Devices and processes as `accelerate launch` set them up; batches are cut by the loop."""
-    return Accelerator(mixed_precision="bf16" if hyper.dtype == "bf16" else "no", cpu=cpu)
+    """Devices and processes as `accelerate launch` set them up; batches are cut by the loop.
+
+    The others may wait for the main process longer than a GPU's ten minutes: it looks through the
+    data, fills caches and runs benchmarks.
+    """
+    precision = "bf16" if hyper.dtype == "bf16" else "no"
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
+    return Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[patience])
 
 
 def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -> Path:
@@ -80,20 +92,7 @@ def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -
     hyper, total = run.hyper, run.hyper.total_steps(len(run.examples.lengths))
     if accelerator.is_main_process:
         checkpoint.clear_leftovers(run.out)
-    freeze(run.model, run.stage)
-    if hyper.lora:
-        lora.attach(run.model, hyper)
-        if resume_from is not None:
-            lora.restore(resume_from, run.model)
-    if hyper.gradient_checkpointing:
-        run.model.activation_checkpointing_enable()
-        # checkpoints need no inputs with gradients; asked for them, frozen embeddings get a graph
-        run.model.disable_input_require_grads()
-    if hyper.compile:
-        # block by block: they are alike, so one compilation serves all, for every length
-        for block in run.model.language_model.layers:
-            block.compile(dynamic=True)
-    model, optimizer = accelerator.prepare(run.model, build_optimizer(run.model, hyper))
+    model, optimizer = prepare(run, accelerator, resume_from)
     progress = Progress()
     if resume_from is not None:
         saved = checkpoint.restore(resume_from, model, optimizer.optimizer, accelerator)
@@ -106,16 +105,14 @@ def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -
     log = StepLog(run, progress.step, total, accelerator)
     began = time.perf_counter()
     for batches in steps(run, progress.step, total, accelerator):
-        factor = SCHEDULES[hyper.schedule](progress.step, total, hyper.warmup_ratio)
-        for group in optimizer.param_groups:
-            group["lr"] = factor * group["peak_lr"]
-        lr = factor * hyper.lr
+        lr = set_learning_rate(optimizer, hyper, progress.step, total)
         loss, norm, counts = update(model, optimizer, batches, hyper, accelerator)
         _account(run, progress, batches, counts)
         seconds = time.perf_counter() - began
         progress.seconds += seconds
-        log.write(progress, loss, lr, norm, counts, seconds)
         _refuse_nothing_to_learn(run, progress, total)
+        measured = evaluate(run, model, progress.step, total, accelerator)
+        log.write(progress, loss, lr, norm, counts, seconds, measured)
         if progress.step % hyper.save_every == 0 or progress.step == total:
             checkpoint.save_checkpoint(
                 run.out,
@@ -134,8 +131,88 @@ def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -
     return run.out / "final"
 
 
+def prepare(
+    run: Run, accelerator: Accelerator, resume_from: Path | None = None
+) -> tuple[nn.Module, Any]:
+    """Model and optimizer on their devices: what learns is free to, LoRA is in its place."""
+    hyper = run.hyper
+    freeze(run.model, run.stage)
+    if hyper.lora:
+        lora.attach(run.model, hyper)
+        if resume_from is not None:
+            lora.restore(resume_from, run.model)
+    if hyper.gradient_checkpointing:
+        run.model.activation_checkpointing_enable()
+        # checkpoints need no inputs with gradients; asked for them, frozen embeddings get a graph
+        run.model.disable_input_require_grads()
+    if hyper.compile:
+        # block by block: they are alike, so one compilation serves all, for every length
+        for block in run.model.language_model.layers:
+            block.compile(dynamic=True)
+    return accelerator.prepare(run.model, build_optimizer(run.model, hyper))
+
+
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, hyper: Hyperparameters, step: int, total: int
+) -> float:
+    """Each group's rate for update number `step` (0-based); returns the language model's."""
+    factor = SCHEDULES[hyper.schedule](step, total, hyper.warmup_ratio)
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group["peak_lr"]
+    return factor * hyper.lr
+
+
+def evaluate(
+    run: Run, model: nn.Module, step: int, total: int, accelerator: Accelerator
+) -> dict[str, Any]:
+    """What a step's line says of held-out samples and the benchmark; empty where none is due."""
+    asked, hyper = run.evaluation, run.hyper
+    found: dict[str, Any] = {}
+    if asked is None or not asked.due(step, total):
+        return {}
+    if asked.examples is not None:
+        pad = run.processor.tokenizer.pad_token_id
+        found["eval_loss"] = mean_loss(model, asked.examples, pad, hyper, accelerator)
+    if asked.command is not None:
+        found["eval_scores"] = benchmark(
+            asked.command, run.out, step, model, run.processor, hyper, accelerator
+        )
+    return found
+
+
+def try_one_update(run: Run, accelerator: Accelerator) -> str:
+    """One update by the first micro-batch of each process; -> what it took, one line of text.
+
+    Nothing is written.  Raises UserError where an epoch has no label, as `train` does.
+    """
+    hyper, total = run.hyper, run.hyper.total_steps(len(run.examples.lengths))
+    model, optimizer = prepare(run, accelerator)
+    set_learning_rate(optimizer, hyper, 0, total)
+    progress = Progress()
+    for batch in micro_batches(run, 0, total, accelerator)[0]:
+        loss, norm, counts = update(model, optimizer, [batch], hyper, accelerator)
+        _account(run, progress, [batch], counts)
+        if loss is not None:
+            break
+        _refuse_nothing_to_learn(run, progress, total)
+    return (
+        f"one update made, nothing written: {counts['tokens']} tokens, {counts['labels']} labels, "
+        f"loss {loss:.3f}, gradient norm {norm:.3f}, "
+        f"peak memory {peak_memory(accelerator.device) / 2**30:.2f} GiB"
+    )
+
+
 def steps(run: Run, first: int, total: int, accelerator: Accelerator) -> Iterator[list[Batch]]:
     """This process's micro-batches of each step from `first` on."""
+    batches, rounds = micro_batches(run, first, total, accelerator)
+    for _ in range(first, total):
+        yield [next(batches) for _ in range(rounds)]
+
+
+def micro_batches(
+    run: Run, first: int, total: int, accelerator: Accelerator
+) -> tuple[Iterator[Batch], int]:
+    """This process's micro-batches from step `first` on, and how many a step has."""
     order = MicroBatchOrder(
         run.examples.lengths,
         run.hyper.batch_size,
@@ -153,9 +230,7 @@ def steps(run: Run, first: int, total: int, accelerator: Accelerator) -> Iterato
         pin_memory=accelerator.device.type == "cuda",
         generator=torch.Generator(),  # else each start draws from the state that dropout uses
     )
-    batches = iter(loader)
-    for _ in range(first, total):
-        yield [next(batches) for _ in range(order.rounds)]
+    return iter(loader), order.rounds
 
 
 def update(
@@ -190,15 +265,6 @@ def update(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return mean_loss, norm, counts
-
-
-def summed_loss(model: nn.Module, batch: Batch, device: torch.device) -> torch.Tensor:
-    """The loss summed over the batch's scored tokens; zero, with gradients, if there are none."""
-    inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
-    if batch.n_labels:
-        return model(**inputs).loss * batch.n_labels
-    del inputs["labels"]
-    return model(**inputs).logits.sum() * 0.0
 
 
 def _count(batches: list[Batch], accelerator: Accelerator) -> dict[str, int]:
@@ -260,6 +326,7 @@ class StepLog:
         norm: float | None,
         counts: dict[str, int],
         seconds: float,
+        measured: dict[str, Any],
     ) -> None:
         """One step, which took `seconds`: a JSON line; loss, speed and memory on the bar."""
         if not self.active:
@@ -273,6 +340,7 @@ class StepLog:
             "labels": counts["labels"],
             "tokens_per_s": round(counts["tokens"] / seconds, 1),
             "peak_mem_bytes": peak_memory(self.device),
+            **measured,
         }
         self.file.write(json.dumps(line) + "\n")
         self.bar.set_postfix(
@@ -287,9 +355,11 @@ class StepLog:
         if self.wandb is not None:
             self.wandb.log(line, step=progress.step)
         if self.board is not None:
-            for name in ("loss", "lr", "grad_norm", "tokens_per_s"):
-                if line[name] is not None:
+            for name in ("loss", "lr", "grad_norm", "tokens_per_s", "eval_loss"):
+                if line.get(name) is not None:
                     self.board.add_scalar(name, line[name], progress.step)
+            for name, score in (line.get("eval_scores") or {}).items():
+                self.board.add_scalar(name, score, progress.step)
 
     def close(self, progress: Progress) -> None:
         """Finish the bar and the files; say what was cut or left out."""
@@ -301,6 +371,7 @@ class StepLog:
             self.board.close()
         if self.wandb is not None:
             self.wandb.finish()
+        draw([self.out], self.out / "loss.png")
         (self.out / "summary.json").write_text(json.dumps(asdict(progress), indent=2) + "\n")
         if progress.truncated or progress.skipped:
             print(
@@ -323,11 +394,29 @@ def _cut_log(path: Path, step: int) -> None:
         os.truncate(path, kept)  # in one step: a kill leaves the lines before it
 
 
+def require_packages(run_flags: dict[str, bool]) -> None:
+    """Raise UserError where a flag (tensorboard, wandb, lora) is set and its package is absent."""
+    for flag, package in (("tensorboard", "tensorboard"), ("wandb", "wandb"), ("lora", "peft")):
+        if run_flags[flag]:
+            try:
+                importlib.import_module(package)
+            except ImportError as error:
+                raise missing(f"--{flag}", package) from error
+
+
+def missing(flag: str, package: str) -> UserError:
+    """The error for an optional package that a flag needs."""
+    extra = "lora" if package == "peft" else "logs"
+    return UserError(
+        f"{flag} needs its package: pip install {package} (or 'vlmamba-harness[{extra}]')"
+    )
+
+
 def _tensorboard(out: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise UserError("--tensorboard needs its package: pip install tensorboard") from error
+        raise missing("--tensorboard", "tensorboard") from error
     return SummaryWriter(str(out / "tensorboard"))
 
 
@@ -336,7 +425,7 @@ def _wandb(run: Run) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise UserError("--wandb needs its package: pip install wandb") from error
+        raise missing("--wandb", "wandb") from error
     return wandb.init(project=run.wandb, name=run.out.name, dir=run.out, config=run.settings)
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vlmamba.checkpoint_files import tensors
 from vlmamba.errors import UserError
 from vlmamba.models.adapter import FILE, PREFIX, additions
 from vlmamba.training.recipe import Hyperparameters
@@ -32,15 +33,17 @@ def attach(model: nn.Module, hyper: Hyperparameters) -> None:
 
     Raises UserError where the language model does not learn, or a target is no projection.
     """
-    try:
-        from peft import inject_adapter_in_model
-    except ImportError as error:
-        raise UserError("--lora needs its package: pip install peft") from error
+    from peft import inject_adapter_in_model
+
     language_model = model.get_submodule("language_model")
     if not any(p.requires_grad for p in language_model.parameters()):
         raise UserError("--lora is for stages in which the language model learns (finetune)")
     others = [p for p in model.get_submodule("connector").parameters() if p.requires_grad]
-    inject_adapter_in_model(_peft_config(hyper), model)  # freezes everything but the adapter
+    try:
+        inject_adapter_in_model(_peft_config(hyper), model)  # freezes everything but the adapter
+    except (ValueError, TypeError, RuntimeError, ImportError) as error:  # peft has no common type
+        where = f"--lora {hyper.lora} --lora-targets {hyper.lora_targets}"
+        raise UserError(f"{where}: {' '.join(str(error).split())[:300]}") from error
     for parameter in others:
         parameter.requires_grad_(True)
 
@@ -90,7 +93,12 @@ def save(folder: Path, adapter: Tensors, hyper: Hyperparameters) -> None:
 @torch.no_grad()
 def restore(folder: Path, model: nn.Module) -> None:
     """Read `folder`/adapter into a model that `attach` has prepared."""
-    saved = load_file(Path(folder) / "adapter" / FILE)
+    path = Path(folder) / "adapter" / FILE
+    saved = dict(tensors([path]))
     for name, parameter in model.named_parameters():
         if "lora_" in name:
-            parameter.copy_(saved[PREFIX + name.replace(".default.", ".")])
+            value = saved.get(PREFIX + name.replace(".default.", "."))
+            if value is None or value.shape != parameter.shape:
+                found = "no such tensor" if value is None else f"shape {tuple(value.shape)}"
+                raise UserError(f"{path}: {name} of {tuple(parameter.shape)}: {found}")
+            parameter.copy_(value)
