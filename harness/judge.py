@@ -37,6 +37,7 @@ REFUSED_ITEM = (400, 413, 422)  # about this one message: a content filter, its 
 RETRIED = (408, 429, 500, 502, 503, 504)  # HTTP status codes worth another try
 WAITS_S = (1.0, 2.0, 4.0, 8.0)  # before each further try
 LONGEST_WAIT_S = 60.0
+REFUSALS_TO_GIVE_UP = 10  # answers; a server that takes none of so many takes none at all
 LONGEST_REASON = 2**14  # bytes of a refusal that are read
 REASONING_TOKENS = 1024  # newer models think within the limit, before their grade
 
@@ -132,7 +133,8 @@ class Judge:
 
     def _take_hint(self, reason: str) -> bool:
         """Whether the refusal was of a parameter's name that newer models have changed."""
-        if "max_completion_tokens" in reason and not self._renamed:
+        unknown_limit = "max_tokens" in reason and "support" in reason.lower()
+        if ("max_completion_tokens" in reason or unknown_limit) and not self._renamed:
             self._renamed = True
         elif "temperature" in reason.lower() and not self._own_temperature:
             self._own_temperature = True
@@ -265,8 +267,21 @@ def from_arguments(
     judge.authorization()
     path = args.judge_replies or beside
     if path is not None:
+        _check_writable(path)
         judge.kept = Journal(path)
     return judge
+
+
+def _check_writable(path: Path) -> None:
+    """Raise UserError, before anything is paid for, where replies cannot be kept at `path`.
+
+    A folder that is not there yet is a run's own, made before its first question.
+    """
+    place = path if path.exists() else path.parent
+    if place.exists() and (place.is_dir() == (place is path) or not os.access(place, os.W_OK)):
+        raise UserError(
+            f"the judge's replies cannot be kept in {path}; name a file with --judge-replies"
+        )
 
 
 def evaluate(
@@ -300,8 +315,12 @@ def _grade_answers(
             except RefusedItem as error:
                 refusals.append(str(error))
         cases.append(case)
+        if len(refusals) == REFUSALS_TO_GIVE_UP and not any(cases):
+            break
     if refusals and not any(cases):
-        raise UserError(f"the judge at {judge.url} refused every answer: {refusals[0]}")
+        raise UserError(
+            f"the judge at {judge.url} refused every answer ({len(refusals)}): {refusals[0]}"
+        )
     kept = [(doc, case) for doc, case in zip(docs, cases, strict=True) if case is not None]
     without_grade = sum(case.detail["grade"] is None for _, case in kept)
     notes = [f"graded by {judge.model}"]
@@ -343,21 +362,22 @@ def _match_options(
     """MMBench: rescored with the judge's letter in place of each answer the rules cannot read."""
     report = task.evaluate(docs, predictions, protocol)
     read = list(predictions)
-    asked = found = refused = 0
+    asked = found = 0
+    refusals: list[str] = []
     for row, case in enumerate(report.cases):
         if case is not None and case.parsed is None and predictions[row].strip():
             options = task.options(docs[row])
             prompt = _which_option(docs[row]["question"], options, predictions[row].strip())
             try:
                 letter = judge.ask(prompt, max_tokens=8).strip(" .()\n").upper()
-            except RefusedItem:
-                refused += 1
+            except RefusedItem as error:
+                refusals.append(str(error))
                 continue
             asked, found = asked + 1, found + (letter in options)
             read[row] = letter if letter in options else predictions[row]
     rescored = task.evaluate(docs, read, protocol)
     note = f"{judge.model} was asked about {asked} answers and named an option for {found}"
-    note += f"; it refused {refused} more" if refused else ""
+    note += f"; it refused {len(refusals)} more ({refusals[0]})" if refusals else ""
     return replace(rescored, notes=[*rescored.notes, note])
 
 

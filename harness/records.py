@@ -135,7 +135,8 @@ def score_task(
         excluded=excluded,
         notes=[*report.notes, *notes],
     )
-    why = {row: reasons.get(place) for place, row in enumerate(readable)}
+    ungraded = [None if case is not None else "not graded" for case in report.cases]
+    why = {row: reasons.get(place, ungraded[place]) for place, row in enumerate(readable)}
     samples = [
         _sample(task, doc, predictions[row], cases.get(row), why.get(row, "unreadable image"))
         | {

@@ -12,6 +12,7 @@ import pytest
 
 from harness import judge as judging
 from harness.judge import Judge, evaluate
+from harness.records import score_task
 from harness.rundir import Journal
 from tasks import load
 from tasks.errors import UserError
@@ -259,7 +260,7 @@ def test_an_answer_that_the_server_refuses_is_not_graded(server, judge, tmp_path
     assert len(judge.kept) == 2  # the refused one is asked again next time
     server.answer = lambda body: (400, {}, json.dumps(refusal).encode())
     judge.kept = None
-    with pytest.raises(UserError, match=r"refused every answer: HTTP 400: filtered \*\*\*"):
+    with pytest.raises(UserError, match=r"refused every answer \(3\): HTTP 400: filtered \*\*\*"):
         evaluate(load("mmvet"), docs, predictions, "paper", judge)
 
 
@@ -283,3 +284,64 @@ def test_a_reply_in_parts(server, judge):
     reply = {"choices": [{"message": {"content": parts}}]}
     server.answer = lambda body: (200, {}, json.dumps(reply).encode())
     assert judge.ask("?") == "0.5"
+
+
+@pytest.mark.parametrize("protocol", ["paper", "lmms"])
+def test_a_file_says_which_answers_are_not_graded(server, judge, protocol):
+    docs, predictions = mmvet_rows(3)
+
+    def answer(body):
+        return (400, {}, b"{}") if "answer 1" in body["messages"][0]["content"] else "0.5"
+
+    server.answer = answer
+    result, samples = score_task(load("mmvet"), docs, predictions, protocol, judge=judge)
+    assert [(s.score, s.excluded) for s in samples] == [
+        (0.5, None),
+        (None, "not graded"),
+        (0.5, None),
+    ]
+    assert (result.n, result.excluded) == (2, {"not graded: the judge refused": 1})
+
+
+def test_a_server_that_takes_no_answer_is_not_asked_about_all(server, judge):
+    server.answer = lambda body: (400, {}, b'{"error": {"message": "no such deployment"}}')
+    with pytest.raises(UserError, match=r"every answer \(10\): HTTP 400: no such deployment"):
+        evaluate(load("mmvet"), *mmvet_rows(30), "paper", judge)
+    assert len(server.requests) == 10
+
+
+def test_mmbench_goes_on_after_a_refused_answer(server, judge):
+    def answer(body):
+        if "furry" in body["messages"][0]["content"]:
+            return 400, {}, b'{"error": "filtered"}'
+        return "B"
+
+    server.answer = answer
+    doc = {"question": "What is it?", "hint": None, "A": "cat", "B": "dog", "answer": "B"}
+    docs = [{**doc, "index": i, "category": "c", "L2-category": "l2"} for i in range(2)]
+    report = evaluate(load("mmbench"), docs, ["a furry friend", "it barks"], "paper", judge)
+    assert report.metrics["vanilla_accuracy"] == 0.5
+    assert "refused 1 more (HTTP 400: filtered)" in report.notes[-1]
+
+
+def test_a_limit_that_the_model_does_not_support_is_renamed(server, judge):
+    def answer(body):
+        told = {"error": {"message": "Unsupported parameter: 'max_tokens' is not supported."}}
+        return (400, {}, json.dumps(told).encode()) if "max_tokens" in body else "1.0"
+
+    server.answer = answer
+    assert judge.ask("?") == "1.0"
+    assert "max_completion_tokens" in server.requests[-1]
+
+
+def test_replies_that_cannot_be_kept_are_refused_before_the_first_is_paid_for(
+    server, judge, tmp_path
+):
+    parser = argparse.ArgumentParser()
+    judging.add_arguments(parser)
+    options = ["--judge", judge.url, "--judge-replies", str(tmp_path)]  # a folder
+    with pytest.raises(UserError, match="cannot be kept in .*--judge-replies"):
+        judging.from_arguments(parser.parse_args(options), [load("mmvet")])
+    options[-1] = str(tmp_path / "replies.jsonl")
+    judging.from_arguments(parser.parse_args(options), [load("mmvet")])
+    assert not server.requests
