@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
+from vlmamba import hub_files
 from vlmamba.errors import UserError, unknown
 from vlmamba.models.scan2d import SCANS
 
@@ -215,7 +216,21 @@ class VLMambaConfig(PretrainedConfig):
             "pad_token_id": pad_token_id,
             "tie_word_embeddings": tie_word_embeddings,
         }
+        kwargs.pop("auto_map", None)  # of a saved folder; `save_pretrained` writes its own
         super().__init__(**shared, **kwargs)
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """config.json, and the module that finds this package where it is not imported."""
+        hub_files.write_code(save_directory)
+        self.auto_map = dict(hub_files.CONFIG_MAP)
+        try:
+            return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        finally:
+            del self.auto_map
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing: transformers would copy this package's modules into what is saved."""
 
     def _check(self) -> None:
         if self.mixer not in MIXER_NAMES:

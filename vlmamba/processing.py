@@ -21,6 +21,7 @@ from typing import Any
 from PIL import Image
 from transformers import AutoProcessor, PretrainedConfig, ProcessorMixin
 
+from vlmamba import hub_files
 from vlmamba.config import VLMambaConfig
 from vlmamba.data.pictures import BrokenPicture, rgb_picture
 from vlmamba.errors import UserError, unknown
@@ -79,6 +80,19 @@ class VLMambaProcessor(ProcessorMixin):
         self.image_token = IMAGE
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE)
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """As in transformers, and the module that finds this package where it is not imported."""
+        hub_files.write_code(save_directory)
+        self.auto_map = dict(hub_files.PROCESSOR_MAP)
+        try:
+            return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        finally:
+            del self.auto_map
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoProcessor") -> None:
+        """Nothing: transformers would copy this package's modules into what is saved."""
 
     @classmethod
     def from_config(cls, config: VLMambaConfig, tokenizer: Any) -> VLMambaProcessor:

@@ -24,6 +24,7 @@ from transformers import (
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from vlmamba import hub_files
 from vlmamba.config import VLMambaConfig
 from vlmamba.models.adapter import merge, pending
 from vlmamba.models.connector import OutputLinear, build_connector
@@ -101,6 +102,17 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
             ]
             self._keys_to_ignore_on_load_missing = [r"^vision_encoder\."]
         self.post_init()
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, with a README card where there is none."""
+        main_process = args[0] if args else kwargs.get("is_main_process", True)
+        if main_process and not Path(save_directory).is_file():
+            hub_files.write_card(save_directory, self.config)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Nothing: transformers would copy this package's modules into what is saved."""
 
     @classmethod
     def from_pretrained(
