@@ -6,8 +6,10 @@
 Parameters are counted on the model itself, built on the meta device (no memory).  FLOPs and
 memory are bounds for sequences of `max_length` tokens, one image each: a multiply-add is two
 FLOPs; a backward pass costs twice the forward, or once where the weights are frozen; gradient
-checkpointing adds one forward.  Memory is weights, gradients, AdamW's moments and what the
-backward pass keeps; allocator and communication buffers come on top.
+checkpointing adds one forward.  Memory is the highest of an update's moments: weights and AdamW's
+moments are always there; what the backward pass keeps is at its most where the loss is made, when
+gradients exist only if another micro-batch came before; all gradients exist at the end.  Allocator
+and communication buffers come on top, on a CPU some 1 GiB of Python and its libraries.
 """
 
 from __future__ import annotations
@@ -38,12 +40,24 @@ class Estimate:
     learning: dict[str, int]
     flops_per_step: float
     tokens_per_step: int
-    state_bytes: int  # weights, gradients, moments of one full copy
-    activation_bytes: int  # of one micro-batch
+    at_once: tuple[int, int]  # sequences of an update, and of a micro-batch
+    activation_bytes: int  # at most, of one micro-batch
+    last_bytes: int  # beside all gradients, at the end of the backward pass
+
+    @property
+    def state_bytes(self) -> int:
+        """Weights, gradients and moments of one full copy, all float32."""
+        return 4 * sum(self.parameters.values()) + 12 * sum(self.learning.values())
 
     def bytes_per_device(self, devices: int, sharded: bool) -> int:
         """DDP keeps a full copy on each device; FSDP shards the state."""
-        return self.state_bytes // (devices if sharded else 1) + self.activation_bytes
+        batch_size, micro_batch = self.at_once
+        gradients = 4 * sum(self.learning.values())
+        accumulates = batch_size > devices * micro_batch
+        shards = devices if sharded else 1
+        at_loss = self.activation_bytes + (gradients // shards if accumulates else 0)
+        at_end = gradients // shards + self.last_bytes
+        return (self.state_bytes - gradients) // shards + max(at_loss, at_end)
 
 
 def estimate(config: VLMambaConfig, stage: Stage, hyper: Hyperparameters) -> Estimate:
@@ -67,8 +81,10 @@ def estimate(config: VLMambaConfig, stage: Stage, hyper: Hyperparameters) -> Est
         learning,
         flops_per_step=sample * hyper.batch_size,
         tokens_per_step=hyper.max_length * hyper.batch_size,
-        state_bytes=4 * sum(parameters.values()) + 12 * sum(learning.values()),
-        activation_bytes=hyper.micro_batch * _activation_bytes(config, mixer, text, hyper),
+        at_once=(hyper.batch_size, hyper.micro_batch),
+        activation_bytes=_activation_bytes(model, mixer, text if has_images else None, hyper),
+        # the tied embedding's gradient comes from the head and from the input, then both are added
+        last_bytes=_tied_bytes(model),
     )
 
 
@@ -113,20 +129,100 @@ def _vision_flops(model: VLMambaForConditionalGeneration, config: VLMambaConfig)
 
 
 def _activation_bytes(
-    config: VLMambaConfig, mixer: Mixer, labels: int, hyper: Hyperparameters
+    model: VLMambaForConditionalGeneration,
+    mixer: Mixer,
+    text: int | None,
+    hyper: Hyperparameters,
 ) -> int:
-    """What the backward pass keeps of one sequence: per layer the float32 residual, its norm and
-    what the mixer keeps, and what it makes again of the layer at work; with checkpointing the
-    residual of every layer and one layer's rest."""
+    """The most that one micro-batch holds beside weights, moments and gradients.
+
+    text: tokens of a sequence besides its image; None: no image, all are text.  Three moments
+    compete: the encoder at work, before anything is kept; the loss, when all is kept; the last
+    layer's backward pass.
+    """
+    config, rows = model.config, hyper.micro_batch
     element = 2 if hyper.dtype == "bf16" else 4
-    d, length = config.d_model, hyper.max_length
-    kept, at_work = (length * kept for kept in mixer.kept_bytes(element))
-    residual = 4 * d * length
-    layer = residual + (4 + element) * d * length + kept
-    logits = 2 * 4 * labels * config.vocab_size
+    labels = hyper.max_length if text is None else max(1, text)
+    kept, at_work = _language_bytes(model, mixer, element, hyper)
+    encoder = 0
+    if text is not None:
+        kept += _connector_bytes(model, element)
+        encoder = _encoder_bytes(config)
+    in_forward, in_backward = _cast_bytes(model, hyper)
+    # float32: logits and their log-softmax, then that and the gradients of both
+    loss = rows * labels * config.vocab_size
+    at_loss = max((8 + element % 4) * loss + in_forward, 12 * loss + in_backward)
+    at_layer = rows * at_work + in_backward + _tied_bytes(model)
+    return max(rows * encoder, rows * kept + max(at_loss, at_layer))
+
+
+def _tied_bytes(model: VLMambaForConditionalGeneration) -> int:
+    """A gradient of the embedding, which is the output head too."""
+    weight = model.get_input_embeddings().weight
+    return 4 * weight.numel() if weight.requires_grad else 0
+
+
+def _language_bytes(
+    model: VLMambaForConditionalGeneration, mixer: Mixer, element: int, hyper: Hyperparameters
+) -> tuple[int, int]:
+    """What the backward pass keeps of one sequence, and needs besides for the layer at work.
+
+    Of a layer: the float32 residual, and of its norm and first projection what their own weights'
+    gradients need; the mixer's share is its own.  With checkpointing the residual alone.
+    """
+    d, block = model.config.d_model, model.language_model.layers[0]
+    learns = {name for name, p in block.named_parameters() if p.requires_grad}
+    residual = 4 * d
+    layer = residual + mixer.kept_bytes(element)[0]
+    layer += 4 * d if "norm.weight" in learns else 0
+    layer += element * d if any("in_proj" in name for name in learns) else 0
+    at_work = mixer.kept_bytes(element)[1] + 2 * residual
+    ends = 3 * residual  # embeddings, the last residual and its norm
     if hyper.gradient_checkpointing:
-        return config.n_layer * residual + layer + at_work + logits
-    return config.n_layer * layer + at_work + logits
+        layer, at_work = residual, at_work + layer
+    kept = model.config.n_layer * layer + ends
+    return kept * hyper.max_length, at_work * hyper.max_length
+
+
+def _connector_bytes(model: VLMambaForConditionalGeneration, element: int) -> int:
+    """What the backward pass keeps of one image: a few rows of its width, and what is scanned."""
+    config = model.config
+    width = config.vision_config.hidden_size if config.connector != "vss_l2" else config.d_model
+    rows = 4 * width + 2 * config.d_model
+    kept = 4 * rows
+    if config.connector != "mlp":
+        directions = len(scan_orders(config.scan, *config.grid)[0])
+        mixer = cast(Mixer, model.get_submodule("connector.vss.layers.0"))
+        kept += directions * (2 * 4 * width + mixer.kept_bytes(element)[0])
+    return config.num_image_tokens * kept
+
+
+def _encoder_bytes(config: VLMambaConfig) -> int:
+    """The frozen encoder's forward of one image: all its hidden states and one wide layer."""
+    vision = config.vision_config
+    layers = getattr(vision, "num_hidden_layers", None)
+    if layers is None:  # EfficientNet: the first blocks' 96 channels at half the side, in and out
+        return 2 * 4 * 96 * (vision.image_size // 2) ** 2
+    token = (layers + 1 + 4) * vision.hidden_size + 2 * vision.intermediate_size
+    return 4 * token * config.num_image_tokens
+
+
+def _cast_bytes(model: VLMambaForConditionalGeneration, hyper: Hyperparameters) -> tuple[int, int]:
+    """bfloat16 copies of weights: during the forward pass, and kept for the backward pass.
+
+    Autocast keeps those of learning weights to the forward's end; the graph those that a gradient
+    goes through, unless the layer is run again.
+    """
+    if hyper.dtype != "bf16":
+        return 0, 0
+    head = model.get_input_embeddings().weight.numel()
+    in_forward = in_backward = head
+    for name, weight in model.language_model.layers.named_parameters():
+        if name.endswith("proj.weight"):
+            graph = "in_proj" in name and not hyper.gradient_checkpointing
+            in_backward += weight.numel() if graph else 0
+            in_forward += weight.numel() if graph or weight.requires_grad else 0
+    return 2 * in_forward, 2 * in_backward
 
 
 def table(found: Estimate, hyper: Hyperparameters, devices: int) -> str:
