@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,8 +34,11 @@ from vlmamba.errors import UserError, unknown
 from vlmamba.models.connector import build_connector
 from vlmamba.models.vision import build_vision_encoder
 from vlmamba.models.vlm import EMBEDDING_STD, VLMambaForConditionalGeneration
-from vlmamba.processing import VLMambaProcessor
+from vlmamba.processing import VLMambaProcessor, follow_tokenizer
 
+FLOAT16_ON_CPU = (
+    "float16 on a CPU takes about 7 times as long as float32; load with dtype float32 or bfloat16"
+)
 BUNDLED = {"nano": Path(__file__).parent / "assets" / "nano"}
 NAMES = {"nano": "nano", "demo": "nano"}
 TRANSFORMERS_CONFIGS: dict[str, type[PretrainedConfig]] = {
@@ -89,6 +93,9 @@ def load(
     if dtype != "auto":
         _change_dtype(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
     _check_finite(f"cannot load model {name!r}", model)
+    follow_tokenizer(model, processor.tokenizer)
+    if model.dtype == torch.float16 and torch.device(device).type == "cpu":
+        warnings.warn(FLOAT16_ON_CPU, stacklevel=2)
     return model.to(device).eval(), processor
 
 

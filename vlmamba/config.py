@@ -129,7 +129,7 @@ class VLMambaConfig(PretrainedConfig):
     """Everything that fixes the model's shape.
 
     Language model: mixer (its layers and the connector's: "mamba" or "mamba2"), d_model, n_layer,
-    d_state, d_conv, expand, vocab_size (padded to a multiple of 8); of Mamba dt_rank ("auto":
+    d_state, d_conv, expand, vocab_size; of Mamba dt_rank ("auto":
     d_model / 16 rounded up), of Mamba-2 head_dim and n_groups.
     Connector: connector, scan, scan_merge ("sum" or "mean"), scan_shared (one Mamba layer for all
     directions, or one each).
@@ -173,7 +173,7 @@ class VLMambaConfig(PretrainedConfig):
         tokenizer_id: str | None = None,
         image_token_id: int = 1,
         bos_token_id: int | None = 0,
-        eos_token_id: int = 0,
+        eos_token_id: int | list[int] | None = 0,
         pad_token_id: int = 0,
         scan_backend: str = "auto",
         tie_word_embeddings: bool = True,
@@ -185,7 +185,7 @@ class VLMambaConfig(PretrainedConfig):
             _check_size("dt_rank", dt_rank)
         self.d_model = d_model
         self.n_layer = n_layer
-        self.vocab_size = 8 * math.ceil(vocab_size / 8)
+        self.vocab_size = vocab_size
         self.d_state = d_state
         self.d_conv = d_conv
         self.expand = expand

@@ -118,6 +118,15 @@ class GroupedGenerator:
         return greedy(self.model, last, state, max_new_tokens)
 
 
+def end_tokens(model: VLMambaForConditionalGeneration) -> frozenset[int]:
+    """The tokens that end an answer, the same as in generate(); there may be several or none."""
+    ends = model.generation_config.eos_token_id
+    ends = model.config.eos_token_id if ends is None else ends
+    if ends is None or isinstance(ends, int):
+        ends = [] if ends is None else [ends]
+    return frozenset(ends)
+
+
 def greedy(
     model: VLMambaForConditionalGeneration, hidden: Tensor, state: MambaState, max_new_tokens: int
 ) -> list[list[int]]:
@@ -127,11 +136,11 @@ def greedy(
     """
     outputs: list[list[int]] = [[] for _ in range(hidden.shape[0])]
     alive = list(range(hidden.shape[0]))
-    embedding, eos = model.get_input_embeddings(), model.config.eos_token_id
+    embedding, ends = model.get_input_embeddings(), end_tokens(model)
     for produced in range(max_new_tokens):
         tokens = model.lm_head(hidden).argmax(dim=-1)
         values = tokens.tolist()
-        going = [row for row, value in enumerate(values) if value != eos]
+        going = [row for row, value in enumerate(values) if value not in ends]
         for row in going:
             outputs[alive[row]].append(values[row])
         if not going or produced + 1 == max_new_tokens:
@@ -177,7 +186,7 @@ def _right_pad(
 ) -> tuple[Tensor, Tensor]:
     """Token ids (B, longest) and lengths (B,) on the model's device."""
     lengths = torch.tensor([len(s) for s in sequences], device=model.device)
-    ids = torch.full((len(sequences), int(lengths.max())), model.config.pad_token_id)
+    ids = torch.full((len(sequences), int(lengths.max())), model.config.pad_token_id or 0)
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence)] = torch.tensor(sequence)
     return ids.to(model.device), lengths

@@ -4,6 +4,8 @@ The conversation template is LLaVA-1.5's `vicuna_v1` (the paper trains with LLaV
 
     SYSTEM USER: <image>\\nquestion ASSISTANT: answer<eos>USER: next question ASSISTANT: ...
 
+<eos> is the tokenizer's own end token.
+
 A picture belongs to its turn: as many tags as a question has, they move to its front, in training,
 chat template and prompts alike.  (LLaVA's train.py does so too, but makes one tag of several, for
 its records have one picture; and it moves a tag in an answer, which is an error here.)
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 from transformers import AutoProcessor, PretrainedConfig, ProcessorMixin
@@ -31,7 +33,7 @@ SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 IMAGE = "<image>"
-EOS = "<|endoftext|>"
+EOS = "<|endoftext|>"  # of GPT-NeoX's tokenizer and the demo's
 TEMPLATES = ("plain", "vicuna_v1")
 IGNORED = -100
 
@@ -54,7 +56,7 @@ CHAT_TEMPLATE = (
     "{% endif %}"
     "{% if tags %}{% set turn.text = turn.text.replace('<image>', '').strip() %}{% endif %}"
     "{{ '<image>\n' * (tags + turn.images) }}{{ turn.text }}"
-    "{{ ' ' if message['role'] == 'user' else '" + EOS + "' }}"
+    "{{ ' ' if message['role'] == 'user' else eos_token }}"
     "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 
@@ -96,11 +98,13 @@ class VLMambaProcessor(ProcessorMixin):
 
     @classmethod
     def from_config(cls, config: VLMambaConfig, tokenizer: Any) -> VLMambaProcessor:
-        """The processor that fits a model; sets config.image_token_id from the tokenizer.
+        """The processor that fits a model; sets config's special tokens from the tokenizer.
 
         Adds `<image>` to the tokenizer where it is missing.  Raises UserError if the tokenizer
-        then has more tokens than the model's vocabulary.
+        then has more tokens than the model's vocabulary, or if it has no end token.
         """
+        if tokenizer.eos_token is None:
+            raise UserError("the tokenizer has no eos_token, with which answers end; give it one")
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -110,6 +114,7 @@ class VLMambaProcessor(ProcessorMixin):
                 f"{config.vocab_size}; resize the model or use its own tokenizer"
             )
         config.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE)
+        _follow(config, tokenizer)
         return cls(
             image_processor=build_image_processor(config.vision_config),
             tokenizer=tokenizer,
@@ -239,8 +244,8 @@ class VLMambaProcessor(ProcessorMixin):
         segments = (_plain if template == "plain" else _vicuna)(conversations)
         ids: list[int] = []
         labels: list[int] = []
-        for text, supervised in segments:
-            tokens = self.encode(text)
+        for text, supervised, ends in segments:
+            tokens = self.encode(text) + [self.tokenizer.eos_token_id] * ends
             ids += tokens
             labels += tokens if supervised else [IGNORED] * len(tokens)
         return ids, labels
@@ -270,22 +275,51 @@ def check_tags(tags: int, images: int) -> None:
         raise UserError(f"{tags} {IMAGE} tags for {images} images; give one tag for each")
 
 
-def _plain(conversations: list[dict[str, str]]) -> list[tuple[str, bool]]:
+def follow_tokenizer(model: Any, tokenizer: Any) -> None:
+    """A model's answers end where its tokenizer says.
+
+    A list of end tokens is kept, the tokenizer's added where it lacks it.
+    """
+    for settings in (model.config, model.generation_config):
+        _follow(settings, tokenizer)
+
+
+def _follow(settings: Any, tokenizer: Any) -> None:
+    end, ends = tokenizer.eos_token_id, settings.eos_token_id
+    if not isinstance(ends, list | tuple):
+        settings.eos_token_id = end
+    elif end not in ends:
+        settings.eos_token_id = [end, *ends]
+    settings.pad_token_id = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    if tokenizer.bos_token_id is not None:
+        settings.bos_token_id = tokenizer.bos_token_id
+
+
+class Segment(NamedTuple):
+    """A piece of a sample that is tokenised by itself, and whether the end token closes it."""
+
+    text: str
+    supervised: bool
+    ends: bool = False
+
+
+def _plain(conversations: list[dict[str, str]]) -> list[Segment]:
     """Images and their caption; the question is left out, as in LLaVA."""
     images = conversations[0]["value"].count(IMAGE) if conversations else 0
     if len(conversations) != 2 or not images:
         raise UserError("template plain learns captions: one question with an image, one answer")
-    return [(IMAGE * images, False), (conversations[1]["value"].strip() + "\n", True)]
+    caption = conversations[1]["value"].strip() + "\n"
+    return [Segment(IMAGE * images, False), Segment(caption, True)]
 
 
-def _vicuna(conversations: list[dict[str, str]]) -> list[tuple[str, bool]]:
-    """(text, supervised) pieces, two a round."""
-    segments: list[tuple[str, bool]] = []
+def _vicuna(conversations: list[dict[str, str]]) -> list[Segment]:
+    """Two pieces a round: up to the answer, and the answer."""
+    segments: list[Segment] = []
     lead = f"{SYSTEM} USER: "
     for asked, given in zip(conversations[::2], conversations[1::2], strict=False):
         question = images_first(asked["value"].strip())
-        segments += [(f"{lead}{question} ASSISTANT:", False)]
-        segments += [(f" {given['value'].strip()}{EOS}", True)]
+        segments += [Segment(f"{lead}{question} ASSISTANT:", False)]
+        segments += [Segment(f" {given['value'].strip()}", True, ends=True)]
         lead = "USER: "
     return segments
 
@@ -298,7 +332,7 @@ def without_images(conversations: list[dict[str, str]]) -> list[dict[str, str]]:
 def conversation_text(conversations: list[dict[str, str]]) -> str:
     """A conversation in the `vicuna_v1` template as one text, without images."""
     pieces = _vicuna(without_images(conversations))
-    return "".join(text for text, _ in pieces).replace(EOS, "\n")
+    return "".join(piece.text + "\n" * piece.ends for piece in pieces)
 
 
 def build_image_processor(vision_config: PretrainedConfig) -> Any:

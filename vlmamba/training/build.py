@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from vlmamba.data.text import plain_texts
 from vlmamba.data.tokenizer import train_tokenizer
 from vlmamba.errors import UserError
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
-from vlmamba.processing import VLMambaProcessor
+from vlmamba.processing import VLMambaProcessor, follow_tokenizer
 from vlmamba.training.stages import Stage
 
 
@@ -34,13 +35,20 @@ def build(
             tokenizer = checkpoints.tokenizer_for(config)
         else:
             tokenizer = train_tokenizer(plain_texts(data), config.vocab_size)
-        return model, VLMambaProcessor.from_config(config, tokenizer)
+        return model, _processor(model, tokenizer)
     donor, donor_processor = checkpoints.load(init, dtype=torch.float32)
     model = checkpoints.hollow(config)
     for part in ("vision_encoder", *stage.starts_from):
         adopt(model, donor, part, init)
     model.tie_weights()
-    return model, VLMambaProcessor.from_config(config, donor_processor.tokenizer)
+    return model, _processor(model, donor_processor.tokenizer)
+
+
+def _processor(model: VLMambaForConditionalGeneration, tokenizer: Any) -> VLMambaProcessor:
+    """The processor; the model's answers end as its tokenizer says."""
+    processor = VLMambaProcessor.from_config(model.config, tokenizer)
+    follow_tokenizer(model, tokenizer)
+    return processor
 
 
 def check_init(config: VLMambaConfig, stage: Stage, init: str | None) -> None:
