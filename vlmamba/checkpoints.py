@@ -178,8 +178,8 @@ def _check_finite(what: str, model: torch.nn.Module) -> None:
 def _is_finite(tensor: Tensor) -> bool:
     """No NaN and no infinity in it.
 
-    Either stays in a sum, which takes a fortieth of the time that isfinite of every value does; a
-    sum may also overflow, so only then is every value looked at.
+    Either stays in a sum, which is far quicker than isfinite of every value and needs no memory; a
+    sum may also overflow, so only where it is not finite is every value looked at.
     """
     tensor = tensor.detach()
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
