@@ -22,7 +22,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tasks.errors import unknown
 from vlmamba.config import LANGUAGE_MODELS, VISION_ENCODERS, VLMambaConfig
-from vlmamba.models.mamba import MambaLM, MambaState
+from vlmamba.models.language import LanguageModel
+from vlmamba.models.language.mamba import MambaState
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 
 OURS = "vl-mamba-"  # followed by a name of LANGUAGE_MODELS
@@ -165,7 +166,7 @@ class VLMBase(nn.Module):
 class OurVLM(VLMBase):
     """VLMambaForConditionalGeneration behind the common interface."""
 
-    language_model: MambaLM
+    language_model: LanguageModel
 
     def __init__(self, model: VLMambaForConditionalGeneration):
         super().__init__()
@@ -179,16 +180,16 @@ class OurVLM(VLMBase):
 
     def head(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V)."""
-        return self.model.lm_head(hidden)
+        return self.language_model.head(hidden)
 
     def prefill(self, embeds: Tensor) -> tuple[Tensor, MambaState]:
         """(B, L, D) -> logits (B, V) and the state."""
         hidden, state = self.language_model(embeds)
-        return self.model.lm_head(hidden[:, -1]), state
+        return self.language_model.head(hidden[:, -1]), state
 
     def step(self, tokens: Tensor, cache: MambaState) -> Tensor:
         """(B,) -> (B, V); the state is updated in place."""
-        return self.model.lm_head(self.language_model.step(self.embedding(tokens), cache))
+        return self.language_model.head(self.language_model.step(self.embedding(tokens), cache))
 
     def weight_bytes(self) -> int:
         """The tied embedding is the head."""

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from harness.data_sources import without_images
 from harness.images import UnreadableImage, image_key
-from harness.lmms_model import NO_IMAGE, UNREADABLE, VLMamba
+from harness.models.lmms import NO_IMAGE, UNREADABLE, VLMamba
 from tasks.common import Benchmark
 
 

@@ -17,13 +17,12 @@ from typing import Any
 
 import datasets
 import torch
-import transformers
 
 from harness import official, records, submit, tables
 from harness.data_sources import Source
 from harness.engine import Answers, quiet
 from harness.judge import JUDGED, Judge
-from harness.lmms_model import NO_IMAGE, UNREADABLE, VLMamba, model_sha256
+from harness.models.lmms import NO_IMAGE, UNREADABLE, VLMamba
 from harness.records import Sample, TaskResult
 from harness.rundir import AnswerJournal, RunFolder, digest
 from harness.runs import marks
@@ -34,7 +33,7 @@ Arguments = Mapping[str, Any]
 
 def load_model(args: argparse.Namespace, journal: AnswerJournal) -> VLMamba:
     """The model behind lmms-eval's interface, with everything its answers depend on noted."""
-    model = VLMamba(
+    return VLMamba(
         pretrained=args.model,
         revision=args.revision,
         batch_size=args.batch_size,
@@ -44,16 +43,6 @@ def load_model(args: argparse.Namespace, journal: AnswerJournal) -> VLMamba:
         blind=args.blind,
         journal=journal,
     )
-    model.terms = {
-        "model_sha256": model_sha256(model.model),
-        "code_sha256": records.code_sha256(),
-        "device": model.device.type,
-        "dtype": str(model.dtype),
-        "backend": model.backend,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    return model
 
 
 @dataclass(frozen=True)
@@ -110,8 +99,8 @@ def finish(run: Run, model: VLMamba, answers: Sequence[Answers], started: float)
         "lmms_eval_check": checks,
         "lmms_eval_check_against": against,
         **terms_of(arguments, model),
-        "events": model.events,
-        "timing": {**model.timing, "total_s": time.perf_counter() - started},
+        "events": model.answers.events,
+        "timing": {**model.answers.timing, "total_s": time.perf_counter() - started},
         "finished": records.now(),
     }
     run.folder.write("record.json", records.record_text(record))
@@ -190,25 +179,17 @@ def compare(
 def terms_of(arguments: Arguments, model: VLMamba) -> dict[str, Any]:
     """The record's parts that are known before the first question: model and terms."""
     return {
-        "model": {"name": arguments["model"], **describe(model)},
+        "model": {"name": arguments["model"], **model.evaluated.describe()},
         "terms": terms(arguments, model) | records.environment(),
-    }
-
-
-def describe(model: VLMamba) -> dict[str, Any]:
-    """The model's part of the record."""
-    return {
-        "sha256": model.terms["model_sha256"],
-        "parameters": model.parameters,
-        "config": model.config_dict,
     }
 
 
 def terms(arguments: Arguments, model: VLMamba) -> dict[str, Any]:
     """Under which terms the answers were made."""
     gpu = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else None
+    known = model.answers.provenance
     return {
-        **{name: value for name, value in model.terms.items() if name != "model_sha256"},
+        **{name: value for name, value in known.items() if name != "model_sha256"},
         "device_name": gpu,
         "batch_size": arguments["batch_size"],
         "processes": model.world_size,
@@ -229,14 +210,14 @@ def title_line(arguments: Arguments, source: Source) -> str:
 
 def report_to_terminal(model: VLMamba, checks: dict[str, str], out: Path, table: str) -> None:
     """The table on stdout; what went wrong on stderr."""
-    for event in model.events[:5]:
+    for event in model.answers.events[:5]:
         print(f"note: {event}", file=sys.stderr)
-    if len(model.events) > 5:
-        print(f"note: and {len(model.events) - 5} more, see record.json", file=sys.stderr)
+    if len(model.answers.events) > 5:
+        print(f"note: and {len(model.answers.events) - 5} more, see record.json", file=sys.stderr)
     for task, check in checks.items():
         if check != "equal" and not check.startswith("not made"):
             print(f"warning: {task}: lmms-eval's aggregate differs: {check}", file=sys.stderr)
     print(table)
-    resumed = model.timing["resumed_answers"]
+    resumed = model.answers.timing["resumed_answers"]
     kept = f" ({resumed} answers were already there)" if resumed else ""
     print(f"written to {out}: record.json, table.md, samples_*.jsonl{kept}")

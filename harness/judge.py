@@ -161,10 +161,10 @@ class Judge:
                 with opener.open(request, timeout=self.timeout_s) as response:
                     return response.read()
             except urllib.error.HTTPError as error:
-                reason = self._reason(error)
+                told = self._reason(error)
                 if error.code in REFUSED_ITEM:
-                    raise RefusedItem(f"HTTP {error.code}{reason}") from error
-                problem, passing = self._refusal(error.code) + reason, error.code in RETRIED
+                    raise RefusedItem(f"HTTP {error.code}{told}") from error
+                problem, passing = self._refusal(error.code) + told, error.code in RETRIED
                 retry_after = error.headers.get("Retry-After")
                 error.close()
             except (OSError, http.client.HTTPException) as error:

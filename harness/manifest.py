@@ -12,4 +12,4 @@ MODEL_ID = "vlmamba"
 
 def vlmamba() -> ModelManifest:
     """The manifest that lmms-eval's model registry collects from the entry point."""
-    return ModelManifest(model_id=MODEL_ID, simple_class_path="harness.lmms_model.VLMamba")
+    return ModelManifest(model_id=MODEL_ID, simple_class_path="harness.models.lmms.VLMamba")

@@ -259,11 +259,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             journal = AnswerJournal(out, rank, every=args.batch_size)
             model = evaluation.load_model(args, journal)
             if not args.from_record:  # a rerun warns of what is no longer the same
-                rerun.refuse_other_weights(out, there, model.terms["model_sha256"])
+                rerun.refuse_other_weights(out, there, model.evaluated.sha256)
             if rank == 0:
                 rerun.warn(before, evaluation.terms_of(vars(args), model))
             answers = engine.run(model, rows, args.protocol, limit=args.limit, seed=args.seed)
-            model.gather_notes()
+            model.answers.gather()
         if answers is not None:  # every rank but the first is done
             run = evaluation.Run(
                 arguments=arguments,

@@ -90,7 +90,7 @@ def test_rows_leave_the_batch_as_they_end(model):
                 remaining[row] -= 1
             return logits
 
-    model.lm_head = CountDown()
+    model.language_model.lm_head = CountDown()
     hidden = torch.zeros(4, model.config.d_model)
     outputs = greedy(model, hidden, model.init_state(4), max_new_tokens=10)
     assert outputs == [[3, 2, 1], [1], [], [5, 4, 3, 2, 1]]

@@ -17,7 +17,7 @@ def test_entry_point_names_the_manifest():
 def test_registry_resolves_to_the_class():
     from lmms_eval.models.registry_v2 import ModelRegistryV2
 
-    from harness.lmms_model import VLMamba
+    from harness.models.lmms import VLMamba
 
     registry = ModelRegistryV2()
     registry.register_manifest(vlmamba())

@@ -13,8 +13,11 @@ import torch
 from harness_world import mme_rows, png, pope_rows, write_parquet
 
 from harness import judge as judging
-from harness import lmms_model, run, runs
-from harness.lmms_model import VLMamba
+from harness import run, runs
+from harness.images import UnreadableImage, decode
+from harness.models.base import Picture
+from harness.models.resumable import cut
+from harness.models.vlmamba import VLMambaModel
 from harness.records import without_timing
 from harness.run import main
 from vlmamba.checkpoints import BUNDLED, NAMES
@@ -265,28 +268,18 @@ def test_blind_answers_do_not_depend_on_the_image(world):
 
 
 def test_blind_features_are_the_mean_over_distinct_images(world):
-    model = VLMamba(pretrained=world["model"], batch_size=2, device="cpu", blind=True)
-    rows = pope_rows(images=3, questions=1)
-    model.task_dict = {"t": {"test": rows}}
-    questions = [
-        lmms_model.Question(
-            position=i,
-            task="t",
-            split="test",
-            doc_id=i,
-            prompt="",
-            image_key=rows[i]["image_source"],
-            max_new_tokens=1,
-            until=(),
-            doc_to_visual=lambda doc: [doc["image"].convert("RGB")],
-        )
-        for i in range(9)
-    ]
-    images = model._images(questions[:3])
-    pixels = model.processor.pixel_values([images[f"image_{i}"] for i in range(3)])
+    model = VLMambaModel(world["model"], batch_size=2, device="cpu", blind=True)
+    images = [decode(row["image"]).convert("RGB") for row in pope_rows(images=3, questions=1)[:3]]
+    pictures = [Picture(f"image_{i}", lambda image=image: image) for i, image in enumerate(images)]
+
+    def broken():
+        raise UnreadableImage("cut")
+
+    assert model.begin_task("t", [*pictures, Picture("broken", broken)], 2) is not None
+    pixels = model.processor.pixel_values(images)
     with torch.inference_mode():
         expected = model.model.encode_images(pixels).mean(0)
-        seen = model._blind_features(questions)(pixels[:2])
+        seen = model._features(pixels[:2])
     assert seen.shape == (2, *expected.shape)
     torch.testing.assert_close(seen[1], expected)
 
@@ -316,8 +309,8 @@ def test_out_of_memory_halves_the_batch_and_is_recorded(world, monkeypatch):
 
 
 def test_stops_cut_the_answer():
-    assert lmms_model._cut(" yes\n\nand more", ("\n\n",)) == "yes"
-    assert lmms_model._cut("no stop ", ()) == "no stop"
+    assert cut(" yes\n\nand more", ("\n\n",)) == "yes"
+    assert cut("no stop ", ()) == "no stop"
 
 
 def test_question_cannot_bring_image_tokens(world):

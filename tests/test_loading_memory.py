@@ -152,7 +152,7 @@ def test_a_stage_takes_over_its_parts_and_nothing_is_left_empty(stage, tmp_path,
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     others = dict(theirs.named_parameters()) | dict(theirs.named_buffers())
     assert not any(t.is_meta for t in tensors.values())
-    assert model.lm_head.weight is model.language_model.embedding.weight
+    assert model.language_model.lm_head.weight is model.language_model.embedding.weight
     fresh = "connector.linear_out.weight"
     for name, tensor in others.items():
         if stage == "finetune" or not name.startswith("connector."):

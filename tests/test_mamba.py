@@ -13,7 +13,6 @@ from transformers import MambaConfig, MambaForCausalLM
 from vlmamba.checkpoints import language_model_config, load_language_model
 from vlmamba.config import VLMambaConfig
 from vlmamba.errors import UserError
-from vlmamba.models.mamba import MambaState
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 
 ORIGINAL_CONFIG = {"d_model": 32, "n_layer": 2, "vocab_size": 317, "ssm_cfg": {}}
@@ -143,7 +142,7 @@ def test_the_state_is_a_value(model):
     assert not torch.equal(before.ssm, state.ssm)
     rows = torch.tensor([2, 0, 2])
     assert torch.equal(before.select(rows).ssm[:, 0], before.ssm[:, 2])
-    fresh = MambaState.zeros(model.config, 3, model.dtype, model.device)
+    fresh = model.language_model.new_cache(3)
     assert fresh.nbytes == before.nbytes and fresh.batch == 3
 
 

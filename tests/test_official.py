@@ -12,7 +12,7 @@ from sample_documents import DOCUMENTS
 
 import tasks
 from harness import official
-from harness.lmms_model import NO_IMAGE
+from harness.models.lmms import NO_IMAGE
 from harness.records import score_task
 from tasks.common import PROTOCOLS
 

@@ -15,7 +15,8 @@ import whole_files
 
 import tasks
 from harness import run, score
-from harness.lmms_model import VLMamba, _cut
+from harness.models import resumable
+from harness.models.vlmamba import VLMambaModel
 from tasks.common import PROTOCOLS
 
 FOLDER = Path(tasks.__file__).parent
@@ -56,14 +57,14 @@ def _fixed_answers(monkeypatch):
     """The model looks at every picture and then says what the file says."""
     answers = {name: build().answers for name, build in whole_files.BUILDERS.items()}
 
-    def say(self, generator, questions, images, keep):
-        for question in questions:
-            assert question.image_key in images
-            name = question.task.removeprefix("vlmamba_").removeprefix("whole_")
-            text = answers[name.removesuffix("_lmms")][question.doc_id]
-            keep(question, text if text.strip() else _cut(text, question.until))
+    def say(self, requests, limits, batch_size, on_done):
+        for index, request in enumerate(requests):
+            assert all(picture.image.mode == "RGB" for picture in request.pictures)
+            name = request.task.removeprefix("vlmamba_").removeprefix("whole_")
+            on_done(index, answers[name.removesuffix("_lmms")][request.row])
 
-    monkeypatch.setattr(VLMamba, "_generate", say)
+    monkeypatch.setattr(VLMambaModel, "answer", say)
+    monkeypatch.setattr(resumable, "cut", lambda text, until: text if text.strip() else "")
 
 
 @pytest.fixture

@@ -122,12 +122,11 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder, engine.quiet():
         model = evaluation.load_model(chosen, CountingJournal(Path(folder), watch))
         questions = [(task, source.load(task, "paper")) for task in map(tasks.load, TASKS)]
-        network = model.model
         try:
             while True:
                 engine.run(model, questions, "paper", limit=EACH)
-                model.model = network  # lmms-eval takes it away when it has its answers
-                model.terms["round"] = model.terms.get("round", 0) + 1  # asked anew, not kept
+                known = model.answers.provenance
+                known["round"] = known.get("round", 0) + 1  # asked anew, not kept
         except Enough:
             pass
     for answers, memory, files in zip(

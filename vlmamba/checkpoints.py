@@ -275,6 +275,7 @@ def load_language_model(
     folder = _checkpoint_folder(source, **load_options)
     _check_agreement(model.config, language_model_config(folder), source)
     own = dict(model.language_model.named_parameters())
+    own.pop("lm_head.weight", None)  # where it is not the embedding: refused below
     seen: set[str] = set()
     head: Tensor | None = None
     for key, tensor in tensors(language_model_files(folder)):

@@ -7,17 +7,17 @@ Sizes: `state-spaces/mamba-*` and `mamba2-*`; connectors and scans: VL-Mamba, se
 
 from __future__ import annotations
 
+import inspect
 import math
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from vlmamba import hub_files
+from vlmamba import hub_files, registry
 from vlmamba.errors import UserError, unknown
 from vlmamba.models.scan2d import SCANS
 
-CONNECTOR_NAMES = ("mlp", "vss_mlp", "vss_l2")
 MIXER_NAMES = ("mamba", "mamba2")
 
 # Mamba-2's are those of its published models (their vocabulary is padded to a multiple of 16)
@@ -125,27 +125,16 @@ class EfficientNetLite0Config(PretrainedConfig):
 AutoConfig.register("efficientnet_lite0", EfficientNetLite0Config, exist_ok=True)
 
 
-class VLMambaConfig(PretrainedConfig):
-    """Everything that fixes the model's shape.
+class MambaConfig(PretrainedConfig):
+    """The shape of a Mamba language model (families `mamba` and `mamba2`: see `mixer`).
 
-    Language model: mixer (its layers and the connector's: "mamba" or "mamba2"), d_model, n_layer,
-    d_state, d_conv, expand, vocab_size; of Mamba dt_rank ("auto":
-    d_model / 16 rounded up), of Mamba-2 head_dim and n_groups.
-    Connector: connector, scan, scan_merge ("sum" or "mean"), scan_shared (one Mamba layer for all
-    directions, or one each).
-    Vision: vision_config (a transformers configuration or its dictionary), vision_feature_layer
-    (which hidden state is read: second to last, patch tokens only, as LLaVA does; the paper does
-    not say).
-    Published parts, each a folder or a hub id[@revision], or None for a part that is trained here:
-    vision_model_id, language_model_id, tokenizer_id.
+    mixer ("mamba" or "mamba2"), d_model, n_layer, d_state, d_conv, expand, vocab_size; of Mamba
+    dt_rank ("auto": d_model / 16 rounded up), of Mamba-2 head_dim and n_groups.
     scan_backend: "auto" or one of `selective_scan.BACKENDS`; changes speed, not results.
     Raises UserError for unknown names and impossible sizes.
     """
 
-    model_type = "vlmamba"
-    sub_configs = {"vision_config": AutoConfig}  # noqa: RUF012
-    # what Trainer does not collect: neither the state nor the images' vectors are rows of a batch
-    keys_to_ignore_at_inference = ["cache_params", "image_hidden_states"]  # noqa: RUF012
+    model_type = "vlmamba_text"
     attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "n_layer"}  # noqa: RUF012
 
     def __init__(
@@ -162,19 +151,6 @@ class VLMambaConfig(PretrainedConfig):
         n_groups: int = 1,
         rms_eps: float = 1e-5,
         residual_in_fp32: bool = True,
-        connector: str = "vss_l2",
-        scan: str = "bsm",
-        scan_merge: str = "sum",
-        scan_shared: bool = True,
-        vision_config: dict[str, Any] | PretrainedConfig | None = None,
-        vision_model_id: str | None = None,
-        vision_feature_layer: int = -2,
-        language_model_id: str | None = None,
-        tokenizer_id: str | None = None,
-        image_token_id: int = 1,
-        bos_token_id: int | None = 0,
-        eos_token_id: int | list[int] | None = 0,
-        pad_token_id: int = 0,
         scan_backend: str = "auto",
         tie_word_embeddings: bool = True,
         **kwargs: Any,
@@ -195,6 +171,79 @@ class VLMambaConfig(PretrainedConfig):
         self.n_groups = n_groups
         self.rms_eps = rms_eps
         self.residual_in_fp32 = residual_in_fp32
+        self.scan_backend = scan_backend
+        self._check()
+        shared: dict[str, Any] = {"tie_word_embeddings": tie_word_embeddings}
+        super().__init__(**shared, **kwargs)
+
+    def _check(self) -> None:
+        if self.mixer not in MIXER_NAMES:
+            raise unknown("mixer", self.mixer, MIXER_NAMES)
+        sizes = ("d_model", "n_layer", "vocab_size", "d_state", "d_conv", "expand", "dt_rank")
+        for name in (*sizes, "head_dim", "n_groups"):
+            _check_size(name, getattr(self, name), LARGEST.get(name, LARGEST_SIZE))
+        _check_type("residual_in_fp32", self.residual_in_fp32, bool, "true or false")
+        if type(self.rms_eps) not in (int, float) or not 0 < self.rms_eps < 1:
+            raise UserError(f"config: rms_eps is {self.rms_eps!r}; expected a number in 0..1")
+
+    @property
+    def d_inner(self) -> int:
+        """Channels inside a Mamba layer: expand * d_model."""
+        return self.expand * self.d_model
+
+
+AutoConfig.register("vlmamba_text", MambaConfig, exist_ok=True)
+
+# Settings of a Mamba language model, which a VLMambaConfig also takes as its own
+TEXT_FIELDS = tuple(inspect.signature(MambaConfig).parameters)[:-1]
+# What of them shapes a scanning connector's own layer
+LAYER_FIELDS = ("mixer", "d_state", "d_conv", "expand", "dt_rank", "head_dim", "n_groups")
+
+
+class VLMambaConfig(PretrainedConfig):
+    """Everything that fixes the model's shape.
+
+    Language model: text_config, a MambaConfig or the configuration of any causal language model
+    of transformers (or its dictionary).  A MambaConfig's settings may also be given by their own
+    names, as older checkpoints hold them.
+    Connector: connector, scan, scan_merge ("sum" or "mean"), scan_shared (one Mamba layer for all
+    directions, or one each), connector_layer (that layer's mixer, d_state, d_conv, expand, dt_rank,
+    head_dim and n_groups; where they are not given, a Mamba language model's own or the defaults).
+    Vision: vision_config (a transformers configuration or its dictionary), vision_feature_layer
+    (which hidden state is read: second to last, patch tokens only, as LLaVA does; the paper does
+    not say).
+    Published parts, each a folder or a hub id[@revision], or None for a part that is trained here:
+    vision_model_id, language_model_id, tokenizer_id.
+    Raises UserError for unknown names and impossible sizes.
+    """
+
+    model_type = "vlmamba"
+    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}  # noqa: RUF012
+    # what Trainer does not collect: neither the state nor the images' vectors are rows of a batch
+    keys_to_ignore_at_inference = ["cache_params", "image_hidden_states"]  # noqa: RUF012
+    attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "n_layer"}  # noqa: RUF012
+
+    def __init__(
+        self,
+        text_config: dict[str, Any] | PretrainedConfig | None = None,
+        connector: str = "vss_l2",
+        scan: str = "bsm",
+        scan_merge: str = "sum",
+        scan_shared: bool = True,
+        connector_layer: dict[str, Any] | None = None,
+        vision_config: dict[str, Any] | PretrainedConfig | None = None,
+        vision_model_id: str | None = None,
+        vision_feature_layer: int = -2,
+        language_model_id: str | None = None,
+        tokenizer_id: str | None = None,
+        image_token_id: int = 1,
+        bos_token_id: int | None = 0,
+        eos_token_id: int | list[int] | None = 0,
+        pad_token_id: int = 0,
+        **kwargs: Any,
+    ):
+        own = {name: kwargs.pop(name) for name in TEXT_FIELDS if name in kwargs}
+        self.text_config = _text_config(text_config, own)
         self.connector = connector
         self.scan = scan
         self.scan_merge = scan_merge
@@ -208,13 +257,13 @@ class VLMambaConfig(PretrainedConfig):
         self.language_model_id = language_model_id
         self.tokenizer_id = tokenizer_id
         self.image_token_id = image_token_id
-        self.scan_backend = scan_backend
+        self.connector_layer = _connector_layer(connector_layer, self.text_config)
         self._check()
         shared: dict[str, Any] = {
             "bos_token_id": bos_token_id,
             "eos_token_id": eos_token_id,
             "pad_token_id": pad_token_id,
-            "tie_word_embeddings": tie_word_embeddings,
+            "tie_word_embeddings": self.text_config.tie_word_embeddings,
         }
         kwargs.pop("auto_map", None)  # of a saved folder; `save_pretrained` writes its own
         super().__init__(**shared, **kwargs)
@@ -233,30 +282,17 @@ class VLMambaConfig(PretrainedConfig):
         """Nothing: transformers would copy this package's modules into what is saved."""
 
     def _check(self) -> None:
-        if self.mixer not in MIXER_NAMES:
-            raise unknown("mixer", self.mixer, MIXER_NAMES)
-        if self.connector not in CONNECTOR_NAMES:
-            raise unknown("connector", self.connector, CONNECTOR_NAMES)
+        if self.connector not in registry.connectors:
+            raise unknown("connector", self.connector, registry.connectors)
         if self.scan not in SCANS:
             raise unknown("scan", self.scan, SCANS)
         if self.scan_merge not in ("sum", "mean"):
             raise unknown("scan_merge", self.scan_merge, ("sum", "mean"))
-        sizes = ("d_model", "n_layer", "vocab_size", "d_state", "d_conv", "expand", "dt_rank")
-        for name in (*sizes, "head_dim", "n_groups"):
-            _check_size(name, getattr(self, name), LARGEST.get(name, LARGEST_SIZE))
         for name in ("image_token_id", "vision_feature_layer"):
-            if type(getattr(self, name)) is not int:
-                raise UserError(f"config: {name} is {getattr(self, name)!r}; expected an integer")
-        for name in ("residual_in_fp32", "scan_shared"):
-            if type(getattr(self, name)) is not bool:
-                raise UserError(
-                    f"config: {name} is {getattr(self, name)!r}; expected true or false"
-                )
+            _check_type(name, getattr(self, name), int, "an integer")
+        _check_type("scan_shared", self.scan_shared, bool, "true or false")
         for name in ("vision_model_id", "language_model_id", "tokenizer_id"):
-            if not isinstance(getattr(self, name), str | None):
-                raise UserError(f"config: {name} is {getattr(self, name)!r}; expected text or null")
-        if type(self.rms_eps) not in (int, float) or not 0 < self.rms_eps < 1:
-            raise UserError(f"config: rms_eps is {self.rms_eps!r}; expected a number in 0..1")
+            _check_type(name, getattr(self, name), str | None, "text or null")
         for name in VISION_SIZES:
             if hasattr(self.vision_config, name):
                 value = getattr(self.vision_config, name)
@@ -272,20 +308,28 @@ class VLMambaConfig(PretrainedConfig):
             raise UserError(f"config: {self.grid[0]} patches a side; expected up to {LARGEST_GRID}")
 
     @property
-    def d_inner(self) -> int:
-        """Channels inside a Mamba layer: expand * d_model."""
-        return self.expand * self.d_model
-
-    @property
     def grid(self) -> tuple[int, int]:
         """Patch rows and columns of one image."""
         side = self.vision_config.image_size // self.vision_config.patch_size
         return side, side
 
     @property
-    def num_image_tokens(self) -> int:
-        """P: how many tokens one image takes in the sequence."""
+    def num_patches(self) -> int:
+        """P: how many patches the encoder makes of one image."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def num_image_tokens(self) -> int:
+        """How many tokens the connector makes of an image's patches."""
+        return registry.connectors[self.connector].tokens(self.grid)
+
+    def connector_layer_config(self, width: int) -> MambaConfig:
+        """The Mamba layer of a scanning connector at `width`."""
+        text, layer = self.text_config, dict(self.connector_layer)
+        if isinstance(text, MambaConfig) and width == text.d_model:
+            layer.setdefault("dt_rank", text.dt_rank)
+        backend = getattr(text, "scan_backend", "auto")
+        return MambaConfig(d_model=width, scan_backend=backend, **layer)
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> VLMambaConfig:
@@ -298,12 +342,13 @@ class VLMambaConfig(PretrainedConfig):
         for part in parts:
             if part in VISION_ENCODERS:
                 encoder = part
-            elif part in CONNECTOR_NAMES:
+            elif part in registry.connectors:
                 fields["connector"] = part
             elif part in SCANS:
                 fields["scan"] = part
             else:
-                raise unknown("preset part", part, [*VISION_ENCODERS, *CONNECTOR_NAMES, *SCANS])
+                known = [*VISION_ENCODERS, *registry.connectors, *SCANS]
+                raise unknown("preset part", part, known)
         fields["vision_config"] = VISION_ENCODERS[encoder]
         fields["vision_model_id"] = VISION_MODEL_IDS.get(encoder)
         fields["tokenizer_id"] = TOKENIZER_ID if fields["language_model_id"] else None
@@ -326,6 +371,49 @@ def _check_size(name: str, value: Any, largest: int = LARGEST_SIZE) -> None:
         raise UserError(f"config: {name} is {value!r}; expected a positive integer up to {largest}")
 
 
+def _check_type(name: str, value: Any, kind: Any, expected: str) -> None:
+    wrong = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
+    if wrong:
+        raise UserError(f"config: {name} is {value!r}; expected {expected}")
+
+
+def _text_config(given: Any, own: dict[str, Any]) -> PretrainedConfig:
+    """The language model's configuration; `own`: settings given by their own names."""
+    if given is None:
+        return MambaConfig(**own)
+    if isinstance(given, PretrainedConfig):
+        for name, value in own.items():
+            setattr(given, name, value)
+        return given
+    if not isinstance(given, dict):
+        raise UserError(f"config: text_config is {given!r}; expected a JSON object")
+    fields = {"model_type": "vlmamba_text", **given, **own}
+    return _sub_config("text_config", fields)
+
+
+def _connector_layer(given: Any, text_config: PretrainedConfig) -> dict[str, Any]:
+    """A scanning connector's own layer, as given or as a Mamba language model has it."""
+    own = {} if given is None else given
+    if not isinstance(own, dict) or not set(own) <= set(LAYER_FIELDS):
+        raise UserError(
+            f"config: connector_layer is {own!r}; expected an object with some of "
+            f"{', '.join(LAYER_FIELDS)}"
+        )
+    names = [name for name in LAYER_FIELDS if name != "dt_rank"]  # that goes with the width
+    inherited = {n: getattr(text_config, n) for n in names if isinstance(text_config, MambaConfig)}
+    return inherited | own
+
+
+def _sub_config(name: str, fields: dict[str, Any]) -> PretrainedConfig:
+    """A part's configuration from its dictionary. Raises UserError."""
+    try:
+        return AutoConfig.for_model(**fields)
+    except (MemoryError, UserError):
+        raise
+    except Exception as error:  # transformers checks each model's fields in its own way
+        raise UserError(f"config: {name}: {' '.join(str(error).split())}") from error
+
+
 def _vision_config(fields: Any) -> PretrainedConfig:
     if not isinstance(fields, dict):
         raise UserError(f"config: vision_config is {fields!r}; expected a JSON object")
@@ -333,12 +421,23 @@ def _vision_config(fields: Any) -> PretrainedConfig:
     kind = str(fields.get("model_type"))
     if kind not in known:
         raise unknown("vision encoder", kind, known)
-    try:
-        return AutoConfig.for_model(**fields)
-    except MemoryError:
-        raise
-    except Exception as error:  # transformers checks each encoder's fields in its own way
-        raise UserError(f"config: vision_config: {' '.join(str(error).split())}") from error
+    return _sub_config("vision_config", fields)
 
+
+def _forwarded(name: str) -> property:
+    """A setting of the language model, read and written through the whole model's configuration."""
+
+    def read(config: VLMambaConfig) -> Any:
+        return getattr(config.text_config, name)
+
+    def write(config: VLMambaConfig, value: Any) -> None:
+        setattr(config.text_config, name, value)
+
+    return property(read, write)
+
+
+for _name in (*(set(TEXT_FIELDS) - {"tie_word_embeddings"}), "d_inner"):
+    _of = {"d_model": "hidden_size", "n_layer": "num_hidden_layers"}.get(_name, _name)
+    setattr(VLMambaConfig, _name, _forwarded(_of))
 
 AutoConfig.register("vlmamba", VLMambaConfig, exist_ok=True)

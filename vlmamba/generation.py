@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlmamba.errors import UserError
-from vlmamba.models.mamba import MambaState
+from vlmamba.models.language import Cache
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import IMAGE, VLMambaProcessor, check_tags
 
@@ -64,7 +64,20 @@ class GroupedGenerator:
         for number, request in enumerate(requests, 1):
             _check(request, number)
         answers = [""] * len(requests)
+
+        def finish(items: Sequence[_Question], outputs: Sequence[list[int]]) -> None:
+            for item, tokens in zip(items, outputs, strict=True):
+                text = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+                answers[item.index] = text.strip()
+                if on_done is not None:
+                    on_done(item.index, answers[item.index])
+
         pending = _by_prefix(requests, self.processor)
+        if not self.model.language_model.shares_prefix:
+            everything = [item for group in pending.values() for item in group]
+            for items in _chunks(everything, batch_size):
+                finish(items, self._answer_whole(items, requests, max_new_tokens))
+            return answers
         for chunk in _chunks(list(pending.values()), batch_size):
             state = self._prefill_images([group[0] for group in chunk], requests)
             questions = [(row, item) for row, group in enumerate(chunk) for item in group]
@@ -75,14 +88,10 @@ class GroupedGenerator:
                 outputs = self._answer(
                     state.select(rows), [item.suffix for _, item in batch], max_new_tokens
                 )
-                for (_, item), tokens in zip(batch, outputs, strict=True):
-                    text = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
-                    answers[item.index] = text.strip()
-                    if on_done is not None:
-                        on_done(item.index, answers[item.index])
+                finish([item for _, item in batch], outputs)
         return answers
 
-    def _prefill_images(self, firsts: list[_Question], requests: Sequence[Request]) -> MambaState:
+    def _prefill_images(self, firsts: list[_Question], requests: Sequence[Request]) -> Cache:
         """States after the prefix of each group's first question, (len(firsts) rows)."""
         state = self.model.init_state(len(firsts))
         rows = [row for row, first in enumerate(firsts) if first.prefix]
@@ -95,9 +104,27 @@ class GroupedGenerator:
             pictures = [requests[firsts[row].index] for row in some]
             embeds, _ = self.model.embed(ids, image_features=self._image_features(pictures))
             _, prefilled = self.model.language_model(embeds, None, lengths)
-            where = torch.tensor(some, device=self.model.device)
-            state.conv[:, where], state.ssm[:, where] = prefilled.conv, prefilled.ssm
+            state.write_rows(torch.tensor(some, device=self.model.device), prefilled)
         return state
+
+    def _answer_whole(
+        self, items: Sequence[_Question], requests: Sequence[Request], max_new_tokens: int
+    ) -> list[list[int]]:
+        """Answers of a model that cannot continue a prefix: each prompt is read as a whole.
+
+        An image is still encoded once for all its questions.
+        """
+        keys = [requests[item.index].image_key for item in items]
+        distinct = {key: requests[i.index] for key, i in zip(keys, items, strict=True) if key}
+        features = self._image_features(list(distinct.values())) if distinct else None
+        if features is not None:
+            places = {key: place for place, key in enumerate(distinct)}
+            features = features[[places[key] for key in keys if key]]
+        ids, lengths = _right_pad([[*item.prefix, *item.suffix] for item in items], self.model)
+        embeds, _ = self.model.embed(ids, image_features=features)
+        hidden, cache = self.model.language_model(embeds, None, lengths)
+        last = hidden[torch.arange(len(items), device=ids.device), lengths - 1]
+        return greedy(self.model, last, cache, max_new_tokens)
 
     def _image_features(self, pictures: list[Request]) -> Tensor | None:
         loaded = [p.image() if callable(p.image) else p.image for p in pictures]
@@ -108,7 +135,7 @@ class GroupedGenerator:
         return self.features(pixels)
 
     def _answer(
-        self, state: MambaState, suffixes: list[list[int]], max_new_tokens: int
+        self, state: Cache, suffixes: list[list[int]], max_new_tokens: int
     ) -> list[list[int]]:
         """Greedy continuations of each row's suffix, without the end token."""
         ids, lengths = _right_pad(suffixes, self.model)
@@ -128,7 +155,7 @@ def end_tokens(model: VLMambaForConditionalGeneration) -> frozenset[int]:
 
 
 def greedy(
-    model: VLMambaForConditionalGeneration, hidden: Tensor, state: MambaState, max_new_tokens: int
+    model: VLMambaForConditionalGeneration, hidden: Tensor, state: Cache, max_new_tokens: int
 ) -> list[list[int]]:
     """Greedy decoding from the last hidden states (B, D); rows leave as they end.
 
@@ -138,7 +165,7 @@ def greedy(
     alive = list(range(hidden.shape[0]))
     embedding, ends = model.get_input_embeddings(), end_tokens(model)
     for produced in range(max_new_tokens):
-        tokens = model.lm_head(hidden).argmax(dim=-1)
+        tokens = model.language_model.head(hidden).argmax(dim=-1)
         values = tokens.tolist()
         going = [row for row, value in enumerate(values) if value not in ends]
         for row in going:

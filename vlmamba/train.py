@@ -208,10 +208,14 @@ def resolve(args: argparse.Namespace) -> tuple[Hyperparameters, VLMambaConfig, S
 
 def config_fields(pairs: list[str]) -> dict[str, Any]:
     """`FIELD=VALUE` flags -> fields of the model's configuration; UserError for unknown ones."""
-    from vlmamba.config import VLMambaConfig
+    from vlmamba.config import MambaConfig, VLMambaConfig
     from vlmamba.errors import unknown
 
-    given = inspect.signature(VLMambaConfig.__init__).parameters.values()
+    given = [
+        parameter
+        for config in (MambaConfig, VLMambaConfig)
+        for parameter in inspect.signature(config.__init__).parameters.values()
+    ]
     defaults = {p.name: p.default for p in given if p.default is not inspect.Parameter.empty}
     fields = {}
     for pair in pairs:

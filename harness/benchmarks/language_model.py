@@ -19,7 +19,7 @@ from harness.baselines import OurVLM, TransformersVLM, VLMBase, build
 from harness.benchmarks.machine import Machine
 from harness.benchmarks.timing import OURS, Comparison, Contender, Effort, side_by_side
 from vlmamba.generation import greedy
-from vlmamba.models.mamba import MambaLM
+from vlmamba.models.language import LanguageModel
 
 SIZE = "130m"
 PROMPT_TOKENS = 1024
@@ -64,6 +64,7 @@ def share_weights(ours: OurVLM, theirs: TransformersVLM) -> None:
     renamed = {
         "backbone." + name.replace("embedding.", "embeddings."): value
         for name, value in ours.language_model.state_dict().items()
+        if not name.startswith("lm_head.")
     }
     renamed["lm_head.weight"] = ours.embedding.weight
     theirs.language_model.load_state_dict(renamed)
@@ -103,9 +104,10 @@ def _prefill(model: VLMBase, ids: Tensor) -> Callable[[], object]:
     return lambda: model.prefill(model.embed(ids))
 
 
-def prefill_flops(language_model: MambaLM, tokens: int) -> float:
+def prefill_flops(language_model: LanguageModel, tokens: int) -> float:
     """Multiplications and additions of the matrix products, the head's at the last token only."""
-    layers = sum(m.weight.numel() for m in language_model.modules() if isinstance(m, nn.Linear))
+    linear = [m for m in language_model.modules() if isinstance(m, nn.Linear)]
+    layers = sum(m.weight.numel() for m in linear if m is not language_model.lm_head)
     return 2.0 * (tokens * layers + language_model.embedding.weight.numel())
 
 

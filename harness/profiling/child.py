@@ -188,15 +188,9 @@ def prefill_flops(model: VLMBase, tokens: int) -> float:
     config: Any = model.language_model.config
     embedding: Any = model.embedding
     head = embedding.weight.numel()
-    layers = linear - (head if _has_own_head(model) else 0)
+    layers = linear - head  # the head is one of them
     causal = 0 if _attention(model) is None else config.num_hidden_layers * config.hidden_size
     return 2.0 * (tokens * layers + head) + 2.0 * causal * tokens**2
-
-
-def _has_own_head(model: VLMBase) -> bool:
-    """Whether the language model's linear layers count its head (ours is tied and outside)."""
-    get: Any = getattr(model.language_model, "get_output_embeddings", None)
-    return get is not None and get() is not None
 
 
 def _linear_layers(module: nn.Module) -> list[nn.Linear]:

@@ -5,11 +5,11 @@
     vss_l2    V' = Linear(V_img); V_scan = VSS(GELU(V'));  V_out = Linear(Norm(V_scan + V'))
 
 (VL-Mamba, section 3.2; `vss_l2` with `bsm` is its final model.)  VSS, the vision selective scan,
-unfolds the patch grid into one sequence per scan direction, runs a Mamba layer over each (of the
-language model's kind), puts every output back into the patch order and merges them.  The paper
-leaves open, and we chose: one Mamba layer shared by all directions (scan_shared), merging by sum
-(scan_merge), LayerNorm and GELU.  Sizes: B batch, P patches, Dv encoder width, D d_model, S
-directions.
+unfolds the patch grid into one sequence per scan direction, runs a Mamba layer over each
+(config.connector_layer shapes it), puts every output back into the patch order and merges them.
+The paper leaves open, and we chose: one Mamba layer shared by all directions (scan_shared),
+merging by sum (scan_merge), LayerNorm and GELU.  Sizes: B batch, P patches, Dv encoder width, D
+width of the language model, S directions.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vlmamba import registry
 from vlmamba.config import VLMambaConfig
-from vlmamba.models.mamba import MIXERS
+from vlmamba.models.mixers import MIXERS
 from vlmamba.models.scan2d import fold, scan_orders, unfold
 
 
@@ -30,8 +31,8 @@ class VisionSelectiveScan(nn.Module):
         self.grid, self.scan, self.merge = config.grid, config.scan, config.scan_merge
         directions = len(scan_orders(self.scan, *self.grid)[0])
         layers = 1 if config.scan_shared else directions
-        mixer = MIXERS[config.mixer]
-        self.layers = nn.ModuleList(mixer(config, width) for _ in range(layers))
+        layer = config.connector_layer_config(width)
+        self.layers = nn.ModuleList(MIXERS[layer.mixer](layer) for _ in range(layers))
 
     def forward(self, patches: Tensor) -> Tensor:
         """(B, P, width) -> (B, P, width)."""
@@ -59,42 +60,57 @@ def _mlp(d_in: int, d_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(d_in, d_out), nn.GELU(), OutputLinear(d_out, d_out))
 
 
-class MLPConnector(nn.Module):
-    """`mlp`: the two-layer MLP of LLaVA-1.5."""
+class Connector(nn.Module):
+    """Patches (B, P, Dv) -> tokens (B, tokens(grid), D)."""
 
     def __init__(self, config: VLMambaConfig, d_vision: int):
         super().__init__()
-        self.mlp = _mlp(d_vision, config.d_model)
+
+    @staticmethod
+    def tokens(grid: tuple[int, int]) -> int:
+        """How many tokens an image of grid[0] rows and grid[1] columns of patches becomes."""
+        return grid[0] * grid[1]
+
+
+@registry.connectors.add("mlp")
+class MLPConnector(Connector):
+    """`mlp`: the two-layer MLP of LLaVA-1.5."""
+
+    def __init__(self, config: VLMambaConfig, d_vision: int):
+        super().__init__(config, d_vision)
+        self.mlp = _mlp(d_vision, config.hidden_size)
 
     def forward(self, patches: Tensor) -> Tensor:
         """(B, P, Dv) -> (B, P, D)."""
         return self.mlp(patches)
 
 
-class VSSMLPConnector(nn.Module):
+@registry.connectors.add("vss_mlp")
+class VSSMLPConnector(Connector):
     """`vss_mlp`: scan at the encoder's width, then the MLP."""
 
     def __init__(self, config: VLMambaConfig, d_vision: int):
-        super().__init__()
+        super().__init__(config, d_vision)
         self.vss = VisionSelectiveScan(config, d_vision)
         self.norm = nn.LayerNorm(d_vision)
-        self.mlp = _mlp(d_vision, config.d_model)
+        self.mlp = _mlp(d_vision, config.hidden_size)
 
     def forward(self, patches: Tensor) -> Tensor:
         """(B, P, Dv) -> (B, P, D)."""
         return self.mlp(self.norm(self.vss(patches) + patches))
 
 
-class VSSL2Connector(nn.Module):
+@registry.connectors.add("vss_l2")
+class VSSL2Connector(Connector):
     """`vss_l2`: scan between two linear layers, at the language model's width."""
 
     def __init__(self, config: VLMambaConfig, d_vision: int):
-        super().__init__()
-        self.linear_in = nn.Linear(d_vision, config.d_model)
+        super().__init__(config, d_vision)
+        self.linear_in = nn.Linear(d_vision, config.hidden_size)
         self.act = nn.GELU()
-        self.vss = VisionSelectiveScan(config, config.d_model)
-        self.norm = nn.LayerNorm(config.d_model)
-        self.linear_out = OutputLinear(config.d_model, config.d_model)
+        self.vss = VisionSelectiveScan(config, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.linear_out = OutputLinear(config.hidden_size, config.hidden_size)
 
     def forward(self, patches: Tensor) -> Tensor:
         """(B, P, Dv) -> (B, P, D)."""
@@ -102,13 +118,6 @@ class VSSL2Connector(nn.Module):
         return self.linear_out(self.norm(self.vss(self.act(projected)) + projected))
 
 
-CONNECTORS: dict[str, type[nn.Module]] = {
-    "mlp": MLPConnector,
-    "vss_mlp": VSSMLPConnector,
-    "vss_l2": VSSL2Connector,
-}
-
-
-def build_connector(config: VLMambaConfig) -> nn.Module:
+def build_connector(config: VLMambaConfig) -> Connector:
     """The connector that `config.connector` names."""
-    return CONNECTORS[config.connector](config, config.vision_config.hidden_size)
+    return registry.connectors[config.connector](config, config.vision_config.hidden_size)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin
 
-from vlmamba.models.mamba import MambaState
+from vlmamba.models.language import Cache
 
 PICTURES = ("pixel_values", "image_features")
 
@@ -32,7 +32,7 @@ class MambaGenerationMixin(GenerationMixin):
         self,
         input_ids: torch.LongTensor,
         next_sequence_length: int | None = None,
-        cache_params: MambaState | None = None,
+        cache_params: Cache | None = None,
         attention_mask: torch.LongTensor | None = None,
         inputs_embeds: Tensor | None = None,
         is_first_iteration: bool | None = False,
@@ -127,7 +127,7 @@ class MambaGenerationMixin(GenerationMixin):
         embeds: Tensor,
         size: int,
         attention_mask: Tensor | None = None,
-        cache_params: MambaState | None = None,
+        cache_params: Cache | None = None,
         **options: Any,
     ) -> Any:
         """forward's output for the last piece, its logits after each row's last real token."""

@@ -1,4 +1,4 @@
-"""VL-Mamba: vision encoder -> connector -> Mamba language model.
+"""VL-Mamba: vision encoder -> connector -> language model.
 
 `V_img = f_V(I);  V_out = connector(V_img);  R = f_L(V_out, f_T(Q))`  (VL-Mamba, section 3).
 The image's vectors stand where the prompt has `<image>` tokens.  A transformers model: it loads
@@ -29,9 +29,8 @@ from vlmamba.config import VLMambaConfig
 from vlmamba.models.adapter import merge, pending
 from vlmamba.models.connector import OutputLinear, build_connector
 from vlmamba.models.generate import MambaGenerationMixin
-from vlmamba.models.linear import Linear
-from vlmamba.models.mamba import MambaLM, MambaState
-from vlmamba.models.mixer import Mixer
+from vlmamba.models.language import Cache, build_language_model
+from vlmamba.models.mixers.base import Mixer
 from vlmamba.models.vision import build_vision_encoder
 
 EMBEDDING_STD = 0.02
@@ -48,7 +47,7 @@ class VLMambaOutput(ModelOutput):
 
     loss: Tensor | None = None
     logits: Tensor | None = None
-    cache_params: MambaState | None = None
+    cache_params: Cache | None = None
     hidden_states: tuple[Tensor | None, ...] | None = None
     image_hidden_states: Tensor | None = None
 
@@ -62,7 +61,7 @@ class VLMambaPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _is_stateful = True
     _supports_sdpa = _supports_flash_attn = True  # of the vision encoder; nothing else attends
-    _no_split_modules = ["MambaBlock"]  # noqa: RUF012
+    _no_split_modules = ["MambaBlock"]  # noqa: RUF012  # of another family: its own, see __init__
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -83,9 +82,8 @@ class VLMambaPreTrainedModel(PreTrainedModel):
 
 
 class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMixin):
-    """The whole model.  Parts: vision_encoder, connector, language_model, lm_head (tied)."""
+    """The whole model.  Parts: vision_encoder, connector, language_model."""
 
-    _tied_weights_keys = {"lm_head.weight": "language_model.embedding.weight"}  # noqa: RUF012
     if TYPE_CHECKING:
         # GenerationMixin types `self` as a protocol that transformers' own models do not meet
         generate: Callable[..., Any]
@@ -94,8 +92,12 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         super().__init__(config)
         self.vision_encoder = build_vision_encoder(config)
         self.connector = build_connector(config)
-        self.language_model = MambaLM(config)
-        self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
+        self.language_model = build_language_model(config.text_config)
+        self._tied_weights_keys = {
+            f"language_model.{copy}": f"language_model.{original}"
+            for copy, original in self.language_model.tied_weights.items()
+        }
+        self._no_split_modules = list(self.language_model.block_names)
         if not self.vision_encoder.weights_in_checkpoint:
             self._keys_to_ignore_on_save = [
                 f"vision_encoder.{name}" for name in self.vision_encoder.state_dict()
@@ -127,6 +129,7 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         A LoRA run's training checkpoint gets its adapter added, unless `adapter` is False.
         """
         source = pretrained_model_name_or_path
+        kwargs.setdefault("key_mapping", {r"^lm_head\.": "language_model.lm_head."})  # older files
         loaded = super().from_pretrained(source, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if not model.vision_encoder.weights_in_checkpoint:
@@ -145,11 +148,11 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
 
     def get_output_embeddings(self) -> nn.Linear:
         """The output head (shares its weight with the token embedding)."""
-        return self.lm_head
+        return cast(nn.Linear, self.language_model.lm_head)
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
         """Replace the output head."""
-        self.lm_head = value
+        self.language_model.lm_head = value
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """(n_images, 3, H, W) -> (n_images, P, Dv): the encoder's patches.
@@ -233,7 +236,7 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         image_features: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        cache_params: MambaState | None = None,
+        cache_params: Cache | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | list[int] | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -273,7 +276,7 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         loss = None if labels is None else self._loss(hidden, labels, num_items_in_batch)
         logits = None
         if labels is None or not self.training:
-            logits = self.lm_head(_keep(hidden, attention_mask, logits_to_keep)).float()
+            logits = self.language_model.head(_keep(hidden, attention_mask, logits_to_keep)).float()
         if cache_params is not None:
             cache_params.write(state)
             state = cache_params
@@ -291,9 +294,9 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         self,
         embeds: Tensor,
         mask: Tensor | None,
-        state: MambaState | None,
+        state: Cache | None,
         collected: list[Tensor] | None,
-    ) -> tuple[Tensor, MambaState]:
+    ) -> tuple[Tensor, Cache]:
         """The language model, with padding of any shape turned into right padding and back."""
         if mask is None or bool(mask.all()):
             if embeds.shape[1] == 1 and state is not None and not torch.is_grad_enabled():
@@ -309,8 +312,8 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         return hidden.gather(1, back.expand_as(hidden)), new_state
 
     def _run_step(
-        self, embeds: Tensor, state: MambaState, collected: list[Tensor] | None
-    ) -> tuple[Tensor, MambaState]:
+        self, embeds: Tensor, state: Cache, collected: list[Tensor] | None
+    ) -> tuple[Tensor, Cache]:
         if collected is not None:
             return self.language_model(embeds, state, None, collected)
         return self.language_model.step(embeds[:, 0], state)[:, None], state
@@ -322,15 +325,15 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         """
         targets = labels[:, 1:]
         supervised = targets != -100
-        logits = self.lm_head(hidden[:, :-1][supervised]).float()
+        logits = self.language_model.head(hidden[:, :-1][supervised]).float()
         if items is None:
             return F.cross_entropy(logits, targets[supervised])
         total = F.cross_entropy(logits, targets[supervised], reduction="sum")
         return total / (items.to(total.device) if isinstance(items, Tensor) else items)
 
-    def init_state(self, batch: int) -> MambaState:
+    def init_state(self, batch: int) -> Cache:
         """The state before the first token, on the model's device and in its dtype."""
-        return MambaState.zeros(self.config, batch, self.dtype, self.device)
+        return self.language_model.new_cache(batch)
 
 
 def _chosen(

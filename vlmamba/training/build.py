@@ -71,7 +71,7 @@ def tiny(config: VLMambaConfig) -> VLMambaConfig:
     """
     fields = config.to_dict() | {"d_model": 32, "n_layer": 2, "dt_rank": 2, "vocab_size": 512}
     fields |= {"head_dim": 8, "language_model_id": None, "vision_model_id": None}
-    fields["tokenizer_id"] = None
+    fields |= {"tokenizer_id": None, "connector_layer": None}  # as the language model's then
     vision = fields["vision_config"]
     if "num_hidden_layers" in vision:
         vision |= {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}

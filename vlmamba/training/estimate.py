@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlmamba.config import VLMambaConfig
-from vlmamba.models.mixer import Mixer
+from vlmamba.models.mixers.base import Mixer
 from vlmamba.models.scan2d import scan_orders
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.training import lora
@@ -65,15 +65,13 @@ def estimate(config: VLMambaConfig, stage: Stage, hyper: Hyperparameters) -> Est
     with torch.device("meta"):
         model = VLMambaForConditionalGeneration(config)
     freeze(model, stage)
-    mixer = cast(Mixer, model.get_submodule("language_model.layers.0.mixer"))
-    layer_flops = _layer_flops(mixer)
     parameters = {part: _count(model.get_submodule(part)) for part in PARTS}
     if hyper.lora:
         lora.attach(model, hyper)
     learning = {part: _count(model.get_submodule(part), learning=True) for part in PARTS}
     has_images = stage.template is not None
     text = hyper.max_length - (config.num_image_tokens if has_images else 0)
-    sample = _language_flops(config, layer_flops, max(1, text), stage, hyper)
+    sample = _language_flops(model, max(1, text), stage, hyper)
     if has_images:
         sample += _vision_flops(model, config) + _connector_flops(model, config)
     return Estimate(
@@ -82,7 +80,7 @@ def estimate(config: VLMambaConfig, stage: Stage, hyper: Hyperparameters) -> Est
         flops_per_step=sample * hyper.batch_size,
         tokens_per_step=hyper.max_length * hyper.batch_size,
         at_once=(hyper.batch_size, hyper.micro_batch),
-        activation_bytes=_activation_bytes(model, mixer, text if has_images else None, hyper),
+        activation_bytes=_activation_bytes(model, text if has_images else None, hyper),
         # the tied embedding's gradient comes from the head and from the input, then both are added
         last_bytes=_tied_bytes(model),
     )
@@ -92,20 +90,12 @@ def _count(module: nn.Module, learning: bool = False) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not learning)
 
 
-def _layer_flops(mixer: Mixer) -> int:
-    """Forward of one token through a layer; A_log is a matrix of no product."""
-    named = mixer.named_parameters()
-    matrices = sum(p.numel() for name, p in named if p.ndim >= 2 and name != "A_log")
-    return 2 * matrices + mixer.scan_flops()
-
-
 def _language_flops(
-    config: VLMambaConfig, layer_flops: int, labels: int, stage: Stage, hyper: Hyperparameters
+    model: VLMambaForConditionalGeneration, labels: int, stage: Stage, hyper: Hyperparameters
 ) -> float:
     """Forward and backward of one sequence through the language model and its head."""
-    forward = config.n_layer * hyper.max_length * layer_flops
-    d = config.d_model
-    head = 2 * labels * d * config.vocab_size
+    forward = model.language_model.flops(hyper.max_length)
+    head = 2 * labels * model.config.d_model * model.config.vocab_size
     backward = 2 if "language_model" in stage.learns and not hyper.lora else 1
     again = 1 if hyper.gradient_checkpointing else 0
     return forward * (1 + backward + again) + head * (1 + backward)
@@ -129,10 +119,7 @@ def _vision_flops(model: VLMambaForConditionalGeneration, config: VLMambaConfig)
 
 
 def _activation_bytes(
-    model: VLMambaForConditionalGeneration,
-    mixer: Mixer,
-    text: int | None,
-    hyper: Hyperparameters,
+    model: VLMambaForConditionalGeneration, text: int | None, hyper: Hyperparameters
 ) -> int:
     """The most that one micro-batch holds beside weights, moments and gradients.
 
@@ -143,7 +130,9 @@ def _activation_bytes(
     config, rows = model.config, hyper.micro_batch
     element = 2 if hyper.dtype == "bf16" else 4
     labels = hyper.max_length if text is None else max(1, text)
-    kept, at_work = _language_bytes(model, mixer, element, hyper)
+    dtype = torch.bfloat16 if hyper.dtype == "bf16" else torch.float32
+    of_token = model.language_model.activation_bytes(dtype, hyper.gradient_checkpointing)
+    kept, at_work = (hyper.max_length * size for size in of_token)
     encoder = 0
     if text is not None:
         kept += _connector_bytes(model, element)
@@ -162,28 +151,6 @@ def _tied_bytes(model: VLMambaForConditionalGeneration) -> int:
     return 4 * weight.numel() if weight.requires_grad else 0
 
 
-def _language_bytes(
-    model: VLMambaForConditionalGeneration, mixer: Mixer, element: int, hyper: Hyperparameters
-) -> tuple[int, int]:
-    """What the backward pass keeps of one sequence, and needs besides for the layer at work.
-
-    Of a layer: the float32 residual, and of its norm and first projection what their own weights'
-    gradients need; the mixer's share is its own.  With checkpointing the residual alone.
-    """
-    d, block = model.config.d_model, model.language_model.layers[0]
-    learns = {name for name, p in block.named_parameters() if p.requires_grad}
-    residual = 4 * d
-    layer = residual + mixer.kept_bytes(element)[0]
-    layer += 4 * d if "norm.weight" in learns else 0
-    layer += element * d if any("in_proj" in name for name in learns) else 0
-    at_work = mixer.kept_bytes(element)[1] + 2 * residual
-    ends = 3 * residual  # embeddings, the last residual and its norm
-    if hyper.gradient_checkpointing:
-        layer, at_work = residual, at_work + layer
-    kept = model.config.n_layer * layer + ends
-    return kept * hyper.max_length, at_work * hyper.max_length
-
-
 def _connector_bytes(model: VLMambaForConditionalGeneration, element: int) -> int:
     """What the backward pass keeps of one image: a few rows of its width, and what is scanned."""
     config = model.config
@@ -193,7 +160,7 @@ def _connector_bytes(model: VLMambaForConditionalGeneration, element: int) -> in
     if config.connector != "mlp":
         directions = len(scan_orders(config.scan, *config.grid)[0])
         mixer = cast(Mixer, model.get_submodule("connector.vss.layers.0"))
-        kept += directions * (2 * 4 * width + mixer.kept_bytes(element)[0])
+        kept += directions * (2 * 4 * width + mixer.activation_bytes(element)[0])
     return config.num_image_tokens * kept
 
 
@@ -217,7 +184,8 @@ def _cast_bytes(model: VLMambaForConditionalGeneration, hyper: Hyperparameters) 
         return 0, 0
     head = model.get_input_embeddings().weight.numel()
     in_forward = in_backward = head
-    for name, weight in model.language_model.layers.named_parameters():
+    blocks = model.language_model.blocks()
+    for name, weight in (pair for block in blocks for pair in block.named_parameters()):
         if name.endswith("proj.weight"):
             graph = "in_proj" in name and not hyper.gradient_checkpointing
             in_backward += weight.numel() if graph else 0

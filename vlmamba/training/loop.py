@@ -147,7 +147,7 @@ def prepare(
         run.model.disable_input_require_grads()
     if hyper.compile:
         # block by block: they are alike, so one compilation serves all, for every length
-        for block in run.model.language_model.layers:
+        for block in run.model.language_model.blocks():
             block.compile(dynamic=True)
     return accelerator.prepare(run.model, build_optimizer(run.model, hyper))
 

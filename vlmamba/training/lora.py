@@ -10,7 +10,7 @@ the sum, and `adapter/` beside it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from safetensors.torch import save_file
@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from vlmamba.checkpoint_files import tensors
 from vlmamba.errors import UserError
 from vlmamba.models.adapter import FILE, PREFIX, additions
+from vlmamba.models.language import LanguageModel
 from vlmamba.training.recipe import Hyperparameters
 
 if TYPE_CHECKING:  # loads only where it is used
     from peft import LoraConfig
 
-TARGETS = ("in_proj", "x_proj", "out_proj")  # dt_proj is read as a bare matrix by the scan
 Tensors = dict[str, Tensor]
 
 
@@ -39,6 +39,7 @@ def attach(model: nn.Module, hyper: Hyperparameters) -> None:
     if not any(p.requires_grad for p in language_model.parameters()):
         raise UserError("--lora is for stages in which the language model learns (finetune)")
     others = [p for p in model.get_submodule("connector").parameters() if p.requires_grad]
+    _check_targets(hyper, language_model)
     try:
         inject_adapter_in_model(_peft_config(hyper), model)  # freezes everything but the adapter
     except (ValueError, TypeError, RuntimeError, ImportError) as error:  # peft has no common type
@@ -48,13 +49,18 @@ def attach(model: nn.Module, hyper: Hyperparameters) -> None:
         parameter.requires_grad_(True)
 
 
+def _check_targets(hyper: Hyperparameters, language_model: nn.Module) -> None:
+    """Raise UserError for a target that the language model does not have."""
+    known = cast(LanguageModel, language_model).lora_targets
+    for target in hyper.lora_targets.split(","):
+        if target not in known:
+            raise UserError(f"unknown LoRA target {target!r}; known: {', '.join(known)}")
+
+
 def _peft_config(hyper: Hyperparameters) -> LoraConfig:
     from peft import LoraConfig
 
     targets = hyper.lora_targets.split(",")
-    for target in targets:
-        if target not in TARGETS:
-            raise UserError(f"unknown LoRA target {target!r}; known: {', '.join(TARGETS)}")
     return LoraConfig(
         r=hyper.lora or 0,
         lora_alpha=_alpha(hyper),  # type: ignore[arg-type]  # peft takes any number

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 
-from vlmamba.config import VLMambaConfig
+from vlmamba.config import MambaConfig
 
 
 class StateShapes(NamedTuple):
@@ -31,12 +31,8 @@ class Mixer(nn.Module):
 
     out_proj: nn.Linear
 
-    def __init__(self, config: VLMambaConfig, d_model: int | None = None):
-        """A layer of width d_model (default: config.d_model)."""
-        super().__init__()
-
     @staticmethod
-    def state_shapes(config: VLMambaConfig) -> StateShapes:
+    def state_shapes(config: MambaConfig) -> StateShapes:
         """Shapes of a layer's states at the language model's width."""
         raise NotImplementedError
 
@@ -68,7 +64,7 @@ class Mixer(nn.Module):
         """FLOPs of the scan for one token; projections and convolution are not in it."""
         raise NotImplementedError
 
-    def kept_bytes(self, element: int) -> tuple[int, int]:
+    def activation_bytes(self, element: int) -> tuple[int, int]:
         """Bytes a token that a backward pass keeps besides the layer's input.
 
         Of every layer, and further ones of the layer at work; element: bytes of the dtype.

@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from vlmamba.config import VLMambaConfig
+from vlmamba.config import MambaConfig
 from vlmamba.errors import UserError
 from vlmamba.models.linear import Linear
-from vlmamba.models.mixer import Mixer, StateShapes, initial_step_bias
+from vlmamba.models.mixers.base import Mixer, StateShapes, initial_step_bias
 from vlmamba.models.scan_backends.reference import step_sizes, wide_dtype
 from vlmamba.models.selective_scan import causal_conv1d, causal_conv1d_step
 
@@ -141,10 +141,9 @@ class Mamba2Mixer(Mixer):
     Raises UserError where the channels do not divide into heads, or the heads into groups.
     """
 
-    def __init__(self, config: VLMambaConfig, d_model: int | None = None):
-        super().__init__(config, d_model)
-        d_model = d_model or config.d_model
-        self.d_inner = config.expand * d_model
+    def __init__(self, config: MambaConfig):
+        super().__init__()
+        d_model, self.d_inner = config.d_model, config.d_inner
         self.d_state, self.n_groups = config.d_state, config.n_groups
         self.head_dim, self.n_heads = config.head_dim, self.d_inner // config.head_dim
         if self.n_heads * self.head_dim != self.d_inner or self.n_heads % self.n_groups:
@@ -165,7 +164,7 @@ class Mamba2Mixer(Mixer):
         self.out_proj = Linear(self.d_inner, d_model, bias=False)
 
     @staticmethod
-    def state_shapes(config: VLMambaConfig) -> StateShapes:
+    def state_shapes(config: MambaConfig) -> StateShapes:
         """conv (K-1, Di + 2 G N) and ssm (H, P, N)."""
         width = config.d_inner + 2 * config.n_groups * config.d_state
         heads = config.d_inner // config.head_dim
@@ -183,7 +182,7 @@ class Mamba2Mixer(Mixer):
         scores = 2 * self.n_groups * CHUNK * self.d_state
         return scores + 2 * self.d_inner * CHUNK + 4 * self.d_inner * self.d_state
 
-    def kept_bytes(self, element: int) -> tuple[int, int]:
+    def activation_bytes(self, element: int) -> tuple[int, int]:
         """The projected input; rows, products of chunks and their states, in float32 (a fit)."""
         projected = self.d_inner + self.conv_width + self.n_heads
         rows = 10 * self.d_inner + 6 * self.n_groups * self.d_state

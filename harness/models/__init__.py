@@ -1,0 +1,7 @@
+"""Models under evaluation.
+
+base        what the harness asks of any model: `EvalModel`, a `Request`, its `Picture`s
+resumable   journal, unreadable images, batches that do not fit, ranks, timing: around any model
+vlmamba     this project's checkpoints: grouped by image, one prefill shared by its questions
+lmms        the same model as an lmms-eval model class, for lmms-eval's own command
+"""

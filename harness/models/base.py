@@ -1,0 +1,111 @@
+"""What the harness asks of a model: a name, what its answers depend on, and answers.
+
+    class Constant(EvalModel):
+        name = "constant"
+
+        def provenance(self):
+            return {"answer": "yes"}
+
+        def answer(self, requests, limits, on_done):
+            for index, _ in enumerate(requests):
+                on_done(index, "yes")
+
+`harness.models.resumable` adds everything that does not depend on the model.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+OnDone = Callable[[int, str], None]
+
+
+@dataclass(eq=False)
+class Picture:
+    """One image of a request: equal keys mean equal content.
+
+    read: gives the decoded image; raises harness.images.UnreadableImage where it is broken.
+    """
+
+    key: str
+    read: Callable[[], Image.Image] = field(repr=False)
+    _image: Image.Image | None = field(default=None, repr=False)
+
+    @property
+    def image(self) -> Image.Image:
+        """The picture, decoded at first use and kept until `release`."""
+        if self._image is None:
+            self._image = self.read()
+        return self._image
+
+    def release(self) -> None:
+        """Forget the decoded picture."""
+        self._image = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How an answer is made: at most max_new_tokens, cut before the first of the stop strings."""
+
+    max_new_tokens: int
+    until: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question: the text of the user's turn without image tags, and its pictures.
+
+    task and row say where it came from (row counts from 0); a record names them.
+    """
+
+    task: str
+    row: int
+    prompt: str
+    pictures: tuple[Picture, ...]
+    limits: Limits
+
+    @property
+    def image_key(self) -> str | None:
+        """One key for all pictures; None without any."""
+        return "+".join(picture.key for picture in self.pictures) or None
+
+
+class EvalModel(ABC):
+    """A model that can be evaluated. Its answers must not depend on their neighbours."""
+
+    name: str
+    batch_size: int = 1
+    parameters: int | None = None
+
+    @abstractmethod
+    def provenance(self) -> dict[str, Any]:
+        """All that an answer depends on besides the request, JSON-serialisable.
+
+        A journal's answers are found again only under equal provenance.
+        """
+
+    @abstractmethod
+    def answer(
+        self, requests: Sequence[Request], limits: Limits, batch_size: int, on_done: OnDone
+    ) -> None:
+        """Call on_done(index, text) once for each request, in any order, as each one ends.
+
+        Raises torch.OutOfMemoryError or MemoryError where `batch_size` is too much: the rest is
+        asked again with half of it.
+        """
+
+    def begin_task(self, task: str, pictures: Sequence[Picture], batch_size: int) -> Any:
+        """Called before a task's first answer with its distinct readable pictures.
+
+        What it returns is part of the key of this task's answers (a blind run's images).
+        """
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """What a record says of the model besides its name."""
+        return {}

@@ -1,0 +1,234 @@
+"""Around any model: answers kept as they come, broken images, batches that do not fit, timing.
+
+    answers = Resumable(model, journal).answer(requests)
+
+Requests of one task stand together, those of one image next to each other; images are decoded
+for a few batches at a time.  The answers come back in the order of the requests.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from harness import ranks
+from harness.images import UnreadableImage
+from harness.models.base import EvalModel, Limits, Picture, Request
+from harness.rundir import AnswerJournal, digest
+from tasks.errors import UserError
+
+BATCHES_AHEAD = 4  # images are decoded for this many batches of questions at a time
+
+Keep = Callable[[int, str | None], None]
+
+
+class Resumable:
+    """A model whose answers outlive the process.
+
+    events: what a record must tell (broken images, halved batches).  timing: seconds of
+    generation; questions and distinct images asked; answers that were already there.
+    provenance: all that the answers depend on besides the requests (empty without a journal).
+    """
+
+    def __init__(self, model: EvalModel, journal: AnswerJournal | None = None) -> None:
+        self.model, self.journal = model, journal
+        self.events: list[str] = []
+        self.timing: dict[str, Any] = {
+            "generate_s": 0.0,
+            "questions": 0,
+            "images": 0,
+            "resumed_answers": 0,
+        }
+        self._batch_size = model.batch_size
+        self.provenance = model.provenance() if journal is not None else {}
+
+    def answer(self, requests: Sequence[Request]) -> list[str | None]:
+        """Answers in the order of `requests`; None where an image cannot be decoded."""
+        answers: list[str | None] = [None] * len(requests)
+        started = time.perf_counter()
+        with tqdm(total=len(requests), unit="q", disable=ranks.rank() != 0) as bar:
+
+            def keep(index: int, text: str | None) -> None:
+                answers[index] = text
+                bar.update()
+
+            try:
+                for task, indices in _by(requests, lambda r: r.task).items():
+                    bar.set_description(task.removeprefix("vlmamba_").removesuffix("_lmms"))
+                    self._answer_task(requests, indices, keep)
+            finally:
+                if self.journal is not None:
+                    self.journal.flush()
+        self.timing["generate_s"] += time.perf_counter() - started
+        return answers
+
+    def note(self, event: str) -> None:
+        """Tell something in the record, once."""
+        if event not in self.events:
+            self.events.append(event)
+
+    def gather(self) -> None:
+        """After a run of several processes: the events and counts of all; all call it."""
+        found = ranks.gather((self.events, self.timing))
+        for events, _ in found:
+            for event in events:
+                self.note(event)
+        for name in ("questions", "images", "resumed_answers"):
+            self.timing[name] = sum(timing[name] for _, timing in found)
+        self.timing["generate_s"] = max(timing["generate_s"] for _, timing in found)
+
+    def _answer_task(self, requests: Sequence[Request], indices: list[int], keep: Keep) -> None:
+        """All requests of one task: those already answered from the journal, then the others."""
+        task = requests[indices[0]].task
+        distinct = {p.key: p for i in indices for p in requests[i].pictures}
+        seen = self._begin(task, list(distinct.values()))
+        still_open = []
+        for index in indices:
+            key = self._key(requests[index], seen)
+            kept = self.journal.get(key) if self.journal is not None else None
+            if kept is None:
+                still_open.append(index)
+            else:
+                keep(index, kept)
+                self.timing["resumed_answers"] += 1
+        self.timing["questions"] += len(still_open)
+        self.timing["images"] += len({requests[i].image_key for i in still_open})
+
+        def done(index: int, text: str) -> None:
+            text = cut(text, requests[index].limits.until)
+            if self.journal is not None:
+                self.journal.add(self._key(requests[index], seen), text)
+            keep(index, text)
+
+        for limits, same in _by([requests[i] for i in still_open], lambda r: r.limits).items():
+            group = [still_open[place] for place in same]
+            for some in _whole_images(requests, group, BATCHES_AHEAD * self._batch_size):
+                readable = self._decode(requests, some, keep)
+                self._generate([(i, requests[i]) for i in readable], limits, done)
+                for index in some:
+                    for picture in requests[index].pictures:
+                        picture.release()
+
+    def _begin(self, task: str, pictures: list[Picture]) -> Any:
+        while True:
+            try:
+                return self.model.begin_task(task, pictures, self._batch_size)
+            except (RuntimeError, MemoryError) as error:
+                self._halve_batch(error)
+
+    def _key(self, request: Request, seen: Any) -> str:
+        """Key of an answer: all that it depends on."""
+        limits = request.limits
+        return digest(
+            [
+                self.provenance,
+                self.model.batch_size,
+                seen,
+                request.task,
+                request.row,
+                request.prompt,
+                request.image_key,
+                limits.max_new_tokens,
+                limits.until,
+            ]
+        )
+
+    def _decode(self, requests: Sequence[Request], some: list[int], keep: Keep) -> list[int]:
+        """The requests whose pictures can all be decoded; the others are noted and answered None.
+
+        Equal pictures share one decoded image.
+        """
+        decoded: dict[str, Picture] = {}
+        readable = []
+        for index in some:
+            try:
+                for picture in requests[index].pictures:
+                    first = decoded.setdefault(picture.key, picture)
+                    picture._image = first.image
+            except UnreadableImage as error:
+                self.note(f"{requests[index].task}: row {requests[index].row + 1}: {error}")
+                keep(index, None)
+            else:
+                readable.append(index)
+        return readable
+
+    def _generate(
+        self,
+        requests: Sequence[tuple[int, Request]],
+        limits: Limits,
+        done: Callable[[int, str], None],
+    ) -> None:
+        """Answer all; after running out of memory, go on with the rest at half the batch size."""
+        answered: set[int] = set()
+        while left := [(index, r) for index, r in requests if index not in answered]:
+
+            def on_done(place: int, text: str, left: Sequence = left) -> None:
+                answered.add(left[place][0])
+                done(left[place][0], text)
+
+            try:
+                self.model.answer([r for _, r in left], limits, self._batch_size, on_done)
+            except (RuntimeError, MemoryError) as error:
+                self._halve_batch(error)
+            else:
+                if len(answered) < len(requests):
+                    missing = len(requests) - len(answered)
+                    raise UserError(f"model {self.model.name} left {missing} requests unanswered")
+
+    def _halve_batch(self, error: BaseException) -> None:
+        """Recover from running out of memory, or raise what went wrong."""
+        if not is_out_of_memory(error):
+            raise error
+        if self._batch_size == 1:
+            raise UserError(
+                "out of memory at batch size 1; use a smaller model, --dtype bfloat16 or another "
+                "--device"
+            ) from error
+        self._batch_size //= 2
+        self.note(f"out of memory: batch size halved to {self._batch_size}")
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a smaller batch may help."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return True
+    return type(error).__name__ in ("OutOfMemoryError", "AcceleratorError")
+
+
+def cut(text: str, until: Sequence[str]) -> str:
+    """The answer before the first stop string, stripped (as the published scripts do)."""
+    for stop in until:
+        text = text.split(stop, 1)[0]
+    return text.strip()
+
+
+def _by(requests: Sequence[Request], key: Callable[[Request], Any]) -> dict[Any, list[int]]:
+    """Places by key, in order of appearance."""
+    groups: dict[Any, list[int]] = {}
+    for place, request in enumerate(requests):
+        groups.setdefault(key(request), []).append(place)
+    return groups
+
+
+def _whole_images(
+    requests: Sequence[Request], indices: Sequence[int], size: int
+) -> Iterator[list[int]]:
+    """Batches of at least `size` requests that never part the requests of one image."""
+    by_image: dict[str | None, list[int]] = {}
+    for index in indices:
+        by_image.setdefault(requests[index].image_key, []).append(index)
+    batch: list[int] = []
+    for same_image in by_image.values():
+        batch += same_image
+        if len(batch) >= size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

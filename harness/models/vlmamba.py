@@ -1,0 +1,163 @@
+"""VL-Mamba checkpoints under evaluation: each image encoded and read once for all its questions.
+
+    model = VLMambaModel("nano", batch_size=32)
+
+Greedy, batched over images of equal limits; exact whatever the batch (vlmamba.generation).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from harness import records
+from harness.images import UnreadableImage
+from harness.models.base import EvalModel, Limits, OnDone, Picture, Request
+from harness.rundir import digest
+from tasks.errors import UserError, unknown
+from vlmamba import checkpoints
+from vlmamba.generation import GroupedGenerator
+from vlmamba.generation import Request as Question
+from vlmamba.models.selective_scan import BACKENDS, resolve_backend, use_backend
+from vlmamba.processing import IMAGE
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MEAN_IMAGE = "mean"  # key of what a blind run sees instead of every image
+
+
+class VLMambaModel(EvalModel):
+    """Greedy answers of a VL-Mamba checkpoint. Raises UserError for unusable arguments."""
+
+    def __init__(
+        self,
+        pretrained: str = "nano",
+        *,
+        batch_size: int = 32,
+        device: str | torch.device = "auto",
+        dtype: str = "auto",
+        backend: str = "auto",
+        blind: bool = False,
+        revision: str | None = None,
+    ) -> None:
+        if backend not in BACKENDS:
+            raise unknown("backend", backend, BACKENDS)
+        self.name, self.blind, self.batch_size = pretrained, blind, batch_size
+        self.device = device if isinstance(device, torch.device) else choose_device(device)
+        self.dtype = choose_dtype(dtype, self.device)
+        self.backend = resolve_backend(backend, self.device)
+        self.model, self.processor = checkpoints.load(
+            pretrained, dtype=self.dtype, device=self.device, revision=revision
+        )
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+        self._features: Callable[[Tensor], Tensor] | None = None
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """The digest of the weights (see `model_sha256`)."""
+        return model_sha256(self.model)
+
+    def provenance(self) -> dict[str, Any]:
+        """Weights, code, device, numeric type, kernel and library versions."""
+        return {
+            "model_sha256": self.sha256,
+            "code_sha256": records.code_sha256(),
+            "device": self.device.type,
+            "dtype": str(self.dtype),
+            "backend": self.backend,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Digest, size and configuration, under the name that the user gave."""
+        config = self.model.config.to_dict() | {"_name_or_path": self.name}
+        return {"sha256": self.sha256, "parameters": self.parameters, "config": config}
+
+    @torch.inference_mode()
+    def begin_task(self, task: str, pictures: Sequence[Picture], batch_size: int) -> Any:
+        """A blind run sees the mean of the task's images: a digest of them, else None."""
+        if not self.blind:
+            return None
+        mean = self._mean_features(pictures, batch_size)
+        self._features = lambda pixel_values: mean.expand(len(pixel_values), -1, -1)
+        return digest(sorted(picture.key for picture in pictures))
+
+    @torch.inference_mode()
+    def answer(
+        self, requests: Sequence[Request], limits: Limits, batch_size: int, on_done: OnDone
+    ) -> None:
+        """Greedy answers; requests of one image share its prefill."""
+        generator = GroupedGenerator(self.model, self.processor, self._features)
+        questions = [self._question(request) for request in requests]
+        with use_backend(self.backend):
+            generator.generate(questions, limits.max_new_tokens, batch_size, on_done)
+
+    def _question(self, request: Request) -> Question:
+        text = request.prompt.replace(IMAGE, "")  # a question cannot bring image tokens along
+        if not request.pictures:
+            return Question(self.processor.conversation_prompt(text, images=0))
+        if len(request.pictures) > 1:
+            raise UserError(
+                f"{request.task}: row {request.row + 1} has {len(request.pictures)} images; "
+                f"{self.name} takes one"
+            )
+        key = MEAN_IMAGE if self.blind else request.image_key
+        return Question(self.processor.conversation_prompt(text), key, request.pictures[0].image)
+
+    def _mean_features(self, pictures: Sequence[Picture], batch_size: int) -> Tensor:
+        """The mean per patch over the readable pictures, (1, P, Dv): the text-only control."""
+        total, count = torch.zeros((), dtype=torch.float64), 0
+        for first in range(0, len(pictures), batch_size):
+            images = []
+            for picture in pictures[first : first + batch_size]:
+                try:
+                    images.append(picture.read())
+                except UnreadableImage:
+                    continue  # its questions are counted when they are asked
+            if images:
+                pixels = self.processor.pixel_values(images).to(self.device)
+                features = self.model.encode_images(pixels).double().cpu()
+                total, count = total + features.sum(0, keepdim=True), count + len(images)
+        return (total / max(count, 1)).to(self.device, self.dtype)
+
+
+def model_sha256(model: torch.nn.Module) -> str:
+    """A digest of every parameter and buffer by name: the same weights, whatever their origin."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        total.update(flat.view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; auto: a GPU where there is one. Raises UserError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: this runs on cpu, cuda or cuda:N")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: this machine has no usable GPU; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The numeric type called `name`; auto: bfloat16 on a GPU, else float32. Raises UserError."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise unknown("dtype", name, DTYPES)
+    return DTYPES[name]

@@ -1,0 +1,92 @@
+"""Any model under evaluation: journal, broken pictures and smaller batches come from outside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from PIL import Image
+
+from harness.images import UnreadableImage
+from harness.models.base import EvalModel, Limits, Picture, Request
+from harness.models.resumable import Resumable
+from harness.rundir import AnswerJournal
+from tasks.errors import UserError
+
+
+class Counting(EvalModel):
+    """Says how many pictures it saw; remembers what it was asked, in which batches."""
+
+    name, batch_size = "counting", 4
+
+    def __init__(self, fits: int = 99, version: int = 1) -> None:
+        self.fits, self.version = fits, version
+        self.asked: list[str] = []
+        self.batches: list[int] = []
+
+    def provenance(self) -> dict:
+        return {"version": self.version}
+
+    def answer(self, requests: Sequence[Request], limits: Limits, batch_size: int, on_done) -> None:
+        self.batches.append(batch_size)
+        for index, request in enumerate(requests):
+            if batch_size > self.fits:
+                raise MemoryError
+            assert all(picture.image.size == (2, 2) for picture in request.pictures)
+            self.asked.append(request.prompt)
+            on_done(index, f" {request.prompt} {len(request.pictures)}\n\nand more")
+
+
+def broken() -> Image.Image:
+    raise UnreadableImage("half a file")
+
+
+def requests(n: int = 6) -> list[Request]:
+    good = [Picture(f"k{i % 2}", lambda: Image.new("RGB", (2, 2))) for i in range(n)]
+    found = [Request("t", i, f"q{i}", (good[i],) * (i % 3), Limits(5, ("\n\n",))) for i in range(n)]
+    return [*found, Request("t", n, "bad", (Picture("b", broken),), Limits(5))]
+
+
+def test_answers_come_in_order_and_are_cut():
+    model = Counting()
+    answers = Resumable(model).answer(requests())
+    assert answers == [*(f"q{i} {i % 3}" for i in range(6)), None]
+    assert sorted(model.asked) == [f"q{i}" for i in range(6)]
+
+
+def test_a_broken_picture_is_noted_by_its_row():
+    around = Resumable(Counting())
+    around.answer(requests())
+    assert around.events == ["t: row 7: half a file"]
+
+
+def test_what_was_answered_is_not_asked_again(tmp_path):
+    first = Resumable(Counting(), AnswerJournal(tmp_path))
+    answers = first.answer(requests()[:4])
+    second = Resumable(Counting(), AnswerJournal(tmp_path))
+    assert second.answer(requests())[:4] == answers
+    assert sorted(second.model.asked) == ["q4", "q5"]
+    assert second.timing["resumed_answers"] == 4
+    other = Resumable(Counting(version=2), AnswerJournal(tmp_path))
+    other.answer(requests()[:4])
+    assert len(other.model.asked) == 4  # another model's answers
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_asked_twice():
+    model = Counting(fits=1)
+    around = Resumable(model)
+    assert around.answer(requests())[:6] == [f"q{i} {i % 3}" for i in range(6)]
+    assert len(model.asked) == 6
+    assert model.batches[:3] == [4, 2, 1]
+    assert around.events[:2] == [f"out of memory: batch size halved to {n}" for n in (2, 1)]
+    with pytest.raises(UserError, match="out of memory at batch size 1"):
+        Resumable(Counting(fits=0)).answer(requests())
+
+
+def test_a_model_that_leaves_requests_out_is_an_error():
+    class Lazy(Counting):
+        def answer(self, requests, limits, batch_size, on_done) -> None:
+            on_done(0, "only this")
+
+    with pytest.raises(UserError, match="model counting left . requests unanswered"):
+        Resumable(Lazy()).answer(requests())

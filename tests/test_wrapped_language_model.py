@@ -1,0 +1,121 @@
+"""transformers' own language models behind the project's interface equal themselves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import TINY_CLIP
+from transformers import AutoConfig
+
+from vlmamba.config import VLMambaConfig
+from vlmamba.errors import UserError
+from vlmamba.models.language import WrappedLM
+from vlmamba.models.vlm import VLMambaForConditionalGeneration
+
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 64, "num_attention_heads": 4}
+SHAPE |= {"intermediate_size": 48, "max_position_embeddings": 512}
+HYBRID = SHAPE | {"num_hidden_layers": 3, "mamba_d_state": 8, "mamba_headdim": 8}
+HYBRID |= {"n_mamba_heads": 8, "layers_block_type": ["mamba", "hybrid", "mamba"]}
+FAMILIES = {
+    "llama": SHAPE | {"num_key_value_heads": 2},
+    "gpt_neox": SHAPE,
+    "phi": SHAPE,
+    "zamba2": HYBRID | {"num_mem_blocks": 1, "use_mem_eff_path": False},
+}
+SHARES = {"llama": True, "gpt_neox": True, "phi": True, "zamba2": False}
+LENGTHS = (9, 5, 2)
+
+
+def language_model(name: str) -> WrappedLM:
+    torch.manual_seed(0)
+    model = WrappedLM(AutoConfig.for_model(name, **FAMILIES[name])).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def prompts(model: WrappedLM) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randint(2, 64, (len(LENGTHS), max(LENGTHS))), torch.tensor(LENGTHS)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_logits_and_greedy_steps_are_those_of_transformers(name):
+    model = language_model(name)
+    ids, lengths = prompts(model)
+    hidden, cache = model(model.embed(ids), None, lengths)
+    for row, n in enumerate(LENGTHS):
+        expected = model.model(input_ids=ids[row : row + 1, :n]).logits[0]
+        assert torch.allclose(model.head(hidden[row, :n]), expected, atol=1e-5)
+    tokens = model.head(hidden[torch.arange(len(LENGTHS)), lengths - 1]).argmax(-1)
+    answers = [tokens]
+    for _ in range(31):
+        answers.append(model.head(model.step(model.embed(answers[-1]), cache)).argmax(-1))
+    for row, n in enumerate(LENGTHS):
+        made = model.model.generate(
+            ids[row : row + 1, :n], max_new_tokens=32, do_sample=False, eos_token_id=None
+        )
+        assert made[0, n:].tolist() == torch.stack(answers)[:, row].tolist()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_a_prefix_is_shared_only_where_continuing_it_is_exact(name):
+    model = language_model(name)
+    assert model.shares_prefix is SHARES[name]
+    ids, _ = prompts(model)
+    _, cache = model(model.embed(ids[:1, :4]))
+    if not SHARES[name]:
+        with pytest.raises(UserError, match="zamba2 cannot continue a cache"):
+            model(model.embed(ids[:1, 4:]), cache)
+        return
+    rows = cache.select(torch.tensor([0, 0]))
+    before = rows.clone()
+    lengths = torch.tensor([5, 2])
+    continued, _ = model(model.embed(ids[:1, 4:].expand(2, -1)), rows, lengths)
+    whole, _ = model(model.embed(ids[:1]))
+    assert torch.allclose(continued[0], whole[0, 4:], atol=1e-5)
+    assert torch.allclose(continued[1, :2], whole[0, 4:6], atol=1e-5)
+    assert rows.nbytes == before.nbytes > cache.nbytes  # what was continued is as it was
+
+
+@torch.no_grad()
+def test_rows_of_different_lengths_are_joined():
+    model = language_model("llama")
+    ids, _ = prompts(model)
+    cache = model.new_cache(2)
+    _, long = model(model.embed(ids[:1, :7]))
+    _, short = model(model.embed(ids[1:2, :3]))
+    cache.write_rows(torch.tensor([0]), long)
+    cache.write_rows(torch.tensor([1]), short)
+    assert cache.lengths.tolist() == [7, 3]
+    token = model.embed(torch.tensor([5, 6]))
+    stepped = model.step(token, cache)
+    for row, alone in enumerate((long, short)):
+        assert torch.allclose(stepped[row], model.step(token[row : row + 1], alone)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_whole_model_trains_saves_loads_and_generates(name, tmp_path):
+    torch.manual_seed(0)
+    text = AutoConfig.for_model(name, **FAMILIES[name])
+    config = VLMambaConfig(text_config=text, vision_config=dict(TINY_CLIP), connector="vss_l2")
+    model = VLMambaForConditionalGeneration(config)
+    ids = torch.randint(2, 64, (2, 10))
+    ids[:, : config.num_image_tokens] = config.image_token_id
+    pixels = torch.rand(2, 3, 28, 28)
+    loss = model(input_ids=ids, pixel_values=pixels, labels=ids).loss
+    loss.backward()
+    learnt = [n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()]
+    assert any(name.startswith("language_model") for name in learnt)
+    assert any(name.startswith("connector") for name in learnt)
+    model.save_pretrained(tmp_path)
+    again = VLMambaForConditionalGeneration.from_pretrained(tmp_path).eval()
+    model.eval()
+    with torch.no_grad():
+        expected = model(input_ids=ids, pixel_values=pixels).logits
+        assert torch.equal(again(input_ids=ids, pixel_values=pixels).logits, expected)
+        made = again.generate(input_ids=ids, pixel_values=pixels, max_new_tokens=6)
+        alone = again.generate(input_ids=ids[1:], pixel_values=pixels[1:], max_new_tokens=6)
+        assert made[1].tolist() == alone[0].tolist()

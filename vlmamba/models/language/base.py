@@ -1,0 +1,137 @@
+"""What the whole model, generation, training and profiling ask of a language model.
+
+A family is one file here and one entry of `registry.language_models`: the class registers itself
+for the model_type of its configuration.  `Cache` is what a model remembers of a batch of
+sequences, as a value: copied, cut to some rows, written into.
+
+Sizes: B batch, L sequence, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+
+class Cache(ABC):
+    """What a language model remembers of each row.  Nothing outside its family looks inside.
+
+    The methods from `get_seq_length` on are the names that transformers' generate() calls.
+    """
+
+    is_compileable = False
+
+    @property
+    @abstractmethod
+    def batch(self) -> int:
+        """Rows."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Memory in bytes."""
+
+    @abstractmethod
+    def clone(self) -> Self:
+        """An independent copy."""
+
+    @abstractmethod
+    def select(self, rows: Tensor) -> Self:
+        """A new cache with the given rows (int64 indices; repeats allowed)."""
+
+    @abstractmethod
+    def write_rows(self, rows: Tensor, other: Self) -> None:
+        """Replace the given rows by those of `other`, which has one for each, in place."""
+
+    @abstractmethod
+    def write(self, other: Self) -> None:
+        """Take over all of `other`."""
+
+    @abstractmethod
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns of input consumed so far, padding included."""
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Beam search: row i continues from row beam_idx[i]."""
+        self.write(self.select(beam_idx))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row `repeats` times."""
+        self.write(self.select(torch.arange(self.batch).repeat_interleave(repeats)))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the given rows."""
+        self.write(self.select(indices))
+
+
+class LanguageModel(nn.Module):
+    """A causal language model without its outer loop.
+
+    block_names: classes of the blocks, which FSDP shards and torch.compile compiles one by one.
+    lora_targets: names of the projections that LoRA may change.
+    tied_weights: parameters that are another one of the model, copy -> original.
+    """
+
+    block_names: ClassVar[tuple[str, ...]]
+    lora_targets: ClassVar[tuple[str, ...]]
+    tied_weights: ClassVar[dict[str, str]] = {}
+    config: PretrainedConfig
+    embedding: nn.Embedding
+    lm_head: nn.Module
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether a cache may be continued by several tokens at once, exactly."""
+        return True
+
+    def blocks(self) -> list[nn.Module]:
+        """The blocks that `block_names` names, in order."""
+        return [m for m in self.modules() if type(m).__name__ in self.block_names]
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Token ids (B, L) -> (B, L, D)."""
+        return self.embedding(input_ids)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., D) -> logits (..., V)."""
+        return self.lm_head(hidden)
+
+    def new_cache(self, batch: int) -> Any:
+        """The cache before the first token, on the model's device and in its dtype."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        cache: Any = None,
+        lengths: Tensor | None = None,
+        collect: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Any]:
+        """(B, L, D), continued from `cache` -> hidden states (B, L, D) and the new cache.
+
+        lengths (B,) int64: the real tokens of each right-padded row; none of a row leaves its
+        part of the cache as it was, and what comes out beyond them is meaningless.  `collect`
+        receives every layer's input.
+        """
+        raise NotImplementedError
+
+    def step(self, inputs_embeds: Tensor, cache: Any) -> Tensor:
+        """One token: (B, D) -> (B, D) hidden; `cache` is updated in place."""
+        raise NotImplementedError
+
+    def load_published(self, source: str | Path, **options: Any) -> None:
+        """Fill the weights from a published checkpoint (folder or hub id[@revision])."""
+        raise NotImplementedError
+
+    def flops(self, tokens: int) -> float:
+        """FLOPs of a forward pass over one sequence, without the head; a multiply-add is two."""
+        raise NotImplementedError
+
+    def activation_bytes(self, dtype: torch.dtype, checkpointing: bool) -> tuple[int, int]:
+        """Bytes a token that a backward pass keeps: over the whole model, and once at its peak."""
+        raise NotImplementedError
