@@ -168,7 +168,9 @@ def _check_sizes(config: dict[str, Any], files: Sequence[Path]) -> None:
             layers |= {found[1] for name in names if (found := LAYER.match(name))}
             if EMBEDDING in names:
                 shape = list(file.get_slice(EMBEDDING).get_shape())
-    config = config.get("text_config", config)  # older folders have the settings beside the rest
+    # older folders have the language model's settings beside the rest
+    text = config.get("text_config")
+    config = {**(text if isinstance(text, dict) else {}), **config}
     wanted = [config.get("vocab_size"), config.get("d_model")]
     if shape is not None and shape != wanted:
         raise UserError(
