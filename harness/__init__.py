@@ -7,7 +7,6 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-
 PARTS = {"tasks": "common.py", "vlmamba": "config.py"}  # what tells the package from a namesake
 
 
