@@ -36,9 +36,7 @@ from vlmamba.models.vision import build_vision_encoder
 from vlmamba.models.vlm import EMBEDDING_STD, VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor, follow_tokenizer
 
-FLOAT16_ON_CPU = (
-    "float16 on a CPU takes about 7 times as long as float32; load with dtype float32 or bfloat16"
-)
+FLOAT16_ON_CPU = "float16 on a CPU is slower than float32; load with dtype float32 or bfloat16"
 BUNDLED = {"nano": Path(__file__).parent / "assets" / "nano"}
 NAMES = {"nano": "nano", "demo": "nano"}
 TRANSFORMERS_CONFIGS: dict[str, type[PretrainedConfig]] = {
