@@ -405,3 +405,12 @@ def test_a_damaged_cache_entry_is_encoded_anew(damage, tmp_path, images, model, 
     torch.testing.assert_close(reopened.load(("a.png", "b.png")), before, rtol=1e-3, atol=1e-3)
     rows_now = rows.stat().st_size // reopened._row_bytes
     assert rows_now == (3 if damage in ("features.f16", "sums.u32") else 2)
+
+
+def test_a_tag_in_plain_text_is_no_picture(tmp_path, processor, model):
+    """It would be one that is missing, which the model refuses."""
+    (tmp_path / "t.txt").write_text("put <image> here\n<image>\nand go on\n")
+    tokens = text.tokenize_documents([tmp_path / "t.txt"], processor, tmp_path / "t.u32")
+    ids = torch.tensor(np.fromfile(tokens, np.uint32).astype(np.int64))
+    assert processor.tokenizer.decode(ids) == "put  here<|endoftext|>and go on<|endoftext|>"
+    assert torch.isfinite(model(ids[None], labels=ids[None]).loss)

@@ -20,11 +20,11 @@ from tqdm import tqdm
 from vlmamba.data.collate import Example
 from vlmamba.data.llava import LlavaFile, Sample
 from vlmamba.errors import UserError
-from vlmamba.processing import conversation_text, without_images
+from vlmamba.processing import IMAGE, conversation_text, without_images
 
 
 def documents(paths: Iterable[Path], skipped: Counter[str]) -> Iterator[str | Sample]:
-    """Lines of the text files and samples of the LLaVA files, in order.
+    """Lines of the text files, without `<image>` tags, and samples of the LLaVA files, in order.
 
     Unusable samples are counted in `skipped` by reason.
     """
@@ -34,7 +34,8 @@ def documents(paths: Iterable[Path], skipped: Counter[str]) -> Iterator[str | Sa
         elif path.suffix == ".txt" and path.is_file():
             try:
                 with open(path, encoding="utf-8-sig") as file:
-                    yield from (line.strip() for line in file if line.strip())
+                    lines = (line.replace(IMAGE, "").strip() for line in file)
+                    yield from filter(None, lines)
             except UnicodeDecodeError as error:
                 raise UserError(f"{path} is not UTF-8 text: {error}") from error
         else:
