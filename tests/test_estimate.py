@@ -110,7 +110,13 @@ def measure(stage: str, model: dict, hyper: dict) -> int:
     gc.collect()
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     updates(VLMambaConfig(**model), Hyperparameters(**hyper), 2)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return peak() - before
+
+
+def peak() -> int:
+    """This program's largest resident size; getrusage's is the parent's, where that was larger."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
 
 
 def full(config: VLMambaConfig, hyper: Hyperparameters) -> Batch:

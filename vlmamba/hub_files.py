@@ -80,8 +80,9 @@ def write_card(folder: str | Path, config: Any) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    family = getattr(config.text_config, "mixer", config.text_config.model_type)
     told = {
-        "language model": config.language_model_id or f"{config.n_layer} layers of {config.mixer}",
+        "language model": config.language_model_id or f"{config.n_layer} layers of {family}",
         "width": config.d_model,
         "vision encoder": config.vision_model_id or config.vision_config.model_type,
         "connector": config.connector,

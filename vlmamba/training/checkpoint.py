@@ -110,7 +110,8 @@ def write_model(
             lora.save(folder, adapter, hyper)
             weights = lora.merged(weights, adapter, hyper) if final else weights
         whole = accelerator.unwrap_model(model)
-        whole.config.vision_config.dtype = None  # the model's own counts; set where it was loaded
+        for part in (whole.config.vision_config, whole.config.text_config):
+            part.dtype = None  # the model's own counts; set where it was loaded
         for name in ("is_local", "local_files_only"):  # likewise: a resumed run writes equal files
             processor.tokenizer.init_kwargs.pop(name, None)
         whole.save_pretrained(folder, state_dict=weights)
