@@ -7,6 +7,7 @@ import torch
 from tiny import TINY_CLIP
 from transformers import AutoConfig
 
+from vlmamba.checkpoints import load_language_model
 from vlmamba.config import VLMambaConfig
 from vlmamba.errors import UserError
 from vlmamba.models.language import WrappedLM
@@ -119,3 +120,16 @@ def test_a_whole_model_trains_saves_loads_and_generates(name, tmp_path):
         made = again.generate(input_ids=ids, pixel_values=pixels, max_new_tokens=6)
         alone = again.generate(input_ids=ids[1:], pixel_values=pixels[1:], max_new_tokens=6)
         assert made[1].tolist() == alone[0].tolist()
+
+
+def test_published_weights_of_a_wrapped_model_are_loaded(tmp_path):
+    published = language_model("llama").model
+    published.save_pretrained(tmp_path)
+    text = AutoConfig.for_model("llama", **FAMILIES["llama"])
+    config = VLMambaConfig(text_config=text, vision_config=dict(TINY_CLIP))
+    model = VLMambaForConditionalGeneration(config)
+    load_language_model(model, tmp_path)
+    ids = torch.randint(2, 64, (1, 6))
+    with torch.no_grad():
+        expected = published(input_ids=ids).logits
+        assert torch.equal(model.eval()(input_ids=ids).logits, expected)

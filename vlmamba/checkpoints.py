@@ -32,6 +32,7 @@ from vlmamba.checkpoint_files import (
 from vlmamba.config import VLMambaConfig, split_revision
 from vlmamba.errors import UserError, unknown
 from vlmamba.models.connector import build_connector
+from vlmamba.models.language import WrappedLM
 from vlmamba.models.vision import build_vision_encoder
 from vlmamba.models.vlm import EMBEDDING_STD, VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor, follow_tokenizer
@@ -264,12 +265,18 @@ def _fetching(what: str, source: str | None) -> Iterator[None]:
 def load_language_model(
     model: VLMambaForConditionalGeneration, source: str | Path, **load_options: Any
 ) -> None:
-    """Fill the language model from a published Mamba checkpoint (folder or hub id[@revision]).
+    """Fill the language model from a published checkpoint (folder or hub id[@revision]).
+
+    A wrapped model is read by transformers; what follows is of Mamba's.
 
     Either layout, sharded or not, safetensors or .bin.  A vocabulary smaller than the model's
     fills its first rows.  Raises UserError naming keys that are missing, unknown or ill-shaped,
     and settings of its config.json that are not the model's.
     """
+    if isinstance(model.language_model, WrappedLM):
+        with _fetching("language model", str(source)):
+            model.language_model.load_published(source, **load_options)
+        return
     folder = _checkpoint_folder(source, **load_options)
     _check_agreement(model.config, language_model_config(folder), source)
     own = dict(model.language_model.named_parameters())

@@ -10,7 +10,6 @@ Sizes: B batch, L sequence, D width, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
@@ -122,10 +121,6 @@ class LanguageModel(nn.Module):
 
     def step(self, inputs_embeds: Tensor, cache: Any) -> Tensor:
         """One token: (B, D) -> (B, D) hidden; `cache` is updated in place."""
-        raise NotImplementedError
-
-    def load_published(self, source: str | Path, **options: Any) -> None:
-        """Fill the weights from a published checkpoint (folder or hub id[@revision])."""
         raise NotImplementedError
 
     def flops(self, tokens: int) -> float:

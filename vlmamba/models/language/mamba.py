@@ -8,8 +8,7 @@ leave it untouched.  `config.mixer` chooses the layer of every block: Mamba's or
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -184,10 +183,6 @@ class MambaLM(LanguageModel):
         weight = self.norm_f.weight
         normed = F.rms_norm(x.float(), weight.shape, weight.float(), self.norm_f.eps)
         return normed.to(weight.dtype)
-
-    def load_published(self, source: str | Path, **options: Any) -> None:
-        """Fill the weights from a published Mamba checkpoint, in either layout."""
-        raise NotImplementedError
 
     def flops(self, tokens: int) -> float:
         """Every layer's matrices and scan; A_log is a matrix of no product."""
