@@ -1,6 +1,6 @@
 """Ablate one axis: train every variant with every seed, evaluate it, and put them in one table.
 
-    python -m harness.ablate --axis connector --seeds 3
+    python -m harness.ablate --axis connector --quick --seeds 1
     python -m harness.ablate --axis connector --seeds 3 --jobs 2
     python -m harness.ablate --axis scan --steps 600 --tasks pope,mme,gqa --limit 400
     python -m harness.ablate --axis scan --variants bsm,csm --seeds 1 --out runs/quick
@@ -8,9 +8,12 @@
 
 At the demo's scale: the nano model on generated pictures. All start from the language model of the
 demo's own text stages (`make demo-model` leaves them under --lm); stages `pretrain` and `finetune`
-follow for each cell, then harness.run. At the paper's: its presets, published parts, and a folder
-with pretrain.json, finetune.json and their images. Finished cells are kept, also between axes, and
-the same command continues an interrupted study. OUT/AXIS receives record.json and table.md.
+follow for each cell, then harness.run. `--lm nano` takes the bundled model's language model, which
+has learnt with connector vss_l2 and scan bsm; `--quick` takes it too, with training pictures of its
+own and a small budget: a few minutes a cell, from nothing. At the paper's: its presets, published
+parts, and a folder with pretrain.json, finetune.json and their images. Finished cells are kept,
+also between axes, and the same command continues an interrupted study. OUT/AXIS receives
+record.json and table.md.
 """
 
 from __future__ import annotations
@@ -22,15 +25,16 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import tasks
 from harness import records, tables
 from harness.ablation import report
-from harness.ablation.cells import Budget, Cell, run_cell
+from harness.ablation.cells import Budget, Cell, execute, run_cell
 from harness.ablation.variants import AXES, FINAL, SCALES, Variant, variants
 from harness.cli import Parser, cli
 from harness.data_sources import Source
-from harness.run import choose_tasks
+from harness.run import BUNDLED_MODELS, choose_tasks
 from harness.rundir import RunFolder
 from tasks.errors import UserError, unknown
 
@@ -49,11 +53,16 @@ def build_parser() -> Parser:
     add("--variants", help="some of the axis's variants only (default: all)")
     add("--seeds", type=int, default=3, help="seeds 0 to N-1 of each variant (default: 3)")
     add("--tasks", default="all", help=f"all, or some of {', '.join(tasks.NAMES)}")
-    add("--data", type=Path, default=Path("runs/demo-data"), help="training data of the demo world")
-    add("--lm", type=Path, default=Path("runs/demo-model"), help="holds text/final, talk/final")
+    add("--data", type=Path, help="training data of the demo world (default: runs/demo-data)")
+    add(
+        "--lm",
+        type=Path,
+        help="holds text/final, talk/final (default: runs/demo-model), or nano, the bundled model",
+    )
+    add("--quick", action="store_true", help="from the bundled model, a few minutes a cell")
     add("--pretrain-steps", type=int, help="updates of stage 1 (default: the recipe's)")
     add("--steps", type=int, help="updates of stage 2 (default: the recipe's)")
-    add("--train-args", default="", help='more flags of vlmamba.train, such as "--dtype fp32"')
+    add("--train-args", help='more flags of vlmamba.train, such as "--dtype fp32"')
     add("--eval-data", default="demo", help="what harness.run takes as --data (default: demo)")
     add("--style", help="demo data only: seen, heldout or validation")
     add("--limit", type=int, help="only the first N questions of each task")
@@ -65,12 +74,14 @@ def build_parser() -> Parser:
 @cli
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
-    args = build_parser().parse_args(argv)
+    args = _with_defaults(build_parser().parse_args(argv))
     budget = _budget(args)
     chosen = _chosen(args)
     cells = [Cell(variant, seed) for seed in range(args.seeds) for variant in chosen]
     _check_inputs(args, cells)
     with RunFolder(args.out) as folder:
+        if args.quick and not (args.data / "finetune.json").exists():
+            _make_data(args.data)
         _run_cells(cells, budget, args.out / "cells", args.jobs)
         record = report.record(args.axis, cells, budget, args.out / "cells")
         (args.out / args.axis).mkdir(exist_ok=True)
@@ -82,6 +93,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{table.title}\n{table.note}\n\n{tables.text_table(table.headers, table.rows)}\n")
     print(f"written to {args.out / args.axis}: record.json, table.md")
     return 0
+
+
+def _with_defaults(args: argparse.Namespace) -> argparse.Namespace:
+    """Fill what was left out: with --quick a small budget, else the recipes' own."""
+    if args.quick and args.scale != "demo":
+        raise UserError("--quick is for --scale demo: it starts from the bundled model")
+    quick: dict[str, Any] = {
+        "lm": Path("nano"),
+        "data": args.out / "data",
+        "pretrain_steps": 120,
+        "steps": 400,
+        "train_args": "--batch-size 8 --micro-batch 8",
+        "limit": 150,
+    }
+    usual = {"lm": Path("runs/demo-model"), "data": Path("runs/demo-data"), "train_args": ""}
+    for name, value in (quick if args.quick else usual).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args
+
+
+def _make_data(folder: Path) -> None:
+    """Draw the training pictures of --quick, as many as its updates see."""
+    print(f"drawing training pictures in {folder}", file=sys.stderr, flush=True)
+    pictures = ["--images", "3200", "--captions", "1000", "--dialogues", "16"]
+    if code := execute("vlmamba.data.demo", ["--out", str(folder), *pictures]):
+        raise UserError(f"the training pictures were not made: vlmamba.data.demo ended with {code}")
 
 
 def _run_cells(cells: Sequence[Cell], budget: Budget, root: Path, jobs: int) -> None:
@@ -150,7 +188,13 @@ def _check_inputs(args: argparse.Namespace, cells: Sequence[Cell]) -> None:
     source = Source.parse(args.eval_data, args.style)
     choose_tasks(args.tasks, source)
     wanted = [args.data / name for name in ("pretrain.json", "finetune.json")]
-    wanted += [args.lm / cell.variant.lm / "final" for cell in cells if cell.variant.lm]
+    if args.quick and args.data == args.out / "data":
+        wanted = []
+    bundled = str(args.lm) in BUNDLED_MODELS
+    if bundled and args.axis == "llm":
+        raise UserError("axis llm compares the demo's text stages: give --lm with both of them")
+    if not bundled:
+        wanted += [args.lm / cell.variant.lm / "final" for cell in cells if cell.variant.lm]
     for path in wanted:
         if not path.exists():
             raise UserError(

@@ -46,6 +46,23 @@ def test_published_parts_need_no_text_stage():
     assert second[second.index("--init") + 1] == "cell/pretrain/final"
 
 
+def test_quick_starts_from_the_bundled_model_with_pictures_of_its_own(tmp_path, monkeypatch):
+    commands: list[tuple[str, list[str]]] = []
+
+    def execute(module: str, arguments: list[str], log: Path | None = None) -> int:
+        commands.append((module, list(arguments)))
+        return 3 if module == "vlmamba.train" else 0
+
+    monkeypatch.setattr(cells, "execute", execute)
+    monkeypatch.setattr(ablate, "execute", execute)
+    quick = ["--axis", "connector", "--quick", "--out", str(tmp_path / "out")]
+    assert ablate.main(quick) == 2
+    assert [module for module, _ in commands][:2] == ["vlmamba.data.demo", "vlmamba.train"]
+    text = " ".join(commands[1][1])
+    assert "--init nano" in text and "--steps 120" in text and "--batch-size 8" in text
+    assert ablate.main(["--axis", "llm", "--quick", "--out", str(tmp_path / "out")]) == 2
+
+
 def test_a_cell_is_two_stages_and_an_evaluation_each_done_once(tmp_path):
     done: list[tuple[str, list[str]]] = []
     fail = ["finetune"]

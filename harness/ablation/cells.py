@@ -16,6 +16,7 @@ from pathlib import Path
 
 from harness import children
 from harness.ablation.variants import Variant
+from harness.run import BUNDLED_MODELS
 from harness.rundir import write_atomically
 from harness.runs import EvaluationRun
 from tasks.errors import UserError
@@ -98,7 +99,8 @@ def training(cell: Cell, stage: str, budget: Budget, folder: Path) -> list[str]:
     if stage == "finetune":
         arguments += ["--init", str(folder / "pretrain" / "final")]
     elif cell.variant.lm is not None:
-        arguments += ["--init", str(Path(budget.lm) / cell.variant.lm / "final")]
+        stage_folder = Path(budget.lm) / cell.variant.lm / "final"
+        arguments += ["--init", budget.lm if budget.lm in BUNDLED_MODELS else str(stage_folder)]
     if budget.scale == "demo":  # a few thousand small pictures; a real set's features are terabytes
         arguments += ["--features-cache", str(folder.parent.parent / "features")]
     arguments += ["--seed", str(cell.seed), "--resume", "auto"]
