@@ -47,7 +47,7 @@ TRAIN = $(PY) -m vlmamba.train --preset nano+vss_l2+bsm --images $(DEMO_DATA) \
 LINES = --lr 2e-3 --micro-batch 32
 demo-model: install
 	test -f $(DEMO_DATA)/finetune.json || \
-	  $(PY) -m vlmamba.data.demo --out $(DEMO_DATA) --images 14000 --captions 8000 --dialogues 16000
+	  $(PY) -m vlmamba.demo --out $(DEMO_DATA) --images 14000 --captions 8000 --dialogues 16000
 	$(TRAIN) --stage text --data $(DEMO_DATA)/text.txt --out $(DEMO_OUT)/text \
 	  --tokenizer-data $(DEMO_DATA)/text.txt $(DEMO_DATA)/dialogue.json
 	$(TRAIN) --stage dialogue --data $(DEMO_DATA)/dialogue.json --out $(DEMO_OUT)/dialogue \

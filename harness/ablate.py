@@ -28,15 +28,16 @@ from pathlib import Path
 from typing import Any
 
 import tasks
-from harness import records, tables
 from harness.ablation import report
 from harness.ablation.cells import Budget, Cell, execute, run_cell
 from harness.ablation.variants import AXES, FINAL, SCALES, Variant, variants
-from harness.cli import Parser, cli
-from harness.data_sources import Source
+from harness.data.sources import Source
+from harness.reporting import render
 from harness.run import BUNDLED_MODELS, choose_tasks
-from harness.rundir import RunFolder
-from tasks.errors import UserError, unknown
+from harness.runs import schema
+from vlmamba_core.cli import Parser, cli
+from vlmamba_core.errors import UserError, unknown
+from vlmamba_core.folder import RunFolder
 
 
 def build_parser() -> Parser:
@@ -86,11 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         record = report.record(args.axis, cells, budget, args.out / "cells")
         (args.out / args.axis).mkdir(exist_ok=True)
         shown = report.tables_of(record)
-        folder.write(f"{args.axis}/record.json", records.record_text(record))
+        folder.write(f"{args.axis}/record.json", schema.record_text(record))
         text = "\n".join(table.files()["md"] for table in shown)
         folder.write(f"{args.axis}/table.md", text)
     for table in shown:
-        print(f"{table.title}\n{table.note}\n\n{tables.text_table(table.headers, table.rows)}\n")
+        print(f"{table.title}\n{table.note}\n\n{render.text_table(table.headers, table.rows)}\n")
     print(f"written to {args.out / args.axis}: record.json, table.md")
     return 0
 
@@ -118,8 +119,8 @@ def _make_data(folder: Path) -> None:
     """Draw the training pictures of --quick, as many as its updates see."""
     print(f"drawing training pictures in {folder}", file=sys.stderr, flush=True)
     pictures = ["--images", "3200", "--captions", "1000", "--dialogues", "16"]
-    if code := execute("vlmamba.data.demo", ["--out", str(folder), *pictures]):
-        raise UserError(f"the training pictures were not made: vlmamba.data.demo ended with {code}")
+    if code := execute("vlmamba.demo", ["--out", str(folder), *pictures]):
+        raise UserError(f"the training pictures were not made: vlmamba.demo ended with {code}")
 
 
 def _run_cells(cells: Sequence[Cell], budget: Budget, root: Path, jobs: int) -> None:

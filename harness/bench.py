@@ -25,21 +25,21 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from harness.benchmarks import (
-    evaluation,
+from harness.speed import (
+    bench_report,
     invariance,
     language_model,
     machine,
-    report,
     scan,
+    throughput,
     training,
 )
-from harness.benchmarks.report import Results
-from harness.benchmarks.timing import FULL, QUICK, Comparison, Effort
-from harness.cli import Parser, cli
+from harness.speed.bench_report import Results
+from harness.speed.timing import FULL, QUICK, Comparison, Effort
 from tasks import NAMES
-from tasks.errors import UserError, unknown
 from vlmamba.models.selective_scan import resolve_backend
+from vlmamba_core.cli import Parser, cli
+from vlmamba_core.errors import UserError, unknown
 
 SECTIONS = ("scan", "prefill", "decode", "pope", "mme", "invariance", "train")
 ON_REQUEST = {"train"}
@@ -78,10 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--json {arguments.json} is a folder; give a file")
     transformers.utils.logging.set_verbosity_error()
     results = run(only, arguments.quick)
-    print(report.tables(results))
-    summary = report.summary(results)
+    print(bench_report.tables(results))
+    summary = bench_report.summary(results)
     if arguments.json:
-        arguments.json.write_text(report.details(results, summary), encoding="utf-8")
+        arguments.json.write_text(bench_report.details(results, summary), encoding="utf-8")
     print(json.dumps(summary, allow_nan=False))
     return 0
 
@@ -135,9 +135,9 @@ def _steps(
         steps.append(("decode", lambda _: language_model.decode(models, effort)))
     if "prefill" in only:
         steps.append(("logits", lambda _: language_model.logits_error(models)))
-    for shape in evaluation.SHAPES:
+    for shape in throughput.SHAPES:
         if shape.section in only:
-            measure = functools.partial(evaluation.throughput, shape, models, effort)
+            measure = functools.partial(throughput.throughput, shape, models, effort)
             steps.append((shape.section, _alone(measure)))
     if "invariance" in only:
         names = invariance.QUICK_TASKS if quick else NAMES

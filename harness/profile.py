@@ -25,12 +25,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness import records, rerun, tables
-from harness.cli import Parser, cli
-from harness.profiling import summary, sweep
-from harness.profiling.points import Journal, Row, Terms, plan
-from harness.rundir import RunFolder
-from tasks.errors import UserError, unknown
+from harness.reporting import render
+from harness.runs import rerun, schema
+from harness.speed.sweep import lengths as lengths_run
+from harness.speed.sweep import summary
+from harness.speed.sweep.points import Journal, Row, Terms, plan
+from vlmamba_core.cli import Parser, cli
+from vlmamba_core.errors import UserError, unknown
+from vlmamba_core.folder import RunFolder
 
 MODELS = "vl-mamba-130m,pythia-160m,llama-160m"
 SEQ_LENS = "256,512,1024,2048,4096,8192,16384"
@@ -86,13 +88,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     rerun.refuse_another(args.out, rerun.finished(args.out), "profile")
     started = time.perf_counter()
     with RunFolder(args.out) as folder:
-        rows = sweep.run(plan(models, lengths, batches, terms), Journal(args.out / "points.jsonl"))
-        machine = sweep.measure_machine(terms)
+        rows = lengths_run.run(
+            plan(models, lengths, batches, terms), Journal(args.out / "points.jsonl")
+        )
+        machine = lengths_run.measure_machine(terms)
         record = _record(args, terms, machine, rows, time.perf_counter() - started)
-        folder.write("record.json", records.record_text(record))
+        folder.write("record.json", schema.record_text(record))
     profile = summary.Profile.from_record(args.out.name, record)
     for title, headers, cells in summary.tables(profile):
-        print(f"{title}\n{tables.text_table(headers, cells)}\n")
+        print(f"{title}\n{render.text_table(headers, cells)}\n")
     print(f"{NOTE}\nwritten to {args.out}: record.json, points.jsonl")
     print(json.dumps(record["summary"], allow_nan=False))
     return 0
@@ -165,7 +169,7 @@ def _numbers(option: str, text: str) -> list[int]:
 def _check_models(models: Sequence[str]) -> None:
     if not models:
         raise UserError(f"--models is empty; give some such as {MODELS}")
-    from harness.baselines import check  # loads torch
+    from harness.speed.baselines import check  # loads torch
 
     for name in models:
         check(name)
@@ -175,15 +179,15 @@ def _record(
     args: argparse.Namespace, terms: Terms, machine: dict[str, Any], rows: list[Row], total_s: float
 ) -> dict[str, Any]:
     record = {
-        "schema": records.SCHEMA,
+        "schema": schema.SCHEMA,
         "kind": "profile",
         "label": "tiny models, for tests only" if terms.tiny else None,
         "arguments": {name: str(value) for name, value in vars(args).items() if name != "out"},
-        "terms": asdict(terms) | {"weights": "random"} | records.environment(),
+        "terms": asdict(terms) | {"weights": "random"} | schema.environment(),
         "machine": machine,
         "points": [asdict(row) for row in rows],
         "timing": {"total_s": total_s},
-        "finished": records.now(),
+        "finished": schema.now(),
     }
     profile = summary.Profile.from_record("", record)
     return record | {"summary": summary.summarize(profile)}

@@ -28,13 +28,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tasks
-from harness import judge as judging
-from harness import ranks, rerun, submit
-from harness.cli import Parser, cli
-from harness.data_sources import STYLES, Source
-from harness.rundir import AnswerJournal, RunFolder
+from harness.data.sources import STYLES, Source
+from harness.models import ranks
+from harness.runs import rerun
+from harness.scoring import judge as judging
+from harness.scoring import submit
 from tasks.common import PROTOCOLS, Benchmark
-from tasks.errors import UserError, unknown
+from vlmamba_core.cli import Parser, cli
+from vlmamba_core.errors import UserError, unknown
+from vlmamba_core.folder import AnswerJournal, RunFolder
 
 if TYPE_CHECKING:
     import datasets
@@ -253,16 +255,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     rank = ranks.rank()
     wanted = what_servers_want(args, source, rows) if rank == 0 else {}
     with RunFolder(out, shared=rank > 0) as folder, ranks.together():
-        from harness import engine, evaluation  # these load torch and lmms-eval
+        from harness.models import lmms_tasks
+        from harness.runs import evaluation  # these load torch and lmms-eval
 
-        with engine.quiet(not args.verbose):
+        with lmms_tasks.quiet(not args.verbose):
             journal = AnswerJournal(out, rank, every=args.batch_size)
             model = evaluation.load_model(args, journal)
             if not args.from_record:  # a rerun warns of what is no longer the same
                 rerun.refuse_other_weights(out, there, model.evaluated.sha256)
             if rank == 0:
                 rerun.warn(before, evaluation.terms_of(vars(args), model))
-            answers = engine.run(model, rows, args.protocol, limit=args.limit, seed=args.seed)
+            answers = lmms_tasks.run(model, rows, args.protocol, limit=args.limit, seed=args.seed)
             model.answers.gather()
         if answers is not None:  # every rank but the first is done
             run = evaluation.Run(

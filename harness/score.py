@@ -25,16 +25,18 @@ from pathlib import Path
 from typing import Any
 
 import tasks
-from harness import importers, records, rescore, submit, tables
-from harness import judge as judging
-from harness.cli import Parser, cli
-from harness.documents import is_file, read_documents, read_task_rows, repeat_note
-from harness.llava_answers import Joined
-from harness.records import TaskResult
-from harness.rescore import Answers
-from harness.runs import marks
+from harness.data.readers import is_file, read_documents, read_task_rows, repeat_note
+from harness.reporting import render
+from harness.runs import schema
+from harness.runs.schema import TaskResult
+from harness.runs.store import marks
+from harness.scoring import imports, rescore, submit
+from harness.scoring import judge as judging
+from harness.scoring.llava_answers import Joined
+from harness.scoring.rescore import Answers
 from tasks.common import PROTOCOLS, Benchmark, Case, Report, check_protocol
-from tasks.errors import UserError
+from vlmamba_core.cli import Parser, cli
+from vlmamba_core.errors import UserError
 
 SHOWN = 20  # changed rows that --compare prints without --per-case
 
@@ -53,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--protocol", default="paper", help="paper (official scripts) or lmms (lmms-eval's rules)")
     add("--json", type=Path, metavar="OUT", help="write metrics and per-case scores here")
     add("--per-case", action="store_true", help="print every row: id, score, reading, answer")
-    add("--import", dest="format", help=f"another format: {', '.join(importers.FORMATS)}")
+    add("--import", dest="format", help=f"another format: {', '.join(imports.FORMATS)}")
     add(
         "--truth",
         type=Path,
@@ -102,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             truth=args.truth,
             overwrite=args.overwrite,
         )
-    result = records.result_of(task, [row.doc for row in rows], report, args.protocol)
+    result = schema.result_of(task, [row.doc for row in rows], report, args.protocol)
     apart = marks((answers.record or {}).get("arguments", {}))
     print(summary(replace(result, marks=tuple(apart)), args.protocol, answers.missing))
     if args.compare:
@@ -148,7 +150,7 @@ def read(
     if format is None:
         answers = _own(task, path, () if submitted else truth)
     else:
-        answers = Answers(*importers.load(format, task, path, truth))
+        answers = Answers(*imports.load(format, task, path, truth))
     seen: set[str] = set()
     for row in (*answers.rows, *answers.unreadable):
         if row.case_id in seen:
@@ -200,7 +202,7 @@ def summary(result: TaskResult, protocol: str, missing: int = 0) -> str:
     lines += [f"left out: {count} rows: {reason}" for reason, count in result.excluded.items()]
     lines += [f"left out: {missing} questions without an answer"] if missing else []
     lines += [f"note: {note}" for note in result.notes]
-    return "\n".join([tables.report([bare], title), *lines])
+    return "\n".join([render.report([bare], title), *lines])
 
 
 def per_case_lines(rows: Sequence[Joined], report: Report) -> Iterator[str]:

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 
 from tasks.common import PROMPT_OPTIONS, Benchmark
-from tasks.errors import unknown
+from vlmamba_core.errors import unknown
 
 __all__ = ["NAMES", "PROMPT_OPTIONS", "load"]
 

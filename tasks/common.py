@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Self, TypeVar
 
 from tasks.cells import looks_like_list
-from tasks.errors import UserError, unknown
 from tasks.published import Layout
+from vlmamba_core.errors import UserError, unknown
 
 PROTOCOLS = ("paper", "lmms")
 SHORT_ANSWER = "Answer the question using a single word or phrase."

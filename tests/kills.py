@@ -29,11 +29,16 @@ from pathlib import Path
 from typing import Any
 
 SEED = 20240607
-PRELOADED = ["harness.evaluation", "harness.engine", "harness.ablate", "harness.profile"]
+PRELOADED = [
+    "harness.runs.evaluation",
+    "harness.models.lmms_tasks",
+    "harness.ablate",
+    "harness.profile",
+]
 PRELOADED += [
-    "harness.baselines",
-    "harness.profiling.child",
-    "harness.benchmarks.machine",
+    "harness.speed.baselines",
+    "harness.speed.sweep.worker",
+    "harness.speed.machine",
     "vlmamba.train",
     "vlmamba.training.loop",
 ]
@@ -56,15 +61,15 @@ def _main(
     os.dup2(log, 2)
     import torch
 
-    from harness import children
+    from vlmamba_core import processes
 
-    children.run = _forked
+    processes.run = _forked
     torch.set_num_threads(1)  # the same in every run that is compared, and safe after a fork
     sys.exit(import_module(module).main(arguments))
 
 
 def _forked(command: list[str], **options: Any) -> subprocess.CompletedProcess:
-    """`harness.children.run` of `python -m MODULE ...` without a new interpreter."""
+    """`vlmamba_core.processes.run` of `python -m MODULE ...` without a new interpreter."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         files = (out.fileno(), err.fileno()) if options.get("capture_output") else None
         target = (command[2], command[3:], files, os.getpid())
@@ -76,7 +81,7 @@ def _forked(command: list[str], **options: Any) -> subprocess.CompletedProcess:
 
 
 def _child(module: str, arguments: list[str], files: tuple[int, int] | None, parent: int) -> None:
-    from harness.children import die_with
+    from vlmamba_core.processes import die_with
 
     die_with(parent, ctypes.CDLL(None))
     for number, file in enumerate(files or (), 1):

@@ -11,13 +11,14 @@ import pytest
 from harness_world import pope_rows, write_parquet
 from test_harness_compare import write_run
 
-from harness import ablate, paired, tables
-from harness import report as report_page
+from harness import ablate, tables
+from harness import report as report_command
 from harness.ablation import cells, report
 from harness.ablation.cells import Budget, Cell
 from harness.ablation.variants import AXES, DEMO, FINAL, SCALES, Variant, variants
-from tasks.errors import UserError
+from harness.scoring import paired
 from vlmamba.config import VLMambaConfig
+from vlmamba_core.errors import UserError
 
 BUDGET = Budget("data", "lm", 5, 7, ("--cpu",), "pope", "demo", "demo", None, 10)
 
@@ -57,7 +58,7 @@ def test_quick_starts_from_the_bundled_model_with_pictures_of_its_own(tmp_path, 
     monkeypatch.setattr(ablate, "execute", execute)
     quick = ["--axis", "connector", "--quick", "--out", str(tmp_path / "out")]
     assert ablate.main(quick) == 2
-    assert [module for module, _ in commands][:2] == ["vlmamba.data.demo", "vlmamba.train"]
+    assert [module for module, _ in commands][:2] == ["vlmamba.demo", "vlmamba.train"]
     text = " ".join(commands[1][1])
     assert "--init nano" in text and "--steps 120" in text and "--batch-size 8" in text
     assert ablate.main(["--axis", "llm", "--quick", "--out", str(tmp_path / "out")]) == 2
@@ -205,7 +206,7 @@ def test_a_small_study_for_real(tmp_path, monkeypatch, capsys):
     assert "| vss_l2 * |" in (tmp_path / "out" / "connector" / "table.md").read_text()
     assert "Ablation of connector, 1 seed" in capsys.readouterr().out
     page = tmp_path / "report.html"
-    assert report_page.main([str(tmp_path / "out" / "connector"), "--out", str(page)]) == 0
+    assert report_command.main([str(tmp_path / "out" / "connector"), "--out", str(page)]) == 0
     assert "Ablation of connector: against the final model (vss_l2)" in page.read_text()
     assert tables.main(["--from", str(tmp_path / "out"), "--out", str(tmp_path / "tables")]) == 0
     assert (tmp_path / "tables" / "connector.paired.tex").exists()

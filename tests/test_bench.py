@@ -12,18 +12,19 @@ import types
 import pytest
 import torch
 
-from harness import baselines, bench
-from harness.benchmarks import (
+from harness import bench
+from harness.speed import (
+    baselines,
+    bench_report,
     invariance,
     language_model,
     machine,
-    report,
     scan,
     timing,
     training,
 )
-from harness.benchmarks.timing import OURS, Comparison, Contender, Effort, Timing, side_by_side
-from harness.benchmarks.training import Measured
+from harness.speed.timing import OURS, Comparison, Contender, Effort, Timing, side_by_side
+from harness.speed.training import Measured
 from vlmamba.config import LANGUAGE_MODELS
 
 ONCE = Effort(least=1, most=1, seconds=0)
@@ -97,7 +98,9 @@ def test_the_smallest_of_several_shapes_is_reported():
         return Comparison("scan_forward", "", "run", timings)
 
     limits = machine.Machine(1e9, 1e9, 1e9)
-    found = report.summary(report.Results({}, limits, [timed(80), timed(70), timed(90)]))
+    found = bench_report.summary(
+        bench_report.Results({}, limits, [timed(80), timed(70), timed(90)])
+    )
     assert found["scan_forward_speedup"] == 70
     assert found["scan_forward_speedup_mamba_ssm"] == "not installed"
     assert found["processor_time"]["scan_forward_speedup"] == 1
@@ -215,7 +218,7 @@ def test_a_process_of_its_own_reports_its_own_peak(tiny):
 
 def test_a_step_that_takes_too_long_gives_bounds():
     script = (
-        "import time; from harness.benchmarks import training\n"
+        "import time; from harness.speed import training\n"
         "with training._given_up_after(0.3, 10): time.sleep(60)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

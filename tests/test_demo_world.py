@@ -12,14 +12,14 @@ from pathlib import Path
 import datasets
 import pytest
 
-from vlmamba.data.demo import BENCHMARKS, build_benchmark, demo_benchmark
-from vlmamba.data.demo import questions as ask
-from vlmamba.data.demo.__main__ import main
-from vlmamba.data.demo.benchmarks import ROWS
-from vlmamba.data.demo.benchmarks.hub_schemas import COLUMNS, features
-from vlmamba.data.demo.benchmarks.mme import MME_IMAGES, MME_SUBTASKS
-from vlmamba.data.demo.benchmarks.source import Source
-from vlmamba.data.demo.conversations import (
+from vlmamba.demo import BENCHMARKS, build_benchmark, demo_benchmark
+from vlmamba.demo import questions as ask
+from vlmamba.demo.__main__ import main
+from vlmamba.demo.benchmarks import ROWS
+from vlmamba.demo.benchmarks.hub_schemas import COLUMNS, features
+from vlmamba.demo.benchmarks.mme import MME_IMAGES, MME_SUBTASKS
+from vlmamba.demo.benchmarks.source import Source
+from vlmamba.demo.conversations import (
     LETTERS,
     TURNS_PER_SAMPLE,
     build_training_data,
@@ -29,18 +29,18 @@ from vlmamba.data.demo.conversations import (
     told_lines,
     told_samples,
 )
-from vlmamba.data.demo.render import pictures, render
-from vlmamba.data.demo.text import definitions, documents, examples
-from vlmamba.data.demo.vocabulary import (
+from vlmamba.demo.render import pictures, render
+from vlmamba.demo.text import definitions, documents, examples
+from vlmamba.demo.vocabulary import (
     CLASSES,
     HELDOUT_STYLES,
     SHOWN_WITH,
     TRAINING_STYLES,
     with_article,
 )
-from vlmamba.data.demo.words import in_words
-from vlmamba.data.demo.world import SIDE, SPLITS, STYLES, SceneOptions, sample_scene
-from vlmamba.errors import UserError
+from vlmamba.demo.words import in_words
+from vlmamba.demo.world import SIDE, SPLITS, STYLES, SceneOptions, sample_scene
+from vlmamba_core.errors import UserError
 
 TRAINING = SceneOptions(variants=True)
 PATH = Path("images/t000/t000001.jpg")

@@ -13,12 +13,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from vlmamba.checkpoints import load
-from vlmamba.errors import UserError
 from vlmamba.generation import GroupedGenerator, Request, end_tokens
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import IGNORED, SYSTEM, VLMambaProcessor
-from vlmamba.training.build import build
+from vlmamba.training.init_model import build
 from vlmamba.training.stages import STAGES
+from vlmamba_core.errors import UserError
 
 END = "</s>"
 TURNS = [

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import pytest
 from PIL import Image
 
-from harness.images import UnreadableImage
+from harness.data.images import UnreadableImage
 from harness.models.base import EvalModel, Limits, Picture, Request
 from harness.models.resumable import Resumable
-from harness.rundir import AnswerJournal
-from tasks.errors import UserError
+from vlmamba_core.errors import UserError
+from vlmamba_core.folder import AnswerJournal
 
 
 class Counting(EvalModel):

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness import compare, paper, report, tables
-from harness.paired import paired
-from harness.runs import EvaluationRun, distinct_names
+from harness import compare as compare_command
+from harness import report, tables
+from harness.reporting import paper, render
+from harness.runs.store import EvaluationRun, distinct_names
+from harness.scoring.paired import paired
 
 
 def test_one_question_an_image_is_the_paired_t_interval():
@@ -127,7 +129,7 @@ def write_run(folder: Path, scores: list[float | None], **sample: object) -> Pat
 def test_the_command_compares_what_both_scored(tmp_path, capsys):
     a = write_run(tmp_path / "a", [1, 1, 1, 0, None])
     b = write_run(tmp_path / "b", [0, 0, 1, 0, 1])
-    assert compare.main([str(a), str(b)]) == 0
+    assert compare_command.main([str(a), str(b)]) == 0
     out = capsys.readouterr().out
     assert out.startswith("A: a: model nano, protocol paper\nB: b:")
     assert out.splitlines()[-1].split() == (
@@ -152,15 +154,15 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path):
 def test_runs_on_other_data_are_refused(tmp_path, capsys, change, message):
     a = write_run(tmp_path / "a", [1, 0])
     b = write_run(tmp_path / "b", [1], **change)
-    assert compare.main([str(a), str(b)]) == 2
+    assert compare_command.main([str(a), str(b)]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path, capsys):
-    assert compare.main([str(tmp_path), str(tmp_path)]) == 2
+    assert compare_command.main([str(tmp_path), str(tmp_path)]) == 2
     assert "no record.json in" in capsys.readouterr().err
     (tmp_path / "record.json").write_text('{"kind": "profile"}')
-    assert compare.main([str(tmp_path), str(tmp_path)]) == 2
+    assert compare_command.main([str(tmp_path), str(tmp_path)]) == 2
     assert "holds a profile; expected a run of harness.run" in capsys.readouterr().err
 
 
@@ -179,14 +181,14 @@ def test_blind_and_held_out_rows_say_so_in_the_row(tmp_path, capsys):
     blind = blinded(write_run(tmp_path / "runs" / "dark", [1, 0, 0, 0]), blind=True)
     style = {"style": "heldout", "limit": 9}
     held_out = blinded(write_run(tmp_path / "runs" / "other", [1, 0, 1, 0]), **style)
-    assert compare.main([str(plain), str(blind)]) == 0
+    assert compare_command.main([str(plain), str(blind)]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("pope (B blind) ")
-    assert compare.main([str(held_out), str(blind)]) == 0
+    assert compare_command.main([str(held_out), str(blind)]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].endswith("protocol paper, held-out style, first 9 questions")
     assert out[-1].startswith("pope (A held-out style, B blind) ")
     results = EvaluationRun.read(blind).results()
-    text = re.sub(" +", " ", tables.report(results, "t"))
+    text = re.sub(" +", " ", render.report(results, "t"))
     assert "pope (blind) accuracy" in text and "random (blind) 50.0%" in text
     names = {"pope (blind)", "pope (held-out style)", "pope"}
     assert tables.main(["--from", str(tmp_path / "runs"), "--out", str(tmp_path / "t")]) == 0

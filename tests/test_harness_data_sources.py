@@ -10,8 +10,8 @@ import pytest
 from harness_world import mme_rows, png, pope_rows, write_parquet
 
 import tasks
-from harness.data_sources import DEMO_LABEL, Source, without_images
-from tasks.errors import UserError
+from harness.data.sources import DEMO_LABEL, Source, without_images
+from vlmamba_core.errors import UserError
 
 POPE, MME = tasks.load("pope"), tasks.load("mme")
 GQA, MMBENCH = tasks.load("gqa"), tasks.load("mmbench")
@@ -367,7 +367,7 @@ def test_gqa_as_published(tmp_path):
 
 
 def test_easy_vqa_on_the_hub_is_its_package(tmp_path, monkeypatch):
-    import vlmamba.data.demo.benchmarks as demo
+    import vlmamba.demo.benchmarks as demo
 
     row = {"question": "is it red?", "answer": "yes", "image_id": 1, "question_id": 1}
     write_parquet([{**row, "image": None}], tmp_path / "easy_vqa.parquet")

@@ -8,7 +8,7 @@ import pytest
 from harness_world import png
 from PIL import Image, ImageFile
 
-from harness.images import UnreadableImage, decode, image_key, is_stored
+from harness.data.images import UnreadableImage, decode, image_key, is_stored
 
 
 def stored(data: bytes | None, path: str | None = None) -> dict:

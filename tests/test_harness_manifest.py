@@ -6,12 +6,12 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 
-from harness.manifest import vlmamba
+from harness.models.manifest import vlmamba
 
 
 def test_entry_point_names_the_manifest():
     found = [ep for ep in entry_points(group="lmms_eval.models") if ep.name == "vlmamba"]
-    assert [ep.value for ep in found] == ["harness.manifest:vlmamba"]
+    assert [ep.value for ep in found] == ["harness.models.manifest:vlmamba"]
 
 
 def test_registry_resolves_to_the_class():

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from test_profile import MACHINE, sweep_of
 
-from harness import plots
+from harness import plots as plots_command
+from harness.reporting import plots
 
 
 def write_profile(folder: Path) -> Path:
@@ -38,7 +39,7 @@ def digests(folder: Path) -> dict[str, str]:
 def test_another_process_writes_the_same_bytes(tmp_path, capsys):
     write_profile(tmp_path / "runs" / "cpu")
     first, second = tmp_path / "first", tmp_path / "second"
-    assert plots.main(["--from", str(tmp_path / "runs"), "--out", str(first)]) == 0
+    assert plots_command.main(["--from", str(tmp_path / "runs"), "--out", str(first)]) == 0
     assert "6 files written to" in capsys.readouterr().out
     command = [sys.executable, "-m", "harness.plots"]
     command += ["--from", str(tmp_path / "runs"), "--out", str(second)]
@@ -74,7 +75,7 @@ def test_plots_of_runs_that_are_gone_are_named(tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     (out / "old.latency.svg").write_text("x")
-    assert plots.main(["--from", str(tmp_path / "runs"), "--out", str(out)]) == 0
+    assert plots_command.main(["--from", str(tmp_path / "runs"), "--out", str(out)]) == 0
     assert "of no run here: old.latency.svg" in capsys.readouterr().out
     assert (out / "old.latency.svg").exists()
 
@@ -87,5 +88,5 @@ def test_plots_of_runs_that_are_gone_are_named(tmp_path, capsys):
     ],
 )
 def test_a_mistake_is_one_line(arguments, message, capsys):
-    assert plots.main(arguments) == 2
+    assert plots_command.main(arguments) == 2
     assert message in capsys.readouterr().err

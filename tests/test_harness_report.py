@@ -15,8 +15,8 @@ from test_harness_compare import write_run
 from test_harness_plots import write_profile
 
 from harness import report
-from harness.images import image_key
-from harness.runs import NO_IMAGE
+from harness.data.images import image_key
+from harness.runs.store import NO_IMAGE
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from harness_world import mme_rows, pope_rows, write_parquet
 
-from harness import compare, report, score, tables
-from harness.images import image_key
-from harness.records import Sample, record_text, samples_text
+from harness import compare as compare_command
+from harness import report, score, tables
+from harness.data.images import image_key
 from harness.run import main as run_main
-from harness.runs import EvaluationRun
+from harness.runs.schema import Sample, record_text, samples_text
+from harness.runs.store import EvaluationRun
 
 # one answer in four is wrong, one in eight is not read: by hand, in this order
 PATTERN = ["Yes", "No", "Yes", "yes it is"] * 6
@@ -164,7 +165,7 @@ def test_published_answers_stand_beside_runs(tmp_path, capsys):
     assert score.main(["pope", file, "--model", "Else", "--out", str(runs / "else")]) == 0
     capsys.readouterr()
 
-    assert compare.main([str(runs / "theirs"), str(runs / "else")]) == 0
+    assert compare_command.main([str(runs / "theirs"), str(runs / "else")]) == 0
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("pope"))
     # PATTERN is right at Yes, No, Yes and wrong at the fourth: 18 of 24; the other file has all
     assert line.split()[1:4] == ["75.0", "100.0", "-25.0"]
@@ -186,14 +187,14 @@ def test_a_row_of_a_run_and_of_a_file_are_compared_by_question_and_truth(tmp_pat
     file = predictions(tmp_path, "one.jsonl", ["Yes", "No"] * 12, pope_rows())
     assert score.main(["pope", file, "--out", str(tmp_path / "file")]) == 0
     capsys.readouterr()
-    assert compare.main([str(run), str(tmp_path / "file")]) == 0
+    assert compare_command.main([str(run), str(tmp_path / "file")]) == 0
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("pope"))
     assert line.split()[-3:] == ["23", "4", "0/5"]  # the unreadable row has no score
     moved = predictions(tmp_path, "two.jsonl", ["Yes"] * 24, pope_rows()[2:] + pope_rows()[:2])
     assert score.main(["pope", moved, "--out", str(tmp_path / "moved")]) == 0
     rows = [asdict(s) for s in samples(tmp_path / "moved")]
     assert rows[0]["image"] == "named image_1"
-    assert compare.main([str(tmp_path / "file"), str(tmp_path / "moved")]) == 2
+    assert compare_command.main([str(tmp_path / "file"), str(tmp_path / "moved")]) == 2
     assert "row 1 of file and moved is not the same question" in capsys.readouterr().err
 
 

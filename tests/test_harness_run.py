@@ -12,14 +12,15 @@ import pytest
 import torch
 from harness_world import mme_rows, png, pope_rows, write_parquet
 
-from harness import judge as judging
-from harness import run, runs
-from harness.images import UnreadableImage, decode
+from harness import run
+from harness.data.images import UnreadableImage, decode
 from harness.models.base import Picture
 from harness.models.resumable import cut
 from harness.models.vlmamba import VLMambaModel
-from harness.records import without_timing
 from harness.run import main
+from harness.runs import store
+from harness.runs.schema import without_timing
+from harness.scoring import judge as judging
 from vlmamba.checkpoints import BUNDLED, NAMES
 from vlmamba.generation import GroupedGenerator
 
@@ -498,7 +499,7 @@ def test_prompt_options_are_named_in_record_and_tables(tmp_path, capsys):
     assert "textvqa (ocr first)" in capsys.readouterr().out
     lines = (out / "samples_textvqa.jsonl").read_text().splitlines()
     assert all(json.loads(line)["question"].startswith("Reference OCR token") for line in lines)
-    rows = {row.task: row.marks for row in runs.EvaluationRun.read(out).results()}
+    rows = {row.task: row.marks for row in store.EvaluationRun.read(out).results()}
     assert rows == {"textvqa": ("ocr first",), "pope": ()}
     assert run.main(["--tasks", "pope", "--ocr", "none", "--out", str(tmp_path / "x")]) == 2
     assert "--ocr is for textvqa" in capsys.readouterr().err

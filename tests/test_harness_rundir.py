@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from harness import rundir
-from harness.rundir import AnswerJournal, RunFolder, digest, write_atomically
-from tasks.errors import UserError
+from vlmamba_core import folder
+from vlmamba_core.errors import UserError
+from vlmamba_core.folder import AnswerJournal, RunFolder, digest, write_atomically
 
 
 def test_second_writer_is_refused_with_the_owner(tmp_path):
@@ -26,7 +26,7 @@ def test_second_writer_is_refused_with_the_owner(tmp_path):
 
 def test_a_killed_process_leaves_no_lock(tmp_path):
     code = (
-        "import os, pathlib, sys; from harness.rundir import RunFolder\n"
+        "import os, pathlib, sys; from vlmamba_core.folder import RunFolder\n"
         f"RunFolder(pathlib.Path({str(tmp_path)!r})).__enter__(); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
@@ -52,7 +52,7 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(rundir.os, "fsync", full)
+    monkeypatch.setattr(folder.os, "fsync", full)
     with pytest.raises(UserError, match="No space left"):
         write_atomically(path, "new")
     assert path.read_text() == "old"
@@ -61,7 +61,7 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
 
 def test_an_answer_outlives_its_process_as_soon_as_it_is_added(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr(rundir.os, "fsync", synced.append)
+    monkeypatch.setattr(folder.os, "fsync", synced.append)
     journal = AnswerJournal(tmp_path, every=2)
     journal.add("a", "yes")
     assert len(AnswerJournal(tmp_path)) == 1

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from harness import stats
-from harness.stats import Interval, NoInterval, groups_for, share_interval, wilson
+from harness.scoring import intervals
+from harness.scoring.intervals import Interval, NoInterval, groups_for, share_interval, wilson
 from tasks.coco_cap import task as coco_cap
 from tasks.common import Case, Report
 from tasks.mme import scorer as mme_scorer
@@ -40,7 +40,7 @@ def accuracy_interval(right: np.ndarray, questions: int) -> Interval | NoInterva
         for row in range(len(right))
     ]
     report = textvqa.evaluate(docs, ["yes" if hit else "no" for hit in right], "paper")
-    return stats.intervals(textvqa, docs, report, "paper")["accuracy"]
+    return intervals.intervals(textvqa, docs, report, "paper")["accuracy"]
 
 
 def test_independent_answers_get_scipys_wilson_interval():
@@ -71,8 +71,8 @@ def test_the_variance_is_the_linearised_one_of_clusters():
     def metrics_of(rows):
         return {"mean": float(right[rows].mean())}
 
-    groups = stats._members(clusters)
-    found = stats.jackknife(metrics_of, groups, {"mean": float(right.mean())})
+    groups = intervals._members(clusters)
+    found = intervals.jackknife(metrics_of, groups, {"mean": float(right.mean())})
     assert found["mean"] == pytest.approx(linear, rel=0.02)
 
 
@@ -90,7 +90,7 @@ def pope_doc(image: int, answer: str = "yes", category: str = "random") -> dict:
 def test_none_and_all_get_an_interval_inside_the_range(answer, value):
     docs = [pope_doc(i) for i in range(20)]
     report = pope.evaluate(docs, [answer] * 20, "paper")
-    found = stats.intervals(pope, docs, report, "paper")
+    found = intervals.intervals(pope, docs, report, "paper")
     bound = 1.959964**2 / (20 + 1.959964**2)  # Wilson's of 0 of 20
     for name in ("accuracy", "f1", "recall"):
         low, high = found[name].low, found[name].high
@@ -111,7 +111,7 @@ def test_points_end_at_the_points_there_are():
     more, theirs = mme_answers([(True, True)] * 9 + [(True, False)] * 3, "count")
     docs, answers = docs + more, answers + theirs
     report = mme.evaluate(docs, answers, "paper")
-    found = stats.intervals(mme, docs, report, "paper")
+    found = intervals.intervals(mme, docs, report, "paper")
     assert report.metrics["perception"] == pytest.approx(200 + 87.5 + 75)
     assert 250 < found["perception"].low < 362.5 < found["perception"].high < 400
     assert found["existence/score"].high == 200
@@ -122,7 +122,7 @@ def test_points_end_at_the_points_there_are():
 
 def test_pairs_count_as_images_and_students_t_as_their_variance_is_estimated():
     docs, answers = mme_answers([(True, i % 3 > 0) for i in range(24)])
-    found = stats.intervals(mme, docs, mme.evaluate(docs, answers, "paper"), "paper")
+    found = intervals.intervals(mme, docs, mme.evaluate(docs, answers, "paper"), "paper")
     scores = np.array([1.0 if i % 3 > 0 else 0.25 for i in range(24)])  # of 200 points
     variance = scores.var(ddof=1) / 24
     trials = scores.mean() * (1 - scores.mean()) / variance
@@ -140,10 +140,10 @@ def captions(scores: list[float]) -> tuple[list[dict], Report]:
 
 def test_cider_is_never_below_nothing():
     docs, report = captions([4.0] + [0.01] * 14)
-    found = stats.intervals(coco_cap, docs, report, "paper")["CIDEr"]
+    found = intervals.intervals(coco_cap, docs, report, "paper")["CIDEr"]
     assert 0 < found.low < report.metrics["CIDEr"] < found.high < 10
     docs, report = captions([0.0] * 15)
-    found = stats.intervals(coco_cap, docs, report, "paper")["CIDEr"]
+    found = intervals.intervals(coco_cap, docs, report, "paper")["CIDEr"]
     assert (found.low, found.high) == pytest.approx((0, 10 * 1.959964**2 / (15 + 1.959964**2)))
 
 
@@ -151,14 +151,14 @@ def test_cider_is_never_below_nothing():
 def test_few_images_are_said_to_be_too_few(images, reason):
     docs = [pope_doc(i % images) for i in range(36)]
     report = pope.evaluate(docs, ["yes"] * 30 + ["no"] * 6, "paper")
-    for found in stats.intervals(pope, docs, report, "paper").values():
+    for found in intervals.intervals(pope, docs, report, "paper").values():
         assert isinstance(found, NoInterval) and found.reason.startswith(reason)
 
 
 def test_a_category_of_few_images_has_none_of_its_own_only():
     docs = [pope_doc(i, category="random" if i < 30 else "popular") for i in range(34)]
     report = pope.evaluate(docs, ["yes", "no"] * 17, "lmms")
-    found = stats.intervals(pope, docs, report, "lmms")
+    found = intervals.intervals(pope, docs, report, "lmms")
     assert found["popular/accuracy"] == NoInterval("too few: 4 clusters")
     assert isinstance(found["random/accuracy"], Interval)
     assert isinstance(found["accuracy"], Interval)
@@ -168,7 +168,7 @@ def test_excluded_rows_have_no_say():
     docs = [pope_doc(i) for i in range(12)]
     cases = [Case(1.0, "yes")] * 6 + [None] * 6
     report = Report(metrics={"accuracy": 1.0}, cases=cases, n=6, n_unparsed=0)
-    found = stats.intervals(pope, docs, report, "paper")
+    found = intervals.intervals(pope, docs, report, "paper")
     assert found == {"accuracy": NoInterval("too few: 6 clusters")}
 
 
@@ -179,27 +179,27 @@ def test_many_clusters_are_left_out_in_groups_with_the_same_result():
     def metrics_of(rows):
         return {"mean": float(right[rows].mean())}
 
-    singles = stats._members(range(3000))
-    merged = stats._merged(singles, 500, np.random.default_rng(0))
+    singles = intervals._members(range(3000))
+    merged = intervals._merged(singles, 500, np.random.default_rng(0))
     assert len(merged) == 500
     assert sorted(row for group in merged for row in group) == list(range(3000))
-    exact, rough = (stats.jackknife(metrics_of, g, values)["mean"] for g in (singles, merged))
+    exact, rough = (intervals.jackknife(metrics_of, g, values)["mean"] for g in (singles, merged))
     assert rough == pytest.approx(exact, rel=0.25)
-    assert groups_for(10) == stats.MAX_GROUPS
-    assert groups_for(214_354) == stats.MIN_GROUPS
+    assert groups_for(10) == intervals.MAX_GROUPS
+    assert groups_for(214_354) == intervals.MIN_GROUPS
 
 
 def test_seeds_stay_inside_the_range_and_few_are_said_to_be_too_few():
-    assert stats.seeds_interval([18.7, 99.0, 85.0], 100) == NoInterval("too few: 3 seeds")
+    assert intervals.seeds_interval([18.7, 99.0, 85.0], 100) == NoInterval("too few: 3 seeds")
     values = [20.0, 98.0, 99.0, 99.5, 99.9]
-    found = stats.seeds_interval(values, 100)
+    found = intervals.seeds_interval(values, 100)
     plain = scipy_stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert plain.high > 100
     assert 0 < found.low < np.mean(values) < found.high < 100
-    close = stats.seeds_interval([50.0, 50.1, 49.9, 50.2, 49.8], 100)
+    close = intervals.seeds_interval([50.0, 50.1, 49.9, 50.2, 49.8], 100)
     plain = scipy_stats.ttest_1samp([50.0, 50.1, 49.9, 50.2, 49.8], 0).confidence_interval(0.95)
     assert (close.low, close.high) == pytest.approx((plain.low, plain.high), abs=0.01)
-    assert stats.seeds_interval([7.0] * 6, 100) == NoInterval("all seeds alike")
+    assert intervals.seeds_interval([7.0] * 6, 100) == NoInterval("all seeds alike")
 
 
 CELLS = [
@@ -226,7 +226,7 @@ def test_the_simulation_asks_for_the_interval_that_a_file_gets():
         truth if hit else {"yes": "no", "no": "yes"}[truth]
         for truth, hit in zip([d["answer"] for d in docs], right.ravel(), strict=True)
     ]
-    got = stats.intervals(pope, docs, pope.evaluate(docs, said, "paper"), "paper")["f1"]
+    got = intervals.intervals(pope, docs, pope.evaluate(docs, said, "paper"), "paper")["f1"]
     sums, _ = coverage.f1(cell, 1, np.random.default_rng(7))
     low, high, _ = share_interval(*coverage.variances(sums), cell.sampled)
     assert (got.low, got.high) == pytest.approx((low[0], high[0]), rel=1e-4)

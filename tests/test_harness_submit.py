@@ -10,9 +10,10 @@ import pytest
 from harness_world import png
 
 import tasks
-from harness import score, submit
-from harness.data_sources import Source
-from tasks.errors import UserError
+from harness import score
+from harness.data.sources import Source
+from harness.scoring import submit
+from vlmamba_core.errors import UserError
 
 VQAV2, TEXTVQA, MMVET = (tasks.load(name) for name in ("vqav2", "textvqa", "mmvet"))
 TEST = [0, 1, 1000, 1001, 2000]

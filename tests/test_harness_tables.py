@@ -8,11 +8,12 @@ import pytest
 from test_harness_compare import write_run
 from test_harness_plots import write_profile
 
-from harness import paper, tables
-from harness.records import TaskResult
-from harness.runs import EvaluationRun
-from harness.stats import Interval
-from harness.tables import csv_table, latex_table, markdown_table, report, text_table
+from harness import tables
+from harness.reporting import paper
+from harness.reporting.render import csv_table, latex_table, markdown_table, report, text_table
+from harness.runs.schema import TaskResult
+from harness.runs.store import EvaluationRun
+from harness.scoring.intervals import Interval
 
 MME = TaskResult(
     task="mme",

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FORBIDDEN = {
     "vlmamba": ("harness", "tasks", "lmms_eval", "tests", "notebooks"),
     "vlmamba/models": ("vlmamba.data", "vlmamba.processing"),
-    "vlmamba/data/demo": ("torch",),
+    "vlmamba/demo": ("torch",),
+    "vlmamba_core": ("torch", "vlmamba", "harness", "tasks", "tests", "notebooks"),
     "tasks": ("torch", "vlmamba", "harness", "lmms_eval", "tests", "notebooks"),
     "harness": ("tests", "notebooks"),
 }

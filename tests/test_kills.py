@@ -19,9 +19,9 @@ from test_train_cli import world as training_data  # noqa: F401
 from harness import ablate, profile, run
 from harness.ablation import cells
 from harness.ablation.variants import FINAL
-from harness.records import without_timing
-from harness.rundir import RunFolder
+from harness.runs.schema import without_timing
 from vlmamba import train
+from vlmamba_core.folder import RunFolder
 
 MANY = [pytest.param(range(n, n + 10), marks=pytest.mark.kill) for n in (0, 10)]
 MOMENTS = pytest.mark.parametrize("moments", [range(2), *MANY], ids=("two", "ten", "ten more"))

@@ -16,9 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vlmamba.data import collate, features, llava, order, text
+from vlmamba.data import collate, feature_cache, llava, sampler, text
 from vlmamba.data.tokenizer import train_tokenizer
-from vlmamba.errors import UserError
+from vlmamba_core.errors import UserError
 
 
 def turn(speaker: str, value: str) -> dict[str, str]:
@@ -282,18 +282,18 @@ def test_an_empty_batch_is_a_placeholder_without_labels():
 @pytest.mark.parametrize("n", [1, 7, 64, 1000])
 def test_an_epoch_holds_every_sample_once(n):
     lengths = np.random.default_rng(0).integers(10, 500, n)
-    batches = order.epoch_batches(lengths, 8, seed=1, epoch=0)
+    batches = sampler.epoch_batches(lengths, 8, seed=1, epoch=0)
     assert sorted(np.concatenate(batches).tolist()) == list(range(n))
-    again = order.epoch_batches(lengths, 8, seed=1, epoch=0)
+    again = sampler.epoch_batches(lengths, 8, seed=1, epoch=0)
     assert all((a == b).all() for a, b in zip(batches, again, strict=True))
     if n == 1000:
-        other = order.epoch_batches(lengths, 8, seed=1, epoch=1)
+        other = sampler.epoch_batches(lengths, 8, seed=1, epoch=1)
         assert any((a != b).any() for a, b in zip(batches, other, strict=True) if len(a) == len(b))
 
 
 def test_batches_hold_samples_of_one_length():
     lengths = np.random.default_rng(0).integers(10, 500, 4000)
-    batches = order.epoch_batches(lengths, 16, seed=0, epoch=0)
+    batches = sampler.epoch_batches(lengths, 16, seed=0, epoch=0)
     padded = sum(lengths[b].max() * len(b) for b in batches)
     assert padded < 1.05 * lengths.sum()
 
@@ -301,9 +301,9 @@ def test_batches_hold_samples_of_one_length():
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_processes_share_each_global_batch(processes):
     lengths = np.arange(100)
-    whole = order.epoch_batches(lengths, 10, seed=0, epoch=0)
+    whole = sampler.epoch_batches(lengths, 10, seed=0, epoch=0)
     shares = [
-        list(order.MicroBatchOrder(lengths, 10, 2, 0, (0, 10), processes, rank))
+        list(sampler.MicroBatchOrder(lengths, 10, 2, 0, (0, 10), processes, rank))
         for rank in range(processes)
     ]
     rounds = len(shares[0]) // 10
@@ -316,43 +316,45 @@ def test_processes_share_each_global_batch(processes):
 
 def test_order_resumes_anywhere():
     lengths = np.arange(50)
-    everything = list(order.MicroBatchOrder(lengths, 8, 4, 3, (0, 30)))
-    assert list(order.MicroBatchOrder(lengths, 8, 4, 3, (17, 30))) == everything[17 * 2 :]
+    everything = list(sampler.MicroBatchOrder(lengths, 8, 4, 3, (0, 30)))
+    assert list(sampler.MicroBatchOrder(lengths, 8, 4, 3, (17, 30))) == everything[17 * 2 :]
 
 
 def test_feature_cache_equals_the_live_encoder(tmp_path, images, model, processor):
-    cache = features.open_cache(tmp_path / "cache", images, model, processor)
-    broken = features.fill_cache(cache, ["a.png", "b.png", "a.png", "broken.png"], model, processor)
+    cache = feature_cache.open_cache(tmp_path / "cache", images, model, processor)
+    broken = feature_cache.fill_cache(
+        cache, ["a.png", "b.png", "a.png", "broken.png"], model, processor
+    )
     assert (len(cache), broken) == (2, 1)
     pixels = collate.PixelImages(images, processor).load(("b.png", "a.png"))
     live = model.encode_images(pixels)
     torch.testing.assert_close(cache.load(("b.png", "a.png")), live, rtol=1e-3, atol=1e-3)
     with pytest.raises(llava.SampleError, match="broken"):
         cache.load(("broken.png",))
-    reopened = features.open_cache(tmp_path / "cache", images, model, processor)
+    reopened = feature_cache.open_cache(tmp_path / "cache", images, model, processor)
     assert len(reopened) == 2
-    assert features.fill_cache(reopened, ["a.png", "b.png"], model, processor) == 0
+    assert feature_cache.fill_cache(reopened, ["a.png", "b.png"], model, processor) == 0
 
 
 def test_feature_cache_notices_a_changed_image_and_another_encoder(
     tmp_path, images, model, processor
 ):
-    cache = features.open_cache(tmp_path / "cache", images, model, processor)
-    features.fill_cache(cache, ["a.png"], model, processor)
+    cache = feature_cache.open_cache(tmp_path / "cache", images, model, processor)
+    feature_cache.fill_cache(cache, ["a.png"], model, processor)
     Image.new("RGB", (30, 28), "green").save(images / "a.png")
     assert cache.row("a.png") is None
     with torch.no_grad():
         next(model.vision_encoder.parameters()).add_(1.0)
-    assert len(features.open_cache(tmp_path / "cache", images, model, processor)) == 0
+    assert len(feature_cache.open_cache(tmp_path / "cache", images, model, processor)) == 0
 
 
 def test_feature_cache_drops_what_a_killed_writer_left(tmp_path, images, model, processor):
-    cache = features.open_cache(tmp_path / "cache", images, model, processor)
-    features.fill_cache(cache, ["a.png"], model, processor)
+    cache = feature_cache.open_cache(tmp_path / "cache", images, model, processor)
+    feature_cache.fill_cache(cache, ["a.png"], model, processor)
     with open(cache.folder / "features.f16", "ab") as file:
         file.write(b"half a row")
-    reopened = features.open_cache(tmp_path / "cache", images, model, processor)
-    features.fill_cache(reopened, ["b.png"], model, processor)
+    reopened = feature_cache.open_cache(tmp_path / "cache", images, model, processor)
+    feature_cache.fill_cache(reopened, ["b.png"], model, processor)
     live = model.encode_images(collate.PixelImages(images, processor).load(("b.png",)))
     torch.testing.assert_close(reopened.load(("b.png",)), live, rtol=1e-3, atol=1e-3)
 
@@ -388,8 +390,8 @@ def test_tokenizer_learns_its_text_and_round_trips():
 @pytest.mark.parametrize("damage", ["features.f16", "sums.u32", "cut", "earlier version"])
 def test_a_damaged_cache_entry_is_encoded_anew(damage, tmp_path, images, model, processor):
     names = ["a.png", "b.png"]
-    cache = features.open_cache(tmp_path / "cache", images, model, processor)
-    features.fill_cache(cache, names, model, processor)
+    cache = feature_cache.open_cache(tmp_path / "cache", images, model, processor)
+    feature_cache.fill_cache(cache, names, model, processor)
     before = cache.load(("a.png", "b.png")).clone()
     rows = cache.folder / "features.f16"
     if damage == "cut":
@@ -400,8 +402,8 @@ def test_a_damaged_cache_entry_is_encoded_anew(damage, tmp_path, images, model, 
         content = bytearray((cache.folder / damage).read_bytes())
         content[1] ^= 0x10
         (cache.folder / damage).write_bytes(content)
-    reopened = features.open_cache(tmp_path / "cache", images, model, processor)
-    assert features.fill_cache(reopened, names, model, processor) == 0
+    reopened = feature_cache.open_cache(tmp_path / "cache", images, model, processor)
+    assert feature_cache.fill_cache(reopened, names, model, processor) == 0
     torch.testing.assert_close(reopened.load(("a.png", "b.png")), before, rtol=1e-3, atol=1e-3)
     rows_now = rows.stat().st_size // reopened._row_bytes
     assert rows_now == (3 if damage in ("features.f16", "sums.u32") else 2)

@@ -14,10 +14,11 @@ import pytest
 from harness_world import png
 
 import tasks
-from harness import importers, run, score
-from harness.data_sources import Source
+from harness import run, score
+from harness.data.sources import Source
+from harness.scoring import imports
 from tasks.common import SHORT_ANSWER
-from tasks.errors import UserError
+from vlmamba_core.errors import UserError
 
 PICTURE = png((9, 8, 7))
 TEN = [{"answer": "red", "answer_confidence": "yes", "answer_id": n} for n in range(1, 11)]
@@ -308,7 +309,7 @@ def test_the_same_files_as_truth(name, llava_eval, tmp_path):
 def test_cocos_own_results_and_captions(llava_eval, tmp_path):
     results = write(tmp_path / "captions.json", [{"image_id": 42, "caption": "A cat sits."}])
     truth = llava_eval / "coco/annotations/captions_val2014.json"
-    rows, missing = importers.load("llava", tasks.load("coco_cap"), results, [truth])
+    rows, missing = imports.load("llava", tasks.load("coco_cap"), results, [truth])
     assert missing == 1
     assert (rows[0].doc["answer"], rows[0].prediction) == (["A cat sits."], "A cat sits.")
 

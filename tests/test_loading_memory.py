@@ -14,11 +14,11 @@ from tiny import TINY_CLIP, tiny_config
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from vlmamba import checkpoints
-from vlmamba.checkpoint_files import in_dtype
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor
-from vlmamba.training.build import build
+from vlmamba.training.init_model import build
 from vlmamba.training.stages import STAGES
+from vlmamba.weight_files import in_dtype
 
 LIMIT = 1.15  # of the weights in the wanted dtype
 VISION = TINY_CLIP | {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 3}
@@ -30,7 +30,7 @@ import ctypes, gc, json, sys
 import torch
 from vlmamba import checkpoints
 from vlmamba.config import VLMambaConfig
-from vlmamba.training.build import build
+from vlmamba.training.init_model import build
 from vlmamba.training.stages import STAGES
 
 def kib(name):

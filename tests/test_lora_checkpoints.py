@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from test_training import accelerator, data, images, make_run  # noqa: F401
 
 from vlmamba import checkpoints
-from vlmamba.errors import UserError
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.training import checkpoint, loop, lora
-from vlmamba.training.build import build
+from vlmamba.training.init_model import build
 from vlmamba.training.stages import STAGES, freeze
+from vlmamba_core.errors import UserError
 
 IDS = torch.arange(2, 60).view(2, -1)
 

@@ -12,8 +12,8 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from vlmamba.checkpoints import language_model_config, load_language_model
 from vlmamba.config import VLMambaConfig
-from vlmamba.errors import UserError
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
+from vlmamba_core.errors import UserError
 
 ORIGINAL_CONFIG = {"d_model": 32, "n_layer": 2, "vocab_size": 317, "ssm_cfg": {}}
 

@@ -13,9 +13,9 @@ from transformers import Mamba2Config, Mamba2ForCausalLM
 
 from vlmamba.checkpoints import language_model_config, load_language_model
 from vlmamba.config import LANGUAGE_MODELS, VLMambaConfig
-from vlmamba.errors import UserError
 from vlmamba.models.mixers.mamba2 import CHUNK, Mamba2Mixer, ssd, ssd_step
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
+from vlmamba_core.errors import UserError
 
 MAMBA2 = TINY_MIXERS["mamba2"]
 

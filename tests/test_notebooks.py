@@ -18,8 +18,8 @@ from accelerate.state import AcceleratorState
 from test_ablate import in_this_process
 
 from harness.ablation import cells
-from harness.profiling import child, sweep
-from harness.profiling.points import Point, Row
+from harness.speed.sweep import lengths, worker
+from harness.speed.sweep.points import Point, Row
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NAMES = ("01_quickstart", "02_scan_ablation", "03_latency")
@@ -50,7 +50,7 @@ def shown(monkeypatch) -> list:
 
 def launch(point: Point) -> Row:
     """A point in this process."""
-    found = child.outcome(point)
+    found = worker.outcome(point)
     return Row.of(point, found["status"], found["detail"], found["result"])
 
 
@@ -61,8 +61,8 @@ def test_every_cell_runs_at_small_size(name, tmp_path, monkeypatch, shown, capsy
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
     monkeypatch.setattr(cells, "execute", in_this_process)
-    monkeypatch.setattr(sweep, "launch", launch)
-    monkeypatch.setattr(sweep, "measure_machine", child.measure_machine)
+    monkeypatch.setattr(lengths, "launch", launch)
+    monkeypatch.setattr(lengths, "measure_machine", worker.measure_machine)
     namespace: dict = {"__name__": "__main__"}
     sources = code_cells(name)
     assert sources[0] == "SMALL = False"

@@ -11,9 +11,9 @@ sys.path.insert(0, str(Path(__file__).parent / "tasks"))
 from sample_documents import DOCUMENTS
 
 import tasks
-from harness import official
 from harness.models.lmms import NO_IMAGE
-from harness.records import score_task
+from harness.runs.schema import score_task
+from harness.scoring import official
 from tasks.common import PROTOCOLS
 
 ANSWERS = {

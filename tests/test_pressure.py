@@ -18,9 +18,9 @@ from test_train_cli import PRESET, flags
 from test_train_cli import world as training_data  # noqa: F401
 
 from harness import run
-from harness.rundir import AnswerJournal
 from vlmamba import checkpoints, train
 from vlmamba.training import checkpoint
+from vlmamba_core.folder import AnswerJournal
 
 EVALUATION_LIMITS = [0, 100, 1_000, 2_000, 2_500, 6_000]
 TRAINING_LIMITS = [0, 1_000, 20_000, 100_000, 300_000]

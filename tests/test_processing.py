@@ -16,9 +16,9 @@ from transformers import pipeline
 
 from vlmamba.config import VISION_ENCODERS
 from vlmamba.data.collate import PixelImages
-from vlmamba.data.pictures import BrokenPicture, rgb_picture
-from vlmamba.errors import UserError
+from vlmamba.data.decode import BrokenPicture, rgb_picture
 from vlmamba.processing import EOS, IGNORED, SYSTEM, VLMambaProcessor
+from vlmamba_core.errors import UserError
 
 TURNS = [
     {"from": "human", "value": "What is it?\n<image>"},

@@ -12,8 +12,8 @@ import pytest
 from scipy import stats
 
 from harness import profile
-from harness.profiling import child, fits, summary, sweep
-from harness.profiling.points import (
+from harness.speed.sweep import fits, lengths, summary, worker
+from harness.speed.sweep.points import (
     FAILED,
     KILLED,
     NOT_RUN,
@@ -142,11 +142,11 @@ def test_finished_points_are_not_repeated_and_failed_ones_are(tmp_path):
 
     points = plan([OURS, PYTHIA], [32, 64], [1], TERMS)
     path = tmp_path / "points.jsonl"
-    first = sweep.run(points, Journal(path), start)
+    first = lengths.run(points, Journal(path), start)
     assert [row.status for row in first] == [OK, OK, FAILED, FAILED]
     path.write_bytes(path.read_bytes() + b'\xff\n{"key": "torn')
     started[:] = ["earlier"] * 8
-    assert all(row.status == OK for row in sweep.run(points, Journal(path), start))
+    assert all(row.status == OK for row in lengths.run(points, Journal(path), start))
     assert started[8:] == [f"{OURS} 1x64", f"{PYTHIA} 1x64"]
     assert len(Journal(path)._rows) == 4
     assert Journal(path).get(points[0]) == first[0]
@@ -161,7 +161,7 @@ def test_longer_points_of_a_model_that_ran_out_are_left_out(tmp_path, status, ca
         return Row.of(point, status, "why") if too_much else synthetic(point)
 
     points = plan([OURS, PYTHIA], [32, 64, 128], [1], TERMS)
-    rows = sweep.run(points, Journal(tmp_path / "points.jsonl"), start)
+    rows = lengths.run(points, Journal(tmp_path / "points.jsonl"), start)
     assert [row.status for row in rows] == [OK, OK, OK, status, OK, NOT_RUN]
     assert rows[-1].detail == f"64 tokens: {status}"
     found = summary.summarize(summary.Profile("p", MACHINE, {}, rows))
@@ -177,13 +177,13 @@ def test_a_child_that_dies_or_hangs_is_reported(monkeypatch):
     def run_code(code: str) -> Row:
         command = [sys.executable, "-c", code]
         monkeypatch.setattr(
-            sweep,
+            lengths,
             "_child",
             lambda arguments, limit_s: subprocess.run(
                 command, capture_output=True, text=True, timeout=3
             ),
         )
-        return sweep.launch(point)
+        return lengths.launch(point)
 
     killed = run_code("import os; os.kill(os.getpid(), 9)")
     assert (killed.status, killed.detail[:16]) == (KILLED, "ended by SIGKILL")
@@ -211,7 +211,7 @@ def test_a_sequence_too_short_for_the_image_is_text_only():
 
 @pytest.mark.parametrize("model", [OURS, PYTHIA, "llama-160m"])
 def test_a_point_measures_what_it_claims(model):
-    short, long = (child.measure(Point(model, n, 2, TERMS)) for n in (8, 24))
+    short, long = (worker.measure(Point(model, n, 2, TERMS)) for n in (8, 24))
     for r, n in ((short, 8), (long, 24)):
         assert len(r["decode_s"]) == 3
         assert all(0 < p <= t for p, t in zip(r["prefill_s"], r["ttft_s"], strict=True))
@@ -230,14 +230,14 @@ def test_a_point_measures_what_it_claims(model):
 
 
 def test_flops_of_a_prompt_are_those_of_its_matrices():
-    gpt = child.load(Point(PYTHIA, 8, 1, TERMS))
+    gpt = worker.load(Point(PYTHIA, 8, 1, TERMS))
     layer = 32 * 96 + 32 * 32 + 2 * 32 * 64
     head = 32 * 1008
     expected = 2 * (8 * 2 * layer + head) + 2 * 2 * 32 * 8**2
-    assert child.prefill_flops(gpt, 8) == expected
-    ours = child.load(Point(OURS, 8, 1, TERMS))
+    assert worker.prefill_flops(gpt, 8) == expected
+    ours = worker.load(Point(OURS, 8, 1, TERMS))
     mixer = 32 * 128 + 64 * (2 + 32) + 2 * 64 + 64 * 32
-    assert child.prefill_flops(ours, 8) == 2 * (8 * 2 * mixer + head)
+    assert worker.prefill_flops(ours, 8) == 2 * (8 * 2 * mixer + head)
 
 
 def test_compile_is_applied_to_every_side_alike(monkeypatch):
@@ -247,16 +247,16 @@ def test_compile_is_applied_to_every_side_alike(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda f: compiled.append(f.__name__) or f)
     terms = Terms(**{**TERMS.__dict__, "compile": True})
     for model in (OURS, PYTHIA):
-        child.load(Point(model, 8, 1, terms))
+        worker.load(Point(model, 8, 1, terms))
     assert compiled == ["prefill", "step"] * 2
 
 
 def test_energy_is_read_where_nvml_is(monkeypatch):
     readings = iter([5000, 9000])
-    monkeypatch.setattr(child, "_nvml_counter", lambda device: lambda: next(readings) / 1e3)
-    meter = child.EnergyMeter("cuda")
+    monkeypatch.setattr(worker, "_nvml_counter", lambda device: lambda: next(readings) / 1e3)
+    meter = worker.EnergyMeter("cuda")
     assert meter.since(meter.joules(), 2) == 2.0
-    assert child.EnergyMeter("cpu").joules() is None
+    assert worker.EnergyMeter("cpu").joules() is None
 
 
 def test_one_command_profiles_and_continues(tmp_path, capsys):
@@ -273,7 +273,7 @@ def test_one_command_profiles_and_continues(tmp_path, capsys):
     assert record["points"][0]["result"]["dtype"] == "float32"
     assert record["machine"]["gemm_flops_per_s"] > 0
     little = Terms(**{**TERMS.__dict__, "memory_limit_bytes": 100 * 2**20})
-    row = sweep.launch(Point(OURS, 32, 1, little))
+    row = lengths.launch(Point(OURS, 32, 1, little))
     assert row.status == OUT_OF_MEMORY
 
 

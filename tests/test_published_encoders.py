@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from vlmamba import checkpoints
-from vlmamba.errors import UserError
+from vlmamba_core.errors import UserError
 
 SIZES = {name: value for name, value in TINY_CLIP.items() if name not in ("model_type",)}
 SIZES |= {"num_hidden_layers": 3}

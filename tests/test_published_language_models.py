@@ -21,8 +21,8 @@ from transformers import (
 from vlmamba import checkpoints
 from vlmamba.checkpoints import language_model_config, load_language_model
 from vlmamba.config import VLMambaConfig
-from vlmamba.errors import UserError
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
+from vlmamba_core.errors import UserError
 
 SIZES = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2}
 KINDS = {

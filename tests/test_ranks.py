@@ -16,9 +16,9 @@ from kills import LONGEST_S, Workplace, children
 from test_kills import evaluation, lines  # noqa: F401
 from test_train_cli import free_port
 
-from harness import ranks
-from harness.records import ROOT, without_timing
-from tasks.errors import UserError
+from harness.models import ranks
+from harness.runs.schema import ROOT, without_timing
+from vlmamba_core.errors import UserError
 
 
 class Forks:

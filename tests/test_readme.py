@@ -23,10 +23,13 @@ from test_bench import tiny  # noqa: F401  # a fixture: every size of the benchm
 from test_harness_compare import write_run
 from test_notebooks import launch
 
-from harness import ablate, bench, compare, plots, profile, report, run, runs, score, tables
-from harness.profiling import child, sweep
+from harness import ablate, bench, profile, report, run, score, tables
+from harness import compare as compare_command
+from harness import plots as plots_command
+from harness.runs import store
+from harness.speed.sweep import lengths, worker
 from vlmamba import train
-from vlmamba.data.demo import __main__ as demo_data
+from vlmamba.demo import __main__ as demo_data
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```(bash|text|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -55,8 +58,8 @@ def place(tmp_path, monkeypatch) -> Path:
     """A working directory in which the README's relative paths mean something."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "parquet").mkdir()
-    monkeypatch.setattr(sweep, "launch", launch)
-    monkeypatch.setattr(sweep, "measure_machine", child.measure_machine)
+    monkeypatch.setattr(lengths, "launch", launch)
+    monkeypatch.setattr(lengths, "measure_machine", worker.measure_machine)
     return tmp_path
 
 
@@ -124,12 +127,12 @@ HOW: dict[str, Callable[[list[str]], None]] = {
     "harness.bench": benchmarked,
     "harness.profile": profiled,
     "harness.ablate": parsed(ablate.build_parser),  # test_ablate.py runs a small study
-    "harness.compare": on_prepared_runs(compare.main),
+    "harness.compare": on_prepared_runs(compare_command.main),
     "harness.report": on_prepared_runs(report.main),
     "harness.tables": from_committed_runs(tables.main),
-    "harness.plots": from_committed_runs(plots.main),
+    "harness.plots": from_committed_runs(plots_command.main),
     "vlmamba.train": estimated,
-    "vlmamba.data.demo": parsed(demo_data.parser),
+    "vlmamba.demo": parsed(demo_data.parser),
 }
 
 
@@ -208,7 +211,7 @@ def test_the_readmes_scores_are_the_committed_runs():
         "easy-VQA test": ("easy_vqa", "accuracy"),
     }
     names = ("demo", "demo-blind", "demo-heldout")
-    sees, blind, heldout = (runs.read_record(ROOT / "results" / "runs" / name) for name in names)
+    sees, blind, heldout = (store.read_record(ROOT / "results" / "runs" / name) for name in names)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for label, (task, metric) in rows.items():
         with_picture, without = (r["tasks"][task]["metrics"][metric] for r in (sees, blind))

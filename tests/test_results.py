@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 import tasks
-from harness import plots, tables
-from harness.runs import EvaluationRun
+from harness import plots as plots_command
+from harness import tables
+from harness.runs.store import EvaluationRun
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
-@pytest.mark.parametrize(("name", "main"), [("tables", tables.main), ("plots", plots.main)])
+@pytest.mark.parametrize(("name", "main"), [("tables", tables.main), ("plots", plots_command.main)])
 def test_committed_files_are_what_the_runs_give(name, main, tmp_path):
     if not (RESULTS / "runs").is_dir():
         pytest.skip("no committed runs")

@@ -11,8 +11,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, MambaConfig, MambaFo
 
 from vlmamba import checkpoints
 from vlmamba.config import VLMambaConfig
-from vlmamba.errors import UserError
-from vlmamba.training.build import tiny
+from vlmamba.training.init_model import tiny
+from vlmamba_core.errors import UserError
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 PARTS = {"vision_model_id": "org/clip", "language_model_id": "org/mamba", "tokenizer_id": "org/bpe"}

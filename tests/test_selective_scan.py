@@ -10,7 +10,6 @@ from types import ModuleType
 import pytest
 import torch
 
-from vlmamba.errors import UserError
 from vlmamba.models import selective_scan as scan_module
 from vlmamba.models.scan_backends import build, reference
 from vlmamba.models.selective_scan import (
@@ -21,6 +20,7 @@ from vlmamba.models.selective_scan import (
     selective_scan_step,
     use_backend,
 )
+from vlmamba_core.errors import UserError
 
 TOLERANCE = 1e-5  # of the largest value, against the reference in float64
 SCAN = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")

@@ -20,7 +20,7 @@ from test_llava_data import conversation, write
 from torch._dynamo.utils import counters
 
 from vlmamba import checkpoints, generation, train
-from vlmamba.data.demo.conversations import build_training_data
+from vlmamba.demo.conversations import build_training_data
 from vlmamba.training import checkpoint
 from vlmamba.training.recipe import load_recipe, recipe_names
 
@@ -407,7 +407,7 @@ def test_a_flag_without_its_package_is_refused_at_once(
 ):
     """Before the data are read, a model is made or a folder written."""
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr("vlmamba.training.build.build", None)
+    monkeypatch.setattr("vlmamba.training.init_model.build", None)
     arguments = ["--preset", PRESET, *flags(world, tmp_path / "o"), *more]
     assert train.main(arguments) == 2
     error = capsys.readouterr().err

@@ -17,10 +17,10 @@ from test_llava_data import conversation, write
 
 from vlmamba import checkpoints
 from vlmamba.data import collate, llava, text
-from vlmamba.errors import UserError
 from vlmamba.training import checkpoint, loop, recipe
 from vlmamba.training.schedule import constant_with_warmup, cosine_with_warmup
 from vlmamba.training.stages import STAGES, freeze, get_stage
+from vlmamba_core.errors import UserError
 
 ANSWERS = ("a cat", "a dog", "two birds", "no")
 

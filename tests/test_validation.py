@@ -16,8 +16,8 @@ from test_llava_data import conversation, write
 from test_train_cli import PRESET, flags, train_in_two_processes
 
 from vlmamba import checkpoints, train
-from vlmamba.errors import UserError
 from vlmamba.training import plot
+from vlmamba_core.errors import UserError
 
 BENCHMARK = """
 import json, os, sys

@@ -14,10 +14,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 import vlmamba
 from vlmamba.checkpoints import load
 from vlmamba.config import VLMambaConfig
-from vlmamba.errors import UserError
 from vlmamba.models.selective_scan import use_backend
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import SYSTEM, build_image_processor
+from vlmamba_core.errors import UserError
 
 
 @pytest.fixture(params=TINY_MIXERS)

@@ -9,9 +9,9 @@ from transformers import AutoConfig
 
 from vlmamba.checkpoints import load_language_model
 from vlmamba.config import VLMambaConfig
-from vlmamba.errors import UserError
 from vlmamba.models.language import WrappedLM
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
+from vlmamba_core.errors import UserError
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 64, "num_attention_heads": 4}
 SHAPE |= {"intermediate_size": 48, "max_position_embeddings": 512}

@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 from harness_world import png
 
-from vlmamba.data.demo.benchmarks.hub_schemas import features
+from vlmamba.demo.benchmarks.hub_schemas import features
 
 Row = dict[str, Any]
 ASKED = "asked"  # the answer's place in a row; it is no column of the data

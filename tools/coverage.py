@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from harness.stats import Sampled, share_interval
+from harness.scoring.intervals import Sampled, share_interval
 
 DRAWS = 1000
 ACCURACY_AIM, CIDER_AIM = (0.92, 0.985), (0.90, 0.97)

@@ -5,7 +5,7 @@
 Reads the `data.*` files (Debian package `wordnet-base`, WordNet 3.0) and writes
 `vlmamba/assets/text/wordnet.txt.xz`: a line a synset, its words separated by commas, a tab, its
 gloss (a definition, then quoted example sentences).  WordNet's notice is in
-`vlmamba/assets/NOTICE.md`; `vlmamba.data.demo.text` reads the file.
+`vlmamba/assets/NOTICE.md`; `vlmamba.demo.text` reads the file.
 """
 
 from __future__ import annotations

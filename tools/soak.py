@@ -27,10 +27,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tasks
 from harness import run
-from harness.cli import cli
-from harness.data_sources import Source
-from harness.profiling.fits import line
-from harness.rundir import AnswerJournal
+from harness.data.sources import Source
+from harness.speed.sweep.fits import line
+from vlmamba_core.cli import cli
+from vlmamba_core.folder import AnswerJournal
 
 TASKS = ("pope", "mme", "vqav2", "gqa", "scienceqa", "mmbench", "easy_vqa")
 EACH = 30  # questions of every benchmark in a round
@@ -116,15 +116,16 @@ def main(argv: list[str] | None = None) -> int:
     chosen = run.parse(options)
     source = Source.parse("demo", None)
     run.stay_offline(chosen, source)
-    from harness import engine, evaluation
+    from harness.models import lmms_tasks
+    from harness.runs import evaluation
 
     watch, started = Watch(args.questions), time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, engine.quiet():
+    with tempfile.TemporaryDirectory() as folder, lmms_tasks.quiet():
         model = evaluation.load_model(chosen, CountingJournal(Path(folder), watch))
         questions = [(task, source.load(task, "paper")) for task in map(tasks.load, TASKS)]
         try:
             while True:
-                engine.run(model, questions, "paper", limit=EACH)
+                lmms_tasks.run(model, questions, "paper", limit=EACH)
                 known = model.answers.provenance
                 known["round"] = known.get("round", 0) + 1  # asked anew, not kept
         except Enough:

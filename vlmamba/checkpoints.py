@@ -22,20 +22,20 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Mamba2Config, MambaConfig, PretrainedConfig
 
-from vlmamba.checkpoint_files import (
+from vlmamba.config import VLMambaConfig, split_revision
+from vlmamba.models.connector import build_connector
+from vlmamba.models.language import WrappedLM
+from vlmamba.models.vision import build_vision_encoder
+from vlmamba.models.vlm import EMBEDDING_STD, VLMambaForConditionalGeneration
+from vlmamba.processing import VLMambaProcessor, follow_tokenizer
+from vlmamba.weight_files import (
     in_dtype,
     language_model_files,
     model_files,
     read_object,
     tensors,
 )
-from vlmamba.config import VLMambaConfig, split_revision
-from vlmamba.errors import UserError, unknown
-from vlmamba.models.connector import build_connector
-from vlmamba.models.language import WrappedLM
-from vlmamba.models.vision import build_vision_encoder
-from vlmamba.models.vlm import EMBEDDING_STD, VLMambaForConditionalGeneration
-from vlmamba.processing import VLMambaProcessor, follow_tokenizer
+from vlmamba_core.errors import UserError, unknown
 
 FLOAT16_ON_CPU = "float16 on a CPU is slower than float32; load with dtype float32 or bfloat16"
 BUNDLED = {"nano": Path(__file__).parent / "assets" / "nano"}

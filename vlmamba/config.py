@@ -15,8 +15,8 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from vlmamba import hub_files, registry
-from vlmamba.errors import UserError, unknown
 from vlmamba.models.scan2d import SCANS
+from vlmamba_core.errors import UserError, unknown
 
 MIXER_NAMES = ("mamba", "mamba2")
 

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlmamba.errors import UserError
 from vlmamba.models.language import Cache
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import IMAGE, VLMambaProcessor, check_tags
+from vlmamba_core.errors import UserError
 
 # Tokens of one pass over images on a CPU: more would push a layer's activations out of its cache.
 CACHED_TOKENS = 2048

@@ -25,8 +25,8 @@ from transformers import AutoProcessor, PretrainedConfig, ProcessorMixin
 
 from vlmamba import hub_files
 from vlmamba.config import VLMambaConfig
-from vlmamba.data.pictures import BrokenPicture, rgb_picture
-from vlmamba.errors import UserError, unknown
+from vlmamba.data.decode import BrokenPicture, rgb_picture
+from vlmamba_core.errors import UserError, unknown
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

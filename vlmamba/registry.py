@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from vlmamba.errors import unknown
+from vlmamba_core.errors import unknown
 
 Part = TypeVar("Part")
 

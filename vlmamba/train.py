@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from vlmamba.errors import Parser, UserError, cli
+from vlmamba_core.cli import Parser, cli
+from vlmamba_core.errors import UserError
 
 if TYPE_CHECKING:  # torch loads only once the arguments are known to be right
     from accelerate import Accelerator
@@ -200,7 +201,7 @@ def resolve(args: argparse.Namespace) -> tuple[Hyperparameters, VLMambaConfig, S
     recipe = recipe or load_recipe(default_recipe(config))
     flags = {name: getattr(args, name) for name in (*HYPER_FLAGS, *HYPER_SWITCHES)}
     if args.tiny:
-        from vlmamba.training.build import tiny
+        from vlmamba.training.init_model import tiny
 
         config = tiny(config)
     return hyperparameters(recipe, stage.name, flags), config, stage
@@ -209,7 +210,7 @@ def resolve(args: argparse.Namespace) -> tuple[Hyperparameters, VLMambaConfig, S
 def config_fields(pairs: list[str]) -> dict[str, Any]:
     """`FIELD=VALUE` flags -> fields of the model's configuration; UserError for unknown ones."""
     from vlmamba.config import MambaConfig, VLMambaConfig
-    from vlmamba.errors import unknown
+    from vlmamba_core.errors import unknown
 
     given = [
         parameter
@@ -293,12 +294,12 @@ def start(
     args: argparse.Namespace, hyper: Hyperparameters, config: VLMambaConfig, stage: Stage
 ) -> tuple[Any, Any]:
     """Model and processor before the first step."""
-    from vlmamba.training import build
+    from vlmamba.training import init_model
 
     if not args.tiny:
-        build.check_init(config, stage, args.init)
+        init_model.check_init(config, stage, args.init)
     texts = args.tokenizer_data or args.data
-    model, processor = build.build(config, stage, args.init, texts, hyper.seed)
+    model, processor = init_model.build(config, stage, args.init, texts, hyper.seed)
     processor.image_aspect_ratio = args.image_aspect_ratio
     return model, processor
 
@@ -494,17 +495,17 @@ def image_source(
     accelerator: Accelerator,
 ) -> ImageSource | None:
     """Pictures as they are needed, or the encoder's output of all of them, kept in a cache."""
-    from vlmamba.data import collate, features
+    from vlmamba.data import collate, feature_cache
 
     if images is None:
         return None
     if args.features_cache is None:
         return collate.PixelImages(images, processor)
     with accelerator.main_process_first():
-        cache = features.open_cache(args.features_cache, images, model, processor)
+        cache = feature_cache.open_cache(args.features_cache, images, model, processor)
         if accelerator.is_main_process:
             wanted = (image for i in found.usable for image in file[int(i)].images)
-            if broken := features.fill_cache(cache, wanted, model, processor):
+            if broken := feature_cache.fill_cache(cache, wanted, model, processor):
                 tqdm.write(f"{broken} broken image files: their samples are left out")
     return cache
 

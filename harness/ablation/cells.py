@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from harness import children
 from harness.ablation.variants import Variant
 from harness.run import BUNDLED_MODELS
-from harness.rundir import write_atomically
-from harness.runs import EvaluationRun
-from tasks.errors import UserError
+from harness.runs.store import EvaluationRun
+from vlmamba_core import processes
+from vlmamba_core.errors import UserError
+from vlmamba_core.folder import write_atomically
 
 Execute = Callable[[str, Sequence[str]], int]  # module, arguments -> exit code
 STAGES = ("pretrain", "finetune")
@@ -66,9 +66,9 @@ def execute(module: str, arguments: Sequence[str], log: Path | None = None) -> i
     """Run a command of this project; its progress goes to stderr or `log`, its tables nowhere."""
     command = [sys.executable, "-m", module, *arguments]
     if log is None:
-        return children.run(command, stdout=subprocess.DEVNULL).returncode
+        return processes.run(command, stdout=subprocess.DEVNULL).returncode
     with log.open("ab") as file:
-        return children.run(command, stdout=subprocess.DEVNULL, stderr=file).returncode
+        return processes.run(command, stdout=subprocess.DEVNULL, stderr=file).returncode
 
 
 def run_cell(

@@ -4,8 +4,8 @@ A score is the mean over seeds of a benchmark's headline metric; its interval is
 the seeds, inside the metric's range.  Fewer than five seeds are too few for one: the lowest and the
 highest are shown.  The paired difference is of a question's score, averaged over the
 seeds, from the final model's on the same question; interval and p-value treat an image's questions
-as one (harness/paired.py).  They speak of other questions, not of other seeds: the last column says
-in how many seeds the difference has the same sign.
+as one (harness/scoring/paired.py).  They speak of other questions, not of other seeds: the last
+column says in how many seeds the difference has the same sign.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from statistics import fmean
 from typing import Any
 
 import tasks
-from harness import paper, records
 from harness.ablation.cells import Budget, Cell
 from harness.ablation.variants import FINAL, Variant
-from harness.compare import interval_text, p_text
-from harness.paired import Paired, paired
-from harness.runs import NO_IMAGE, EvaluationRun
-from harness.stats import MIN_SEEDS, Interval, seeds_interval
-from harness.tables import Table
+from harness.reporting import paper
+from harness.reporting.compare import interval_text, p_text
+from harness.reporting.render import Table
+from harness.runs import schema
+from harness.runs.store import NO_IMAGE, EvaluationRun
+from harness.scoring.intervals import MIN_SEEDS, Interval, seeds_interval
+from harness.scoring.paired import Paired, paired
 
 SCORE_NOTE = "Mean over seeds; {spread}. In per cent, MME in points. The final model is marked *."
 INTERVAL = "in brackets the 95 % interval over seeds (Student's t)"
@@ -57,7 +58,7 @@ def record(axis: str, cells: Sequence[Cell], budget: Budget, root: Path) -> dict
         for task in _tasks(first)
     ]
     return {
-        "schema": records.SCHEMA,
+        "schema": schema.SCHEMA,
         "kind": "ablation",
         "label": first.get("label"),
         "axis": axis,
@@ -67,7 +68,7 @@ def record(axis: str, cells: Sequence[Cell], budget: Budget, root: Path) -> dict
         "cells": scores,
         "tests": [test for test in tests if "difference" in test],
         "terms": first.get("terms", {}),
-        "finished": records.now(),
+        "finished": schema.now(),
     }
 
 

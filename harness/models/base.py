@@ -29,7 +29,7 @@ OnDone = Callable[[int, str], None]
 class Picture:
     """One image of a request: equal keys mean equal content.
 
-    read: gives the decoded image; raises harness.images.UnreadableImage where it is broken.
+    read: gives the decoded image; raises harness.data.images.UnreadableImage where it is broken.
     """
 
     key: str

@@ -20,12 +20,12 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from PIL import Image
 
-from harness.images import UnreadableImage, decode, image_key, is_stored
+from harness.data.images import UnreadableImage, decode, image_key, is_stored
 from harness.models.base import Limits, Picture, Request
 from harness.models.resumable import Resumable
 from harness.models.vlmamba import VLMambaModel, choose_device
-from harness.rundir import AnswerJournal
-from tasks.errors import UserError
+from vlmamba_core.errors import UserError
+from vlmamba_core.folder import AnswerJournal
 
 UNREADABLE = "\ue000unreadable image\ue000"  # instead of an answer; no tokenizer writes it
 NO_IMAGE = "none"

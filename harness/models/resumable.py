@@ -14,11 +14,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from harness import ranks
-from harness.images import UnreadableImage
+from harness.data.images import UnreadableImage
+from harness.models import ranks
 from harness.models.base import EvalModel, Limits, Picture, Request
-from harness.rundir import AnswerJournal, digest
-from tasks.errors import UserError
+from vlmamba_core.errors import UserError
+from vlmamba_core.folder import AnswerJournal, digest
 
 BATCHES_AHEAD = 4  # images are decoded for this many batches of questions at a time
 

@@ -16,16 +16,16 @@ import torch
 import transformers
 from torch import Tensor
 
-from harness import records
-from harness.images import UnreadableImage
+from harness.data.images import UnreadableImage
 from harness.models.base import EvalModel, Limits, OnDone, Picture, Request
-from harness.rundir import digest
-from tasks.errors import UserError, unknown
+from harness.runs import schema
 from vlmamba import checkpoints
 from vlmamba.generation import GroupedGenerator
 from vlmamba.generation import Request as Question
 from vlmamba.models.selective_scan import BACKENDS, resolve_backend, use_backend
 from vlmamba.processing import IMAGE
+from vlmamba_core.errors import UserError, unknown
+from vlmamba_core.folder import digest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MEAN_IMAGE = "mean"  # key of what a blind run sees instead of every image
@@ -66,7 +66,7 @@ class VLMambaModel(EvalModel):
         """Weights, code, device, numeric type, kernel and library versions."""
         return {
             "model_sha256": self.sha256,
-            "code_sha256": records.code_sha256(),
+            "code_sha256": schema.code_sha256(),
             "device": self.device.type,
             "dtype": str(self.dtype),
             "backend": self.backend,

@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.coco_cap import published, scorer
 from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, Report, lmms_eval_functions
-from tasks.errors import UserError
+from vlmamba_core.errors import UserError
 
 
 class CocoCaptions(Benchmark):

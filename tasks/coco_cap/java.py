@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from tasks.errors import UserError
+from vlmamba_core.errors import UserError
 
 LINE_BREAK = re.compile("[\n\v\f\r\u2028\u2029]")  # what the tokenizer ends a line at
 SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.errors import UserError
 from tasks.published import Layout, Row, find_files, is_of, only, read_json
+from vlmamba_core.errors import UserError
 
 
 def _find(folder: Path, split: str) -> list[Path]:

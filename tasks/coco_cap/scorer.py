@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tasks.coco_cap import java
-from tasks.errors import UserError
+from vlmamba_core.errors import UserError
 
 BLEU_ORDERS = 4
 BLEU_TINY, BLEU_SMALL = 1e-15, 1e-9  # keep 0/0 at 0, as the official code does

@@ -8,7 +8,7 @@ from functools import lru_cache
 from PIL import Image
 
 from tasks.common import Hub
-from tasks.errors import UserError
+from vlmamba_core.errors import UserError
 
 
 def hub_image(table: Hub, image_id: str) -> Image.Image:

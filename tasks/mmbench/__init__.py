@@ -12,9 +12,9 @@ from string import ascii_uppercase
 from typing import Any
 
 from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, lmms_eval_functions
-from tasks.errors import UserError
 from tasks.mmbench import scorer
 from tasks.mmbench.prompt import is_empty, lmms_question, paper_question
+from vlmamba_core.errors import UserError
 
 ROTATION = 1_000_000
 

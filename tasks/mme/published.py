@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.errors import UserError
 from tasks.mme import scorer
 from tasks.published import PICTURES, Layout, Row, walk
+from vlmamba_core.errors import UserError
 
 TEXTS = "questions_answers_YN"
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from tasks.errors import UserError
+from vlmamba_core.errors import UserError
 
 LMMS_HEADER, OFFICIAL_HEADER = "\ngpt_query_prompt |", "\n\nQuestion |"
 

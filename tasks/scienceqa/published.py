@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.errors import UserError
 from tasks.published import Layout, Row, is_of, one_of_each, read_json, records_of
+from vlmamba_core.errors import UserError
 
 NAMES = {"validation": "val"}
 

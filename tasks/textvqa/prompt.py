@@ -7,7 +7,7 @@ tokens before the question, 43.0 behind it, 47.9 without), so it is a choice: --
 from __future__ import annotations
 
 from tasks.common import SHORT_ANSWER, Doc
-from tasks.errors import UserError
+from vlmamba_core.errors import UserError
 
 OCR_LINE = "Reference OCR token: "
 

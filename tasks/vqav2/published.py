@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.common import SHORT_ANSWER
-from tasks.errors import UserError
 from tasks.published import Layout, Row, entries, find_files, is_of, one_of_each, only, read_json
+from vlmamba_core.errors import UserError
 
 SUBSETS = {"train": "train2014", "validation": "val2014", "val": "val2014"}
 SUBSETS |= {"testdev": "test-dev2015", "test": "test2015"}

@@ -13,7 +13,9 @@ from refusal import refused
 from test_harness_compare import write_run
 from test_harness_plots import write_profile
 
-from harness import ablate, bench, compare, plots, profile, report, run, score, tables
+from harness import ablate, bench, profile, report, run, score, tables
+from harness import compare as compare_command
+from harness import plots as plots_command
 
 MAINS = {
     "run": run.main,
@@ -22,9 +24,9 @@ MAINS = {
     "profile": profile.main,
     "ablate": ablate.main,
     "report": report.main,
-    "compare": compare.main,
+    "compare": compare_command.main,
     "tables": tables.main,
-    "plots": plots.main,
+    "plots": plots_command.main,
 }
 KEY = "sk-secret-0123456789"
 # Command line -> what the one line says. `a` and `b` are runs, `p` a profile, `file` a file.
@@ -203,8 +205,8 @@ def test_help_is_no_mistake(command, capsys):
     [
         "harness.run --tasks popr",
         "harness.score pope gone",
-        "harness.report gone",
-        "harness.tables --from gone --out o",
+        "harness.reporting.page gone",
+        "harness.reporting.render --from gone --out o",
         "vlmamba.train --stage finetun",
     ],
 )

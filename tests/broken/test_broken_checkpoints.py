@@ -18,8 +18,8 @@ from tiny import tiny_config
 from harness import run
 from vlmamba import checkpoints
 from vlmamba.checkpoints import load_language_model
-from vlmamba.errors import UserError
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
+from vlmamba_core.errors import UserError
 
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"

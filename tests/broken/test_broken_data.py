@@ -17,8 +17,8 @@ from refusal import refused
 
 import tasks
 from harness import run
-from harness.data_sources import Source
-from harness.records import score_task
+from harness.data.sources import Source
+from harness.runs.schema import score_task
 
 Builder = Callable[[Path], None]  # writes the files of one task into a folder
 ROWS = [{**row, "image": "dog.png"} for row in pope_rows(images=1)]

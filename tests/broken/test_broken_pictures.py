@@ -11,8 +11,8 @@ from harness_world import write_parquet
 from pictures import BROKEN, ODD
 
 from harness import run
-from harness.images import UnreadableImage, decode
-from harness.report_samples import thumbnail
+from harness.data.images import UnreadableImage, decode
+from harness.reporting.browser import thumbnail
 from vlmamba.data.collate import open_image
 from vlmamba.data.llava import SampleError
 from vlmamba.generation import GroupedGenerator

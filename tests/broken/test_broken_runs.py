@@ -11,7 +11,9 @@ from refusal import refused
 from test_harness_compare import write_run
 from test_harness_plots import write_profile
 
-from harness import compare, plots, report, run, tables
+from harness import compare as compare_command
+from harness import plots as plots_command
+from harness import report, run, tables
 
 Damage = Callable[[Path], object]
 RECORD, SAMPLES = "record.json", "samples_pope.jsonl"
@@ -186,7 +188,7 @@ def readers(folder: Path, out: Path) -> dict[str, tuple[Callable[..., int], list
     return {
         "report": (report.main, [folder / "a", "--out", out / "report.html"]),
         "tables": (tables.main, ["--from", folder, "--out", out / "tables"]),
-        "plots": (plots.main, ["--from", folder, "--out", out / "plots"]),
+        "plots": (plots_command.main, ["--from", folder, "--out", out / "plots"]),
     }
 
 
@@ -199,7 +201,7 @@ def test_a_broken_record_is_refused_everywhere(name, tmp_path, capsys):
     commands = readers(tmp_path / "runs", tmp_path)
     if name in ("no record", "a record that is a folder"):
         commands = {"report": commands["report"]}  # the others look for what there is
-    commands["compare"] = (compare.main, [tmp_path / "runs" / "a", tmp_path / "runs" / "b"])
+    commands["compare"] = (compare_command.main, [tmp_path / "runs" / "a", tmp_path / "runs" / "b"])
     for main, arguments in commands.values():
         refused(main, arguments, message, capsys)
     assert not list(tmp_path.glob("*.html"))
@@ -212,7 +214,7 @@ def test_broken_answers_are_refused(name, tmp_path, capsys):
     damage(folders[0])
     refused(report.main, [folders[0], "--out", tmp_path / "r.html"], message, capsys)
     capsys.readouterr()
-    assert compare.main([str(folder) for folder in folders]) == 2
+    assert compare_command.main([str(folder) for folder in folders]) == 2
     assert "Traceback" not in capsys.readouterr().err
 
 
@@ -269,7 +271,10 @@ def test_a_name_with_dollars_is_no_formula(tmp_path):
     for point in content["points"]:
         point["model"] = point["model"] + r" $\x$ <b>"
     (folder / RECORD).write_text(json.dumps(content))
-    assert plots.main(["--from", str(tmp_path / "runs"), "--out", str(tmp_path / "plots")]) == 0
+    assert (
+        plots_command.main(["--from", str(tmp_path / "runs"), "--out", str(tmp_path / "plots")])
+        == 0
+    )
     assert report.main([str(folder), "--out", str(tmp_path / "r.html")]) == 0
     assert "<b>" not in (tmp_path / "r.html").read_text()
 
@@ -281,5 +286,5 @@ def test_a_name_with_half_a_surrogate_pair_is_written_escaped(tmp_path):
     folders = [str(tmp_path / "runs" / folder) for folder in "ab"]
     for main, arguments in readers(tmp_path / "runs", tmp_path).values():
         assert main([str(argument) for argument in arguments]) == 0
-    assert compare.main(folders) == 0
+    assert compare_command.main(folders) == 0
     assert r"name \ud800" in (tmp_path / "report.html").read_text()

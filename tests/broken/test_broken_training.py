@@ -12,10 +12,10 @@ from refusal import refused
 from test_llava_data import conversation, turn
 
 from vlmamba import train
-from vlmamba.data import features, llava, text
-from vlmamba.errors import UserError
+from vlmamba.data import feature_cache, llava, text
 from vlmamba.training import checkpoint
 from vlmamba.training.recipe import load_recipe
+from vlmamba_core.errors import UserError
 
 GOOD = {"image": "a.png", "conversations": conversation()}
 TEXT = {"conversations": conversation("hello?")}
@@ -305,13 +305,13 @@ def test_a_broken_training_checkpoint_is_refused(name, tmp_path):
 def test_a_feature_cache_cut_by_hand_is_filled_again(tmp_path, images):
     import torch
 
-    cache = features.FeatureCache(tmp_path / "cache", images, patches=2, width=3)
+    cache = feature_cache.FeatureCache(tmp_path / "cache", images, patches=2, width=3)
     with cache.writing():
         cache.append(["a.png"], torch.ones(1, 2, 3))
     assert cache.row("a.png") == 0
     (tmp_path / "cache" / "features.f16").write_bytes(b"\0" * 11)
-    again = features.FeatureCache(tmp_path / "cache", images, patches=2, width=3)
+    again = feature_cache.FeatureCache(tmp_path / "cache", images, patches=2, width=3)
     assert again.row("a.png") is None
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        features.FeatureCache(tmp_path / "file", images, patches=2, width=3)
+        feature_cache.FeatureCache(tmp_path / "file", images, patches=2, width=3)

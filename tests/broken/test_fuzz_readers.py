@@ -21,16 +21,17 @@ from test_harness_compare import write_run
 from test_harness_plots import write_profile
 
 import tasks
-from harness import published, report
-from harness.data_sources import Source
-from harness.documents import read_rows
-from harness.runs import EvaluationRun, find
+from harness import report
+from harness.data.readers import read_rows
+from harness.data.sources import Source
+from harness.reporting import publish
+from harness.runs.store import EvaluationRun, find
 from harness.score import read, score
-from tasks.errors import UserError
-from vlmamba import errors as model_errors
-from vlmamba.checkpoint_files import model_files, tensors
 from vlmamba.config import VLMambaConfig
 from vlmamba.data import llava
+from vlmamba.weight_files import model_files, tensors
+from vlmamba_core import errors as model_errors
+from vlmamba_core.errors import UserError
 
 RELAXED = settings(deadline=None, suppress_health_check=list(HealthCheck), database=None)
 CLEAR = (UserError, model_errors.UserError)
@@ -189,7 +190,7 @@ def replaced(value: Any, path: tuple, junk: Any) -> Any:
 
 
 def show_runs(folder: Path) -> None:
-    published.all_tables(find(folder))
+    publish.all_tables(find(folder))
     [run] = [path.parent for path in folder.rglob("record.json")]
     report.main([str(run), "--out", str(folder / "r.html"), "--no-images"])
 

@@ -13,14 +13,15 @@ from lmms_eval.utils import load_yaml_config
 from sample_documents import DOCUMENTS
 
 import tasks
-from harness import importers, score
-from harness.data_sources import Source
-from harness.documents import read_documents
-from harness.engine import yaml_path
-from harness.submit import write_spreadsheet
+from harness import score
+from harness.data.readers import read_documents
+from harness.data.sources import Source
+from harness.models.lmms_tasks import yaml_path
+from harness.scoring import imports
+from harness.scoring.submit import write_spreadsheet
 from tasks.cells import read_list
 from tasks.common import PROTOCOLS
-from tasks.errors import UserError
+from vlmamba_core.errors import UserError
 
 # Every column of the ten benchmarks that scoring or a prompt takes as a list, with such a list.
 # Commas, quotes of both kinds, brackets and line breaks are what a naive split would break at.
@@ -187,7 +188,7 @@ def test_vlmevalkit_captions_are_lists_in_cells(tmp_path):
         for i, c in enumerate(CAPTIONS)
     ]
     write_spreadsheet(rows, tmp_path / "m_COCO_VAL.xlsx")
-    imported, _ = importers.load("vlmevalkit", tasks.load("coco_cap"), tmp_path / "m_COCO_VAL.xlsx")
+    imported, _ = imports.load("vlmevalkit", tasks.load("coco_cap"), tmp_path / "m_COCO_VAL.xlsx")
     assert [row.doc for row in imported] == [
         {"question_id": f"{i}.jpg", "answer": captions} for i, captions in enumerate(CAPTIONS)
     ]
@@ -198,7 +199,7 @@ def test_vlmevalkit_mmvet(tmp_path):
     row = {"index": 3, "question": "What?", "answer": "a<AND>b", "category": "rec,ocr"}
     write_spreadsheet([row | {"prediction": "a"}], tmp_path / "m_MMVet.xlsx")
     task = tasks.load("mmvet")
-    (joined,), _ = importers.load("vlmevalkit", task, tmp_path / "m_MMVet.xlsx")
+    (joined,), _ = imports.load("vlmevalkit", task, tmp_path / "m_MMVet.xlsx")
     assert joined.doc == {
         "question_id": "3",
         "question": "What?",

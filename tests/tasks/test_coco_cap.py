@@ -15,7 +15,7 @@ from lmms_eval.utils import load_yaml_config
 
 from tasks import coco_cap, load
 from tasks.coco_cap import java, scorer
-from tasks.errors import UserError
+from vlmamba_core.errors import UserError
 
 RECORDED = json.loads((Path(__file__).parent / "cases" / "coco_cap.json").read_text())
 CASES = RECORDED["cases"]

@@ -17,7 +17,7 @@ from sample_documents import DOCUMENTS
 import tasks
 from tasks.coco_cap import scorer
 from tasks.common import PROTOCOLS
-from tasks.errors import UserError
+from vlmamba_core.errors import UserError
 
 FOLDER = Path(tasks.__file__).parent
 SCORED_BY_TEXT = [name for name in tasks.NAMES if name not in ("coco_cap", "mmvet")]

@@ -15,8 +15,8 @@ from lmms_eval.utils import load_yaml_config
 from PIL import Image
 
 from tasks import load
-from tasks.errors import UserError
 from tasks.gqa import images
+from vlmamba_core.errors import UserError
 
 RECORDED = json.loads((Path(__file__).parent / "cases" / "gqa.json").read_text())
 CASES = RECORDED["cases"]

@@ -10,13 +10,14 @@ import pytest
 from sample_documents import DOCUMENTS
 
 import tasks
-from harness import importers, score
-from harness.llava_answers import split_choices
-from harness.official import OFFICIAL, OfficialTask
-from harness.submit import write_spreadsheet
+from harness import score
+from harness.scoring import imports
+from harness.scoring.llava_answers import split_choices
+from harness.scoring.official import OFFICIAL, OfficialTask
+from harness.scoring.submit import write_spreadsheet
 from tasks.common import OPTION_LETTER, SHORT_ANSWER, lmms_eval_functions
-from tasks.errors import UserError
 from tasks.mme.prompt import short_question
+from vlmamba_core.errors import UserError
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "published" / "llava-v1.5-13b"
 needs_published = pytest.mark.skipif(
@@ -59,12 +60,12 @@ def test_published_answers_of_llava_score_as_published(name, tmp_path, capsys):
 @needs_published
 def test_published_prompts_are_those_of_the_paper_protocol():
     answers, truth = published("mme")
-    rows, _ = importers.load("llava", tasks.load("mme"), answers, truth)
+    rows, _ = imports.load("llava", tasks.load("mme"), answers, truth)
     asked = [json.loads(line)["prompt"] for line in answers.read_text().splitlines()]
     assert [short_question(row.doc["question"], "paper") for row in rows] == asked
     answers, truth = published("pope")
     task = tasks.load("pope")
-    rows, _ = importers.load("llava", task, answers, truth)
+    rows, _ = imports.load("llava", task, answers, truth)
     asked = [json.loads(line)["prompt"] for line in answers.read_text().splitlines()]
     assert [task.prompt(row.doc, "paper") for row in rows] == asked
 
@@ -73,7 +74,7 @@ def test_published_prompts_are_those_of_the_paper_protocol():
 def test_published_scienceqa_prompts_and_readings():
     answers, truth = published("scienceqa")
     task = tasks.load("scienceqa")
-    rows, _ = importers.load("llava", task, answers, truth)
+    rows, _ = imports.load("llava", task, answers, truth)
     judged = json.loads(answers.read_text())
     theirs = [*judged["correct"], *judged["incorrect"]]
     for row, entry in zip(rows, theirs, strict=True):
@@ -107,7 +108,7 @@ def test_llava_pope_labels_follow_the_question_file(write):
     random = write("coco_pope_random.json", [{"question_id": 1, "text": "Two?", "label": "yes"}])
     answers = write("answers.jsonl", [{"question_id": 2, "prompt": "Two?", "text": "Yes"}])
     task = tasks.load("pope")
-    rows, missing = importers.load("llava", task, answers, [questions, popular, random])
+    rows, missing = imports.load("llava", task, answers, [questions, popular, random])
     assert missing == 1
     assert rows[0].doc == {
         "question_id": "2",
@@ -117,7 +118,7 @@ def test_llava_pope_labels_follow_the_question_file(write):
         "category": "random",
     }
     with pytest.raises(UserError, match="question 1 .* has no label in its place"):
-        importers.load("llava", task, answers, [questions, random])
+        imports.load("llava", task, answers, [questions, random])
 
 
 @pytest.mark.parametrize(
@@ -132,32 +133,32 @@ def test_llava_answers_that_fit_no_document_are_refused(answer, message, write):
     truth = write("truth.jsonl", [{"index": 7, "question": "What?", "A": "cat", "B": "dog"}])
     answers = write("answers.jsonl", [answer])
     with pytest.raises(UserError, match=message):
-        importers.load("llava", tasks.load("mmbench"), answers, [truth])
+        imports.load("llava", tasks.load("mmbench"), answers, [truth])
 
 
 def test_llava_answers_need_truth_that_fits(write):
     answers = write("answers.jsonl", [{"question_id": "OCR/1.jpg", "prompt": "x", "text": "Yes"}])
     with pytest.raises(UserError, match="need --truth: rows with category"):
-        importers.load("llava", tasks.load("mme"), answers)
+        imports.load("llava", tasks.load("mme"), answers)
     with pytest.raises(UserError, match=r"--truth is not rows with category.*KeyError"):
-        importers.load("llava", tasks.load("mme"), answers, [write("x.jsonl", [{"answer": "Yes"}])])
+        imports.load("llava", tasks.load("mme"), answers, [write("x.jsonl", [{"answer": "Yes"}])])
     for name in ("pope", "scienceqa", "mmbench"):
         with pytest.raises(UserError, match="--truth"):
-            importers.load("llava", tasks.load(name), answers, [write("x.jsonl", [{"a": 1}])])
+            imports.load("llava", tasks.load(name), answers, [write("x.jsonl", [{"a": 1}])])
 
 
 def test_two_llava_answers_to_one_question_are_refused(write):
     truth = write("truth.jsonl", [{"index": 7, "question": "What?"}])
     answers = write("a.jsonl", [{"question_id": 7, "prompt": "", "text": "A"}] * 2)
     with pytest.raises(UserError, match="second answer to one question"):
-        importers.load("llava", tasks.load("mmbench"), answers, [truth])
+        imports.load("llava", tasks.load("mmbench"), answers, [truth])
 
 
 def test_llava_textvqa_tells_questions_of_one_image_apart(write):
     docs = [{"image_id": "a", "question": "what is it?"}, {"image_id": "a", "question": "why?"}]
     prompt = f"Why?\nReference OCR token: x\n{SHORT_ANSWER}"
     answers = write("a.jsonl", [{"question_id": "a", "prompt": prompt, "text": "so"}])
-    rows, missing = importers.load(
+    rows, missing = imports.load(
         "llava", tasks.load("textvqa"), answers, [write("truth.jsonl", docs)]
     )
     assert (rows[0].doc, missing) == (docs[1], 1)
@@ -171,7 +172,7 @@ def test_llava_scienceqa_from_problems(write):
         "5": problem | {"image": None, "split": "train"},
     }
     answers = [{"question_id": name, "prompt": "", "text": "B"} for name in "34"]
-    rows, missing = importers.load(
+    rows, missing = imports.load(
         "llava",
         tasks.load("scienceqa"),
         write("answers.jsonl", answers),
@@ -214,7 +215,7 @@ def test_vlmevalkit_mmbench(suffix, tmp_path):
         lines = [list(rows[0]), *(["" if v is None else str(v) for v in r.values()] for r in rows)]
         path.write_text("\n".join("\t".join(line) for line in lines))
     task = tasks.load("mmbench")
-    imported, _ = importers.load("vlmevalkit", task, path)
+    imported, _ = imports.load("vlmevalkit", task, path)
     assert [row.case_id for row in imported] == ["7", "1000007"]
     metrics = score.score(task, imported, "paper").metrics
     assert metrics == {"accuracy": 1, "vanilla_accuracy": 1, "x/accuracy": 1}
@@ -224,7 +225,7 @@ def test_vlmevalkit_pope_mme_and_scienceqa(tmp_path):
     def imported(name, row):
         path = tmp_path / f"{name}.xlsx"
         write_spreadsheet([row], path)
-        return importers.load("vlmevalkit", tasks.load(name), path)[0]
+        return imports.load("vlmevalkit", tasks.load(name), path)[0]
 
     pope = {"index": 1, "question": "Dog?", "answer": "Yes", "category": "random,popular"}
     rows = imported("pope", pope | {"image_path": "COCO_1.jpg", "prediction": "Yes"})
@@ -247,7 +248,7 @@ def test_vlmevalkit_textvqa(tmp_path):
     path = tmp_path / "x.xlsx"
     row = {"index": 2, "question": "Is it?", "answer": str(["a"] * 10), "prediction": "a"}
     write_spreadsheet([row], path)
-    rows, _ = importers.load("vlmevalkit", tasks.load("textvqa"), path)
+    rows, _ = imports.load("vlmevalkit", tasks.load("textvqa"), path)
     assert rows[0].doc["answers"] == ["a"] * 10
 
 
@@ -255,11 +256,11 @@ def test_other_tables_are_refused(tmp_path):
     path = tmp_path / "x.tsv"
     path.write_text("question\tanswer\n1\t2\n")
     with pytest.raises(UserError, match="no column 'index', so not a VLMEvalKit"):
-        importers.load("vlmevalkit", tasks.load("pope"), path)
+        imports.load("vlmevalkit", tasks.load("pope"), path)
     path = tmp_path / "x.xlsx"
     path.write_bytes(b"PK\x03\x04 broken")
     with pytest.raises(UserError, match="cannot read .* as a table"):
-        importers.load("vlmevalkit", tasks.load("pope"), path)
+        imports.load("vlmevalkit", tasks.load("pope"), path)
 
 
 POPE = {"question": "Dog?", "answer": "yes", "category": "random"}
@@ -270,7 +271,7 @@ def test_lmms_eval_samples_of_our_tasks_hold_the_document(write):
     process = lmms_eval_functions(task)["lmms_process_results"]
     sample = {"doc_id": 3, "target": "yes", "filtered_resps": ["Yes"]}
     path = write("samples.jsonl", [sample | process(POPE, ["Yes"])])
-    rows, missing = importers.load("lmms-eval", task, path)
+    rows, missing = imports.load("lmms-eval", task, path)
     assert (rows[0].case_id, rows[0].doc, rows[0].prediction, missing) == ("3", POPE, "Yes", 0)
 
 
@@ -279,12 +280,12 @@ def test_lmms_eval_samples_of_built_in_tasks_need_the_documents(write):
     samples = write("samples.jsonl", [sample])
     task = tasks.load("pope")
     truth = write("truth.jsonl", [POPE | {"answer": "no"}, POPE])
-    rows, missing = importers.load("lmms-eval", task, samples, [truth])
+    rows, missing = imports.load("lmms-eval", task, samples, [truth])
     assert (rows[0].doc, rows[0].prediction, missing) == (POPE, "No", 1)
     with pytest.raises(UserError, match="no document 1; give the data set's files"):
-        importers.load("lmms-eval", task, samples)
+        imports.load("lmms-eval", task, samples)
     with pytest.raises(UserError, match="not a sample of lmms-eval"):
-        importers.load("lmms-eval", task, truth)
+        imports.load("lmms-eval", task, truth)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +302,7 @@ def test_lmms_eval_samples_of_other_documents_are_refused(changed, message, writ
     truth = write("truth.jsonl", [POPE, POPE])
     samples = write("samples.jsonl", [sample | changed, sample | {"doc_id": 1}])
     with pytest.raises(UserError, match=f"1 of 2 samples do not belong .*doc_id 0: {message}"):
-        importers.load("lmms-eval", tasks.load("pope"), samples, [truth])
+        imports.load("lmms-eval", tasks.load("pope"), samples, [truth])
 
 
 def logged_by_lmms_eval(name, docs):
@@ -356,17 +357,17 @@ def test_what_lmms_evals_own_task_logs_belongs_to_its_documents_alone(name, writ
     docs = SWAPPED.get(name) or DOCUMENTS[name]
     samples = write("samples.jsonl", logged_by_lmms_eval(name, docs))
     task = tasks.load(name)
-    rows, _ = importers.load("lmms-eval", task, samples, [write("truth.jsonl", docs)])
+    rows, _ = imports.load("lmms-eval", task, samples, [write("truth.jsonl", docs)])
     assert [row.doc for row in rows] == docs
     with pytest.raises(UserError, match="2 of 2 samples do not belong"):
-        importers.load("lmms-eval", task, samples, [write("truth.jsonl", docs[::-1])])
+        imports.load("lmms-eval", task, samples, [write("truth.jsonl", docs[::-1])])
 
 
 def test_lmms_eval_logs_the_name_of_a_column_that_the_data_lack(write):
     doc = {"question": "What?", "answers": ["a"] * 10}
     sample = {"doc_id": 0, "filtered_resps": "a", "input": "What?", "target": "answer"}
     files = write("samples.jsonl", [sample]), [write("truth.jsonl", [doc])]
-    assert importers.load("lmms-eval", tasks.load("textvqa"), *files)[1] == 0
+    assert imports.load("lmms-eval", tasks.load("textvqa"), *files)[1] == 0
 
 
 def test_parquet_truth_keeps_only_whether_there_is_an_image(tmp_path, write):
@@ -379,7 +380,7 @@ def test_parquet_truth_keeps_only_whether_there_is_an_image(tmp_path, write):
     pq.write_table(table, tmp_path / "test.parquet")
     sample = {"filtered_resps": "B", "target": "B", "input": "Is it?\nA. no\nB. yes"}
     samples = write("samples.jsonl", [sample | {"doc_id": i} for i in (0, 1)])
-    rows, _ = importers.load(
+    rows, _ = imports.load(
         "lmms-eval", tasks.load("scienceqa"), samples, [tmp_path / "test.parquet"]
     )
     assert [row.doc for row in rows] == [doc | {"has_image": True}, doc | {"has_image": False}]
@@ -387,7 +388,7 @@ def test_parquet_truth_keeps_only_whether_there_is_an_image(tmp_path, write):
 
 def test_an_unknown_format_lists_the_known_ones(tmp_path):
     with pytest.raises(UserError, match="nearest first: vlmevalkit"):
-        importers.load("vlmeval", tasks.load("pope"), tmp_path)
+        imports.load("vlmeval", tasks.load("pope"), tmp_path)
 
 
 CAPTIONS = ["A cat sits.", "A cat on a mat.", "One cat."]
@@ -406,7 +407,7 @@ def test_references_in_one_cell_are_a_list(suffix, as_text, tmp_path):
             writer.writeheader()
             writer.writerow(row)
     task = tasks.load("coco_cap")
-    rows, _ = importers.load("vlmevalkit", task, path)
+    rows, _ = imports.load("vlmevalkit", task, path)
     assert task.truth(rows[0].doc) == CAPTIONS
     rows = score.read(task, path).rows
     assert task.truth(rows[0].doc) == CAPTIONS
@@ -446,7 +447,7 @@ def test_vlmevalkit_mmvet(tmp_path):
     path = tmp_path / "x.xlsx"
     row = {"index": 7, "question": "What?", "answer": "two", "category": "rec,ocr"}
     write_spreadsheet([row | {"prediction": "2"}], path)
-    rows, _ = importers.load("vlmevalkit", tasks.load("mmvet"), path)
+    rows, _ = imports.load("vlmevalkit", tasks.load("mmvet"), path)
     doc = {"question_id": "7", "question": "What?", "answer": "two", "capability": "rec,ocr"}
     assert rows[0].doc == doc
 
@@ -463,7 +464,7 @@ def test_published_grades_of_mmvet(tmp_path, capsys):
     paths = [tmp_path / "grades.json", tmp_path / "mm-vet.json"]
     for path, content in zip(paths, (grades, questions), strict=True):
         path.write_text(json.dumps(content))
-    rows, missing = importers.load("mmvet-grades", tasks.load("mmvet"), paths[0], paths[1:])
+    rows, missing = imports.load("mmvet-grades", tasks.load("mmvet"), paths[0], paths[1:])
     report = score.score(tasks.load("mmvet"), rows, "paper")
     expected = {"score": 0.65, "rec/score": 0.65, "ocr/score": 0.3}  # (1 + 0.3) / 2
     assert report.metrics == pytest.approx(expected)
@@ -472,14 +473,14 @@ def test_published_grades_of_mmvet(tmp_path, capsys):
     for bad in ({"v1_9": grades["v1_0"]}, {"v1_0": {"model": [], "score": [2]}}, {"v1_0": 1}, [1]):
         paths[0].write_text(json.dumps(bad))
         with pytest.raises(UserError, match="is not in|is no file of grades"):
-            importers.load("mmvet-grades", tasks.load("mmvet"), paths[0], paths[1:])
+            imports.load("mmvet-grades", tasks.load("mmvet"), paths[0], paths[1:])
 
 
 @needs_published
 def test_published_grades_of_llava_score_as_published():
     grades = PUBLISHED / "mmvet.gpt4-grades.json"
     truth = [PUBLISHED.parent / "mm-vet.json"]
-    rows, missing = importers.load("mmvet-grades", tasks.load("mmvet"), grades, truth)
+    rows, missing = imports.load("mmvet-grades", tasks.load("mmvet"), grades, truth)
     metrics = score.score(tasks.load("mmvet"), rows, "paper").metrics
     names = ("score", "rec/score", "ocr/score", "know/score", "gen/score", "spat/score")
     rounded = [round(100 * metrics[name], 1) for name in (*names, "math/score")]

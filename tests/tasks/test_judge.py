@@ -10,12 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from harness import judge as judging
-from harness.judge import Judge, evaluate
-from harness.records import score_task
-from harness.rundir import Journal
+from harness.runs.schema import score_task
+from harness.scoring import judge as judging
+from harness.scoring.judge import Judge, evaluate
 from tasks import load
-from tasks.errors import UserError
+from vlmamba_core.errors import UserError
+from vlmamba_core.folder import Journal
 
 KEY = "sk-secret-1234567890"
 Answer = Callable[[dict], "str | tuple[int, dict, bytes]"]

@@ -7,8 +7,8 @@ import pytest
 from lmms_eval.tasks.mmbench import en_utils as official_lmms
 
 from tasks.common import OPTION_LETTER
-from tasks.errors import UserError
 from tasks.mmbench import ROTATION, scorer, task
+from vlmamba_core.errors import UserError
 
 
 def rotations(number=1, options=("cat", "dog"), answer=0, category="logic_reasoning"):

@@ -13,7 +13,7 @@ from lmms_eval.utils import load_yaml_config
 import tasks.mmvet.judging as judging
 from tasks import load
 from tasks.common import Case
-from tasks.errors import UserError
+from vlmamba_core.errors import UserError
 
 # Of the prompt in mm-vet_evaluator.py of the benchmark's repository.
 OFFICIAL_RUBRIC_SHA256 = "d1b3e0a5b4e72c888b77164489d705bba4dd149934fff564dfba6443d81afe3f"

@@ -3,8 +3,8 @@
 import pytest
 from lmms_eval.tasks.pope import utils as official_lmms
 
-from tasks.errors import UserError
 from tasks.pope import scorer, task
+from vlmamba_core.errors import UserError
 
 LMMS_METRICS = {
     "accuracy": official_lmms.pope_aggregate_accuracy,

@@ -12,10 +12,11 @@ sys.path.append(str(Path(__file__).parents[1]))
 from harness_world import png
 
 import tasks
-from harness import importers, score
-from harness.data_sources import Source
+from harness import score
+from harness.data.sources import Source
+from harness.scoring import imports
 from tasks.common import SHORT_ANSWER
-from tasks.errors import UserError
+from vlmamba_core.errors import UserError
 
 PEOPLE = [{"answer": "red", "answer_confidence": "yes", "answer_id": i} for i in range(1, 11)]
 
@@ -208,7 +209,7 @@ def test_truth_in_published_files(name, tmp_path):
     answers = put(tmp_path / "answers.jsonl", [answer])
     task = tasks.load(name)
     for truth in ([tmp_path / file for file in TRUTH[name]], [tmp_path]):
-        rows, missing = importers.load("llava", task, answers, truth)
+        rows, missing = imports.load("llava", task, answers, truth)
         assert len(rows) == 1
         assert missing >= 0
         cases = score.score(task, rows * (2 if name == "mme" else 1), "paper").cases
@@ -221,7 +222,7 @@ def test_llavas_answers_with_popes_folder(tmp_path):
     question = {"question_id": 3, "image": "n1.jpg", "text": text, "category": "popular"}
     put(tmp_path / "llava_pope_test.jsonl", [question])
     answers = put(tmp_path / "a.jsonl", [{"question_id": 3, "prompt": text, "text": "No"}])
-    rows, _ = importers.load("llava", tasks.load("pope"), answers, [tmp_path])
+    rows, _ = imports.load("llava", tasks.load("pope"), answers, [tmp_path])
     assert rows[0].doc["answer"] == "no"
 
 

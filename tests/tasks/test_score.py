@@ -11,9 +11,10 @@ import sample_documents
 from scipy.stats import binomtest
 
 import tasks
-from harness import score, submit
-from harness.documents import read_rows
-from tasks.errors import UserError
+from harness import score
+from harness.data.readers import read_rows
+from harness.scoring import submit
+from vlmamba_core.errors import UserError
 
 POPE, MME = sample_documents.POPE, sample_documents.MME
 ROWS = sample_documents.DOCUMENTS

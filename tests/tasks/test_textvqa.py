@@ -15,7 +15,7 @@ from lmms_eval.utils import load_yaml_config
 
 from tasks import load
 from tasks.common import SHORT_ANSWER
-from tasks.errors import UserError
+from vlmamba_core.errors import UserError
 
 RECORDED = json.loads((Path(__file__).parent / "cases" / "textvqa.json").read_text())
 CASES = RECORDED["cases"]

@@ -15,7 +15,7 @@ from lmms_eval.tasks.vqav2 import utils as lmms_vqav2
 from lmms_eval.utils import load_yaml_config
 
 from tasks import load, vqa_answers
-from tasks.errors import UserError
+from vlmamba_core.errors import UserError
 
 RECORDED = json.loads((Path(__file__).parent / "cases" / "vqav2.json").read_text())
 CASES = RECORDED["cases"]

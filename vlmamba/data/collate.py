@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vlmamba.data.decode import BrokenPicture, decode_picture
 from vlmamba.data.llava import IMAGE_TAG, LlavaFile, Sample, SampleError, Survey, check_template
-from vlmamba.data.pictures import BrokenPicture, decode_picture
 
 IGNORE = -100  # label of a position that is not trained on
 PAD_MULTIPLE = 8  # what matrix units like; fewer distinct shapes to prepare kernels for

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vlmamba.errors import UserError
+from vlmamba_core.errors import UserError
 
 IMAGE_TAG = "<image>"
 # A JSON string (possessive: no backtracking over long texts), a bracket, or any other word.

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from vlmamba.data.collate import Example
 from vlmamba.data.llava import LlavaFile, Sample
-from vlmamba.errors import UserError
 from vlmamba.processing import IMAGE, conversation_text, without_images
+from vlmamba_core.errors import UserError
 
 
 def documents(paths: Iterable[Path], skipped: Counter[str]) -> Iterator[str | Sample]:

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vlmamba.checkpoint_files import read_object, tensors
-from vlmamba.errors import UserError
+from vlmamba.weight_files import read_object, tensors
+from vlmamba_core.errors import UserError
 
 PREFIX = "base_model.model."  # of names in peft's files
 FILE = "adapter_model.safetensors"

@@ -24,8 +24,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from vlmamba.errors import UserError, unknown
 from vlmamba.models.scan_backends.build import kernels
+from vlmamba_core.errors import UserError, unknown
 
 BACKENDS = ("auto", "reference", "torch", "cpu", "cuda")
 _MODULES = {"reference": "reference", "torch": "torch_ops", "cpu": "cpu", "cuda": "cuda"}

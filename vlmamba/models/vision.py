@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.utils import logging
 
-from vlmamba.checkpoint_files import in_dtype
 from vlmamba.config import VISION_SIZES, VLMambaConfig, split_revision
-from vlmamba.errors import UserError
+from vlmamba.weight_files import in_dtype
+from vlmamba_core.errors import UserError
 
 
 class VisionEncoder(nn.Module):

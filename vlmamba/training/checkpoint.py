@@ -30,10 +30,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from vlmamba.checkpoint_files import read_object, tensors
-from vlmamba.errors import UserError
 from vlmamba.training import lora
 from vlmamba.training.recipe import Hyperparameters
+from vlmamba.weight_files import read_object, tensors
+from vlmamba_core.errors import UserError
 
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 

@@ -33,10 +33,10 @@ from torch import nn
 from tqdm import tqdm
 
 from vlmamba.data.collate import Batch, Examples, MicroBatches
-from vlmamba.data.order import micro_batches
-from vlmamba.errors import UserError
+from vlmamba.data.sampler import micro_batches
 from vlmamba.training import checkpoint
 from vlmamba.training.recipe import Hyperparameters
+from vlmamba_core.errors import UserError
 
 PR_SET_PDEATHSIG = 1  # Linux, prctl(2): the signal that a process gets when its parent dies
 # How a launcher tells its processes of each other; a command of its own is not one of them

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vlmamba.errors import UserError
+from vlmamba_core.errors import UserError
 
 
 @contextmanager

@@ -28,8 +28,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from vlmamba.data.collate import Batch, Examples, MicroBatches
-from vlmamba.data.order import MicroBatchOrder
-from vlmamba.errors import UserError
+from vlmamba.data.sampler import MicroBatchOrder
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.training import checkpoint, lora
 from vlmamba.training.evaluation import Evaluation, benchmark, mean_loss, summed_loss
@@ -38,6 +37,7 @@ from vlmamba.training.plot import draw
 from vlmamba.training.recipe import Hyperparameters
 from vlmamba.training.schedule import SCHEDULES
 from vlmamba.training.stages import Stage, freeze
+from vlmamba_core.errors import UserError
 
 
 @dataclass

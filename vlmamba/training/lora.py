@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlmamba.checkpoint_files import tensors
-from vlmamba.errors import UserError
 from vlmamba.models.adapter import FILE, PREFIX, additions
 from vlmamba.models.language import LanguageModel
 from vlmamba.training.recipe import Hyperparameters
+from vlmamba.weight_files import tensors
+from vlmamba_core.errors import UserError
 
 if TYPE_CHECKING:  # loads only where it is used
     from peft import LoraConfig

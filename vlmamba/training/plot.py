@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmamba.errors import Parser, UserError, cli
+from vlmamba_core.cli import Parser, cli
+from vlmamba_core.errors import UserError
 
 MEMORY = 0.95  # of the running mean: a step's weight after n steps is 0.95^n
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vlmamba.config import VLMambaConfig
-from vlmamba.errors import UserError, unknown
 from vlmamba.training.schedule import SCHEDULES
+from vlmamba_core.errors import UserError, unknown
 
 DTYPES = ("fp32", "bf16")
 

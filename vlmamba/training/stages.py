@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vlmamba.errors import unknown
+from vlmamba_core.errors import unknown
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig, PreTrainedModel
 
 from vlmamba.config import split_revision
-from vlmamba.errors import UserError
 from vlmamba.models.language.base import Cache, LanguageModel
+from vlmamba_core.errors import UserError
 
 PROBE_TOKENS = 12
 EXACT = 1e-5  # largest difference, relative to the largest value, that counts as the same

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from vlmamba.config import MambaConfig
-from vlmamba.errors import UserError
 from vlmamba.models.linear import Linear
 from vlmamba.models.mixers.base import Mixer, StateShapes, initial_step_bias
 from vlmamba.models.scan_backends.reference import step_sizes, wide_dtype
 from vlmamba.models.selective_scan import causal_conv1d, causal_conv1d_step
+from vlmamba_core.errors import UserError
 
 CHUNK = 64  # Q: twice as many double the work inside chunks, half as many that between them
 

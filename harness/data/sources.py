@@ -1,0 +1,322 @@
+"""Where a benchmark's rows come from: the demo world, the Hugging Face hub, or a local folder.
+
+    source = Source.parse("hub", split="testdev")
+    rows = source.load(tasks.load("vqav2"), "paper")     # a datasets.Dataset, images undecoded
+    source.describe(tasks.load("vqav2"), rows)           # data set, split, commit: for the record
+
+The formats of a folder are those of `harness.data.folder`. Finding files (`Source.check`) imports
+nothing heavy, so that mistakes are reported at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.data import folder
+from harness.data.folder import check_columns, first_line, undecoded
+from tasks.common import Benchmark, Hub, check_lists
+from vlmamba_core.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    import datasets
+
+STYLES = ("seen", "heldout", "validation")
+DEMO_LABEL = "demo: not comparable with published numbers"
+COMMIT = re.compile(r"@([0-9a-f]{40})/")  # in the address of a file that the hub resolved
+
+
+@dataclass(frozen=True)
+class Source:
+    """One choice of `--data`. `style` picks the demo's split; `root` is the folder, if any.
+
+    `split`, `dataset` and `revision` replace the task's own ones.
+    """
+
+    kind: str  # "demo", "hub" or "folder"
+    style: str | None = None
+    root: Path | None = None
+    split: str | None = None
+    dataset: str | None = None
+    revision: str | None = None
+
+    @classmethod
+    def parse(
+        cls,
+        data: str,
+        style: str | None = None,
+        *,
+        split: str | None = None,
+        dataset: str | None = None,
+        revision: str | None = None,
+    ) -> Source:
+        """The source that the command line's options name. Raises UserError for a bad choice."""
+        if style is not None and style not in STYLES:
+            raise unknown("style", style, STYLES)
+        if style is not None and data != "demo":
+            raise UserError(f"--style {style} needs --data demo, but --data is {data!r}")
+        if data != "hub" and (dataset or revision):
+            option = "--data-id" if dataset else "--data-revision"
+            raise UserError(f"{option} needs --data hub, but --data is {data!r}")
+        if data == "demo":
+            if split is not None:
+                raise UserError(f"--split {split} needs --data hub or a folder; demo has --style")
+            return cls("demo", style=style or "seen")
+        if data == "hub":
+            return cls("hub", split=split, dataset=dataset, revision=revision)
+        try:
+            root = Path(data).expanduser()
+        except RuntimeError:  # ~NAME of nobody
+            root = Path(data)
+        if not data or not root.is_dir():
+            raise UserError(f"no data folder {data!r}; --data takes demo, hub or a folder")
+        return cls("folder", root=root, split=split)
+
+    @property
+    def name(self) -> str:
+        """A short name for folders and tables."""
+        if self.kind == "demo":
+            return f"demo-{self.style}"
+        name = self.kind if self.root is None else self.root.resolve().name
+        return f"{name}-{self.split}" if self.split else name
+
+    @property
+    def label(self) -> str | None:
+        """What a table of these numbers must say, if anything."""
+        return DEMO_LABEL if self.kind == "demo" else None
+
+    def hub(self, task: Benchmark) -> Hub:
+        """Where the task's published data is, with this source's own choices."""
+        return self._chosen(task.hub)
+
+    def _chosen(self, hub: Hub) -> Hub:
+        choices = {"path": self.dataset, "split": self.split, "revision": self.revision}
+        return dataclasses.replace(hub, **{name: value for name, value in choices.items() if value})
+
+    def describe(self, task: Benchmark, rows: datasets.Dataset) -> dict[str, Any]:
+        """The terms of a task's data, for the record: which data set, and which version of it."""
+        terms: dict[str, Any] = {"source": self.name}
+        if self.root is not None:
+            files = folder.find(self.root, task, self.hub(task))
+            return terms | {"files": folder.names(files, self.root)}
+        if self.kind == "hub":
+            hub = self.hub(task)
+            version = _package_version(hub) if _is_package(hub) else _commit(rows) or hub.revision
+            terms |= {"path": hub.path, "name": hub.name, "split": hub.split, "revision": version}
+        return terms
+
+    def has(self, task: Benchmark) -> bool:
+        """Whether the source holds the task (for a folder: has files for it)."""
+        return self.root is None or bool(folder.find(self.root, task, self.hub(task)))
+
+    def check(self, task: Benchmark) -> None:
+        """Raise UserError when a folder has no files for the task."""
+        if self.root is not None and not self.has(task):
+            found = ", ".join(sorted(p.name for p in self.root.iterdir())[:8]) or "nothing"
+            published = f", or as published {task.layout.description}" if task.layout else ""
+            raise UserError(
+                f"no data for task {task.name!r} in {self.root}: expected {task.name}.parquet, "
+                f"{task.name}.jsonl, {task.name}.tsv, {task.name}/*.parquet{published}; "
+                f"found {found}"
+            )
+
+    def load(self, task: Benchmark, protocol: str) -> datasets.Dataset:
+        """The task's rows, images undecoded.
+
+        Raises UserError for unreadable files, missing columns (named), values of a wrong type, no
+        rows, or no network.
+        """
+        import datasets
+
+        datasets.disable_progress_bars()  # the model's bar over questions is the only one
+        hub = self.hub(task)
+        if self.root is not None:
+            rows = folder.load(self.root, task, hub)
+        elif self.kind == "hub" and not _is_package(hub):
+            rows = _load_hub(task, hub)
+        else:
+            rows = folder.load(_demo_folder(task.name, self.style or "seen"), task, hub)
+        if len(rows) == 0:
+            raise UserError(f"{task.name}: the data of {self.name} has no rows")
+        if task.image_hub and task.image_column not in rows.column_names:
+            rows = self._with_images(task, rows, self._chosen(task.image_hub))
+        check_usable(task, rows, protocol)
+        return rows if task.text_only_questions else _without_gaps(task, rows)
+
+    def questions(self, task: Benchmark, split: str) -> list[dict[str, Any]]:
+        """What a submission knows the questions of another split by: that one column, every row.
+
+        Raises UserError where the source has no such split.
+        """
+        hub = dataclasses.replace(self, split=split).hub(task)
+        column = task.submission_column
+        if self.root is None:
+            return _stream_hub(hub, column)
+        files = folder.find(self.root, task, hub)
+        if not files:
+            raise UserError(f"no files of split {split!r} in {self.root}")
+        if files[0].suffix == ".parquet":
+            return folder.read_column(files, column)
+        return list(folder.load(self.root, task, hub).select_columns([column]))
+
+    def _with_images(self, task: Benchmark, rows: datasets.Dataset, hub: Hub) -> datasets.Dataset:
+        """Rows whose image is looked up in the data set's second table whenever a row is read."""
+        if self.root is None:
+            images: datasets.Dataset | None = _load_hub(task, hub, ("id", task.image_column))
+        else:
+            images = folder.load_images(self.root, task, hub)
+        check_columns(rows.column_names, task, self.name, (task.image_id_column,))
+        if images is None:
+            raise UserError(
+                f"{task.name}: {self.root} has rows without an {task.image_column!r} column and "
+                f"no {hub.name}/ folder with the published table of images"
+            )
+        number = {str(name): row for row, name in enumerate(images["id"])}
+        if len(number) < len(images):
+            raise UserError(f"{task.name}: {hub.name} has an image id that comes twice")
+        named = task.image_id_column
+        absent = [name for name in rows[named] if str(name) not in number]
+        if absent:
+            raise UserError(
+                f"{task.name}: {named} {absent[0]!r} (and {len(absent) - 1} more) is not among "
+                f"the {len(number)} images of {hub.name}"
+            )
+
+        def look_up(batch: dict[str, list]) -> dict[str, list]:
+            found = images[[number[str(name)] for name in batch[named]]]
+            return {**batch, task.image_column: list(map(_or_gap, found[task.image_column]))}
+
+        return rows.with_transform(look_up)
+
+
+def _or_gap(image: Any) -> Any:
+    """An absent image as an unreadable one: its question is counted as left out."""
+    return {"bytes": b"", "path": None} if image is None else image
+
+
+def _without_gaps(task: Benchmark, rows: datasets.Dataset) -> datasets.Dataset:
+    """The rows; where an image is absent from a benchmark without text-only questions, a gap."""
+    column = task.image_column
+    if column not in rows.column_names or not rows.data.column(column).null_count:
+        return rows
+    return rows.map(lambda row: {column: _or_gap(row[column])}, features=rows.features)
+
+
+def without_images(rows: datasets.Dataset) -> datasets.Dataset:
+    """The rows without their image columns."""
+    import datasets
+
+    rows = rows.with_format(None)  # no look-up in a second table either
+    images = [c for c, kind in rows.features.items() if isinstance(kind, datasets.Image)]
+    return rows.remove_columns(images)
+
+
+def check_usable(task: Benchmark, rows: datasets.Dataset, protocol: str) -> None:
+    """Raise UserError naming the first row and column whose value the task cannot use."""
+    for number, row in enumerate(_each(task, without_images(rows)), 1):
+        doc = _Watched(row)
+        try:
+            if "question" in task.columns and not isinstance(doc["question"], str):
+                raise TypeError("expected text")
+            check_lists(task, doc)
+            task.prompt(doc, protocol)
+            task.truth(doc)
+            task.cluster(doc)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            value = repr(row.get(doc.last))[:60]
+            raise UserError(
+                f"{task.name}: row {number} cannot be used: column {doc.last!r} is {value} "
+                f"({type(error).__name__}: {first_line(error)})"
+            ) from error
+
+
+def _each(task: Benchmark, rows: datasets.Dataset) -> Iterator[dict[str, Any]]:
+    """The rows as Python values. Raises UserError where one has no such value."""
+    number = 0
+    try:
+        for row in rows:
+            number += 1
+            yield row
+    except (UnicodeDecodeError, OverflowError) as error:  # text not in UTF-8, a date too far
+        raise UserError(f"{task.name}: row {number + 1} cannot be read: {error}") from error
+
+
+class _Watched(Mapping[str, Any]):
+    """A row that remembers which column was read last: the one to name when reading fails."""
+
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        self._row = row
+        self.last = ""
+
+    def __getitem__(self, column: str) -> Any:
+        self.last = column
+        return self._row[column]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._row)
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+
+def _demo_folder(task: str, style: str) -> Path:
+    from vlmamba.demo.benchmarks import demo_benchmark
+
+    return Path(demo_benchmark(task, style))
+
+
+def _is_package(hub: Hub) -> bool:
+    """Whether the data ships in a Python package (easy-VQA), not on the hub."""
+    return "/" not in hub.path
+
+
+def _package_version(hub: Hub) -> str:
+    return importlib.metadata.version(hub.path)
+
+
+def _load_hub(task: Benchmark, hub: Hub, needed: tuple[str, ...] | None = None) -> datasets.Dataset:
+    import datasets
+
+    where = f"--data hub: {hub.path}"
+    try:
+        rows = datasets.load_dataset(hub.path, hub.name, split=hub.split, revision=hub.revision)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        # huggingface_hub's own errors derive from OSError, ValueError or RuntimeError
+        raise UserError(
+            f"{where} could not be fetched ({first_line(error)}); connect to the network, or give "
+            "a folder with --data DIR"
+        ) from error
+    check_columns(rows.column_names, task, where, needed)
+    return undecoded(rows, task, where)
+
+
+def _stream_hub(hub: Hub, column: str) -> list[dict[str, Any]]:
+    """One column of a published split, without a download of its images."""
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(
+            hub.path,
+            hub.name,
+            split=hub.split,
+            revision=hub.revision,
+            streaming=True,
+            columns=[column],
+        )
+        return list(rows)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"split {hub.split} of {hub.path} could not be read: {first_line(error)}"
+        ) from error
+
+
+def _commit(rows: datasets.Dataset) -> str | None:
+    """The commit that the hub resolved the revision to, as the addresses of the files tell it."""
+    addresses = " ".join(rows.info.download_checksums or {})
+    found = COMMIT.search(addresses)
+    return found[1] if found else None

@@ -1,0 +1,125 @@
+"""Two runs question by question: differences of their scores with the paired test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.runs.schema import Sample, with_marks
+from harness.runs.store import NAMED, NO_IMAGE, EvaluationRun
+from harness.runs.store import marks as marks_of
+from harness.scoring.intervals import too_few
+from harness.scoring.paired import Paired, paired
+from vlmamba_core.errors import UserError
+
+HEADERS = ("task", "mean A", "mean B", "A - B", "95 % interval", "p", "n", "images", "A/B better")
+
+
+@dataclass(frozen=True)
+class TaskComparison:
+    """Two runs on one task: mean score of a question in each, and the paired difference.
+
+    marks: what sets A or B apart ("B blind").
+    """
+
+    task: str
+    mean_a: float
+    mean_b: float
+    paired: Paired
+    marks: tuple[str, ...] = ()
+
+
+def compare(a: EvaluationRun, b: EvaluationRun, *, seed: int = 0) -> list[TaskComparison]:
+    """Every task that both runs scored. Raises UserError where they have nothing in common.
+
+    Or where the same row asks something else: then the data differ.
+    """
+    shared = [task for task in a.tasks if task in b.tasks]
+    found = [c for task in shared if (c := compare_task(a, b, task, seed)) is not None]
+    if not found:
+        raise UserError(
+            f"{a.name} and {b.name} share no scored question (tasks: {', '.join(a.tasks)}; "
+            f"{', '.join(b.tasks)})"
+        )
+    return found
+
+
+def compare_task(
+    a: EvaluationRun, b: EvaluationRun, task: str, seed: int = 0
+) -> TaskComparison | None:
+    """One task; None without questions that have a score in both runs."""
+    ours = {sample.doc_id: sample for sample in a.samples(task)}
+    rows = []
+    for other in b.samples(task):
+        mine = ours.get(other.doc_id)
+        if mine is None:
+            continue
+        if not same_question(mine, other):
+            raise UserError(
+                f"{task}: row {other.doc_id + 1} of {a.name} and {b.name} is not the same "
+                "question; compare runs on the same data"
+            )
+        if mine.score is not None and other.score is not None:
+            known = [sample.image for sample in (mine, other) if not _is_named(sample)]
+            image = known[0] if known else mine.image
+            alone = image in (None, NO_IMAGE)
+            rows.append((mine.score, other.score, f"row {mine.doc_id}" if alone else image))
+    if not rows:
+        return None
+    scores_a, scores_b, images = zip(*rows, strict=True)
+    n = len(rows)
+    marks = [
+        f"{side} {mark}"
+        for side, run in (("A", a), ("B", b))
+        for mark in marks_of(run.record["arguments"], task)
+    ]
+    test = paired(scores_a, scores_b, images, seed=seed)
+    return TaskComparison(task, sum(scores_a) / n, sum(scores_b) / n, test, tuple(marks))
+
+
+def same_question(mine: Sample, other: Sample) -> bool:
+    """Whether two samples of one row have one truth and one picture.
+
+    Answers that came in a file know a picture by its name, or not at all: beside those of a run,
+    which know its content, the question's text has to be the same instead.
+    """
+    if mine.truth != other.truth:
+        return False
+    if mine.image == other.image:
+        return True
+    one_by_name = _is_named(mine) != _is_named(other) or None in (mine.image, other.image)
+    return one_by_name and mine.question == other.question
+
+
+def _is_named(sample: Sample) -> bool:
+    return sample.image is None or sample.image.startswith(NAMED)
+
+
+def rows(found: Sequence[TaskComparison]) -> list[list[str]]:
+    """Table cells; scores in per cent, differences in points of them."""
+    return [
+        [
+            with_marks(c.task, c.marks),
+            f"{100 * c.mean_a:.1f}",
+            f"{100 * c.mean_b:.1f}",
+            f"{100 * c.paired.difference:+.1f}",
+            interval_text(c.paired),
+            p_text(c.paired.p_value),
+            str(c.paired.n),
+            str(c.paired.clusters),
+            f"{c.paired.better}/{c.paired.worse}",
+        ]
+        for c in found
+    ]
+
+
+def interval_text(found: Paired) -> str:
+    """ "low to high" in per cent, or that there are too few clusters."""
+    if found.low is None or found.high is None:
+        return too_few(found.clusters).reason
+    return f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+
+
+def p_text(p: float) -> str:
+    """Two digits; very small ones as a bound."""
+    return "<0.0001" if p < 1e-4 else f"{p:.2g}"

@@ -1,0 +1,1 @@
+"""From answers to numbers: imports, judge, intervals, paired tests, submissions."""

@@ -1,0 +1,252 @@
+"""Other people's prediction files as rows that `harness.score` can score.
+
+    rows, missing = load("llava", task, Path("answers.jsonl"), [Path("questions.jsonl"), ...])
+
+Formats: `llava` (answers.jsonl), `vlmevalkit` (the .xlsx or .tsv it writes beside the scores),
+`lmms-eval` (samples_TASK.jsonl) and `mmvet-grades` (what mm-vet_evaluator.py writes). A format that
+repeats the documents needs no truth files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import StatisticsError
+from string import ascii_uppercase
+from typing import Any
+
+from harness.data.readers import Row, read_documents, read_json, read_rows, read_task_rows
+from harness.scoring import llava_answers
+from harness.scoring.llava_answers import BAD_ROW, Joined
+from tasks.cells import read_list
+from tasks.common import Benchmark, check_columns
+from tasks.mmbench import MmBench
+from tasks.mme.prompt import YES_OR_NO
+from tasks.mmvet import published as mmvet
+from vlmamba_core.errors import UserError, unknown
+
+LOGGED_IDS = ("question_id", "index", "id", "category")  # what lmms-eval's tasks log of a document
+Loader = Callable[[Benchmark, Path, Sequence[Path]], tuple[list[Joined], int]]
+
+
+def load(
+    name: str, task: Benchmark, predictions: Path, truth: Sequence[Path] = ()
+) -> tuple[list[Joined], int]:
+    """Rows of a prediction file in the format `name`, and how many documents have no answer.
+
+    Raises UserError for an unknown format and for files that do not fit it.
+    """
+    if name not in FORMATS:
+        raise unknown("prediction format", name, FORMATS)
+    return FORMATS[name](task, predictions, truth)
+
+
+def from_vlmevalkit(
+    task: Benchmark, predictions: Path, truth: Sequence[Path]
+) -> tuple[list[Joined], int]:
+    """VLMEvalKit repeats its own documents beside the predictions; they are renamed to hub columns.
+
+    Its POPE file holds each question once, with all categories that ask it.
+    """
+    rows = read_task_rows(predictions, task)
+    for row in rows:
+        for column in ("index", "prediction"):
+            if column not in row:
+                raise UserError(
+                    f"{predictions}: no column {column!r}, so not a VLMEvalKit prediction file "
+                    f"(it has: {', '.join(map(str, row))})"
+                )
+        if not isinstance(row["prediction"], str):
+            raise UserError(
+                f"{predictions}: row {row['index']}: prediction is {row['prediction']!r}, "
+                "expected the answer's text"
+            )
+    convert = VLMEVALKIT.get(task.name, lambda row: [row])
+    joined = []
+    for row in rows:
+        try:
+            documents = convert(row)
+        except BAD_ROW as error:
+            raise UserError(
+                f"{predictions}: row {row['index']} is not a {task.name} row ({error!r})"
+            ) from error
+        for i, document in enumerate(documents):
+            doc = {key: value for key, value in document.items() if key != "prediction"}
+            case_id = f"{row['index']}/{i}" if len(documents) > 1 else str(row["index"])
+            joined.append(Joined(case_id, doc, row["prediction"]))
+    return joined, 0
+
+
+def _pope(row: Row) -> list[Row]:
+    shared = {"question_id": row["index"], "question": row["question"], "answer": row["answer"]}
+    image = {"image_source": Path(row.get("image_path") or row["index"]).stem}
+    return [shared | image | {"category": category} for category in row["category"].split(",")]
+
+
+def _mme(row: Row) -> list[Row]:
+    kept = {column: row[column] for column in ("question", "answer", "category")}
+    return [{"question_id": row["image_path"], **kept}]
+
+
+def _scienceqa(row: Row) -> list[Row]:
+    """VLMEvalKit's sets are the image subset."""
+    choices = [row[letter] for letter in ascii_uppercase if row.get(letter)]
+    return [
+        {
+            "question": row["question"],
+            "choices": choices,
+            "answer": ascii_uppercase.index(row["answer"]),
+            "hint": row.get("hint", ""),
+            "has_image": True,
+        }
+    ]
+
+
+def _textvqa(row: Row) -> list[Row]:
+    if (answers := read_list(row["answer"])) is None:
+        raise ValueError("answer is no list")
+    return [{"question_id": row["index"], "question": row["question"], "answers": answers}]
+
+
+def _coco_cap(row: Row) -> list[Row]:
+    return [{"question_id": row.get("image_path") or row["index"], "answer": row["answer"]}]
+
+
+def _mmvet(row: Row) -> list[Row]:
+    kept = {column: row[column] for column in ("question", "answer")}
+    return [{"question_id": row["index"], "capability": row["category"], **kept}]
+
+
+VLMEVALKIT: dict[str, Callable[[Row], list[Row]]] = {
+    "pope": _pope,
+    "mme": _mme,
+    "mmvet": _mmvet,
+    "scienceqa": _scienceqa,
+    "textvqa": _textvqa,
+    "coco_cap": _coco_cap,
+}
+
+
+def from_lmms_eval(
+    task: Benchmark, predictions: Path, truth: Sequence[Path]
+) -> tuple[list[Joined], int]:
+    """lmms-eval logs a document's number and, for this harness's own tasks, the document.
+
+    For its built-in tasks `truth` gives the documents, in the data set's order: each sample's
+    prompt and target must be those of the document that its number names.
+    """
+    documents = read_documents(truth, task)
+    check_columns(task, documents)
+    samples = read_rows(predictions)
+    joined, differing = [], []
+    for number, sample in enumerate(samples, 1):
+        doc_id, answer = sample.get("doc_id"), _first_text(sample.get("filtered_resps"))
+        if type(doc_id) is not int or answer is None:
+            raise UserError(
+                f"{predictions} line {number} has no doc_id or filtered_resps, so is not a sample "
+                "of lmms-eval (log them with --log_samples)"
+            )
+        doc = _logged_document(sample)
+        if doc is None and not 0 <= doc_id < len(documents):
+            raise UserError(
+                f"{predictions} line {number}: no document {doc_id}; give the data set's files, "
+                f"in order, with --truth (got {len(documents)} documents)"
+            )
+        if doc is None and (why := _disagreement(sample, documents[doc_id], task)):
+            differing.append(f"doc_id {doc_id}: {why}")
+        joined.append(
+            Joined(str(doc_id), documents[doc_id] if doc is None else doc, answer, doc_id)
+        )
+    if differing:
+        raise UserError(
+            f"{predictions}: {len(differing)} of {len(samples)} samples do not belong to the "
+            f"documents that --truth has in their places ({differing[0]}); give the very files of "
+            "the split that was evaluated, in their order"
+        )
+    return joined, max(0, len(documents) - len(joined))
+
+
+def _disagreement(sample: Row, doc: Row, task: Benchmark) -> str:
+    """In what a sample is not its document's, by prompt, target and logged ids; empty if it is."""
+    prompt, target = _prompt_of(sample), sample.get("target")
+    if prompt is None and target is None:
+        return "it has neither target nor input to tell"
+    for text in _asked(task, doc) if prompt is not None else ():
+        if _bare(text) not in _bare(str(prompt)):
+            return f"its prompt is {prompt!r:.60}, the document has {text!r:.60}"
+    # a column that the data set lacks is logged by its name; a hidden truth says nothing
+    if target not in (None, "answer") and task.truth(doc) is not None:
+        known = [doc.get("answer"), task.truth(doc)]
+        if _bare(str(target)) not in {_bare(str(value)) for value in known}:
+            return f"its target is {target!r:.60}, the document's {known[0]!r:.60}"
+    for logged in (value for value in sample.values() if isinstance(value, dict)):
+        for name in LOGGED_IDS:
+            if name in logged and name in doc and str(logged[name]) != str(doc[name]):
+                return f"its {name} is {logged[name]!r:.60}, the document's {doc[name]!r:.60}"
+    return ""
+
+
+def _asked(task: Benchmark, doc: Row) -> list[str]:
+    """What of a document every prompt of its task shows, whatever stands around it.
+
+    lmms-eval's prompts differ by model in what comes before and after; some take off MME's request
+    for yes or no.
+    """
+    question = str(doc.get("question") or "").replace(YES_OR_NO, "")
+    options = task.options(doc) if isinstance(task, MmBench) else {}
+    if task.name == "scienceqa":
+        options = dict(zip(ascii_uppercase, doc["choices"], strict=False))
+    listed = [f"{letter}. {text}" for letter, text in options.items()]
+    own = _bare(task.prompt(doc, "lmms"))  # a caption's does not ask a document's question
+    return [text for text in (question, *listed) if _bare(text) in own]
+
+
+def _prompt_of(sample: Row) -> str | None:
+    """The prompt: `input`, or the first of the arguments that older logs hold."""
+    if isinstance(sample.get("input"), str):
+        return sample["input"]
+    return _first_text(sample.get("arguments"))
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _first_text(responses: Any) -> str | None:
+    """The answer itself; lmms-eval wraps it in one list or two."""
+    while isinstance(responses, list) and responses:
+        responses = responses[0]
+    return responses if isinstance(responses, str) else None
+
+
+def _logged_document(sample: Row) -> Row | None:
+    values = [sample, *(value for value in sample.values() if isinstance(value, dict))]
+    return next((value["doc"] for value in values if isinstance(value.get("doc"), dict)), None)
+
+
+def from_mmvet_grades(
+    task: Benchmark, predictions: Path, truth: Sequence[Path]
+) -> tuple[list[Joined], int]:
+    """The grades that mm-vet_evaluator.py wrote; `truth` is the benchmark's own mm-vet.json."""
+    if task.name != "mmvet" or len(truth) != 1:
+        raise UserError("mmvet-grades are of task mmvet and need --truth mm-vet.json")
+    try:
+        grades = mmvet.grades(read_json(predictions))
+    except (*BAD_ROW, StatisticsError) as error:
+        raise UserError(
+            f"{predictions} is no file of grades by mm-vet_evaluator.py ({error!r})"
+        ) from error
+    documents = {doc["question_id"]: doc for doc in read_documents(truth, task)}
+    for name in grades:
+        if name not in documents:
+            raise UserError(f"{predictions}: question {name!r} is not in {truth[0]}")
+    joined = [Joined(name, documents[name] | grade, "") for name, grade in grades.items()]
+    return joined, len(documents) - len(joined)
+
+
+FORMATS: dict[str, Loader] = {
+    "llava": llava_answers.load,
+    "vlmevalkit": from_vlmevalkit,
+    "lmms-eval": from_lmms_eval,
+    "mmvet-grades": from_mmvet_grades,
+}

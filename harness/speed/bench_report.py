@@ -1,0 +1,196 @@
+"""What a benchmark run shows: a table for reading and one JSON object for machines.
+
+Every `..._speedup` is a ratio of medians, above 1 where ours is faster; of several shapes the
+smallest. `processor_time` holds the same ratios of processor time, steadier on a busy machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.speed import language_model, scan, throughput, training
+from harness.speed.invariance import Invariance
+from harness.speed.machine import Machine
+from harness.speed.timing import OURS, Comparison
+
+# summary key -> (kind of comparison, contender compared with, ours)
+RATIOS = {
+    "scan_forward_speedup": ("scan_forward", scan.TRANSFORMERS, OURS),
+    "scan_forward_speedup_mamba_ssm": ("scan_forward", scan.MAMBA_SSM, OURS),
+    "scan_train_speedup": ("scan_train", scan.TRANSFORMERS, OURS),
+    "scan_train_speedup_mamba_ssm": ("scan_train", scan.MAMBA_SSM, OURS),
+    "prefill_speedup": ("prefill", language_model.TRANSFORMERS, OURS),
+    "decode_speedup": ("decode", language_model.TRANSFORMERS_GENERATE, OURS),
+    "decode_loop_speedup": ("decode", language_model.TRANSFORMERS, OURS),
+    "decode_generate_speedup": (
+        "decode",
+        language_model.TRANSFORMERS_GENERATE,
+        language_model.OURS_GENERATE,
+    ),
+    **{
+        f"{kind}_speedup_{name}": (kind, name, OURS)
+        for kind in ("prefill", "decode")
+        for name in language_model.ATTENTION
+    },
+    **{f"{kind}_speedup": (kind, training.TRANSFORMERS, OURS) for kind in training.KINDS},
+    **{
+        f"{shape.kind}_speedup{suffix}": (shape.kind, other, OURS)
+        for shape in throughput.SHAPES
+        for suffix, other in (
+            ("", throughput.ONE_AT_A_TIME),
+            ("_transformers", throughput.TRANSFORMERS_ONE_AT_A_TIME),
+        )
+    },
+}
+NOT_INSTALLED = "not installed"
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything a run measured; None: that section was not wanted."""
+
+    settings: Mapping[str, Any]
+    machine: Machine
+    comparisons: Sequence[Comparison]
+    scan_errors: Mapping[str, float] | None = None
+    logits_error: float | None = None
+    invariance: Invariance | None = None
+
+
+def summary(results: Results) -> dict[str, Any]:
+    """The run in one flat object, but for `processor_time`."""
+    found: dict[str, Any] = {
+        **_ratios(results.comparisons, Comparison.speedup),
+        **_rates(results.comparisons),
+        "copy_bandwidth_gb_per_s": results.machine.copy_bytes_per_s / 1e9,
+        "read_bandwidth_gb_per_s": results.machine.read_bytes_per_s / 1e9,
+        "gemm_gflop_per_s": results.machine.gemm_flops_per_s / 1e9,
+    }
+    if results.scan_errors is not None:
+        found["scan_max_rel_error"] = max(results.scan_errors.values())
+        found |= {f"scan_rel_error_{k}": v for k, v in results.scan_errors.items()}
+    if results.logits_error is not None:
+        found["logits_rel_error_transformers"] = results.logits_error
+    if results.invariance is not None:
+        found |= {
+            "batch_invariant": results.invariance.different == 0,
+            "batch_invariant_model": results.invariance.model,
+            "batch_invariant_questions": results.invariance.questions,
+            "batch_logits_rel_error": results.invariance.logits_error,
+        }
+    rounded = {k: _four_digits(v) for k, v in found.items()}
+    processor = _ratios(results.comparisons, Comparison.processor_speedup)
+    processor = {k: _four_digits(v) for k, v in processor.items()}
+    return {**results.settings, **rounded, "processor_time": processor}
+
+
+def _ratios(comparisons: Sequence[Comparison], speedup) -> dict[str, float | str]:
+    found: dict[str, float | str] = {}
+    for key, (kind, other, ours) in RATIOS.items():
+        of_kind = [c for c in comparisons if c.kind == kind]
+        timed = [speedup(c, other, ours) for c in of_kind if other in c.timings]
+        if timed:
+            found[key] = min(timed)
+        elif of_kind:
+            found[key] = NOT_INSTALLED
+    return found
+
+
+def _rates(comparisons: Sequence[Comparison]) -> dict[str, float]:
+    """Absolute rates, and the part of the machine's limit that is reached."""
+    found: dict[str, float] = {}
+    for c in comparisons:
+        ours = c.timings[OURS].median_s
+        if c.kind == "prefill":
+            found |= {"prefill_ms": ours * 1e3, "prefill_gemm_fraction": _reached(c)}
+        elif c.kind == "decode":
+            theirs = c.timings[language_model.TRANSFORMERS_GENERATE].median_s
+            found["decode_tok_per_s"] = 1 / ours
+            found["decode_tok_per_s_transformers"] = 1 / theirs
+            found["decode_bandwidth_fraction"] = _reached(c)
+        elif c.kind in training.KINDS:
+            found[f"{c.kind}_tok_per_s"] = 1 / ours
+            found[f"{c.kind}_tok_per_s_transformers"] = (
+                1 / c.timings[training.TRANSFORMERS].median_s
+            )
+            found[f"{c.kind}_peak_memory_ratio"] = c.memory_ratio(training.TRANSFORMERS)
+            found[f"{c.kind}_ratios_are_lower_bounds"] = bool(c.stopped)
+        elif c.item == "question":
+            names = {"": OURS, "_one_at_a_time": throughput.ONE_AT_A_TIME}
+            names["_transformers"] = throughput.TRANSFORMERS_ONE_AT_A_TIME
+            for suffix, name in names.items():
+                found[f"{c.kind}_questions_per_s{suffix}"] = 1 / c.timings[name].median_s
+    return found
+
+
+def _reached(c: Comparison) -> float:
+    """The part of the machine's limit that ours reaches, where that limit is known."""
+    assert c.floor_s is not None
+    return c.floor_s / c.timings[OURS].median_s
+
+
+def _four_digits(value: Any) -> Any:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def details(results: Results, summary_: Mapping[str, Any]) -> str:
+    """JSON text with the seconds of every run."""
+    content = dataclasses.asdict(results) | {"summary": dict(summary_)}
+    return json.dumps(content, indent=2, allow_nan=False, default=sorted) + "\n"  # sets
+
+
+def tables(results: Results) -> str:
+    """The run for reading."""
+    lines = [", ".join(f"{k} {v}" for k, v in results.settings.items())]
+    limits = results.machine
+    lines.append(
+        f"machine: copies {limits.copy_bytes_per_s / 1e9:.1f} GB/s (read and written), reads "
+        f"{limits.read_bytes_per_s / 1e9:.1f} GB/s, multiplies "
+        f"{limits.gemm_flops_per_s / 1e9:.0f} GFLOP/s"
+    )
+    for comparison in results.comparisons:
+        lines += ["", *_table(comparison)]
+    lines += ["", *_notes(results)]
+    return "\n".join(lines)
+
+
+def _table(c: Comparison) -> list[str]:
+    title = f"{c.kind.replace('_', ' ')}: {c.shape}"
+    head = f"  {f'ms a {c.item}':34}{'median':>10}{'fastest':>10}{'slowest':>10}{'processor':>11}"
+    lines = [title, head + "  ours is"]
+    for name, timing in c.timings.items():
+        seconds = (timing.median_s, min(timing.wall_s), max(timing.wall_s))
+        line = f"  {name:34}" + "".join(f"{s * 1e3:10.4g}" for s in seconds)
+        line += f"{timing.median_processor_s * 1e3:11.4g}"
+        bound = "more than " if name in c.stopped else ""
+        lines.append(line + ("" if name == OURS else f"  {bound}{c.speedup(name):.3g}x faster"))
+    for name, peak in (c.peak_bytes or {}).items():
+        bound = "more than " if name in c.stopped else ""
+        more = "" if name == OURS else f"  {bound}{c.memory_ratio(name):.3g}x ours"
+        lines.append(f"  {name + ', peak memory':34}{peak / 2**30:10.4g} GiB{more}")
+    if c.floor_s is not None:
+        reached = c.floor_s / c.timings[OURS].median_s
+        lines.append(f"  {'machine limit':34}{c.floor_s * 1e3:10.4g}  ours reaches {reached:.0%}")
+    return lines
+
+
+def _notes(results: Results) -> list[str]:
+    notes = []
+    if results.scan_errors is not None:
+        errors = ", ".join(f"{k} {v:.1e}" for k, v in results.scan_errors.items())
+        notes.append(f"scan error against float64: {errors}")
+    if results.logits_error is not None:
+        notes.append(
+            f"logits against transformers' Mamba, same weights: {results.logits_error:.1e}"
+        )
+    if results.invariance is not None:
+        i = results.invariance
+        notes.append(
+            f"batch invariance ({i.model}; {', '.join(i.tasks)}): {i.different} of {i.questions} "
+            f"answers differ; logits differ by {i.logits_error:.1e}"
+        )
+    return notes

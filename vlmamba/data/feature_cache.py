@@ -1,0 +1,235 @@
+"""Cache of the frozen vision encoder's output: images are encoded once, not once an epoch.
+
+A folder per encoder (named by a hash of its configuration and weights) holds
+    features.f16   float16 (n_images, P, D_v), appended to, read by memory map
+    keys.u64       one 64-bit key per row: relative path, size and modification time of the image
+    sums.u32       one checksum (CRC-32) per row
+    meta.json      what the encoder is, P and D_v
+Rows and sums are written before keys, so a killed run leaves a shorter but correct cache.  Before
+images are used their rows are checked; a damaged one loses its key and is encoded anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from vlmamba.data.collate import open_image
+from vlmamba.data.llava import SampleError
+from vlmamba_core.errors import UserError
+
+
+class FeatureCache:
+    """Encoder features by image path: an `ImageSource` for `image_features`."""
+
+    argument = "image_features"
+
+    def __init__(self, folder: Path, images: Path, patches: int, width: int):
+        """Open or create the cache in `folder` for images under `images`."""
+        self.folder, self.images = Path(folder), Path(images)
+        self.shape = (patches, width)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in ("keys.u64", "sums.u32", "features.f16"):
+                (self.folder / name).touch()
+        except OSError as error:
+            raise UserError(f"cannot write {self.folder}: {error.strerror}") from error
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the keys anew; rows are mapped when the first one is asked for."""
+        keys = np.fromfile(self.folder / "keys.u64", dtype=np.uint64)
+        self._sums = np.fromfile(self.folder / "sums.u32", dtype=np.uint32)
+        keys = keys[: min(len(self._sums), self._whole_rows())]  # cut by hand or a full disk
+        self._rows = np.argsort(keys, kind="stable")
+        self._sorted = keys[self._rows]
+        self._features: np.memmap | None = None
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """One writer at a time; begins by cutting what a killed one left behind the last row."""
+        with open(self.folder / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._adopt_rows_without_sums()
+            self.reload()
+            os.truncate(self.folder / "keys.u64", 8 * len(self))
+            os.truncate(self.folder / "sums.u32", 4 * len(self))
+            os.truncate(self.folder / "features.f16", self._row_bytes * len(self))
+            yield
+            self.reload()
+
+    def _adopt_rows_without_sums(self) -> None:
+        """A cache written before there were sums gets them: its rows count as they are."""
+        rows = min((self.folder / "keys.u64").stat().st_size // 8, self._whole_rows())
+        if rows and not (self.folder / "sums.u32").stat().st_size:
+            path = self.folder / "features.f16"
+            features = np.memmap(path, np.float16, "r", shape=(rows, *self.shape))
+            _append(self.folder / "sums.u32", _sums(features))
+
+    @property
+    def _row_bytes(self) -> int:
+        return 2 * self.shape[0] * self.shape[1]
+
+    def _whole_rows(self) -> int:
+        return (self.folder / "features.f16").stat().st_size // self._row_bytes
+
+    def __len__(self) -> int:
+        return len(self._sorted)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_features": None}
+
+    def row(self, image: str) -> int | None:
+        """Row of an image's features, or None if it is not in the cache."""
+        key = image_key(self.images, image)
+        place = int(np.searchsorted(self._sorted, key))
+        found = place < len(self._sorted) and self._sorted[place] == key
+        return int(self._rows[place]) if found else None
+
+    def load(self, images: tuple[str, ...]) -> torch.Tensor:
+        """float32 (n_images, P, D_v); raises SampleError for an image that could not be encoded."""
+        rows = [row for image in images if (row := self.row(image)) is not None]
+        if len(rows) < len(images):
+            raise SampleError("broken image file")
+        return torch.from_numpy(self._mapped()[rows].astype(np.float32))
+
+    def _mapped(self) -> np.memmap:
+        if self._features is None:
+            path = self.folder / "features.f16"
+            self._features = np.memmap(path, np.float16, "r", shape=(len(self), *self.shape))
+        return self._features
+
+    def drop_damaged(self, images: Iterable[str]) -> int:
+        """Take the key of every row that its checksum does not fit; only inside `writing()`.
+
+        Returns how many there were.
+        """
+        rows = sorted({row for image in images if (row := self.row(image)) is not None})
+        damaged = [row for row in rows if zlib.crc32(self._mapped()[row]) != self._sums[row]]
+        with open(self.folder / "keys.u64", "r+b") as keys:
+            for row in damaged:
+                keys.seek(8 * row)
+                keys.write(bytes(8))
+        self.reload()
+        return len(damaged)
+
+    def append(self, images: list[str], features: torch.Tensor) -> None:
+        """Write the features (n_images, P, D_v) of new images; only inside `writing()`."""
+        keys = np.array([image_key(self.images, image) for image in images], dtype=np.uint64)
+        rows = features.half().cpu().numpy()
+        _append(self.folder / "features.f16", rows.tobytes())
+        _append(self.folder / "sums.u32", _sums(rows))
+        _append(self.folder / "keys.u64", keys.tobytes())
+
+
+def _sums(rows: np.ndarray) -> bytes:
+    return np.array([zlib.crc32(row.tobytes()) for row in rows], dtype=np.uint32).tobytes()
+
+
+def _append(path: Path, data: bytes) -> None:
+    with open(path, "ab") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def image_key(folder: Path, image: str) -> np.uint64:
+    """64-bit key of one state of an image file; SampleError if the file is missing."""
+    try:
+        status = os.stat(os.path.join(folder, image))
+    except OSError as error:
+        raise SampleError("missing image file") from error
+    text = f"{image}\0{status.st_size}\0{status.st_mtime_ns}"
+    return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), np.uint64)[0]
+
+
+def encoder_fingerprint(encoder: nn.Module, description: dict[str, Any]) -> str:
+    """Hex digest of an encoder's configuration and weights: what its cached output depends on."""
+    digest = hashlib.blake2b(
+        json.dumps(description, sort_keys=True, default=str).encode(), digest_size=8
+    )
+    for name, tensor in encoder.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def open_cache(root: Path, images: Path, model: Any, processor: Any) -> FeatureCache:
+    """The cache of `model`'s encoder and the processor's image transform, under `root`."""
+    vision = model.config.vision_config
+    how_saved = ("dtype", "transformers_version")  # of a checkpoint; says nothing of its output
+    description = {
+        "vision": {k: v for k, v in vision.to_dict().items() if k not in how_saved},
+        "transform": processor.image_processor.to_dict(),
+        "image_aspect_ratio": processor.image_aspect_ratio,
+    }
+    name = f"{vision.model_type}-{encoder_fingerprint(model.vision_encoder, description)}"
+    cache = FeatureCache(
+        Path(root) / name, images, model.config.num_image_tokens, vision.hidden_size
+    )
+    (cache.folder / "meta.json").write_text(json.dumps(description, indent=2, default=str) + "\n")
+    return cache
+
+
+@torch.inference_mode()
+def fill_cache(
+    cache: FeatureCache,
+    images: Iterable[str],
+    model: Any,
+    processor: Any,
+    batch_size: int = 32,
+) -> int:
+    """Encode every image that the cache lacks; returns how many were broken and left out."""
+    names = list(dict.fromkeys(images))
+    with cache.writing():
+        if damaged := cache.drop_damaged(names):
+            tqdm.write(f"{damaged} damaged entries of {cache.folder} are encoded anew")
+    wanted = list(_missing(cache, names))
+    if not wanted:
+        return 0
+    with cache.writing(), tqdm(total=len(wanted), desc="encoding images", unit="img") as progress:
+        device, broken = next(model.vision_encoder.parameters()).device, 0
+        wanted = list(_missing(cache, wanted))  # another run may have written meanwhile
+        for names in _chunks(wanted, batch_size):
+            decoded = {name: image for name in names if (image := _try_open(cache, name))}
+            broken += len(names) - len(decoded)
+            if decoded:
+                pixels = processor.pixel_values(list(decoded.values()))
+                cache.append(list(decoded), model.encode_images(pixels.to(device)))
+            progress.update(len(names))
+    return broken
+
+
+def _missing(cache: FeatureCache, images: Iterable[str]) -> Iterator[str]:
+    """Each image once that the cache lacks."""
+    seen: set[int] = set()
+    for image in images:
+        if cache.row(image) is None and (key := int(image_key(cache.images, image))) not in seen:
+            seen.add(key)
+            yield image
+
+
+def _chunks(items: list[str], size: int) -> Iterator[list[str]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def _try_open(cache: FeatureCache, image: str) -> Any:
+    try:
+        return open_image(cache.images / image)
+    except SampleError:
+        return None

@@ -1,0 +1,101 @@
+"""The model and processor that a stage starts from: preset, earlier stage, published parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlmamba import checkpoints
+from vlmamba.config import VLMambaConfig
+from vlmamba.data.text import plain_texts
+from vlmamba.data.tokenizer import train_tokenizer
+from vlmamba.models.vlm import VLMambaForConditionalGeneration
+from vlmamba.processing import VLMambaProcessor, follow_tokenizer
+from vlmamba.training.stages import Stage
+from vlmamba_core.errors import UserError
+
+
+def build(
+    config: VLMambaConfig, stage: Stage, init: str | None, data: list[Path], seed: int
+) -> tuple[VLMambaForConditionalGeneration, VLMambaProcessor]:
+    """Model (float32, CPU) and processor at the start of `stage`.
+
+    init: result of an earlier stage (folder, hub id) whose parts `stage.starts_from` are taken
+    over; without it language model, encoder and tokenizer are the published ones.  Where there are
+    none (the demo's, a tiny configuration), they are initialised from `seed`, and a tokenizer is
+    trained on `data`.  Raises UserError when parts do not fit.
+    """
+    torch.manual_seed(seed)
+    if init is None:
+        model = checkpoints.build(config, pretrained=config.language_model_id is not None)
+        if config.tokenizer_id is not None:
+            tokenizer = checkpoints.tokenizer_for(config)
+        else:
+            tokenizer = train_tokenizer(plain_texts(data), config.vocab_size)
+        return model, _processor(model, tokenizer)
+    donor, donor_processor = checkpoints.load(init, dtype=torch.float32)
+    model = checkpoints.hollow(config)
+    for part in ("vision_encoder", *stage.starts_from):
+        adopt(model, donor, part, init)
+    model.tie_weights()
+    return model, _processor(model, donor_processor.tokenizer)
+
+
+def _processor(model: VLMambaForConditionalGeneration, tokenizer: Any) -> VLMambaProcessor:
+    """The processor; the model's answers end as its tokenizer says."""
+    processor = VLMambaProcessor.from_config(model.config, tokenizer)
+    follow_tokenizer(model, tokenizer)
+    return processor
+
+
+def check_init(config: VLMambaConfig, stage: Stage, init: str | None) -> None:
+    """Raise UserError where a stage would start from parts that nothing has trained."""
+    if init is not None or stage.name == "text":
+        return
+    if stage.name == "finetune":
+        raise UserError("--stage finetune needs --init: the `final` folder of --stage pretrain")
+    if config.language_model_id is None:
+        raise UserError(
+            f"--stage {stage.name} of a preset without published language model needs --init: "
+            "the `final` folder of --stage text"
+        )
+
+
+def tiny(config: VLMambaConfig) -> VLMambaConfig:
+    """The same architecture with every dimension shrunk and nothing published: for dry runs.
+
+    The demo's encoder stays as it is: it is small and its weights are in a package.
+    """
+    fields = config.to_dict() | {"d_model": 32, "n_layer": 2, "dt_rank": 2, "vocab_size": 512}
+    fields |= {"head_dim": 8, "language_model_id": None, "vision_model_id": None}
+    fields |= {"tokenizer_id": None, "connector_layer": None}  # as the language model's then
+    vision = fields["vision_config"]
+    if "num_hidden_layers" in vision:
+        vision |= {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
+        vision |= {"num_attention_heads": 2, "image_size": 4 * vision["patch_size"]}
+    return VLMambaConfig(**fields)
+
+
+def adopt(model: nn.Module, donor: nn.Module, part: str, source: str) -> None:
+    """Take over the donor's weights of one submodule; UserError naming what does not fit."""
+    theirs, ours = donor.get_submodule(part).state_dict(), model.get_submodule(part).state_dict()
+    wrong = [k for k in ours if k not in theirs or theirs[k].shape != ours[k].shape]
+    wrong += [k for k in theirs if k not in ours]
+    if part == "connector":
+        for name in ("connector", "scan", "scan_merge", "scan_shared"):
+            if getattr(model.config, name) != getattr(donor.config, name):
+                wrong.append(f"{name}={getattr(donor.config, name)}")
+    if wrong:
+        raise UserError(
+            f"the {part} of {source} does not fit this preset: {', '.join(sorted(wrong)[:5])} "
+            "differ; use the preset it was trained with"
+        )
+    hollow = any(weight.is_meta for weight in ours.values())
+    model.get_submodule(part).load_state_dict(theirs, assign=hollow)  # the same memory
+    for name, buffer in donor.get_submodule(part).named_buffers():  # those that nobody saves
+        path, _, leaf = f"{part}.{name}".rpartition(".")
+        if model.get_buffer(f"{part}.{name}").is_meta:
+            setattr(model.get_submodule(path), leaf, buffer)

@@ -1,0 +1,1 @@
+"""What model, harness and benchmarks share, without torch: errors, commands, folders."""

@@ -1,0 +1,25 @@
+"""The error of a caller's mistake: one line that says what was given, expected, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake of the caller; its message is one line that says how to put it right."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that is not registered: lists the known ones, nearest first."""
+    names = sorted(known)
+    nearest = sorted(
+        names, key=lambda n: -difflib.SequenceMatcher(None, name.lower(), n.lower()).ratio()
+    )
+    return UserError(f"unknown {kind} {name!r}; known, nearest first: {', '.join(nearest)}")
+
+
+def one_line(text: str) -> str:
+    """`text` in one line that a terminal shows as it is: what came from a file cannot steer it."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
