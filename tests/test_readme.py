@@ -10,6 +10,7 @@ fails the test, so a new one in the README asks for its line here.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from test_bench import tiny  # noqa: F401  # a fixture: every size of the benchmark shrunk
 from test_harness_compare import write_run
 from test_notebooks import launch
@@ -28,7 +30,7 @@ from harness import compare as compare_command
 from harness import plots as plots_command
 from harness.runs import store
 from harness.speed.sweep import lengths, worker
-from vlmamba import train
+from vlmamba import ask, train
 from vlmamba.demo import __main__ as demo_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +50,7 @@ def blocks(*kinds: str) -> list[str]:
 def commands() -> list[str]:
     """Every command line, continuations joined, comments and output left out."""
     lines = "\n".join(blocks("bash", "text")).replace("\\\n", " ").splitlines()
-    stripped = (" ".join(shlex.split(line, comments=True)) for line in lines)
+    stripped = (shlex.join(shlex.split(line, comments=True)) for line in lines)
     starts = ("python ", "make ", "lmms-eval ", "accelerate ", "pip ")
     return [line for line in stripped if line.startswith(starts)]
 
@@ -121,6 +123,17 @@ def benchmarked(arguments: list[str]) -> None:
     assert bench.main([*arguments, "--only", "decode"]) == 0
 
 
+def asked(arguments: list[str]) -> None:
+    """vlmamba.ask: the bundled model on a picture of the name given."""
+    Image.new("RGB", (64, 48), "red").save("photo.jpg")
+    kept = [a for a in arguments if not a.startswith(("--model", "runs/"))]
+    sys.stdin = io.StringIO("Is there a dog?\n")
+    try:
+        assert ask.main([*kept, "--max-new-tokens", "2"]) == 0
+    finally:
+        sys.stdin = sys.__stdin__
+
+
 HOW: dict[str, Callable[[list[str]], None]] = {
     "harness.run": on_two_questions,
     "harness.score": parsed(score.build_parser),
@@ -131,6 +144,7 @@ HOW: dict[str, Callable[[list[str]], None]] = {
     "harness.report": on_prepared_runs(report.main),
     "harness.tables": from_committed_runs(tables.main),
     "harness.plots": from_committed_runs(plots_command.main),
+    "vlmamba.ask": asked,
     "vlmamba.train": estimated,
     "vlmamba.demo": parsed(demo_data.parser),
 }
@@ -141,7 +155,7 @@ HOW: dict[str, Callable[[list[str]], None]] = {
 def test_command(command, place, capsys):
     for name, value in PLACEHOLDERS.items():
         command = command.replace(name, value)
-    words = command.split()
+    words = shlex.split(command)
     if words[0] == "make":
         environment = {k: v for k, v in os.environ.items() if k != "MAKEFLAGS"}
         subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, env=environment, check=True)

@@ -7,8 +7,8 @@ import io
 import os
 import select
 import sys
-from collections.abc import Callable, Iterable
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
 
 from vlmamba_core.errors import UserError, one_line
 
@@ -16,8 +16,33 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PIPE_CLOSED = 128 + 13  # the exit code of a program that SIGPIPE ended
 
 
+class _Version(argparse.Action):
+    """Print the distribution's version, read only when asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"vlmamba-harness {version()}")
+        parser.exit()
+
+
+def version() -> str:
+    """The installed distribution's version; "unknown" in a source tree that is not installed."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("vlmamba-harness")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are one line, like every other user error."""
+    """An argument parser whose mistakes are one line, and that knows --version."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.add_argument("--version", action=_Version, help="show the version and exit")
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError instead of printing the usage and leaving."""

@@ -1,0 +1,94 @@
+"""`vlmamba.ask`: what it prints equals the model's own answers; mistakes are one line."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+import harness.__main__ as harness_commands
+import vlmamba.__main__ as model_commands
+from vlmamba import ask, checkpoints
+from vlmamba_core.cli import version
+
+QUESTIONS = ("Is there a dog in the image?", "Describe the image.")
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("asked") / "a.png"
+    Image.effect_noise((120, 80), 60).convert("RGB").save(path)
+    return path
+
+
+def answers(picture, *rounds: str) -> list[str]:
+    """What the model says to the last of some rounds, by its grouped generator's template."""
+    model, processor = checkpoints.load("nano")
+    messages, found = [], []
+    for number, question in enumerate(rounds):
+        content = [{"type": "text", "text": question}]
+        content = [{"type": "image"}, *content] if number == 0 else content
+        messages.append({"role": "user", "content": content})
+        text = processor.apply_chat_template(messages, add_generation_prompt=True)
+        inputs = processor(text=text, images=[Image.open(picture)], return_tensors="pt")
+        made = model.eval().generate(**inputs, max_new_tokens=16, do_sample=False)
+        new = made[0, inputs["input_ids"].shape[1] :]
+        found.append(processor.tokenizer.decode(new, skip_special_tokens=True).strip())
+        messages.append({"role": "assistant", "content": found[-1]})
+    return found
+
+
+def test_one_question(picture, capsys):
+    command = [str(picture), QUESTIONS[0], "--max-new-tokens", "16", "--stats"]
+    assert ask.main(command) == 0
+    out, err = capsys.readouterr()
+    assert out == answers(picture, QUESTIONS[0])[0] + "\n"
+    assert "tokens/s" in err and "KiB at every length" in err
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_questions_from_the_standard_input(picture, chat, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(QUESTIONS)))
+    assert ask.main([str(picture), "--max-new-tokens", "16", *(["--chat"] if chat else [])]) == 0
+    alone = [answers(picture, question)[0] for question in QUESTIONS]
+    expected = answers(picture, *QUESTIONS) if chat else alone
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_a_picture_from_the_standard_input(picture, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(picture.read_bytes())))
+    assert ask.main(["-", QUESTIONS[0], "--max-new-tokens", "16"]) == 0
+    assert capsys.readouterr().out == answers(picture, QUESTIONS[0])[0] + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.png", "What?"], "no picture 'nowhere.png'"),
+        (["What?"], "no picture given, only 'What?'"),
+        (["setup.py", "What?"], "setup.py is no picture that can be read"),
+        (["-"], "give the question with it"),
+        (["a.png", "What?", "--dtype", "int8"], "--dtype int8; expected auto"),
+        (["a.png", "What?", "--max-new-tokens", "0"], "--max-new-tokens must be at least 1"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, message, capsys):
+    assert ask.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("commands", [model_commands, harness_commands])
+def test_every_command_is_listed_and_says_its_version(commands, capsys):
+    package = commands.__name__.partition(".")[0]
+    assert commands.main() == 0
+    listed = capsys.readouterr().out
+    for name in commands.COMMANDS:
+        assert f"python -m {package}.{name} " in listed
+    first = next(iter(commands.COMMANDS))
+    command = [sys.executable, "-m", f"{package}.{first}", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"vlmamba-harness {version()}\n"

@@ -1,0 +1,21 @@
+"""VL-Mamba: the model: `python -m vlmamba` lists its commands."""
+
+COMMANDS = {
+    "train": "train a model, one stage at a time",
+    "ask": "ask a model about your own pictures",
+    "demo": "generate the demo world: training data and benchmark files",
+    "training.plot": "plot the losses of training runs",
+}
+
+
+def main() -> int:
+    """Print the commands."""
+    width = max(map(len, COMMANDS))
+    for name, what in COMMANDS.items():
+        print(f"python -m vlmamba.{name:<{width}}  {what}")
+    print("\n--help of each shows examples.")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
