@@ -31,9 +31,9 @@ import tasks
 from harness.ablation import report
 from harness.ablation.cells import Budget, Cell, execute, run_cell
 from harness.ablation.variants import AXES, FINAL, SCALES, Variant, variants
-from harness.data.sources import Source
-from harness.reporting import render
-from harness.run import BUNDLED_MODELS, choose_tasks
+from harness.data.sources import Source, choose_tasks
+from harness.models import BUNDLED_MODELS
+from harness.reporting import render, study
 from harness.runs import schema
 from vlmamba_core.cli import Parser, cli
 from vlmamba_core.errors import UserError, unknown
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _run_cells(cells, budget, args.out / "cells", args.jobs)
         record = report.record(args.axis, cells, budget, args.out / "cells")
         (args.out / args.axis).mkdir(exist_ok=True)
-        shown = report.tables_of(record)
+        shown = study.tables_of(record)
         folder.write(f"{args.axis}/record.json", schema.record_text(record))
         text = "\n".join(table.files()["md"] for table in shown)
         folder.write(f"{args.axis}/table.md", text)

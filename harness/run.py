@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tasks
-from harness.data.sources import STYLES, Source
-from harness.models import ranks
+from harness.data.sources import STYLES, Source, choose_tasks
+from harness.models import BUNDLED_MODELS, ranks
 from harness.runs import rerun
 from harness.scoring import judge as judging
 from harness.scoring import submit
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 BACKENDS = ("auto", "reference", "torch", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-BUNDLED_MODELS = ("nano", "demo")  # vlmamba.checkpoints knows them too, but comes with torch
 # arguments that a record keeps and `--from-record` takes up again
 KEPT = (
     *("tasks", "model", "revision", "data", "style", "split", "data_id", "data_revision"),
@@ -145,24 +144,6 @@ def read_arguments(path: Path) -> dict[str, Any]:
         if type(value) is not kind and not (value is None and name in MAY_BE_ABSENT):
             raise UserError(f"{path}: argument {name} is {value!r}, expected {kind.__name__}")
     return found
-
-
-def choose_tasks(names: str, source: Source) -> list[Benchmark]:
-    """The benchmarks named; `all` means those that the source holds. Raises UserError."""
-    if names == "all":
-        chosen = [task for name in tasks.NAMES if source.has(task := tasks.load(name))]
-        if not chosen:
-            raise UserError(f"{source.root} holds no data of any task: {', '.join(tasks.NAMES)}")
-        return chosen
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    if not wanted:
-        raise UserError(f"--tasks is {names!r}; give some of {', '.join(tasks.NAMES)}, or all")
-    chosen = [tasks.load(name) for name in dict.fromkeys(wanted)]
-    for task in chosen:
-        source.check(task)
-    if source.dataset and len(chosen) > 1:
-        raise UserError(f"--data-id {source.dataset} is one data set; give one task in --tasks")
-    return chosen
 
 
 def with_prompts(chosen: Sequence[Benchmark], args: argparse.Namespace) -> list[Benchmark]:

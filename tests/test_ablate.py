@@ -16,6 +16,7 @@ from harness import report as report_command
 from harness.ablation import cells, report
 from harness.ablation.cells import Budget, Cell
 from harness.ablation.variants import AXES, DEMO, FINAL, SCALES, Variant, variants
+from harness.reporting import study
 from harness.scoring import paired
 from vlmamba.config import VLMambaConfig
 from vlmamba_core.errors import UserError
@@ -125,7 +126,7 @@ def test_tables_follow_from_the_cells_scores(tmp_path):
         record["tasks"]["pope"]["metrics"] = {"f1": {"value": sum(values) / 4}}
         (folder / "record.json").write_text(json.dumps(record))
     found = json.loads(json.dumps(report.record("connector", studied, BUDGET, tmp_path)))
-    table, tests = report.tables_of(found)
+    table, tests = study.tables_of(found)
     assert table.headers == ["connector", "POPE"]
     assert table.rows[0] == ["mlp", "37.5 (25.0 to 50.0)"]
     assert "2 seeds are too few for an interval" in table.note
@@ -146,7 +147,7 @@ def test_five_seeds_give_an_interval_inside_the_range():
     ]
     found = {"axis": "connector", "final": "mlp", "arguments": {"seeds": [*range(5)]}}
     found |= {"label": None, "cells": cells_, "tests": []}
-    table, _ = report.tables_of(found)
+    table, _ = study.tables_of(found)
     assert table.headers == ["connector", "POPE", "coco_cap"]
     for cell in table.rows[0][1:]:
         mean, low, high = (float(x) for x in re.findall(r"-?[0-9.]+", cell))

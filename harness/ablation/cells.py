@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness.ablation.variants import Variant
-from harness.run import BUNDLED_MODELS
+from harness.models import BUNDLED_MODELS
 from harness.runs.store import EvaluationRun
 from vlmamba_core import processes
 from vlmamba_core.errors import UserError

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import tasks
 from harness.data import folder
 from harness.data.folder import check_columns, first_line, undecoded
 from tasks.common import Benchmark, Hub, check_lists
@@ -320,3 +321,21 @@ def _commit(rows: datasets.Dataset) -> str | None:
     addresses = " ".join(rows.info.download_checksums or {})
     found = COMMIT.search(addresses)
     return found[1] if found else None
+
+
+def choose_tasks(names: str, source: Source) -> list[Benchmark]:
+    """The benchmarks named; `all` means those that the source holds. Raises UserError."""
+    if names == "all":
+        chosen = [task for name in tasks.NAMES if source.has(task := tasks.load(name))]
+        if not chosen:
+            raise UserError(f"{source.root} holds no data of any task: {', '.join(tasks.NAMES)}")
+        return chosen
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if not wanted:
+        raise UserError(f"--tasks is {names!r}; give some of {', '.join(tasks.NAMES)}, or all")
+    chosen = [tasks.load(name) for name in dict.fromkeys(wanted)]
+    for task in chosen:
+        source.check(task)
+    if source.dataset and len(chosen) > 1:
+        raise UserError(f"--data-id {source.dataset} is one data set; give one task in --tasks")
+    return chosen

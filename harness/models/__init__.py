@@ -5,3 +5,5 @@ resumable   journal, unreadable images, batches that do not fit, ranks, timing: 
 vlmamba     this project's checkpoints: grouped by image, one prefill shared by its questions
 lmms        the same model as an lmms-eval model class, for lmms-eval's own command
 """
+
+BUNDLED_MODELS = ("nano", "demo")  # vlmamba.checkpoints knows them too, but comes with torch

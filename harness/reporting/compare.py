@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from harness.reporting.render import p_text, paired_interval_text
 from harness.runs.schema import Sample, with_marks
 from harness.runs.store import NAMED, NO_IMAGE, EvaluationRun
 from harness.runs.store import marks as marks_of
-from harness.scoring.intervals import too_few
 from harness.scoring.paired import Paired, paired
 from vlmamba_core.errors import UserError
 
@@ -103,7 +103,7 @@ def rows(found: Sequence[TaskComparison]) -> list[list[str]]:
             f"{100 * c.mean_a:.1f}",
             f"{100 * c.mean_b:.1f}",
             f"{100 * c.paired.difference:+.1f}",
-            interval_text(c.paired),
+            paired_interval_text(c.paired),
             p_text(c.paired.p_value),
             str(c.paired.n),
             str(c.paired.clusters),
@@ -111,15 +111,3 @@ def rows(found: Sequence[TaskComparison]) -> list[list[str]]:
         ]
         for c in found
     ]
-
-
-def interval_text(found: Paired) -> str:
-    """ "low to high" in per cent, or that there are too few clusters."""
-    if found.low is None or found.high is None:
-        return too_few(found.clusters).reason
-    return f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
-
-
-def p_text(p: float) -> str:
-    """Two digits; very small ones as a bound."""
-    return "<0.0001" if p < 1e-4 else f"{p:.2g}"

@@ -9,7 +9,7 @@ the source at hand does not give it).  Scores are in per cent, MME in points, as
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +68,12 @@ NOTES = {  # table -> what a reader must know of it
 }
 NOT_REPORTED = "not reported"
 NOT_RECORDED = "not recorded"
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Tasks, each once: the paper's in the order of its columns, then the others as they come."""
+    present = dict.fromkeys(names)
+    return [*(t for t in BENCHMARKS if t in present), *(t for t in present if t not in BENCHMARKS)]
 
 
 @dataclass(frozen=True)

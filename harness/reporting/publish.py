@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.ablation.report import tables_of
 from harness.reporting import paper, render
 from harness.reporting.render import Table
+from harness.reporting.study import tables_of
 from harness.runs.store import EvaluationRun, Found
 from harness.speed.sweep.summary import Profile
 from harness.speed.sweep.summary import tables as profile_tables

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.runs.schema import TaskResult, with_marks
-from harness.scoring.intervals import Interval, NoInterval
+from harness.scoring.intervals import Interval, NoInterval, too_few
+from harness.scoring.paired import Paired
 
 HEADERS = ("task", "metric", "value", "95 % interval", "n", "note")
 
@@ -120,6 +121,18 @@ def interval_text(interval: Interval | NoInterval | None, points: bool) -> str:
         return interval.reason
     low, high = value_text(interval.low, points), value_text(interval.high, points)
     return f"{low.rstrip('%')} to {high.rstrip('%')}"
+
+
+def paired_interval_text(found: Paired) -> str:
+    """ "low to high" in per cent, or that there are too few clusters."""
+    if found.low is None or found.high is None:
+        return too_few(found.clusters).reason
+    return f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+
+
+def p_text(p: float) -> str:
+    """Two digits; very small ones as a bound."""
+    return "<0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
 def _rows(result: TaskResult) -> list[list[str]]:
