@@ -27,13 +27,19 @@ def requests(processor):
         for q in questions
     ]
     text_only = [Request(processor.conversation_prompt(q, images=0)) for q in questions]
-    return asked + text_only
+    several = [
+        Request(processor.conversation_prompt(q, count), f"{count} from 3", pictures[:count])
+        for count in (2, 3)
+        for pictures in [tuple(picture(n) for n in (3, 1, 2))]
+        for q in questions
+    ]
+    return asked + text_only + several
 
 
 def test_the_answers_are_those_of_generate(model, processor, requests):
     grouped = GroupedGenerator(model, processor).generate(requests, 8, batch_size=4)
     for request, answer in zip(requests, grouped, strict=True):
-        images = None if request.image is None else [request.image]
+        images = list(request.pictures) or None
         inputs = processor(text=request.prompt, images=images, return_tensors="pt")
         output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
         new = output[0, inputs["input_ids"].shape[1] :]
@@ -60,12 +66,16 @@ def test_one_encoder_pass_per_distinct_image(model, processor, requests):
     done = {}
     generator = GroupedGenerator(model, processor, features=features)
     answers = generator.generate(requests, 4, 2, on_done=done.__setitem__)
-    assert sum(seen) == 4
+    assert sum(seen) == 4 + 2 + 3  # four single ones, a pair and a triple
     assert [done[n] for n in range(len(requests))] == answers
 
 
 def test_an_image_may_be_loaded_when_needed(model, processor, requests):
-    lazy = [Request(r.prompt, r.image_key, lambda r=r: r.image) for r in requests if r.image]
+    lazy = [
+        Request(r.prompt, r.image_key, [lambda p=p: p for p in r.pictures])
+        for r in requests
+        if r.image
+    ]
     plain = [r for r in requests if r.image]
     generator = GroupedGenerator(model, processor)
     assert generator.generate(lazy, 4, 8) == generator.generate(plain, 4, 8)

@@ -24,16 +24,27 @@ from vlmamba_core.errors import UserError
 CACHED_TOKENS = 2048
 
 
+Picture = Image.Image | Callable[[], Image.Image]
+
+
 @dataclass(frozen=True)
 class Request:
-    """One question. `image_key` identifies the image's content; None: text only.
+    """One question. `image_key` identifies the content of its images; None: text only.
 
-    `image` may be the picture or a function that loads it (called once per distinct image).
+    `image` may be the picture or a function that loads it (called once per distinct key), or a
+    sequence of them, one for each tag of the prompt in reading order.
     """
 
     prompt: str
     image_key: str | None = None
-    image: Image.Image | Callable[[], Image.Image] | None = None
+    image: Picture | Sequence[Picture] | None = None
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """All of them, none where there is no image."""
+        if self.image is None:
+            return ()
+        return tuple(self.image) if isinstance(self.image, Sequence) else (self.image,)
 
 
 class GroupedGenerator:
@@ -118,17 +129,19 @@ class GroupedGenerator:
         distinct = {key: requests[i.index] for key, i in zip(keys, items, strict=True) if key}
         features = self._image_features(list(distinct.values())) if distinct else None
         if features is not None:
-            places = {key: place for place, key in enumerate(distinct)}
-            features = features[[places[key] for key in keys if key]]
+            counts = [len(request.pictures) for request in distinct.values()]
+            places = dict(zip(distinct, torch.arange(len(features)).split(counts), strict=True))
+            features = features[torch.cat([places[key] for key in keys if key])]
         ids, lengths = _right_pad([[*item.prefix, *item.suffix] for item in items], self.model)
         embeds, _ = self.model.embed(ids, image_features=features)
         hidden, cache = self.model.language_model(embeds, None, lengths)
         last = hidden[torch.arange(len(items), device=ids.device), lengths - 1]
         return greedy(self.model, last, cache, max_new_tokens)
 
-    def _image_features(self, pictures: list[Request]) -> Tensor | None:
-        loaded = [p.image() if callable(p.image) else p.image for p in pictures]
-        images = [image for image in loaded if image is not None]
+    def _image_features(self, requests: Sequence[Request]) -> Tensor | None:
+        """Of all pictures of these requests, one after the other: (pictures, P, Dv)."""
+        pictures = [picture for request in requests for picture in request.pictures]
+        images = [picture() if callable(picture) else picture for picture in pictures]
         if not images:
             return None
         pixels = self.processor.pixel_values(images).to(self.model.device)
@@ -189,7 +202,7 @@ class _Question:
 def _check(request: Request, number: int) -> None:
     """Raise UserError where a request's tags and its picture disagree, or its text is missing."""
     try:
-        check_tags(request.prompt.count(IMAGE), int(request.image is not None))
+        check_tags(request.prompt.count(IMAGE), len(request.pictures))
         if not request.prompt:
             raise UserError("the prompt is empty; expected a question")
         if request.prompt.endswith(IMAGE):

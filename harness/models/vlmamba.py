@@ -102,13 +102,10 @@ class VLMambaModel(EvalModel):
         text = request.prompt.replace(IMAGE, "")  # a question cannot bring image tokens along
         if not request.pictures:
             return Question(self.processor.conversation_prompt(text, images=0))
-        if len(request.pictures) > 1:
-            raise UserError(
-                f"{request.task}: row {request.row + 1} has {len(request.pictures)} images; "
-                f"{self.name} takes one"
-            )
-        key = MEAN_IMAGE if self.blind else request.image_key
-        return Question(self.processor.conversation_prompt(text), key, request.pictures[0].image)
+        count = len(request.pictures)
+        key = f"{count} {MEAN_IMAGE}" if self.blind else request.image_key
+        images = [picture.image for picture in request.pictures]
+        return Question(self.processor.conversation_prompt(text, count), key, images)
 
     def _mean_features(self, pictures: Sequence[Picture], batch_size: int) -> Tensor:
         """The mean per patch over the readable pictures, (1, P, Dv): the text-only control."""
