@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--protocol", default="paper", help="paper (official scripts) or lmms (lmms-eval's rules)")
     add("--json", type=Path, metavar="OUT", help="write metrics and per-case scores here")
     add("--per-case", action="store_true", help="print every row: id, score, reading, answer")
-    add("--import", dest="format", help=f"another format: {', '.join(imports.FORMATS)}")
+    add("--import", dest="format", help=f"another format: {', '.join(imports.formats())}")
     add(
         "--truth",
         type=Path,

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Self, TypeVar
 
+from tasks.answer_files import AnswerFormat, LlavaAnswers
 from tasks.cells import looks_like_list
-from tasks.published import Layout
+from tasks.judged import JudgeModel
+from tasks.published import Layout, Row
 from vlmamba_core.errors import UserError, unknown
 
 PROTOCOLS = ("paper", "lmms")
@@ -48,6 +50,14 @@ class Hub:
     split: str
     name: str | None = None
     revision: str | None = None
+
+
+@dataclass(frozen=True, order=True)
+class PaperColumn:
+    """A column of the VL-Mamba paper's tables: its place among the benchmarks, and its heading."""
+
+    place: int
+    heading: str
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,10 @@ class Benchmark(ABC):
     scored_alone: bool = True  # False: the rows of a cluster make one score (pairs, rotations)
     hub: Hub
     layout: Layout | None = None  # of the benchmark's own published files
+    paper_column: PaperColumn | None = None  # in the VL-Mamba paper's tables
+    llava = LlavaAnswers()  # how LLaVA's answers find their documents
+    answer_formats: Mapping[str, AnswerFormat] = {}  # prediction formats of this benchmark alone
+    judged: bool = False  # True: a judge model grades or reads answers, see `evaluate_judged`
     token_limits: PerProtocol[int]  # how long an answer may get
     stops = PerProtocol[tuple[str, ...]](paper=(), lmms=("\n\n",))  # see `stop`
     submission_suffix: str | None = None  # of the file that the benchmark's test server takes
@@ -238,6 +252,14 @@ class Benchmark(ABC):
         stored = [HAS_IMAGE] if HAS_IMAGE in rows.column_names else []
         return rows.remove_columns(stored).add_column(HAS_IMAGE, told)
 
+    def vlmevalkit(self, row: Row) -> list[Row]:
+        """The documents, in hub columns, that a row of VLMEvalKit's prediction file answers."""
+        return [row]
+
+    def asked(self, doc: Doc) -> list[str]:
+        """What of a document a prompt shows, whatever stands around it and whose prompt it is."""
+        return [str(doc.get("question") or "")]
+
     def submission_id(self, doc: Doc) -> Any:
         """What the submission file knows a question by. Raises UserError where the row has none."""
         found = doc.get(self.submission_column)
@@ -283,6 +305,12 @@ class Benchmark(ABC):
             notes=self.notes(kept_docs, protocol),
             metric_n=self.metric_n(kept_docs),
         )
+
+    def evaluate_judged(
+        self, docs: Sequence[Doc], predictions: Sequence[str], protocol: str, judge: JudgeModel
+    ) -> Report:
+        """`evaluate` with the judge's help, where `judged`."""
+        return self.evaluate(docs, predictions, protocol)
 
 
 def stored(answer: str) -> str:

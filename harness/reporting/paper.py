@@ -9,6 +9,7 @@ the source at hand does not give it).  Scores are in per cent, MME in points, as
 from __future__ import annotations
 
 import csv
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +21,6 @@ from vlmamba_core.errors import UserError
 
 INSTALLED = Path(__file__).with_name("paper.csv")  # setup.py puts it there in a wheel
 FILE = INSTALLED if INSTALLED.is_file() else ROOT / "results" / "paper.csv"
-BENCHMARKS = {  # task -> its name in the paper
-    "vqav2": "VQAv2",
-    "gqa": "GQA",
-    "scienceqa": "SQA-I",
-    "textvqa": "TextVQA",
-    "pope": "POPE",
-    "mme": "MME",
-    "mmbench": "MMB",
-    "mmvet": "MM-Vet",
-}
 QUOTED = {"mmmu": "MMMU", "seed": "SEED"}  # columns of Table 1 that no task here measures
 SETUP = ("model", "llm", "vision_encoder", "connector", "scan")
 TITLES = {
@@ -70,10 +61,19 @@ NOT_REPORTED = "not reported"
 NOT_RECORDED = "not recorded"
 
 
+@functools.cache
+def benchmarks() -> dict[str, str]:
+    """Task -> its heading in the paper's tables, in the order of their columns."""
+    found = [tasks.load(name) for name in tasks.NAMES]
+    columns = sorted((t.paper_column, t.name) for t in found if t.paper_column is not None)
+    return {name: column.heading for column, name in columns}
+
+
 def in_order(names: Iterable[str]) -> list[str]:
     """Tasks, each once: the paper's in the order of its columns, then the others as they come."""
     present = dict.fromkeys(names)
-    return [*(t for t in BENCHMARKS if t in present), *(t for t in present if t not in BENCHMARKS)]
+    known = [name for name in benchmarks() if name in present]
+    return list(dict.fromkeys([*known, *present]))
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def read(path: Path = FILE) -> dict[str, list[Line]]:
         if row.get("table") not in TITLES or None in row or None in row.values():
             raise UserError(f"{path} line {number} is not a row of a known table with all columns")
         try:
-            cells = {name: _paper_cell(row[name]) for name in BENCHMARKS}
+            cells = {name: _paper_cell(row[name]) for name in benchmarks()}
             cells |= {name: _paper_cell(row.get(name, "")) for name in QUOTED}
             setup = {name: row[name] for name in SETUP}
             found[row["table"]].append(Line(setup, cells, row["source"], measured=False))
@@ -134,7 +134,7 @@ def measured_line(run: EvaluationRun) -> Line:
     label = run.record.get("label")
     measured = "answers from files, scored by " * ("scored_from" in run.record) + "this harness"
     source = f"{measured}, protocol {run.record['protocol']}"
-    cells = {name: _measured_cell(run, name) for name in (*BENCHMARKS, *QUOTED)}
+    cells = {name: _measured_cell(run, name) for name in (*benchmarks(), *QUOTED)}
     return Line(setup, cells, f"{source}; {label}" if label else source, measured=True)
 
 
@@ -154,7 +154,7 @@ def table(
 ) -> tuple[list[str], list[list[str]]]:
     """(headers, rows) of one of the paper's tables with the measured runs below."""
     lines = [*read(path)[name], *map(measured_line, measured)]
-    columns = BENCHMARKS | (QUOTED if name == "main" else {})
+    columns = benchmarks() | (QUOTED if name == "main" else {})
     headers = [*(part.replace("_", " ") for part in SETUP), *columns.values(), "source"]
     return headers, [
         [

@@ -47,7 +47,7 @@ def _score_table(found: Mapping[str, Any]) -> Table:
     ]
     seeds = len(found["arguments"]["seeds"])
     title = f"Ablation of {found['axis']}, {seeds} seed{'s' * (seeds > 1)}"
-    headers = [found["axis"], *(paper.BENCHMARKS.get(task, task) for task in present)]
+    headers = [found["axis"], *(paper.benchmarks().get(task, task) for task in present)]
     few = TOO_FEW.format(seeds=f"{seeds} seed{'s' * (seeds > 1)}")
     note = SCORE_NOTE.format(spread=INTERVAL if seeds >= MIN_SEEDS else few)
     return Table(title, headers, rows, _labelled(found, note))
@@ -81,7 +81,7 @@ def _paired_table(found: Mapping[str, Any]) -> Table:
         rows.append(
             [
                 test["variant"],
-                paper.BENCHMARKS.get(test["task"], test["task"]),
+                paper.benchmarks().get(test["task"], test["task"]),
                 f"{100 * statistics.difference:+.1f}",
                 paired_interval_text(statistics),
                 p_text(statistics.p_value),

@@ -26,7 +26,7 @@ from harness.runs import schema
 from harness.runs.schema import Sample, TaskResult
 from harness.runs.store import marks
 from harness.scoring import official, submit
-from harness.scoring.judge import JUDGED, Judge
+from harness.scoring.judge import Judge
 from vlmamba_core.errors import UserError
 from vlmamba_core.folder import AnswerJournal, RunFolder, digest
 
@@ -80,7 +80,7 @@ def finish(run: Run, model: VLMamba, answers: Sequence[Answers], started: float)
         which = run.source.describe(answer.task, run.rows[result.task])
         prompts[result.task] = answer.task.prompt_choices(run.arguments["protocol"])
         data[result.task] = {**which, "rows_digest": digest(asked)}
-        judged = run.judge is not None and result.task in JUDGED
+        judged = run.judge is not None and answer.task.judged
         checks[result.task], against[result.task] = (
             ("not made: a judge helped", "nothing")
             if judged

@@ -3,8 +3,8 @@
     rows, missing = load("llava", task, Path("answers.jsonl"), [Path("questions.jsonl"), ...])
 
 Formats: `llava` (answers.jsonl), `vlmevalkit` (the .xlsx or .tsv it writes beside the scores),
-`lmms-eval` (samples_TASK.jsonl) and `mmvet-grades` (what mm-vet_evaluator.py writes). A format that
-repeats the documents needs no truth files.
+`lmms-eval` (samples_TASK.jsonl), and those that a benchmark has of its own, such as MM-Vet's
+grades. A format that repeats the documents needs no truth files.
 """
 
 from __future__ import annotations
@@ -12,17 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import StatisticsError
-from string import ascii_uppercase
 from typing import Any
 
+import tasks
 from harness.data.readers import Row, read_documents, read_json, read_rows, read_task_rows
 from harness.scoring import llava_answers
 from harness.scoring.llava_answers import BAD_ROW, Joined
-from tasks.cells import read_list
 from tasks.common import Benchmark, check_columns
-from tasks.mmbench import MmBench
-from tasks.mme.prompt import YES_OR_NO
-from tasks.mmvet import published as mmvet
 from vlmamba_core.errors import UserError, unknown
 
 LOGGED_IDS = ("question_id", "index", "id", "category")  # what lmms-eval's tasks log of a document
@@ -36,9 +32,11 @@ def load(
 
     Raises UserError for an unknown format and for files that do not fit it.
     """
-    if name not in FORMATS:
-        raise unknown("prediction format", name, FORMATS)
-    return FORMATS[name](task, predictions, truth)
+    if name in FORMATS:
+        return FORMATS[name](task, predictions, truth)
+    if name in _owners():
+        return from_own_format(name, task, predictions, truth)
+    raise unknown("prediction format", name, formats())
 
 
 def from_vlmevalkit(
@@ -46,7 +44,7 @@ def from_vlmevalkit(
 ) -> tuple[list[Joined], int]:
     """VLMEvalKit repeats its own documents beside the predictions; they are renamed to hub columns.
 
-    Its POPE file holds each question once, with all categories that ask it.
+    A row may stand for several: its POPE file holds each question once, with all its categories.
     """
     rows = read_task_rows(predictions, task)
     for row in rows:
@@ -61,11 +59,10 @@ def from_vlmevalkit(
                 f"{predictions}: row {row['index']}: prediction is {row['prediction']!r}, "
                 "expected the answer's text"
             )
-    convert = VLMEVALKIT.get(task.name, lambda row: [row])
     joined = []
     for row in rows:
         try:
-            documents = convert(row)
+            documents = task.vlmevalkit(row)
         except BAD_ROW as error:
             raise UserError(
                 f"{predictions}: row {row['index']} is not a {task.name} row ({error!r})"
@@ -75,56 +72,6 @@ def from_vlmevalkit(
             case_id = f"{row['index']}/{i}" if len(documents) > 1 else str(row["index"])
             joined.append(Joined(case_id, doc, row["prediction"]))
     return joined, 0
-
-
-def _pope(row: Row) -> list[Row]:
-    shared = {"question_id": row["index"], "question": row["question"], "answer": row["answer"]}
-    image = {"image_source": Path(row.get("image_path") or row["index"]).stem}
-    return [shared | image | {"category": category} for category in row["category"].split(",")]
-
-
-def _mme(row: Row) -> list[Row]:
-    kept = {column: row[column] for column in ("question", "answer", "category")}
-    return [{"question_id": row["image_path"], **kept}]
-
-
-def _scienceqa(row: Row) -> list[Row]:
-    """VLMEvalKit's sets are the image subset."""
-    choices = [row[letter] for letter in ascii_uppercase if row.get(letter)]
-    return [
-        {
-            "question": row["question"],
-            "choices": choices,
-            "answer": ascii_uppercase.index(row["answer"]),
-            "hint": row.get("hint", ""),
-            "has_image": True,
-        }
-    ]
-
-
-def _textvqa(row: Row) -> list[Row]:
-    if (answers := read_list(row["answer"])) is None:
-        raise ValueError("answer is no list")
-    return [{"question_id": row["index"], "question": row["question"], "answers": answers}]
-
-
-def _coco_cap(row: Row) -> list[Row]:
-    return [{"question_id": row.get("image_path") or row["index"], "answer": row["answer"]}]
-
-
-def _mmvet(row: Row) -> list[Row]:
-    kept = {column: row[column] for column in ("question", "answer")}
-    return [{"question_id": row["index"], "capability": row["category"], **kept}]
-
-
-VLMEVALKIT: dict[str, Callable[[Row], list[Row]]] = {
-    "pope": _pope,
-    "mme": _mme,
-    "mmvet": _mmvet,
-    "scienceqa": _scienceqa,
-    "textvqa": _textvqa,
-    "coco_cap": _coco_cap,
-}
 
 
 def from_lmms_eval(
@@ -189,16 +136,10 @@ def _disagreement(sample: Row, doc: Row, task: Benchmark) -> str:
 def _asked(task: Benchmark, doc: Row) -> list[str]:
     """What of a document every prompt of its task shows, whatever stands around it.
 
-    lmms-eval's prompts differ by model in what comes before and after; some take off MME's request
-    for yes or no.
+    lmms-eval's prompts differ by model in what comes before and after.
     """
-    question = str(doc.get("question") or "").replace(YES_OR_NO, "")
-    options = task.options(doc) if isinstance(task, MmBench) else {}
-    if task.name == "scienceqa":
-        options = dict(zip(ascii_uppercase, doc["choices"], strict=False))
-    listed = [f"{letter}. {text}" for letter, text in options.items()]
     own = _bare(task.prompt(doc, "lmms"))  # a caption's does not ask a document's question
-    return [text for text in (question, *listed) if _bare(text) in own]
+    return [text for text in task.asked(doc) if _bare(text) in own]
 
 
 def _prompt_of(sample: Row) -> str | None:
@@ -224,23 +165,23 @@ def _logged_document(sample: Row) -> Row | None:
     return next((value["doc"] for value in values if isinstance(value.get("doc"), dict)), None)
 
 
-def from_mmvet_grades(
-    task: Benchmark, predictions: Path, truth: Sequence[Path]
+def from_own_format(
+    name: str, task: Benchmark, predictions: Path, truth: Sequence[Path]
 ) -> tuple[list[Joined], int]:
-    """The grades that mm-vet_evaluator.py wrote; `truth` is the benchmark's own mm-vet.json."""
-    if task.name != "mmvet" or len(truth) != 1:
-        raise UserError("mmvet-grades are of task mmvet and need --truth mm-vet.json")
+    """A format that one benchmark has: what it says of each question, beside its one truth file."""
+    owner = _owners()[name]
+    own = owner.answer_formats[name]
+    if task.name != owner.name or len(truth) != 1:
+        raise UserError(f"{name} are of task {owner.name} and need --truth {own.truth}")
     try:
-        grades = mmvet.grades(read_json(predictions))
+        found = own.read(read_json(predictions))
     except (*BAD_ROW, StatisticsError) as error:
-        raise UserError(
-            f"{predictions} is no file of grades by mm-vet_evaluator.py ({error!r})"
-        ) from error
+        raise UserError(f"{predictions} is no {own.description} ({error!r})") from error
     documents = {doc["question_id"]: doc for doc in read_documents(truth, task)}
-    for name in grades:
-        if name not in documents:
-            raise UserError(f"{predictions}: question {name!r} is not in {truth[0]}")
-    joined = [Joined(name, documents[name] | grade, "") for name, grade in grades.items()]
+    for question in found:
+        if question not in documents:
+            raise UserError(f"{predictions}: question {question!r} is not in {truth[0]}")
+    joined = [Joined(key, {**documents[key], **columns}, "") for key, columns in found.items()]
     return joined, len(documents) - len(joined)
 
 
@@ -248,5 +189,15 @@ FORMATS: dict[str, Loader] = {
     "llava": llava_answers.load,
     "vlmevalkit": from_vlmevalkit,
     "lmms-eval": from_lmms_eval,
-    "mmvet-grades": from_mmvet_grades,
 }
+
+
+def _owners() -> dict[str, Benchmark]:
+    """The benchmark that has each format of its own."""
+    found = [tasks.load(name) for name in tasks.NAMES]
+    return {name: task for task in found for name in task.answer_formats}
+
+
+def formats() -> list[str]:
+    """The names of all formats."""
+    return [*FORMATS, *_owners()]

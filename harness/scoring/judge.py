@@ -3,9 +3,9 @@
     judge = Judge("https://api.openai.com/v1", model="gpt-4-0613", key_variable="OPENAI_API_KEY")
     report = evaluate(tasks.load("mmvet"), docs, predictions, "paper", judge)
 
-MM-Vet: the judge grades every answer. MMBench: it names the option that an answer means where the
-rules find none. The key is read from an environment variable named by the caller, sent in the
-Authorization header and kept nowhere else: not in records, messages or `repr`.
+What the judge is asked is the benchmark's own (`Benchmark.evaluate_judged`). The key is read from
+an environment variable named by the caller, sent in the Authorization header and kept nowhere else:
+not in records, messages or `repr`.
 
 Replies are kept as they come (`Judge.kept`): whatever ends a run, the next one asks only for what
 is missing. An answer that the server refuses to look at is counted as not graded.
@@ -22,14 +22,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from string import ascii_uppercase
 from typing import Any
 from urllib.parse import urlsplit
 
-from tasks.common import Benchmark, Case, Doc, Report
-from tasks.mmvet.judging import MAX_TOKENS, REMINDER, TEMPERATURES, read_grade
+import tasks
+from tasks.common import Benchmark, Doc, Report
+from tasks.judged import RefusedItem
 from vlmamba_core.errors import UserError
 from vlmamba_core.folder import Journal, digest
 
@@ -37,7 +37,6 @@ REFUSED_ITEM = (400, 413, 422)  # about this one message: a content filter, its 
 RETRIED = (408, 429, 500, 502, 503, 504)  # HTTP status codes worth another try
 WAITS_S = (1.0, 2.0, 4.0, 8.0)  # before each further try
 LONGEST_WAIT_S = 60.0
-REFUSALS_TO_GIVE_UP = 10  # answers; a server that takes none of so many takes none at all
 LONGEST_REASON = 2**14  # bytes of a refusal that are read
 REASONING_TOKENS = 1024  # newer models think within the limit, before their grade
 
@@ -50,10 +49,6 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *_: Any) -> None:
         return None
-
-
-class RefusedItem(Exception):
-    """The server will not answer this one message; the text is its reason."""
 
 
 @dataclass
@@ -251,7 +246,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def from_arguments(
-    args: argparse.Namespace, tasks: Sequence[Benchmark], beside: Path | None = None
+    args: argparse.Namespace, chosen: Sequence[Benchmark], beside: Path | None = None
 ) -> Judge | None:
     """The judge that the options name; None without --judge.
 
@@ -260,9 +255,10 @@ def from_arguments(
     """
     if args.judge is None:
         return None
-    if not any(task.name in JUDGED for task in tasks):
-        names = ", ".join(repr(task.name) for task in tasks)
-        raise UserError(f"{names} needs no judge; --judge is for {' and '.join(sorted(JUDGED))}")
+    if not any(task.judged for task in chosen):
+        names = ", ".join(repr(task.name) for task in chosen)
+        judged = " and ".join(name for name in tasks.NAMES if tasks.load(name).judged)
+        raise UserError(f"{names} needs no judge; --judge is for {judged}")
     judge = Judge(args.judge, args.judge_model, args.judge_key_env)
     judge.authorization()
     path = args.judge_replies or beside
@@ -292,103 +288,6 @@ def evaluate(
     judge: Judge | None = None,
 ) -> Report:
     """`task.evaluate`, with the judge's help where there is a judge and the task has use for it."""
-    if judge is None or task.name not in JUDGED:
+    if judge is None or not task.judged:
         return task.evaluate(docs, predictions, protocol)
-    return JUDGED[task.name](task, docs, predictions, protocol, judge)
-
-
-def _grade_answers(
-    task: Any, docs: Sequence[Doc], predictions: Sequence[str], protocol: str, judge: Judge
-) -> Report:
-    """MM-Vet: a grade in 0..1 for every answer whose reference is known.
-
-    An answer that the judge's server refuses has no grade; raises UserError if it refuses all.
-    """
-    report = task.evaluate(docs, predictions, protocol)
-    refusals: list[str] = []
-    cases: list[Case | None] = []
-    for doc, prediction in zip(docs, predictions, strict=True):
-        case = None
-        if task.truth(doc) is not None:
-            try:
-                case = _graded(task, doc, prediction, protocol, judge)
-            except RefusedItem as error:
-                refusals.append(str(error))
-        cases.append(case)
-        if len(refusals) == REFUSALS_TO_GIVE_UP and not any(cases):
-            break
-    if refusals and not any(cases):
-        raise UserError(
-            f"the judge at {judge.url} refused every answer ({len(refusals)}): {refusals[0]}"
-        )
-    kept = [(doc, case) for doc, case in zip(docs, cases, strict=True) if case is not None]
-    without_grade = sum(case.detail["grade"] is None for _, case in kept)
-    notes = [f"graded by {judge.model}"]
-    if without_grade:
-        notes.append(f"{without_grade} answers got no readable grade and count as 0")
-    if refusals:
-        notes.append(f"the judge refused {len(refusals)} answers ({refusals[0]})")
-    excluded = {
-        "no reference answer": len(docs) - len(kept) - len(refusals),
-        "not graded: the judge refused": len(refusals),
-    }
-    return replace(
-        report,
-        metrics=task.aggregate([d for d, _ in kept], [c for _, c in kept], protocol),
-        cases=cases,
-        n=len(kept),
-        n_unparsed=sum(case.parsed is None for _, case in kept),
-        excluded={reason: count for reason, count in excluded.items() if count},
-        notes=notes,
-    )
-
-
-def _graded(task: Any, doc: Doc, prediction: str, protocol: str, judge: Judge) -> Case:
-    prompt = task.judge_prompt(doc, prediction.strip(), protocol)
-    reply, grade = "", None
-    for attempt, temperature in enumerate(TEMPERATURES[protocol]):
-        reminder = REMINDER[protocol] if attempt else ""
-        tokens = MAX_TOKENS[protocol]
-        reply = judge.ask(prompt + reminder, temperature=temperature, max_tokens=tokens)
-        grade = read_grade(reply)
-        if grade is not None:
-            break
-    return Case(grade or 0.0, prediction.strip() or None, {"reply": reply, "grade": grade})
-
-
-def _match_options(
-    task: Any, docs: Sequence[Doc], predictions: Sequence[str], protocol: str, judge: Judge
-) -> Report:
-    """MMBench: rescored with the judge's letter in place of each answer the rules cannot read."""
-    report = task.evaluate(docs, predictions, protocol)
-    read = list(predictions)
-    asked = found = 0
-    refusals: list[str] = []
-    for row, case in enumerate(report.cases):
-        if case is not None and case.parsed is None and predictions[row].strip():
-            options = task.options(docs[row])
-            prompt = _which_option(docs[row]["question"], options, predictions[row].strip())
-            try:
-                letter = judge.ask(prompt, max_tokens=8).strip(" .()\n").upper()
-            except RefusedItem as error:
-                refusals.append(str(error))
-                continue
-            asked, found = asked + 1, found + (letter in options)
-            read[row] = letter if letter in options else predictions[row]
-    rescored = task.evaluate(docs, read, protocol)
-    note = f"{judge.model} was asked about {asked} answers and named an option for {found}"
-    note += f"; it refused {len(refusals)} more ({refusals[0]})" if refusals else ""
-    return replace(rescored, notes=[*rescored.notes, note])
-
-
-def _which_option(question: str, options: dict[str, str], answer: str) -> str:
-    listed = "\n".join(f"{letter}. {text}" for letter, text in options.items())
-    nothing = next(letter for letter in reversed(ascii_uppercase) if letter not in options)
-    return (
-        "Somebody answered a multiple-choice question in free text. Which option does the answer "
-        f"mean? Reply with its letter alone, or with {nothing} if it means none of them or more "
-        f"than one.\n\nQuestion: {question}\n{listed}\n\nAnswer: {answer}\n\nLetter:"
-    )
-
-
-JUDGED: dict[str, Callable[..., Report]] = {"mmvet": _grade_answers, "mmbench": _match_options}
+    return task.evaluate_judged(docs, predictions, protocol, judge)

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tasks.answer_files import LlavaAnswers
 from tasks.coco_cap import published, scorer
 from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, Report, lmms_eval_functions
+from tasks.published import Row
 from vlmamba_core.errors import UserError
 
 
@@ -21,6 +23,7 @@ class CocoCaptions(Benchmark):
     list_columns = ("answer",)
     text_lists = True  # one reference may stand alone
     layout = published.layout
+    llava = LlavaAnswers(identifier=lambda name: str(_image_number(name)))
     hub = Hub("lmms-lab/COCO-Caption2017", split="val")
     cluster_columns = ("question_id",)
     token_limits = PerProtocol(paper=64, lmms=64)
@@ -76,8 +79,11 @@ class CocoCaptions(Benchmark):
         references = tuple(tuple(self.truth(doc) or ()) for doc in docs)
         return scorer.measure(references, tuple(case.parsed or "" for case in cases))
 
+    def vlmevalkit(self, row: Row) -> list[Row]:
+        return [{"question_id": row.get("image_path") or row["index"], "answer": row["answer"]}]
+
     def submission_id(self, doc: Doc) -> int:
-        return _image_id(doc)
+        return _image_number(doc.get("question_id"))
 
     def submission(self, docs: Sequence[Doc], predictions: Sequence[str]) -> list[dict[str, Any]]:
         """The list of {image_id, caption} that the COCO caption server takes."""
@@ -87,12 +93,12 @@ class CocoCaptions(Benchmark):
         ]
 
 
-def _image_id(doc: Doc) -> int:
+def _image_number(name: object) -> int:
     """The number at the end of a COCO file name (COCO_val2014_000000203564.jpg: 203564)."""
-    stem = str(doc.get("question_id")).rsplit("_", 1)[-1].split(".")[0]
+    stem = str(name).rsplit("_", 1)[-1].split(".")[0]
     if not stem.isdecimal():
         raise UserError(
-            f"coco_cap: question_id {doc.get('question_id')!r} does not end in an image number; "
+            f"coco_cap: question_id {name!r} does not end in an image number; "
             "expected a COCO file name such as COCO_val2014_000000203564.jpg"
         )
     return int(stem)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tasks.common import Doc, Hub, lmms_eval_functions
+from tasks.answer_files import LlavaAnswers
+from tasks.common import Doc, Hub, PaperColumn, lmms_eval_functions
 from tasks.exact_match import ExactMatch
 from tasks.gqa import published
 from tasks.gqa.images import hub_image
@@ -14,7 +15,9 @@ class GQA(ExactMatch):
     """Exact match on the balanced questions of testdev."""
 
     name = "gqa"
+    paper_column = PaperColumn(2, "GQA")
     layout = published.layout
+    llava = LlavaAnswers(id_column="id")
     hub = Hub("lmms-lab/GQA", name="testdev_balanced_instructions", split="testdev")
     image_hub = Hub("lmms-lab/GQA", name="testdev_balanced_images", split="testdev")
     image_id_column = "imageId"

@@ -11,8 +11,20 @@ from collections.abc import Iterable, Sequence
 from string import ascii_uppercase
 from typing import Any
 
-from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, lmms_eval_functions
+from tasks.answer_files import LlavaAnswers
+from tasks.common import (
+    Benchmark,
+    Case,
+    Doc,
+    Hub,
+    PaperColumn,
+    PerProtocol,
+    Report,
+    lmms_eval_functions,
+)
+from tasks.judged import JudgeModel
 from tasks.mmbench import scorer
+from tasks.mmbench.judging import match_options
 from tasks.mmbench.prompt import is_empty, lmms_question, paper_question
 from vlmamba_core.errors import UserError
 
@@ -23,12 +35,15 @@ class MmBench(Benchmark):
     """Circular accuracy (the headline), vanilla accuracy (unrotated rows), and by L2 category."""
 
     name = "mmbench"
+    paper_column = PaperColumn(7, "MMB")
     headline = "accuracy"
     metrics = ("accuracy", "vanilla_accuracy")
     scored_alone = False
     columns = ("index", "question", "A", "B")
     empty_cell = "nan"
     prompt_options = ("hint",)
+    llava = LlavaAnswers(id_column="index")
+    judged = True
     hub = Hub("lmms-lab/MMBench", name="en", split="dev")
     token_limits = PerProtocol(paper=1024, lmms=1024)
     stops = PerProtocol[tuple[str, ...]](paper=(), lmms=("ASSISTANT:",))
@@ -43,6 +58,9 @@ class MmBench(Benchmark):
     def options(self, doc: Doc) -> dict[str, str]:
         """Letter -> text of the options that are not empty."""
         return {c: str(doc[c]) for c in ascii_uppercase if c in doc and not is_empty(doc[c])}
+
+    def asked(self, doc: Doc) -> list[str]:
+        return super().asked(doc) + [f"{c}. {text}" for c, text in self.options(doc).items()]
 
     def truth(self, doc: Doc) -> str | None:
         """The right option's letter; None on the test split, where it is hidden."""
@@ -74,6 +92,12 @@ class MmBench(Benchmark):
             elif self.cluster(doc) in hidden:
                 reasons.setdefault(row, "another rotation of its question has no truth")
         return reasons
+
+    def evaluate_judged(
+        self, docs: Sequence[Doc], predictions: Sequence[str], protocol: str, judge: JudgeModel
+    ) -> Report:
+        """The judge says which option an answer means that the rules cannot read."""
+        return match_options(self, docs, predictions, protocol, judge, self.options)
 
     def submission_id(self, doc: Doc) -> int:
         return _index(doc)

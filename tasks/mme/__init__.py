@@ -5,26 +5,41 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, lmms_eval_functions
-from tasks.mme import published, scorer
-from tasks.mme.prompt import short_question
+from tasks.common import (
+    Benchmark,
+    Case,
+    Doc,
+    Hub,
+    PaperColumn,
+    PerProtocol,
+    lmms_eval_functions,
+)
+from tasks.mme import answers, published, scorer
+from tasks.mme.prompt import YES_OR_NO, short_question
+from tasks.published import Row
 
 
 class Mme(Benchmark):
     """Totals over the perception and the cognition subtasks, in points."""
 
     name = "mme"
+    paper_column = PaperColumn(6, "MME")
     headline = "perception"
     metrics = ("perception", "cognition")
     points = True
     scored_alone = False
     columns = ("question_id", "question", "answer", "category")
     layout = published.layout
+    llava = answers.llava
     hub = Hub("lmms-lab/MME", split="test")
     token_limits = PerProtocol(paper=128, lmms=16)
 
     def prompt(self, doc: Doc, protocol: str) -> str:
         return short_question(doc["question"], protocol)
+
+    def asked(self, doc: Doc) -> list[str]:
+        """Some prompts of lmms-eval take off the request for yes or no."""
+        return [question.replace(YES_OR_NO, "") for question in super().asked(doc)]
 
     def truth(self, doc: Doc) -> str | None:
         """ "yes", "no", or None where the column holds something else."""
@@ -59,6 +74,9 @@ class Mme(Benchmark):
             if questions[image] != 2
         }
         return reasons | unpaired
+
+    def vlmevalkit(self, row: Row) -> list[Row]:
+        return answers.from_vlmevalkit(row)
 
     def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
         read = scorer.read_paper if protocol == "paper" else scorer.read_lmms

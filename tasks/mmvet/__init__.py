@@ -9,9 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, lmms_eval_functions
-from tasks.mmvet import published
-from tasks.mmvet.judging import rubric
+from tasks.common import (
+    Benchmark,
+    Case,
+    Doc,
+    Hub,
+    PaperColumn,
+    PerProtocol,
+    Report,
+    lmms_eval_functions,
+)
+from tasks.judged import JudgeModel
+from tasks.mmvet import answers, published
+from tasks.mmvet.judging import grade_answers, rubric
+from tasks.published import Row
 
 ABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 STEP_BY_STEP = (
@@ -24,12 +35,16 @@ class MMVet(Benchmark):
     """Mean grade of the answers, overall and for the questions that need each ability."""
 
     name = "mmvet"
+    paper_column = PaperColumn(8, "MM-Vet")
     headline = "score"
     metrics = ("score",)
     columns = ("question_id", "question")
     list_columns = ("capability",)
     text_lists = True  # "rec,ocr", as its own files and the hub's have it
     layout = published.layout
+    llava = answers.llava
+    answer_formats = answers.formats
+    judged = True
     hub = Hub("lmms-lab/MMVet", split="test")
     cluster_columns = ("question_id",)
     token_limits = PerProtocol(paper=1024, lmms=1024)
@@ -42,6 +57,9 @@ class MMVet(Benchmark):
         """The reference answer, in which <AND> and <OR> join elements."""
         answer = doc.get("answer")
         return answer if isinstance(answer, str) and answer.strip() else None
+
+    def vlmevalkit(self, row: Row) -> list[Row]:
+        return answers.from_vlmevalkit(row)
 
     def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
         """The answer with the grade that the document brings along, if any."""
@@ -79,6 +97,12 @@ class MMVet(Benchmark):
         row = f"{doc['question']} | {truth} | {prediction} |"
         # The two evaluators differ in the space that follows the last bar.
         return f"{rubric(protocol)}\n{row}{' ' if protocol == 'paper' else ''}"
+
+    def evaluate_judged(
+        self, docs: Sequence[Doc], predictions: Sequence[str], protocol: str, judge: JudgeModel
+    ) -> Report:
+        """Every answer graded by the judge."""
+        return grade_answers(self, docs, predictions, protocol, judge, self.judge_prompt)
 
     def submission_id(self, doc: Doc) -> str:
         """The number of the question after "v1_", which the hub's rows have and LLaVA's lack."""

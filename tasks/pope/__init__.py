@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, lmms_eval_functions
-from tasks.pope import published, scorer
+from tasks.common import (
+    Benchmark,
+    Case,
+    Doc,
+    Hub,
+    PaperColumn,
+    PerProtocol,
+    lmms_eval_functions,
+)
+from tasks.pope import answers, published, scorer
 from tasks.pope.prompt import short_question
+from tasks.published import Row
 
 CATEGORIES = ("random", "popular", "adversarial")
 
@@ -16,10 +25,12 @@ class Pope(Benchmark):
     """Yes/no questions about objects, in three categories of how the absent ones were drawn."""
 
     name = "pope"
+    paper_column = PaperColumn(5, "POPE")
     headline = "f1"
     metrics = ("f1", "accuracy", "precision", "recall", "yes_ratio")
     columns = ("question", "answer", "category")
     layout = published.layout
+    llava = answers.llava
     hub = Hub("lmms-lab/POPE", split="test")
     token_limits = PerProtocol(paper=128, lmms=128)
 
@@ -39,6 +50,9 @@ class Pope(Benchmark):
             elif self.truth(doc) is None:
                 reasons[row] = "no truth: answer is neither yes nor no"
         return reasons
+
+    def vlmevalkit(self, row: Row) -> list[Row]:
+        return answers.from_vlmevalkit(row)
 
     def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
         read = scorer.read_paper if protocol == "paper" else scorer.read_lmms

@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from numbers import Integral
 from statistics import fmean
+from string import ascii_uppercase
 
-from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, lmms_eval_functions
-from tasks.scienceqa import published, scorer
+from tasks.common import (
+    Benchmark,
+    Case,
+    Doc,
+    Hub,
+    PaperColumn,
+    PerProtocol,
+    lmms_eval_functions,
+)
+from tasks.published import Row
+from tasks.scienceqa import answers, published, scorer
 from tasks.scienceqa.prompt import choice_question
 
 
@@ -15,6 +25,7 @@ class ScienceQa(Benchmark):
     """Accuracy on the questions that have an image (the headline), and on all questions."""
 
     name = "scienceqa"
+    paper_column = PaperColumn(3, "SQA-I")
     headline = "accuracy"
     text_only_questions = True
     metrics = ("accuracy", "accuracy_all")
@@ -22,12 +33,17 @@ class ScienceQa(Benchmark):
     prompt_options = ("hint",)
     list_columns = ("choices",)
     layout = published.layout
+    llava = answers.llava
     hub = Hub("lmms-lab/ScienceQA", name="ScienceQA-FULL", split="test")
     token_limits = PerProtocol(paper=1024, lmms=16)
 
     def prompt(self, doc: Doc, protocol: str) -> str:
         hint = doc["hint"] if self.prompt_choice("hint", protocol) == "shown" else None
         return choice_question(hint, doc["question"], doc["choices"], protocol)
+
+    def asked(self, doc: Doc) -> list[str]:
+        letters = zip(ascii_uppercase, doc["choices"], strict=False)
+        return super().asked(doc) + [f"{letter}. {text}" for letter, text in letters]
 
     def truth(self, doc: Doc) -> str | None:
         """The right choice's letter; None where `answer` is not the index of a choice."""
@@ -44,6 +60,9 @@ class ScienceQa(Benchmark):
             for row, doc in enumerate(docs)
             if self.truth(doc) is None
         }
+
+    def vlmevalkit(self, row: Row) -> list[Row]:
+        return answers.from_vlmevalkit(row)
 
     def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
         read = scorer.read_paper if protocol == "paper" else scorer.read_lmms

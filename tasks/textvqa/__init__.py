@@ -7,8 +7,16 @@ from statistics import fmean
 from typing import Any
 
 from tasks import vqa_answers
-from tasks.common import Case, Doc, Hub, PerProtocol, lmms_eval_functions
-from tasks.textvqa import published, scorer
+from tasks.common import (
+    Case,
+    Doc,
+    Hub,
+    PaperColumn,
+    PerProtocol,
+    lmms_eval_functions,
+)
+from tasks.published import Row
+from tasks.textvqa import answers, published, scorer
 from tasks.textvqa.prompt import short_question
 
 
@@ -16,11 +24,13 @@ class TextVQA(vqa_answers.PeoplesAnswers):
     """Accuracy of short answers against ten people's; `paper` shows the OCR tokens too."""
 
     name = "textvqa"
+    paper_column = PaperColumn(4, "TextVQA")
     metrics = ("accuracy",)
     prompt_options = ("ocr",)
     columns = ("question", "answers")
     list_columns = ("answers", "ocr_tokens")
     layout = published.layout
+    llava = answers.llava
     hub = Hub("lmms-lab/textvqa", split="validation")
     # lmms-eval sets no limit for this task; 1024 is what its LLaVA model then takes.
     token_limits = PerProtocol(paper=128, lmms=1024)
@@ -29,6 +39,9 @@ class TextVQA(vqa_answers.PeoplesAnswers):
 
     def prompt(self, doc: Doc, protocol: str) -> str:
         return short_question(doc, self.prompt_choice("ocr", protocol))
+
+    def vlmevalkit(self, row: Row) -> list[Row]:
+        return answers.from_vlmevalkit(row)
 
     def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
         answer = vqa_answers.m4c_normalise(prediction)

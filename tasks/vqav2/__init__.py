@@ -7,7 +7,15 @@ from statistics import fmean
 from typing import Any
 
 from tasks import vqa_answers
-from tasks.common import SHORT_ANSWER, Case, Doc, Hub, PerProtocol, lmms_eval_functions
+from tasks.common import (
+    SHORT_ANSWER,
+    Case,
+    Doc,
+    Hub,
+    PaperColumn,
+    PerProtocol,
+    lmms_eval_functions,
+)
 from tasks.vqav2 import published, scorer
 
 ANSWER_TYPES = ("yes/no", "number", "other")
@@ -17,6 +25,7 @@ class VQAv2(vqa_answers.PeoplesAnswers):
     """Accuracy of short answers against ten people's, overall and by type of answer."""
 
     name = "vqav2"
+    paper_column = PaperColumn(1, "VQAv2")
     metrics = ("accuracy", *(f"{kind}/accuracy" for kind in ANSWER_TYPES))
     columns = ("question", "answers", "answer_type")
     list_columns = ("answers",)

@@ -12,11 +12,11 @@ from sample_documents import DOCUMENTS
 import tasks
 from harness import score
 from harness.scoring import imports
-from harness.scoring.llava_answers import split_choices
 from harness.scoring.official import OFFICIAL, OfficialTask
 from harness.scoring.submit import write_spreadsheet
 from tasks.common import OPTION_LETTER, SHORT_ANSWER, lmms_eval_functions
 from tasks.mme.prompt import short_question
+from tasks.scienceqa.answers import split_choices
 from vlmamba_core.errors import UserError
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "published" / "llava-v1.5-13b"

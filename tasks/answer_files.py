@@ -1,0 +1,105 @@
+"""Other people's prediction files: how an answer finds its document, and documents in hub columns.
+
+A benchmark says in `llava` how LLaVA's answers.jsonl is joined with its truth files, in
+`vlmevalkit` what VLMEvalKit's rows are in hub columns, and in `answer_formats` which formats of its
+own there are. `harness.scoring.imports` reads the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from tasks.published import Row
+from vlmamba_core.errors import UserError
+
+Key = tuple[str, ...]
+
+
+class Documents(NamedTuple):
+    """A benchmark's documents by key, and the key of an answer (question_id, prompt, text)."""
+
+    by_key: dict[Key, Row]
+    key_of: Callable[[Row], Key]
+
+
+class TruthFiles(Protocol):
+    """The files given as --truth; every method raises UserError for one that cannot be read."""
+
+    @property
+    def paths(self) -> Sequence[Path]:
+        """The files."""
+
+    def rows(self, path: Path) -> list[Row]:
+        """The rows of one file as they stand."""
+
+    def documents(self) -> list[Row]:
+        """The rows of all files in hub columns, without pixels."""
+
+    def published(self) -> list[Row] | None:
+        """The rows of the benchmark's own published files; None where the files are others."""
+
+
+def first_line(prompt: str) -> str:
+    """The first line of a prompt: the question, where nothing stands before it."""
+    return prompt.split("\n")[0]
+
+
+def by_question_id(answer: Row) -> Key:
+    """The key of an answer whose question_id alone says what was asked."""
+    return (str(answer["question_id"]),)
+
+
+def add(documents: dict[Key, Row], key: Key, document: Row) -> None:
+    """Keep a document; one that differs from an earlier one of the same key would replace it."""
+    if documents.setdefault(key, document) != document:
+        raise UserError(f"--truth has two documents for question {'/'.join(key)!r}")
+
+
+@dataclass(frozen=True)
+class LlavaAnswers:
+    """How LLaVA's answers to a benchmark find their documents.
+
+    truth: what --truth takes; None: documents in hub columns, or the published layout.  beside: a
+    file of LLaVA's that is wanted with those of the published layout.  join(truth files): the
+    documents; None: by `id_column`, read as `identifier` makes it a text; where ids repeat
+    `question_in(prompt)` tells the documents apart.
+    """
+
+    truth: str | None = None
+    beside: str | None = None
+    id_column: str = "question_id"
+    identifier: Callable[[Any], str] = str
+    question_in: Callable[[str], str] = first_line
+    join: Callable[[TruthFiles], Documents] | None = None
+
+    def documents(self, truth: TruthFiles) -> Documents:
+        """The documents of the truth files. Raises UserError where two have one key."""
+        return self.join(truth) if self.join else self._by_id(truth.documents())
+
+    def _by_id(self, rows: Sequence[Row]) -> Documents:
+        repeated = len({row[self.id_column] for row in rows}) < len(rows)
+
+        def key(identifier: Any, prompt: str) -> Key:
+            name = self.identifier(identifier)
+            return (name, self.question_in(prompt).strip().lower()) if repeated else (name,)
+
+        documents: dict[Key, Row] = {}
+        for row in rows:
+            add(documents, key(row[self.id_column], row.get("question", "")), row)
+        return Documents(documents, lambda answer: key(answer["question_id"], answer["prompt"]))
+
+
+@dataclass(frozen=True)
+class AnswerFormat:
+    """A prediction format that one benchmark has.
+
+    description: the file, for messages.  truth: the one file that --truth takes beside it.
+    read(content): question id -> columns that its document gets; raises for another file's content.
+    """
+
+    description: str
+    truth: str
+    read: Callable[[Any], Mapping[str, Mapping[str, Any]]]

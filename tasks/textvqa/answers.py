@@ -1,0 +1,24 @@
+"""LLaVA's and VLMEvalKit's answers to TextVQA joined with its documents."""
+
+from __future__ import annotations
+
+from tasks.answer_files import LlavaAnswers
+from tasks.cells import read_list
+from tasks.published import Row
+from tasks.textvqa.prompt import OCR_LINE
+
+
+def question_in(prompt: str) -> str:
+    """The question of a prompt, which the OCR tokens may stand before."""
+    lines = prompt.split("\n")
+    return lines[prompt.startswith(OCR_LINE) and len(lines) > 1]
+
+
+def from_vlmevalkit(row: Row) -> list[Row]:
+    """Its cells hold the ten answers as a written list; raises ValueError for anything else."""
+    if (answers := read_list(row["answer"])) is None:
+        raise ValueError("answer is no list")
+    return [{"question_id": row["index"], "question": row["question"], "answers": answers}]
+
+
+llava = LlavaAnswers(id_column="image_id", question_in=question_in)

@@ -1,0 +1,48 @@
+"""What is said of a benchmark is said in its own folder: the harness knows none by name."""
+
+import ast
+from pathlib import Path
+
+import tasks
+from harness.scoring import imports
+
+ROOT = Path(__file__).resolve().parents[2]
+# File -> why names may stand there.
+ALLOWED = {
+    "harness/scoring/official.py": "which of lmms-eval's own tasks each one is checked against",
+    "harness/speed/invariance.py": "the tasks of a quick speed measurement",
+    "harness/bench.py": "sections of a speed measurement that are named after their task",
+}
+
+
+def named(path: Path) -> set[str]:
+    """The benchmarks that a source file names in a text of its own, docstrings left out."""
+    texts = (n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant))
+    return {text for text in texts if text in tasks.NAMES}
+
+
+def test_the_harness_names_no_benchmark():
+    files = sorted((ROOT / "harness").rglob("*.py"))
+    found = {str(p.relative_to(ROOT)): names for p in files if (names := named(p))}
+    assert {file: names for file, names in found.items() if file not in ALLOWED} == {}
+    assert found.keys() >= ALLOWED.keys(), "a file that names none any more leaves the list"
+
+
+def test_a_name_in_a_table_is_found(tmp_path):
+    file = tmp_path / "table.py"
+    file.write_text('"""About pope."""\nTABLE = {"pope": 1, "popes": 2}\nx = f"{y} mme"\n')
+    assert named(file) == {"pope"}
+
+
+def test_formats_of_single_benchmarks_are_listed_with_the_others():
+    assert imports.formats() == ["llava", "vlmevalkit", "lmms-eval", "mmvet-grades"]
+
+
+def test_columns_of_the_paper_are_distinct_and_in_its_order():
+    from harness.reporting import paper
+
+    with paper.FILE.open() as file:
+        header = file.readline().strip().split(",")
+    assert list(paper.benchmarks()) == [name for name in header if name in tasks.NAMES]
+    headings = ["VQAv2", "GQA", "SQA-I", "TextVQA", "POPE", "MME", "MMB", "MM-Vet"]
+    assert list(paper.benchmarks().values()) == headings
