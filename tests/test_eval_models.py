@@ -90,3 +90,34 @@ def test_a_model_that_leaves_requests_out_is_an_error():
 
     with pytest.raises(UserError, match="model counting left . requests unanswered"):
         Resumable(Lazy()).answer(requests())
+
+
+class Choosy(Counting):
+    """Refuses every question but those in `takes`."""
+
+    def __init__(self, takes: Sequence[str]) -> None:
+        super().__init__()
+        self.takes = takes
+
+    def answer(self, requests: Sequence[Request], limits: Limits, batch_size: int, on_done) -> None:
+        for index, request in enumerate(requests):
+            self.asked.append(request.prompt)
+            if request.prompt in self.takes:
+                on_done(index, "fine")
+            else:
+                on_done(index, None, "too\nlong")
+
+
+def test_a_refused_question_is_counted_and_asked_again_by_the_next_run(tmp_path):
+    model = Choosy(["q0", "q2"])
+    around = Resumable(model, AnswerJournal(tmp_path))
+    assert around.answer(requests(4)[:4]) == ["fine", None, "fine", None]
+    assert sorted(around.events) == [f"t: row {n}: not answered: too long" for n in (2, 4)]
+    again = Choosy(["q1"])
+    assert Resumable(again, AnswerJournal(tmp_path)).answer(requests(4)[:4])[1] == "fine"
+    assert sorted(again.asked) == ["q1", "q3"]
+
+
+def test_a_model_that_refuses_everything_is_an_error():
+    with pytest.raises(UserError, match="answered none of the first 10 questions: too long"):
+        Resumable(Choosy([])).answer(requests(12)[:12])

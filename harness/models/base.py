@@ -18,11 +18,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 
-OnDone = Callable[[int, str], None]
+
+class OnDone(Protocol):
+    """Takes the answers as they come."""
+
+    def __call__(self, index: int, text: str | None, reason: str = "") -> None:
+        """text: the answer to request `index`; None: it has none, for the reason given."""
 
 
 @dataclass(eq=False)
@@ -95,6 +100,7 @@ class EvalModel(ABC):
     ) -> None:
         """Call on_done(index, text) once for each request, in any order, as each one ends.
 
+        A request that this model cannot answer is on_done(index, None, reason): it is counted.
         Raises torch.OutOfMemoryError or MemoryError where `batch_size` is too much: the rest is
         asked again with half of it.
         """

@@ -17,10 +17,11 @@ from tqdm import tqdm
 from harness.data.images import UnreadableImage
 from harness.models import ranks
 from harness.models.base import EvalModel, Limits, Picture, Request
-from vlmamba_core.errors import UserError
+from vlmamba_core.errors import UserError, one_line
 from vlmamba_core.folder import AnswerJournal, digest
 
 BATCHES_AHEAD = 4  # images are decoded for this many batches of questions at a time
+REFUSALS_TO_GIVE_UP = 10  # a model that takes none of so many questions takes none at all
 
 Keep = Callable[[int, str | None], None]
 
@@ -43,10 +44,14 @@ class Resumable:
             "resumed_answers": 0,
         }
         self._batch_size = model.batch_size
+        self._answered = self._refusals = 0
         self.provenance = model.provenance() if journal is not None else {}
 
     def answer(self, requests: Sequence[Request]) -> list[str | None]:
-        """Answers in the order of `requests`; None where an image cannot be decoded."""
+        """Answers in the order of `requests`; None where an image cannot be decoded.
+
+        None too where the model refuses a request. Raises UserError where it refuses all.
+        """
         answers: list[str | None] = [None] * len(requests)
         started = time.perf_counter()
         with tqdm(total=len(requests), unit="q", disable=ranks.rank() != 0) as bar:
@@ -97,7 +102,12 @@ class Resumable:
         self.timing["questions"] += len(still_open)
         self.timing["images"] += len({requests[i].image_key for i in still_open})
 
-        def done(index: int, text: str) -> None:
+        def done(index: int, text: str | None, reason: str) -> None:
+            if text is None:
+                self._refused(requests[index], reason)
+                keep(index, None)
+                return
+            self._answered += 1
             text = cut(text, requests[index].limits.until)
             if self.journal is not None:
                 self.journal.add(self._key(requests[index], seen), text)
@@ -159,15 +169,17 @@ class Resumable:
         self,
         requests: Sequence[tuple[int, Request]],
         limits: Limits,
-        done: Callable[[int, str], None],
+        done: Callable[[int, str | None, str], None],
     ) -> None:
         """Answer all; after running out of memory, go on with the rest at half the batch size."""
         answered: set[int] = set()
         while left := [(index, r) for index, r in requests if index not in answered]:
 
-            def on_done(place: int, text: str, left: Sequence = left) -> None:
-                answered.add(left[place][0])
-                done(left[place][0], text)
+            def on_done(
+                index: int, text: str | None, reason: str = "", left: Sequence = left
+            ) -> None:
+                answered.add(left[index][0])
+                done(left[index][0], text, reason)
 
             try:
                 self.model.answer([r for _, r in left], limits, self._batch_size, on_done)
@@ -177,6 +189,16 @@ class Resumable:
                 if len(answered) < len(requests):
                     missing = len(requests) - len(answered)
                     raise UserError(f"model {self.model.name} left {missing} requests unanswered")
+
+    def _refused(self, request: Request, reason: str) -> None:
+        """Note a request without an answer; a model that refuses everything is an error."""
+        self.note(f"{request.task}: row {request.row + 1}: not answered: {one_line(reason)}")
+        self._refusals += 1
+        if self._refusals >= REFUSALS_TO_GIVE_UP and not self._answered:
+            raise UserError(
+                f"model {self.model.name} answered none of the first {self._refusals} questions: "
+                f"{one_line(reason)}"
+            )
 
     def _halve_batch(self, error: BaseException) -> None:
         """Recover from running out of memory, or raise what went wrong."""
