@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmamba.config import VLMambaConfig
+from vlmamba.training.flags import OnResume, flag
 from vlmamba.training.schedule import SCHEDULES
 from vlmamba_core.errors import UserError, unknown
 
@@ -21,7 +22,7 @@ DTYPES = ("fp32", "bf16")
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Defaults are LLaVA-1.5's where it has one.
+    """Defaults are LLaVA-1.5's where it has one; each is a flag, too (see `flags`).
 
     batch_size: sequences per update over all processes; micro_batch: sequences per forward of one
     process; steps: number of updates, or None to follow `epochs`; max_length in tokens;
@@ -32,9 +33,9 @@ class Hyperparameters:
 
     lr: float
     batch_size: int
-    micro_batch: int
-    epochs: float = 1.0
-    steps: int | None = None
+    micro_batch: int = flag(on_resume=OnResume.FREE)
+    epochs: float = flag(1.0, on_resume=OnResume.LENGTH)
+    steps: int | None = flag(None, on_resume=OnResume.LENGTH)
     connector_lr: float | None = None
     schedule: str = "cosine"
     warmup_ratio: float = 0.03
@@ -44,15 +45,15 @@ class Hyperparameters:
     clip_norm: float = 1.0
     max_length: int = 2048
     dtype: str = "bf16"
-    gradient_checkpointing: bool = False
-    compile: bool = False
+    gradient_checkpointing: bool = flag(False, on_resume=OnResume.FREE)
+    compile: bool = flag(False, on_resume=OnResume.FREE)
     lora: int | None = None
     lora_alpha: float | None = None
     lora_dropout: float = 0.0
     lora_targets: str = "in_proj,x_proj,out_proj"
     seed: int = 0
-    save_every: int = 500
-    keep: int = 2
+    save_every: int = flag(500, on_resume=OnResume.FREE)
+    keep: int = flag(2, on_resume=OnResume.FREE)
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -1,0 +1,141 @@
+"""What the command line of `vlmamba.train` says, typed; a flag is one field here.
+
+Hyperparameters are fields of `recipe.Hyperparameters`, which become flags in the same way.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from vlmamba.training.evaluation import split_command
+from vlmamba.training.flags import OnResume, add_flags, flag, given
+from vlmamba.training.recipe import Hyperparameters
+from vlmamba_core.cli import Parser
+from vlmamba_core.errors import UserError
+
+COMMAND, FREE = OnResume.COMMAND, OnResume.FREE
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """One command: which model, which data, and what to do.  What says nothing must stay the same
+    when a run is resumed (see `flags.OnResume`)."""
+
+    stage: str = flag(help="text, dialogue, pretrain or finetune")
+    preset: str | None = flag(
+        None,
+        help="e.g. nano+vss_l2+bsm, 2.8b-slimpj+siglip-so400m-384 (default: the model of --init)",
+    )
+    data: tuple[Path, ...] = flag((), help="LLaVA JSON (text: .txt too)")
+    tokenizer_data: tuple[Path, ...] = flag(
+        (),
+        on_resume=COMMAND,
+        help="what a new tokenizer is trained on (default: --data)",
+    )
+    images: Path | None = flag(
+        None, on_resume=FREE, help="folder that the image paths are relative to"
+    )
+    out: Path | None = flag(
+        None, on_resume=COMMAND, help="folder for logs, checkpoints and the final model"
+    )
+    init: str | None = flag(None, help="result of the stage before: folder or hub id[@revision]")
+    set: tuple[str, ...] = flag(
+        (),
+        metavar="FIELD=VALUE",
+        help="change the preset, e.g. scan_shared=false, scan_merge=mean, "
+        "language_model_id=state-spaces/mamba-130m@REVISION (so vision_model_id, tokenizer_id)",
+    )
+    image_aspect_ratio: Literal["pad", "resize"] = flag(
+        "pad", help="pad to a square, as LLaVA-1.5 does (default), or stretch"
+    )
+    recipe: str | None = flag(
+        None, on_resume=FREE, help="recipe name or .toml file (default: by preset)"
+    )
+    features_cache: Path | None = flag(
+        None, on_resume=COMMAND, help="keep the encoder's output here"
+    )
+    resume: Literal["auto", "longer", "never"] = flag(
+        "never",
+        on_resume=COMMAND,
+        help="auto: go on where --out stopped; longer: with more --steps or --epochs than it had",
+    )
+    strict: bool = flag(False, on_resume=COMMAND, help="stop at the first unusable sample")
+    eval_data: tuple[Path, ...] = flag((), on_resume=COMMAND, help="held-out samples")
+    eval_images: Path | None = flag(
+        None, on_resume=COMMAND, help="their image folder (default: --images)"
+    )
+    eval_command: str | None = flag(
+        None,
+        on_resume=COMMAND,
+        metavar="COMMAND",
+        help="a benchmark, run with --model and --out added, e.g. "
+        '"python -m harness.run --tasks pope --limit 100"',
+    )
+    eval_every: int | None = flag(
+        None, on_resume=COMMAND, help="steps between (default: --save-every)"
+    )
+    workers: int = flag(0, on_resume=COMMAND, help="data processes (default 0: none)")
+    cpu: bool = flag(False, on_resume=COMMAND, help="do not use a GPU")
+    tensorboard: bool = flag(False, on_resume=COMMAND)
+    wandb: str | None = flag(
+        None, on_resume=COMMAND, metavar="PROJECT", help="also log to Weights & Biases"
+    )
+    dry_run: bool = flag(False, on_resume=COMMAND, help="one micro-batch, nothing written")
+    estimate: bool = flag(False, on_resume=COMMAND, help="print the cost, run nothing")
+    devices: int = flag(1, on_resume=COMMAND, help="for --estimate (default 1)")
+    tiny: bool = flag(False, on_resume=COMMAND, help="shrink every dimension, for tests")
+
+    @classmethod
+    def parser(cls, description: str | None) -> Parser:
+        """The command line; hyperparameters left out take the recipe's value."""
+        p = Parser(
+            prog="python -m vlmamba.train",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add_flags(p, cls)
+        hyper = p.add_argument_group("hyperparameters (default: the recipe's)")
+        add_flags(hyper, Hyperparameters, overriding=True)
+        return p
+
+    @classmethod
+    def parse(
+        cls, argv: Sequence[str] | None, description: str | None
+    ) -> tuple[Self, dict[str, Any]]:
+        """The arguments, and each hyperparameter's flag (None: left to the recipe)."""
+        parsed = cls.parser(description).parse_args(argv)
+        return cls(**given(cls, parsed)), given(Hyperparameters, parsed)
+
+    @property
+    def folder(self) -> Path:
+        """--out, of a run that has one (see `check_paths`)."""
+        assert self.out is not None
+        return self.out
+
+    def check_paths(self) -> None:
+        """Raise UserError for missing or contradictory folders, before anything is loaded."""
+        if self.workers < 0:
+            raise UserError(f"--workers is {self.workers}; expected 0 or more")
+        if self.out is not None and self.out.exists() and not self.out.is_dir():
+            raise UserError(f"--out {self.out} is a file; give a folder")
+        if not self.data or (self.out is None and not self.dry_run):
+            raise UserError(f"--stage {self.stage} needs --data and --out")
+        for path in (*self.data, *self.tokenizer_data, *self.eval_data):
+            if not path.is_file():
+                raise UserError(f"no data file {str(path)!r}; expected --data FILE")
+        for name, folder in (("--images", self.images), ("--eval-images", self.eval_images)):
+            if folder is not None and not folder.is_dir():
+                raise UserError(f"no image folder {str(folder)!r}; expected {name} DIR")
+        self._check_evaluation()
+
+    def _check_evaluation(self) -> None:
+        if self.eval_every is not None and self.eval_every < 1:
+            raise UserError(f"--eval-every is {self.eval_every}; expected at least 1")
+        if self.eval_every and not (self.eval_data or self.eval_command):
+            raise UserError("--eval-every needs --eval-data FILE or --eval-command COMMAND")
+        if self.eval_command is not None:
+            split_command(self.eval_command)

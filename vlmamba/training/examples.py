@@ -1,0 +1,139 @@
+"""A stage's training examples: the data file read and indexed, pictures or their cached features.
+
+What several processes share is written by the main one: the token file of plain text, the index of
+a LLaVA file, the cache of features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from vlmamba.data import collate, feature_cache, index, llava, text
+from vlmamba.training.evaluation import Evaluation
+from vlmamba.training.plan import Plan
+from vlmamba.training.resume import data_digests
+from vlmamba_core.errors import UserError
+
+
+def build_examples(
+    plan: Plan,
+    model: Any,
+    processor: Any,
+    accelerator: Accelerator,
+    digests: list[str],
+    resuming: bool,
+) -> collate.Examples:
+    """The stage's training examples; files that they need are written by the main process."""
+    args, stage = plan.args, plan.stage
+    if stage.template is None:
+        tokens = args.folder / "tokens.u32"
+        with accelerator.main_process_first():
+            if accelerator.is_main_process:
+                text.tokenize_documents(args.data, processor, tokens)
+        return text.PackedText(tokens, plan.hyper.max_length)
+    terms = index_terms(plan, model, digests[0])
+    file, found = survey_once(plan, terms, accelerator, resuming)
+    accelerator.print(found.describe())
+    source = image_source(plan, file, found, model, processor, accelerator)
+    template, length = stage.template, plan.hyper.max_length
+    return collate.ConversationExamples(file, found, processor, template, length, source)
+
+
+def first_examples(
+    plan: Plan, model: Any, processor: Any, accelerator: Accelerator
+) -> collate.Examples:
+    """Examples for a dry run: no token file, no index and no cache of features is written."""
+    args, template, length = plan.args, plan.stage.template, plan.hyper.max_length
+    if template is None:
+        wanted = plan.hyper.batch_size * length
+        return text.PackedText(text.first_tokens(args.data, processor, wanted), length)
+    file, main = llava.LlavaFile(one_file(plan)), accelerator.is_main_process
+    patches = model.config.num_image_tokens
+    found = llava.survey(file, args.images, patches, args.strict, main, template)
+    accelerator.print(found.describe())
+    source = collate.PixelImages(args.images, processor) if args.images else None
+    return collate.ConversationExamples(file, found, processor, template, length, source)
+
+
+def one_file(plan: Plan) -> Path:
+    """The data file of a stage that takes one; UserError for several."""
+    if len(plan.args.data) != 1:
+        raise UserError(f"--stage {plan.stage.name} takes one --data FILE.json")
+    return plan.args.data[0]
+
+
+def held_out(plan: Plan, model: Any, processor: Any, accelerator: Accelerator) -> Evaluation | None:
+    """What --eval-data and --eval-command measure; None where neither is asked for."""
+    args = plan.args
+    if not (args.eval_data or args.eval_command):
+        return None
+    examples = None
+    if args.eval_data:
+        home = args.folder / "eval"
+        if accelerator.is_main_process:
+            home.mkdir(exist_ok=True)
+        images = args.eval_images or args.images
+        of_eval = replace(plan, args=replace(args, data=args.eval_data, images=images, out=home))
+        digests = data_digests(args.eval_data, accelerator)
+        examples = build_examples(of_eval, model, processor, accelerator, digests, resuming=False)
+    return Evaluation(args.eval_every or plan.hyper.save_every, examples, args.eval_command)
+
+
+def image_source(
+    plan: Plan,
+    file: llava.LlavaFile,
+    found: llava.Survey,
+    model: Any,
+    processor: Any,
+    accelerator: Accelerator,
+) -> collate.ImageSource | None:
+    """Pictures as they are needed, or the encoder's output of all of them, kept in a cache."""
+    images, root = plan.args.images, plan.args.features_cache
+    if images is None:
+        return None
+    if root is None:
+        return collate.PixelImages(images, processor)
+    with accelerator.main_process_first():
+        cache = feature_cache.open_cache(root, images, model, processor)
+        if accelerator.is_main_process:
+            wanted = (image for i in found.usable for image in file[int(i)].images)
+            if broken := feature_cache.fill_cache(cache, wanted, model, processor):
+                tqdm.write(f"{broken} broken image files: their samples are left out")
+    return cache
+
+
+def index_terms(plan: Plan, model: Any, digest: str) -> dict[str, Any]:
+    """What the samples that can be used depend on."""
+    return {
+        "data": digest,
+        "images": str(plan.args.images),
+        "patches": model.config.num_image_tokens,
+        "template": plan.stage.template,
+    }
+
+
+def survey_once(
+    plan: Plan, terms: dict[str, Any], accelerator: Accelerator, resuming: bool
+) -> tuple[llava.LlavaFile, llava.Survey]:
+    """The data file and its usable samples, looked for by the main process alone.
+
+    A run that starts looks anew; one that is resumed has the samples that it began with.
+    """
+    data, target, strict = one_file(plan), plan.args.folder / "samples.npz", plan.args.strict
+    with accelerator.main_process_first():
+        known = index.read(target, data, terms) if resuming else None
+        if accelerator.is_main_process and (known is None or (strict and known[1].skipped)):
+            file, patches = llava.LlavaFile(data), terms["patches"]
+            found = llava.survey(
+                file, plan.args.images, patches, strict, template=terms["template"]
+            )
+            index.write(target, file, found, terms)
+    known = index.read(target, data, terms)
+    if known is None:
+        raise UserError(f"cannot read {target}, which the main process wrote; is --out shared?")
+    return known
