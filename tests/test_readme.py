@@ -30,7 +30,7 @@ from harness import compare as compare_command
 from harness import plots as plots_command
 from harness.runs import store
 from harness.speed.sweep import lengths, worker
-from vlmamba import ask, train
+from vlmamba import ask, serve, train
 from vlmamba.demo import __main__ as demo_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -145,6 +145,7 @@ HOW: dict[str, Callable[[list[str]], None]] = {
     "harness.tables": from_committed_runs(tables.main),
     "harness.plots": from_committed_runs(plots_command.main),
     "vlmamba.ask": asked,
+    "vlmamba.serve": parsed(serve.build_parser),  # test_serve.py asks it
     "vlmamba.train": estimated,
     "vlmamba.demo": parsed(demo_data.parser),
 }

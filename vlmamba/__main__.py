@@ -3,6 +3,7 @@
 COMMANDS = {
     "train": "train a model, one stage at a time",
     "ask": "ask a model about your own pictures",
+    "serve": "a local page to ask a model, and an OpenAI-compatible endpoint",
     "demo": "generate the demo world: training data and benchmark files",
     "training.plot": "plot the losses of training runs",
 }

@@ -1,0 +1,215 @@
+"""The local server, with real clients over a socket: right answers, or errors that say why."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from PIL import Image
+
+from vlmamba import checkpoints, serve
+from vlmamba.generation import GroupedGenerator, Request
+
+fastapi = pytest.importorskip("fastapi")
+uvicorn = pytest.importorskip("uvicorn")
+
+QUESTIONS = ("Is there a dog in the image?", "Describe the image.", "How many cars are there?")
+LIMIT = 16
+
+
+def png(seed: int) -> bytes:
+    file = io.BytesIO()
+    colours = [(seed * 40 % 256, 90, 200), (200, seed * 70 % 256, 30)]
+    image = Image.new("RGB", (96, 64), colours[0])
+    image.paste(colours[1], (10, 10, 40 + seed, 50))
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def url(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+def body(question: str, *pictures: bytes, **more) -> dict:
+    parts = [{"type": "image_url", "image_url": {"url": url(data)}} for data in pictures]
+    content = [*parts, {"type": "text", "text": question}]
+    return {"messages": [{"role": "user", "content": content}], "max_tokens": LIMIT, **more}
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return checkpoints.load("nano")
+
+
+@pytest.fixture(scope="module")
+def address(loaded) -> Iterator[str]:
+    from vlmamba.serving.app import create_app
+    from vlmamba.serving.engine import Engine
+
+    engine = Engine(*loaded)
+    app = create_app(engine, "nano", body_seconds=1.0)
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+    engine.close()
+
+
+def expected(loaded, question: str, *pictures: bytes) -> str:
+    """The answer of the harness's generator, one at a time."""
+    images = [Image.open(io.BytesIO(data)) for data in pictures]
+    prompt = loaded[1].conversation_prompt(question, len(pictures))
+    request = Request(prompt, "x" if images else None, images or None)
+    return GroupedGenerator(*loaded).generate([request], LIMIT, 1)[0]
+
+
+def test_openais_own_client_whole_and_streamed(address, loaded):
+    openai = pytest.importorskip("openai")
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
+    assert [model.id for model in client.models.list()] == ["nano"]
+    for question in QUESTIONS:
+        asked = {"model": "nano", **body(question, png(1))}
+        whole = client.chat.completions.create(**asked)
+        assert whole.choices[0].message.content == expected(loaded, question, png(1))
+        assert whole.usage is not None and whole.usage.completion_tokens > 0
+        pieces = client.chat.completions.create(**asked, stream=True)
+        text = "".join(piece.choices[0].delta.content or "" for piece in pieces)
+        assert text == whole.choices[0].message.content
+
+
+def test_two_hundred_at_once_are_answered_rightly(address, loaded):
+    asked = [(QUESTIONS[n % 3], png(n % 7)) for n in range(200)]
+    right = {pair: expected(loaded, *pair) for pair in set(asked)}
+    assert len(set(right.values())) > 3  # a mix-up would show
+    limits = httpx.Limits(max_connections=200)
+    with httpx.Client(timeout=120, limits=limits) as client, ThreadPoolExecutor(200) as pool:
+
+        def ask(pair: tuple[str, bytes]) -> str:
+            response = client.post(f"{address}/v1/chat/completions", json=body(*pair))
+            return response.json()["choices"][0]["message"]["content"]
+
+        answers = list(pool.map(ask, asked))
+    assert answers == [right[pair] for pair in asked]
+
+
+def test_rounds_several_pictures_and_none(address, loaded):
+    two = httpx.post(f"{address}/v1/chat/completions", json=body(QUESTIONS[1], png(1), png(2)))
+    content = two.json()["choices"][0]["message"]["content"]
+    assert content == expected(loaded, QUESTIONS[1], png(1), png(2))
+    none = httpx.post(f"{address}/v1/chat/completions", json=body("Is grass green?"))
+    content = none.json()["choices"][0]["message"]["content"]
+    assert content == expected(loaded, "Is grass green?")
+    rounds = body(QUESTIONS[0], png(1))
+    rounds["messages"] += [
+        {"role": "assistant", "content": "no"},
+        {"role": "user", "content": QUESTIONS[1]},
+    ]
+    assert httpx.post(f"{address}/v1/chat/completions", json=rounds).status_code == 200
+
+
+def test_sampling_follows_its_seed_and_stop_strings_cut(address, loaded):
+    sampled = body(QUESTIONS[1], png(3), temperature=1.5, seed=3)
+    answers = [
+        httpx.post(f"{address}/v1/chat/completions", json=sampled).json()["choices"][0]
+        for _ in range(2)
+    ]
+    assert answers[0] == answers[1]
+    whole = expected(loaded, QUESTIONS[1], png(3))
+    stop = whole.split()[1]
+    for stream in (False, True):
+        asked = body(QUESTIONS[1], png(3), stop=[stop], stream=stream)
+        response = httpx.post(f"{address}/v1/chat/completions", json=asked)
+        if stream:
+            lines = [x[6:] for x in response.text.split("\n\n") if x and "[DONE]" not in x]
+            chunks = [json.loads(line)["choices"][0] for line in lines]
+            text = "".join(c["delta"].get("content", "") for c in chunks)
+        else:
+            text = response.json()["choices"][0]["message"]["content"]
+        assert text.rstrip() == whole[: whole.index(stop)].rstrip()
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "reason"),
+    [
+        ({"messages": []}, 400, "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, 400, "role"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "the last message"),
+        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, 400, "content"),
+        ({"n": 2}, 400, "n is not supported"),
+        ({"tools": [{"type": "function"}]}, 400, "tools is not supported"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"temperature": "hot"}, 400, "temperature"),
+        ({"model": "gpt"}, 404, "no model 'gpt'"),
+        ({"anything": {"else": 1}}, 200, ""),
+    ],
+)
+def test_odd_fields(address, change, status, reason):
+    asked = body("Is it?", png(0)) | change
+    response = httpx.post(f"{address}/v1/chat/completions", json=asked)
+    assert response.status_code == status
+    if status != 200:
+        assert reason in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("link", "reason"),
+    [
+        ("/etc/passwd", "others are not opened"),
+        ("file:///etc/passwd", "others are not opened"),
+        ("http://127.0.0.1:9/a.png", "others are not opened"),
+        ("data:image/png;base64,???", "not base64"),
+        (url(b"no picture"), "cannot be read"),
+        (url(png(1)[:60]), "cannot be read"),
+    ],
+)
+def test_pictures_that_are_none(address, link, reason):
+    asked = body("Is it?")
+    asked["messages"][0]["content"].insert(0, {"type": "image_url", "image_url": {"url": link}})
+    response = httpx.post(f"{address}/v1/chat/completions", json=asked)
+    assert response.status_code == 400
+    assert reason in response.json()["error"]["message"]
+
+
+def test_bodies_that_are_no_json_too_large_or_too_slow(address):
+    where = f"{address}/v1/chat/completions"
+    for content in (b"", b"{", b"[]", b"\xff\xfe", b'{"messages": ' + b"[" * 100_000):
+        assert httpx.post(where, content=content).status_code == 400
+    large = httpx.post(where, content=iter([bytes(2**20)] * 50))  # no length given beforehand
+    assert large.status_code == 413
+    port = int(address.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as slow:
+        slow.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{"
+        )
+        assert b"408" in slow.recv(4096).split(b"\r\n")[0]
+
+
+def test_the_page_loads_nothing_from_elsewhere(address):
+    page = httpx.get(address).text
+    assert "Drop a picture" in page
+    assert "http://" not in page and "https://" not in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port", "0"], "--port must be at least 1"),
+        (["--dtype", "int8"], "--dtype int8; expected auto"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, message, capsys):
+    assert serve.main(arguments) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,190 @@
+"""What a client may send to /v1/chat/completions, and what it becomes: a prompt and its pictures.
+
+OpenAI's chat format, the part of it that this model has. Pictures come as data: URLs; a path or a
+URL from a request is never opened. Settings that would change an answer and are not supported are
+refused, others ignored.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from vlmamba.generation import Request
+
+DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,(?P<data>.*)", re.DOTALL)
+MAX_PICTURES = 16
+MAX_PIXELS = 50_000_000
+NEUTRAL: dict[str, tuple[Any, ...]] = {  # values of other settings that change nothing
+    "n": (None, 1),
+    "tools": (None, []),
+    "functions": (None, []),
+    "response_format": (None, {"type": "text"}),
+    "logprobs": (None, False),
+    "logit_bias": (None, {}),
+    "presence_penalty": (None, 0, 0.0),
+    "frequency_penalty": (None, 0, 0.0),
+}
+
+
+class BadRequest(Exception):
+    """A request that cannot be answered; its message tells the client why."""
+
+
+class ImageURL(BaseModel):
+    """`{"url": "data:image/...;base64,..."}`."""
+
+    url: str
+
+
+class Part(BaseModel):
+    """A text or a picture of a message."""
+
+    type: Literal["text", "image_url"]
+    text: str = ""
+    image_url: ImageURL | None = None
+
+
+class Message(BaseModel):
+    """One turn."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str | list[Part]
+
+
+class ChatRequest(BaseModel):
+    """The body of a request."""
+
+    model_config = ConfigDict(extra="allow")
+
+    messages: list[Message] = Field(min_length=1, max_length=256)
+    model: str | None = None
+    max_tokens: int | None = Field(default=None, ge=1, le=4096)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=4096)
+    temperature: float | None = Field(default=0.0, ge=0.0, le=2.0)
+    top_p: float | None = Field(default=1.0, gt=0.0, le=1.0)
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = False
+
+    @field_validator("stop")
+    @classmethod
+    def _few(cls, value: str | list[str] | None) -> str | list[str] | None:
+        if isinstance(value, list) and len(value) > 4:
+            raise ValueError("at most 4 stop strings")
+        return value
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked request: what the model is asked, and how it shall answer."""
+
+    request: Request
+    pictures: tuple[Image.Image, ...]
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken each time."""
+        return self.temperature == 0.0
+
+    def cut(self, text: str) -> str:
+        """The answer before the first stop string."""
+        places = [place for stop in self.stop if (place := text.find(stop)) >= 0]
+        return text[: min(places)].rstrip() if places else text
+
+
+def read(body: ChatRequest, processor: Any, default_tokens: int) -> Job:
+    """A job for the model. Raises BadRequest with a reason in plain English."""
+    for name, neutral in NEUTRAL.items():
+        value = (body.model_extra or {}).get(name)
+        if value not in neutral:
+            raise BadRequest(f"{name} is not supported here; leave it out")
+    if body.messages[-1].role != "user":
+        raise BadRequest("the last message must be the user's")
+    pictures: list[Image.Image] = []
+    digests: list[str] = []
+    messages = [_message(message, pictures, digests) for message in body.messages]
+    try:
+        prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+    except Exception as error:  # jinja's, with the template's own words
+        raise BadRequest(str(error).partition("\n")[0]) from error
+    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    return Job(
+        Request(prompt, "+".join(digests) or None, pictures or None),
+        tuple(pictures),
+        body.max_completion_tokens or body.max_tokens or default_tokens,
+        body.temperature or 0.0,
+        body.top_p or 1.0,
+        body.seed,
+        tuple(word for word in stop if word),
+    )
+
+
+def _message(
+    message: Message, pictures: list[Image.Image], digests: list[str]
+) -> dict[str, object]:
+    """The message for the chat template; its pictures are added to the lists."""
+    if isinstance(message.content, str):
+        return {"role": message.role, "content": _text(message.content)}
+    parts: list[dict[str, str]] = []
+    for part in message.content:
+        if part.type == "text":
+            parts.append({"type": "text", "text": _text(part.text)})
+            continue
+        if part.image_url is None:
+            raise BadRequest("a part of type image_url without image_url")
+        if message.role != "user":
+            raise BadRequest("pictures belong to the user's messages")
+        if len(pictures) == MAX_PICTURES:
+            raise BadRequest(f"more than {MAX_PICTURES} pictures")
+        picture, digest = decode(part.image_url.url)
+        pictures.append(picture)
+        digests.append(digest)
+        parts.append({"type": "image"})
+    if not any(part["type"] == "text" and part["text"] for part in parts):
+        raise BadRequest("a message without text")
+    return {"role": message.role, "content": parts}
+
+
+def _text(text: str) -> str:
+    """A client's text; it cannot bring image tokens along."""
+    return text.replace("<image>", "").strip()
+
+
+def decode(url: str) -> tuple[Image.Image, str]:
+    """The picture of a data: URL and the digest of its bytes. Raises BadRequest."""
+    found = DATA_URL.fullmatch(url)
+    if found is None:
+        raise BadRequest("pictures must be data:image/...;base64 URLs; others are not opened")
+    try:
+        data = base64.b64decode(found["data"], validate=True)
+        with Image.open(io.BytesIO(data)) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise BadRequest(f"a picture of more than {MAX_PIXELS} pixels")
+            picture.load()
+            return picture, hashlib.sha256(data).hexdigest()
+    except binascii.Error:
+        raise BadRequest("a picture that is not base64") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadRequest(f"a picture that cannot be read: {type(error).__name__}") from None
+
+
+def first(reasons: Sequence[Any]) -> str:
+    """The first of pydantic's reasons in one line."""
+    reason = reasons[0]
+    where = ".".join(str(part) for part in reason.get("loc", ()) if part != "body")
+    return f"{where}: {reason.get('msg', 'wrong')}" if where else str(reason.get("msg", "wrong"))
