@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
 from vlmamba_core import folder
 from vlmamba_core.errors import UserError
-from vlmamba_core.folder import AnswerJournal, RunFolder, digest, write_atomically
+from vlmamba_core.folder import AnswerJournal, RunFolder, digest, lock_folder, write_atomically
 
 
 def test_second_writer_is_refused_with_the_owner(tmp_path):
@@ -32,6 +34,53 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
     with RunFolder(tmp_path):
         pass
+
+
+def test_a_second_process_is_told_of_the_first_and_its_words_stay(tmp_path):
+    code = (
+        "import pathlib, sys; from vlmamba_core.folder import lock_folder\n"
+        f"with lock_folder(pathlib.Path({str(tmp_path)!r})): print(flush=True); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as other:
+        other.stdout.readline()
+        for _ in range(2):  # to be refused does not change who is named
+            with (
+                pytest.raises(UserError, match=rf"in use by process {other.pid} on \S+; wait"),
+                lock_folder(tmp_path),
+            ):
+                pass
+        other.communicate()
+    with lock_folder(tmp_path):
+        pass
+
+
+def test_a_process_that_waits_comes_after_the_one_at_work(tmp_path):
+    order: list[str] = []
+
+    def second() -> None:
+        with lock_folder(tmp_path, wait=True):
+            order.append("second")
+
+    waiting = threading.Thread(target=second)
+    with lock_folder(tmp_path):
+        waiting.start()
+        time.sleep(0.2)
+        order.append("first")
+    waiting.join(30)
+    assert order == ["first", "second"]
+
+
+def test_values_of_a_journal_need_not_be_texts(tmp_path):
+    point = {"model": "a", "times": [1.5, 2], "detail": None}
+    journal = folder.Journal(tmp_path / "points.jsonl")
+    journal.add("x", point)
+    assert folder.Journal(tmp_path / "points.jsonl").get("x") == point
+    path = tmp_path / "points.jsonl"
+    path.write_text(path.read_text().replace("1.5", "1.25"))
+    assert folder.Journal(path).get("x") is None
+    with pytest.raises(ValueError, match="JSON"):
+        journal.add("y", float("nan"))
 
 
 def test_what_a_killed_writer_left_is_cleared_away(tmp_path):

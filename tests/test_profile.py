@@ -148,7 +148,7 @@ def test_finished_points_are_not_repeated_and_failed_ones_are(tmp_path):
     started[:] = ["earlier"] * 8
     assert all(row.status == OK for row in lengths.run(points, Journal(path), start))
     assert started[8:] == [f"{OURS} 1x64", f"{PYTHIA} 1x64"]
-    assert len(Journal(path)._rows) == 4
+    assert len(Journal(path)) == 4
     assert Journal(path).get(points[0]) == first[0]
     path.write_bytes(path.read_bytes().replace(b'"state_bytes": 1000', b'"state_bytes": 1001', 1))
     assert Journal(path).get(points[0]) is None  # altered: measured anew

@@ -9,16 +9,57 @@ same command finds its answers there by key; the key holds everything an answer 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Generic, TypeVar
 
 from vlmamba_core.errors import UserError
+
+T = TypeVar("T")  # what a journal keeps
+OWNER = ".lock"  # in the locked folder: who holds it
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder for output, and those above it. Raises UserError where that fails."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {path}: {error.strerror}; give another --out") from error
+
+
+@contextmanager
+def lock_folder(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Make the folder `path` and hold its lock: one process at a time.
+
+    wait: until no other process holds it; without, UserError says which one does, as it says where
+    the folder cannot be made. The kernel gives a lock back when its process ends, however it ends.
+    """
+    from filelock import FileLock, Timeout
+
+    file = path / OWNER
+    make_folder(path)
+    try:
+        # where the file system has no locks an error is better than one that outlives its process
+        lock = FileLock(file, timeout=-1 if wait else 0, fallback_to_soft=False)
+        lock.acquire()
+        file.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+    except Timeout:
+        owner = file.read_text(encoding="utf-8").strip() or "another process"
+        raise UserError(
+            f"{path} is in use by {owner}; wait for it, or give another --out"
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot write to {path}: {error.strerror}; give another --out") from error
+    try:
+        yield
+    finally:
+        os.truncate(file, 0)
+        lock.release()
 
 
 class RunFolder:
@@ -28,38 +69,19 @@ class RunFolder:
         """`shared`: the first rank of this run holds the lock, this process only joins."""
         self.path = path
         self._shared = shared
-        self._lock: IO[str] | None = None
+        self._held = ExitStack()
 
     def __enter__(self) -> RunFolder:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if self._shared:
-                return self
-            self._lock = (self.path / ".lock").open("a+", encoding="utf-8")
-        except OSError as error:
-            raise UserError(
-                f"cannot write to {self.path}: {error.strerror}; give another --out"
-            ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            owner = self._lock.read().strip() or "another process"
-            self._lock.close()
-            raise UserError(
-                f"{self.path} is in use by {owner}; wait for it, or give another --out"
-            ) from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._lock.flush()
+        if self._shared:
+            make_folder(self.path)
+            return self
+        self._held.enter_context(lock_folder(self.path))
         for part in self.path.glob(".*.part"):  # a killed process was writing them
             part.unlink(missing_ok=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
-            self._lock.truncate(0)
-            self._lock.close()  # closing releases the lock, as does the end of the process
+        self._held.close()
 
     def clear(self) -> None:
         """Remove a finished run's files, its record first: no half of it stays beside new ones."""
@@ -88,22 +110,22 @@ def write_atomically(path: Path, text: str) -> Path:
     return path
 
 
-class Journal:
-    """Texts on disk, one JSON line each, found again by key.
+class Journal(Generic[T]):
+    """JSON values on disk, one line each, found again by key: texts, or objects such as points.
 
-    A text outlives its process from `add` on; a power failure may cost up to `every` of them.  A
-    torn or altered line is dropped: its text is made anew.
+    A value outlives its process from `add` on; a power failure may cost up to `every` of them.  A
+    torn or altered line is dropped: its value is made anew.
     """
 
     def __init__(self, path: Path, every: int = 1, also: Iterable[Path] = ()) -> None:
         """Append to `path`, and read it and the files in `also`.
 
-        The disk is waited for after `every` new texts. Raises UserError for a file that cannot be
+        The disk is waited for after `every` new values. Raises UserError for a file that cannot be
         read.
         """
         self._path = path
         self._every = every
-        self._answers: dict[str, str] = {}
+        self._values: dict[str, T] = {}
         self._unsynced = 0
         self.dropped = 0  # lines that could not be used
         for file in sorted({*also, path}):
@@ -111,21 +133,22 @@ class Journal:
                 self._read(file)
 
     def __len__(self) -> int:
-        return len(self._answers)
+        return len(self._values)
 
-    def get(self, key: str) -> str | None:
-        """The answer kept under `key`, or None."""
-        return self._answers.get(key)
+    def get(self, key: str) -> T | None:
+        """The value kept under `key`, or None."""
+        return self._values.get(key)
 
-    def add(self, key: str, answer: str) -> None:
-        """Append an answer. Raises UserError when the disk refuses."""
-        self._answers[key] = answer
-        line = json.dumps({"key": key, "answer": answer, "sum": _checksum(key, answer)})
+    def add(self, key: str, value: T) -> None:
+        """Append a value. Raises UserError when the disk refuses."""
+        entry = {"key": key, "answer": value, "sum": _checksum(key, value)}
+        line = json.dumps(entry, allow_nan=False)
+        self._values[key] = value
         self._unsynced += 1
         self._append(f"{line}\n".encode(), sync=self._unsynced >= self._every)
 
     def flush(self) -> None:
-        """Wait until every answer is on the disk itself. Raises UserError when it refuses."""
+        """Wait until every value is on the disk itself. Raises UserError when it refuses."""
         if self._unsynced:
             self._append(b"", sync=True)
 
@@ -156,10 +179,10 @@ class Journal:
             if entry is None:
                 self.dropped += bool(line.strip())
             else:
-                self._answers[entry[0]] = entry[1]
+                self._values[entry[0]] = entry[1]
 
 
-class AnswerJournal(Journal):
+class AnswerJournal(Journal[str]):
     """A run's answers: every rank appends to a file of its own and reads all of them.
 
     So a run may be taken up again with another number of processes.
@@ -179,19 +202,19 @@ def _line_break_if_torn(file: IO[bytes]) -> bytes:
     return b"" if file.read(1) == b"\n" else b"\n"
 
 
-def _parse_entry(line: bytes) -> tuple[str, str] | None:
+def _parse_entry(line: bytes) -> tuple[str, Any] | None:
     try:
         entry = json.loads(line)
-        key, answer, checksum = entry["key"], entry["answer"], entry["sum"]
-    except (ValueError, TypeError, KeyError):
+        key, value, checksum = entry["key"], entry["answer"], entry["sum"]
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    if not (isinstance(key, str) and isinstance(answer, str)):
-        return None
-    return (key, answer) if checksum == _checksum(key, answer) else None
+    return (key, value) if isinstance(key, str) and checksum == _checksum(key, value) else None
 
 
-def _checksum(key: str, answer: str) -> str:
-    return hashlib.sha256(f"{key}\n{answer}".encode("utf-8", "surrogatepass")).hexdigest()[:12]
+def _checksum(key: str, value: Any) -> str:
+    """Of a text its own, of anything else that of its JSON."""
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return hashlib.sha256(f"{key}\n{text}".encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def digest(parts: Iterable[object]) -> str:

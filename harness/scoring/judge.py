@@ -63,7 +63,7 @@ class Judge:
     key_variable: str | None = None  # name of the environment variable that holds the key
     timeout_s: float = 60.0
     sleep: Callable[[float], None] = time.sleep
-    kept: Journal | None = field(default=None, repr=False)
+    kept: Journal[str] | None = field(default=None, repr=False)
     _renamed: bool = field(default=False, init=False, repr=False)  # max_completion_tokens
     _own_temperature: bool = field(default=False, init=False, repr=False)  # none can be asked for
 

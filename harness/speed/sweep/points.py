@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.runs.schema import code_sha256, packages
-from vlmamba_core.errors import UserError
+from vlmamba_core import folder
 from vlmamba_core.folder import digest
 
 # How a point may end. Everything but OK has a `detail` that says more.
@@ -116,45 +116,22 @@ def plan(
 
 
 class Journal:
-    """Finished points on disk, one JSON line each; a torn or altered line is measured anew."""
+    """Finished points on disk by their key; what cannot be used is measured anew."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._rows: dict[str, Row] = {}
-        lines = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        for line in lines.splitlines():
-            try:
-                entry = json.loads(line)
-                key, checksum = entry.pop("key"), entry.pop("sum")
-                if checksum == digest([key, entry]):
-                    self._rows[key] = Row(**entry)
-            except (ValueError, TypeError, KeyError, AttributeError):
-                continue
+        self._kept = folder.Journal[dict[str, Any]](path)
+
+    def __len__(self) -> int:
+        return len(self._kept)
 
     def get(self, point: Point) -> Row | None:
         """What came of the point, if it is finished."""
-        return self._rows.get(point.key)
+        found = self._kept.get(point.key)
+        return None if found is None else Row(**found)
 
     def add(self, point: Point, row: Row) -> None:
         """Append a row; it is on disk on return. Raises UserError when the disk refuses."""
-        self._rows[point.key] = row
-        entry = {"key": point.key, **asdict(row), "sum": digest([point.key, asdict(row)])}
-        line = json.dumps(entry, allow_nan=False)
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(f"{line}\n" if _ends_whole(self._path) else f"\n{line}\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self._path}: {error.strerror}; points so far are kept, "
-                "run the same command again to continue"
-            ) from error
-
-
-def _ends_whole(path: Path) -> bool:
-    """Whether the file ends with a line break (or is empty)."""
-    return not (path.exists() and (text := path.read_bytes()) and not text.endswith(b"\n"))
+        self._kept.add(point.key, asdict(row))
 
 
 def measured(rows: Iterable[Row]) -> list[Row]:
