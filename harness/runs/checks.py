@@ -4,7 +4,9 @@
     check_samples(samples, path)
 
 A record may come from somebody else, or be cut, or edited: what does not fit is named here, once,
-so that tables, plots and reports need not doubt it.
+so that tables, plots and reports need not doubt it. One pydantic model stands for each kind of
+record; entries that no model names are free. Import this where a record is read, not before:
+pydantic takes a moment to load.
 """
 
 from __future__ import annotations
@@ -12,160 +14,258 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    ValidationError,
+    model_validator,
+)
 
 from harness.runs.schema import Sample
-from harness.speed.sweep.points import Row
 from vlmamba_core.errors import UserError
 
 TASK_NAME = re.compile(r"\w[\w.-]*")  # it becomes part of a file's name
-CHOICES = ("style", "split", "data_id", "data_revision")
-SERIES = ("prefill_s", "ttft_s", "decode_s")
-AMOUNTS = (
-    *("decode_tok_per_s", "state_bytes", "loaded_mem_bytes", "peak_mem_bytes"),
-    *("decode_peak_mem_bytes", "weight_bytes", "prefill_flops"),
-)
 TOO_LARGE = 2**63  # no array holds such an integer, and no amount here comes near
-RATES = ("copy_bytes_per_s", "read_bytes_per_s", "gemm_flops_per_s")
+
+
+def _task_name(name: str) -> str:
+    if not TASK_NAME.fullmatch(name):
+        raise ValueError("no name for a file")
+    return name
+
+
+def _number(value: Any) -> Any:
+    """JSON's numbers, which true and false are not, in a range that every reader can take."""
+    if type(value) not in (int, float) or not abs(value) < TOO_LARGE:
+        raise ValueError("no number")
+    return value
+
+
+# Not `str`: pydantic refuses half of a surrogate pair, which a cut answer may end in.
+Text = InstanceOf[str]
+TaskName = Annotated[Text, AfterValidator(_task_name)]
+Number = Annotated[float, BeforeValidator(_number)]
+Amount = Annotated[Number, Field(ge=0)]
+Positive = Annotated[Number, Field(gt=0)]
+Count = Annotated[int, Field(ge=0, lt=TOO_LARGE)]
+Length = Annotated[Count, Field(gt=0)]
+Times = Annotated[list[Positive], Field(min_length=1)]
+Mapped = dict[Text, Any]
+
+
+class Part(BaseModel):
+    """A part of a record: every entry of the very type that JSON gives it."""
+
+    model_config = ConfigDict(strict=True, from_attributes=True)
+
+
+class Arguments(Part):
+    """What `harness.run` was asked for, as far as readers use it."""
+
+    model: Text
+    data: Text
+    style: Text | None = None
+    split: Text | None = None
+    data_id: Text | None = None
+    data_revision: Text | None = None
+
+
+class ModelConfig(Part):
+    """Of the model's configuration what stands in the paper's tables."""
+
+    vision_config: Mapped | None = None
+
+
+class Model(Part):
+    """The model that answered."""
+
+    config: ModelConfig = ModelConfig()
+
+
+class Metric(Part):
+    """A score with its interval, or with why there is none."""
+
+    value: Number
+    n: Count = 0
+    low: Number | None = None
+    high: Number | None = None
+    method: Text | None = None
+    no_interval: Text | None = None
+
+    @model_validator(mode="after")
+    def _whole_interval(self) -> Self:
+        if "low" in self.model_fields_set and None in (self.low, self.high, self.method):
+            raise ValueError("half an interval")
+        return self
+
+
+class Task(Part):
+    """One benchmark's scores."""
+
+    n: Count
+    n_unparsed: Count
+    points: bool
+    notes: list[Text]
+    excluded: dict[Text, Count]
+    metrics: dict[Text, Metric]
+
+
+class Evaluation(Part):
+    """A record of `harness.run` or `harness.score`."""
+
+    label: Text | None = None
+    arguments: Arguments
+    protocol: Text
+    model: Model = Model(config=ModelConfig())
+    tasks: dict[TaskName, Task]
+
+
+class Machine(Part):
+    """What a profile's bounds are computed from."""
+
+    copy_bytes_per_s: Positive
+    read_bytes_per_s: Positive
+    gemm_flops_per_s: Positive
+
+
+class Measured(Part):
+    """What was measured of one point."""
+
+    prefill_s: Times
+    ttft_s: Times
+    decode_s: Times
+    decode_tok_per_s: Positive
+    state_bytes: Positive
+    loaded_mem_bytes: Amount
+    peak_mem_bytes: Positive
+    decode_peak_mem_bytes: Amount
+    weight_bytes: Amount
+    prefill_flops: Positive
+
+
+class Point(Part):
+    """One model at one length and batch size, and what came of it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: Text
+    seq_len: Length
+    batch_size: Length
+    image_tokens: Count
+    status: Text
+    detail: Text | None
+    result: Measured | None
+
+
+class Profile(Part):
+    """A record of `harness.profile`."""
+
+    label: Text | None = None
+    machine: Machine
+    terms: Mapped
+    points: Annotated[list[Point], Field(min_length=1)]
+
+
+class Seeds(Part):
+    """The arguments of a study, as far as readers use them."""
+
+    seeds: list[Any]
+
+
+class Cell(Part):
+    """One variant with one seed."""
+
+    variant: Text
+    metrics: dict[Text, Number]
+
+
+class Test(Part):
+    """A variant against the final model on one task."""
+
+    variant: Text
+    task: Text
+    method: Text
+    difference: Number
+    p_value: Number
+    low: Number | None = None
+    high: Number | None = None
+    n: Count
+    clusters: Count
+    better: Count
+    worse: Count
+    seeds_alike: Count
+    seed_differences: list[Number]
+
+    @model_validator(mode="after")
+    def _whole_interval(self) -> Self:
+        if (self.low is None) != (self.high is None):
+            raise ValueError("half an interval")
+        return self
+
+
+class Ablation(Part):
+    """A record of `harness.ablate`."""
+
+    label: Text | None = None
+    axis: Text
+    final: Text
+    arguments: Seeds
+    cells: Annotated[list[Cell], Field(min_length=1)]
+    tests: list[Test]
+
+
+class Answer(Part):
+    """A line of samples_TASK.jsonl; `truth` may be anything."""
+
+    doc_id: Count
+    question: Text
+    prediction: Text | None
+    parsed: Text | None
+    score: Number | None
+    image: Text | None
+    excluded: Text | None
+
+
+KINDS: dict[str, type[Part]] = {
+    "evaluation": Evaluation,
+    "profile": Profile,
+    "ablation": Ablation,
+}
 
 
 def check_record(record: Mapping[str, Any], file: Path) -> None:
     """Raise UserError naming what is missing or of a wrong kind in a record."""
-    checks = {"evaluation": _evaluation, "profile": _profile, "ablation": _ablation}
     try:
-        _need(_is_text(record.get("label"), True), "label")
-        checks[record["kind"]](record)
-    except (_Wrong, KeyError) as error:
-        what = str(error.args[0])
-        raise UserError(f"{file} is not a whole record: {what} is missing or wrong") from error
+        KINDS[record["kind"]].model_validate(record)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        raise UserError(
+            f"{file} is not a whole record: {_place(first['loc'])} is missing or wrong"
+        ) from error
+
+
+def _place(path: Sequence[str | int]) -> str:
+    """Where an entry is: tasks.pope.n, points[0].model; a key by what it is."""
+    if path[-1] == "[key]":
+        return f"the task name {path[-2]!r}" if path[0] == "tasks" else f"a name in {path[0]}"
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in path]
+    return "".join(parts).removeprefix(".")
 
 
 def check_samples(samples: Sequence[Sample], file: Path) -> None:
     """Raise UserError naming the first answer that is of a wrong kind or comes twice."""
     seen: set[int] = set()
     for number, sample in enumerate(samples, 1):
-        texts = (sample.prediction, sample.parsed, sample.image, sample.excluded)
-        fits = _is_count(sample.doc_id) and _is_text(sample.question)
-        fits = fits and all(_is_text(text, True) for text in texts)
-        if not fits or not (sample.score is None or _is_number(sample.score)):
-            raise UserError(f"{file} line {number} is not an answer of harness.run")
+        try:
+            Answer.model_validate(sample)
+        except ValidationError as error:
+            raise UserError(f"{file} line {number} is not an answer of harness.run") from error
         if sample.doc_id in seen:
             raise UserError(f"{file} line {number}: row {sample.doc_id + 1} comes twice")
         seen.add(sample.doc_id)
-
-
-class _Wrong(Exception):
-    """The name of an entry that does not fit."""
-
-
-def _need(fits: bool, name: str) -> None:
-    if not fits:
-        raise _Wrong(name)
-
-
-def _is_text(value: Any, or_none: bool = False) -> bool:
-    return isinstance(value, str) or (or_none and value is None)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < TOO_LARGE
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < TOO_LARGE
-
-
-def _texts(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value))
-
-
-def _mapping(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    _need(isinstance(record.get(name), Mapping), name)
-    return record[name]
-
-
-def _evaluation(record: Mapping[str, Any]) -> None:
-    arguments = _mapping(record, "arguments")
-    _need(_is_text(record.get("protocol")), "protocol")
-    for name in ("model", "data"):
-        _need(_is_text(arguments.get(name)), f"arguments.{name}")
-    for name in CHOICES:
-        _need(_is_text(arguments.get(name), True), f"arguments.{name}")
-    config = _mapping(record, "model").get("config", {}) if "model" in record else {}
-    _need(isinstance(config, Mapping), "model.config")
-    _need(isinstance(config.get("vision_config") or {}, Mapping), "model.config.vision_config")
-    for name, entry in _mapping(record, "tasks").items():
-        _need(bool(TASK_NAME.fullmatch(name)), f"the task name {name!r}")
-        _need(isinstance(entry, Mapping), f"tasks.{name}")
-        _task(entry, f"tasks.{name}")
-
-
-def _task(entry: Mapping[str, Any], where: str) -> None:
-    for name in ("n", "n_unparsed"):
-        _need(_is_count(entry.get(name)), f"{where}.{name}")
-    _need(isinstance(entry.get("points"), bool), f"{where}.points")
-    _need(_texts(entry.get("notes")), f"{where}.notes")
-    _need(all(map(_is_count, _mapping(entry, "excluded").values())), f"{where}.excluded")
-    for name, found in _mapping(entry, "metrics").items():
-        here = f"{where}.metrics.{name}"
-        _need(isinstance(found, Mapping) and _is_number(found.get("value")), here)
-        _need(_is_count(found.get("n", 0)), f"{here}.n")
-        if "low" in found:
-            whole = _is_number(found["low"]) and _is_number(found.get("high"))
-            _need(whole and _is_text(found.get("method")), here)
-        _need(_is_text(found.get("no_interval"), True), here)
-
-
-def _profile(record: Mapping[str, Any]) -> None:
-    machine = _mapping(record, "machine")
-    _mapping(record, "terms")
-    for name in RATES:
-        _need(_is_number(machine.get(name)) and machine[name] > 0, f"machine.{name}")
-    points = record.get("points")
-    _need(isinstance(points, list) and bool(points), "points")
-    for number, point in enumerate(record["points"]):
-        where = f"points[{number}]"
-        _need(isinstance(point, Mapping), where)
-        _need(point.keys() == Row.__dataclass_fields__.keys(), where)
-        _need(_is_text(point["model"]) and _is_text(point["status"]), where)
-        _need(_is_text(point["detail"], True) and _is_count(point["image_tokens"]), where)
-        for name in ("seq_len", "batch_size"):
-            _need(_is_count(point[name]) and point[name] > 0, f"{where}.{name}")
-        if point["result"] is not None:
-            _result(_mapping(point, "result"), f"{where}.result")
-
-
-def _result(result: Mapping[str, Any], where: str) -> None:
-    for name in SERIES:
-        times = result.get(name)
-        fits = isinstance(times, list) and bool(times)
-        _need(fits and all(_is_number(t) and t > 0 for t in result[name]), f"{where}.{name}")
-    for name in AMOUNTS:
-        _need(_is_number(result.get(name)) and result[name] >= 0, f"{where}.{name}")
-    for name in ("decode_tok_per_s", "prefill_flops", "peak_mem_bytes", "state_bytes"):
-        _need(result[name] > 0, f"{where}.{name}")
-
-
-def _ablation(record: Mapping[str, Any]) -> None:
-    for name in ("axis", "final"):
-        _need(_is_text(record.get(name)), name)
-    _need(isinstance(_mapping(record, "arguments").get("seeds"), list), "arguments.seeds")
-    for name in ("cells", "tests"):
-        _need(isinstance(record.get(name), list), name)
-    _need(bool(record["cells"]), "cells")
-    for number, cell in enumerate(record["cells"]):
-        where = f"cells[{number}]"
-        _need(isinstance(cell, Mapping) and _is_text(cell.get("variant")), where)
-        metrics = _mapping(cell, "metrics")
-        _need(all(map(_is_number, metrics.values())), f"{where}.metrics")
-    for number, test in enumerate(record["tests"]):
-        where = f"tests[{number}]"
-        _need(isinstance(test, Mapping), where)
-        _need(all(_is_text(test.get(name)) for name in ("variant", "task", "method")), where)
-        _need(all(_is_number(test.get(name)) for name in ("difference", "p_value")), where)
-        ends = [test.get(name) for name in ("low", "high")]
-        _need(ends == [None, None] or all(map(_is_number, ends)), where)
-        counts = ("n", "clusters", "better", "worse", "seeds_alike")
-        _need(all(_is_count(test.get(name)) for name in counts), where)
-        seeds = test.get("seed_differences")
-        _need(isinstance(seeds, list) and all(map(_is_number, seeds)), where)

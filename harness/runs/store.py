@@ -17,7 +17,6 @@ from typing import Any
 import tasks
 from harness.data.readers import read_rows
 from harness.data.sources import Source
-from harness.runs.checks import check_record, check_samples
 from harness.runs.schema import Sample, TaskResult, with_marks
 from harness.scoring.intervals import Interval, NoInterval
 from vlmamba_core.errors import UserError
@@ -93,6 +92,8 @@ def read_record(folder: Path, kind_of: str | None = None) -> Mapping[str, Any]:
         raise UserError(f"{file} is of kind {kind!r}; expected one of {', '.join(KINDS)}")
     if kind_of not in (None, kind):
         raise UserError(f"{folder} holds a {kind}; expected a run of harness.run")
+    from harness.runs.checks import check_record  # pydantic: not before a record is read
+
     check_record(record, file)
     return record
 
@@ -154,6 +155,8 @@ class EvaluationRun:
             samples = [Sample(**row) for row in read_rows(file)]
         except TypeError as error:
             raise UserError(f"{file} does not hold samples of harness.run: {error}") from error
+        from harness.runs.checks import check_samples
+
         check_samples(samples, file)
         return samples
 

@@ -14,8 +14,11 @@ from test_harness_plots import write_profile
 from harness import compare as compare_command
 from harness import plots as plots_command
 from harness import report, run, tables
+from harness.runs import checks, store
+from harness.speed.sweep.points import Row
 
 Damage = Callable[[Path], object]
+RESULTS = Path(__file__).resolve().parents[2] / "results" / "runs"
 RECORD, SAMPLES = "record.json", "samples_pope.jsonl"
 
 
@@ -233,6 +236,15 @@ def test_a_broken_ablation_is_refused(name, tmp_path, capsys):
     (tmp_path / "runs" / "a" / RECORD).write_text(json.dumps(STUDY | content))
     for main, arguments in readers(tmp_path / "runs", tmp_path).values():
         refused(main, arguments, message, capsys)
+
+
+def test_the_model_of_a_point_has_the_columns_that_are_written():
+    assert set(checks.Point.model_fields) == set(Row.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("folder", sorted(RESULTS.rglob(RECORD)), ids=lambda p: p.parent.name)
+def test_the_committed_records_are_read(folder):
+    assert store.read_record(folder.parent)["kind"] in checks.KINDS
 
 
 ARGUMENTS: dict[str, tuple[object, str]] = {
