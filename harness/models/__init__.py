@@ -3,6 +3,8 @@
 base        what the harness asks of any model: `EvalModel`, a `Request`, its `Picture`s
 resumable   journal, unreadable images, batches that do not fit, ranks, timing: around any model
 vlmamba     this project's checkpoints: grouped by image, one prefill shared by its questions
+transformers  any image-text-to-text model of transformers, its prompts in `templates`
+shared_prefix one image prefix for all questions of a picture, in exact batches, for any such model
 lmms        the same model as an lmms-eval model class, for lmms-eval's own command
 """
 

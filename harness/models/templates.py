@@ -1,0 +1,86 @@
+"""What stands around a question: the model's own chat template, or a named one.
+
+    template = choose(processor, None)            # the model's own where it has one, else plain
+    text = template.render(processor, "Is there a dog?", images=1)
+
+A wrong template costs more points than most changes to a model, so a record names the one used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlmamba.processing import SYSTEM
+from vlmamba_core.errors import UserError, unknown
+
+CHAT = "chat_template"  # the name of the one that the model's processor brings along
+PLAIN = "plain"
+
+# {images}: an image token for each picture, {lines}: each on a line of its own; {question}: the
+# text of the user's turn
+NAMED = {
+    PLAIN: "{images}{question}",
+    # LLaVA-1.5 and its kin (Vicuna's conversation with its system sentence)
+    "vicuna_v1": f"{SYSTEM} USER: {{lines}}{{question}} ASSISTANT:",
+    # LLaVA-1.6 on Mistral
+    "mistral_instruct": "[INST] {lines}{question} [/INST]",
+}
+
+
+@dataclass(frozen=True)
+class Template:
+    """name: what a record calls it.  text: a Jinja chat template, or one of NAMED."""
+
+    name: str
+    text: str
+    chat: bool
+
+    def describe(self) -> dict[str, str]:
+        """What a record says of it."""
+        return {"name": self.name, "sha256": hashlib.sha256(self.text.encode()).hexdigest()}
+
+    def render(self, processor: Any, question: str, images: int) -> str:
+        """The prompt's text with an image token for each picture."""
+        if not self.chat:
+            token = image_token(processor)
+            return self.text.format(
+                images=token * images, lines=f"{token}\n" * images, question=question
+            )
+        content: list[dict[str, str]] = [{"type": "image"}] * images
+        turn = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
+        return processor.apply_chat_template(
+            [turn], chat_template=self.text, add_generation_prompt=True, tokenize=False
+        )
+
+
+def choose(processor: Any, name: str | None) -> Template:
+    """The template called `name`, one of NAMED, chat_template, or a file with a Jinja template.
+
+    None: the model's own, or plain where it has none. Raises UserError for an unknown name.
+    """
+    own = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
+    if isinstance(own, dict):
+        own = own.get("default")
+    if name is None:
+        name = CHAT if own else PLAIN
+    if name == CHAT:
+        if not own:
+            raise UserError(f"this model brings no chat template; choose {', '.join(NAMED)}")
+        return Template(CHAT, own, chat=True)
+    if name in NAMED:
+        return Template(name, NAMED[name], chat=False)
+    if Path(name).is_file():
+        return Template(Path(name).name, Path(name).read_text(encoding="utf-8"), chat=True)
+    raise unknown("template", name, [CHAT, *NAMED])
+
+
+def image_token(processor: Any) -> str:
+    """What stands for a picture in this processor's text."""
+    for holder in (processor, processor.tokenizer):
+        token = getattr(holder, "image_token", None)
+        if token:
+            return str(token)
+    return "<image>"

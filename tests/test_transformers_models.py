@@ -1,0 +1,210 @@
+"""transformers' VLMs under evaluation answer what the library's generate() answers alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny_vlms
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, MistralConfig
+
+import tasks
+from harness.data.images import decode, image_key
+from harness.data.sources import Source
+from harness.models.base import Limits, Picture, Request
+from harness.models.resumable import Resumable
+from harness.models.shared_prefix import ALONE, BATCHED, EQUAL
+from harness.models.transformers import TransformersModel
+from vlmamba_core.errors import UserError
+
+NEW_TOKENS = 10
+TASKS = ("pope", "mme", "mmbench")
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("vlms")
+    return {name: tiny_vlms.save(name, root / name) for name in tiny_vlms.FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def demo_requests() -> list[Request]:
+    """The first questions of the demo's tasks, and what tasks may hold besides."""
+    found = []
+    for name in TASKS:
+        task = tasks.load(name)
+        rows = Source.parse("demo").load(task, "paper")
+        for n in range(8):
+            stored = rows[n][task.image_column]
+            picture = Picture(image_key(stored), lambda stored=stored: decode(stored))
+            prompt = task.prompt(rows[n], "paper")
+            found.append(Request(name, n, prompt, (picture,), Limits(NEW_TOKENS)))
+    one, *_, other = (request.pictures[0] for request in found)
+    for n, pictures in enumerate([(one, other), (other, one, one), (one, other), (), ()]):
+        text = ("Which is larger?", "Compare them.", "How many dogs?", "What is 2 + 2?", "Hi!")[n]
+        found.append(Request("mixed", n, text, pictures, Limits(NEW_TOKENS)))
+    return found
+
+
+def by_the_library(folder: Path, requests: list[Request]) -> list[str]:
+    """Each prompt alone through AutoProcessor and generate(), written without the harness."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    found = []
+    for request in requests:
+        images = [picture.image.convert("RGB") for picture in request.pictures]
+        parts = [{"type": "image", "image": image} for image in images]
+        turn = {"role": "user", "content": [*parts, {"type": "text", "text": request.prompt}]}
+        if processor.chat_template:
+            inputs = processor.apply_chat_template(
+                [turn],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+            )
+        else:
+            inputs = processor(text="<image>" * len(images) + request.prompt, images=[images])
+            inputs = inputs.convert_to_tensors("pt")
+            inputs.pop("labels")
+        tokens = model.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)
+        new = tokens[0, inputs["input_ids"].shape[1] :]
+        found.append(processor.tokenizer.decode(new, skip_special_tokens=True).strip())
+    return found
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "idefics3"])
+def test_answers_are_those_of_generate_one_at_a_time(family, folders, demo_requests):
+    expected = by_the_library(folders[family], demo_requests)
+    model = TransformersModel(str(folders[family]), batch_size=5)
+    assert model.mode == BATCHED, model.reasons
+    assert model.error is not None and model.error < 1e-4
+    answers = Resumable(model).answer(demo_requests)
+    assert answers == expected
+    assert len(set(answers)) > len(answers) // 2  # the comparison means something
+    described = model.describe()["batching"]
+    assert described["questions_also_asked_alone"] == 8
+    assert described["of_these_answered_differently"] == 0
+
+
+@pytest.mark.parametrize("mode", [EQUAL, ALONE])
+def test_slower_ways_give_the_same_answers(mode, folders, demo_requests):
+    fast = Resumable(TransformersModel(str(folders["qwen2_vl"]), batch_size=7))
+    slow = Resumable(TransformersModel(str(folders["qwen2_vl"]), batch_size=7, mode=mode))
+    assert slow.answer(demo_requests) == fast.answer(demo_requests)
+
+
+def test_an_image_that_sees_the_question_is_found_and_read_each_time(folders, demo_requests):
+    pictures = [request for request in demo_requests if len(request.pictures) == 1]
+    model = TransformersModel(str(folders["paligemma"]), batch_size=5)
+    assert model.mode == ALONE
+    assert all("logits differ" in reason for reason in model.reasons) and model.reasons
+    assert model.template.name == "plain"
+    assert Resumable(model).answer(pictures) == by_the_library(folders["paligemma"], pictures)
+
+
+def test_a_question_the_model_does_not_take_is_counted(folders, demo_requests):
+    around = Resumable(TransformersModel(str(folders["paligemma"]), batch_size=5))
+    asked = [*demo_requests[:2], next(r for r in demo_requests if not r.pictures)]
+    assert around.answer(asked)[2] is None
+    assert len(around.events) == 1 and "not answered: ValueError" in around.events[0]
+
+
+def test_a_picture_is_prepared_and_encoded_once_for_its_questions(folders, demo_requests):
+    pictures = [demo_requests[0].pictures[0], demo_requests[-6].pictures[0]]
+    assert pictures[0].key != pictures[1].key
+    asked = [Request("t", n, f"Question {n}?", (pictures[n // 6],), Limits(3)) for n in range(12)]
+    model = TransformersModel(str(folders["llava"]), batch_size=4, agreement=0)
+    counts = {"encoded": 0, "prepared": 0}
+    process = model.processor.image_processor
+
+    def encoded(*_) -> None:
+        counts["encoded"] += 1
+
+    def prepared(*args, real=process._preprocess, **kwargs):
+        counts["prepared"] += 1
+        return real(*args, **kwargs)
+
+    model.model.model.vision_tower.register_forward_hook(encoded)
+    process._preprocess = prepared
+    Resumable(model).answer(asked)
+    assert counts == {"encoded": 2, "prepared": 2}
+
+
+def test_rows_that_ended_leave_the_batch(folders, demo_requests):
+    model = TransformersModel(str(folders["llava"]), batch_size=32)
+    whole = Resumable(model).answer(demo_requests)
+    stops = sorted({c for text in whole if text for c in text if c.isascii() and c.isalpha()})[:3]
+    asked = [
+        Request(r.task, r.row, r.prompt, r.pictures, Limits(NEW_TOKENS, tuple(stops)))
+        for r in demo_requests
+    ]
+    expected = []
+    for text in whole:
+        for stop in stops:
+            text = text.split(stop)[0]
+        expected.append(text.strip())
+    assert expected != whole
+    assert Resumable(model).answer(asked) == expected
+    assert Resumable(TransformersModel(str(folders["llava"]), mode=ALONE)).answer(asked) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "mode"),
+    [
+        ({"repetition_penalty": 1.4, "do_sample": True, "temperature": 0.7, "top_k": 3}, BATCHED),
+        ({"no_repeat_ngram_size": 2}, ALONE),
+        ({"suppress_tokens": [44, 258]}, ALONE),
+    ],
+)
+def test_the_models_own_generation_settings_hold(tmp_path, demo_requests, settings, mode):
+    folder = tiny_vlms.save("llava", tmp_path, generation=settings)
+    model = TransformersModel(str(folder), batch_size=4)
+    assert model.mode == mode
+    if mode == ALONE:
+        assert model.reasons == [f"its generation settings have {next(iter(settings))}"]
+    assert Resumable(model).answer(demo_requests) == by_the_library(folder, demo_requests)
+
+
+def test_a_sliding_window_is_not_padded(tmp_path, demo_requests):
+    folder = tiny_vlms.save("llava", tmp_path, text=MistralConfig, sliding_window=16)
+    model = TransformersModel(str(folder), batch_size=4)
+    assert Resumable(model).answer(demo_requests) == by_the_library(folder, demo_requests)
+    assert model.different == 0
+
+
+def test_a_named_template_is_used_and_told(folders, demo_requests, tmp_path):
+    asked = demo_requests[:1]
+    llava = str(folders["llava"])
+    own, vicuna = (TransformersModel(llava, template=name) for name in (None, "vicuna_v1"))
+    assert own.describe()["template"]["name"] == "chat_template"
+    assert vicuna.describe()["template"]["name"] == "vicuna_v1"
+    text = vicuna.template.render(vicuna.processor, "Is there a dog?", images=2)
+    assert text == (
+        "A chat between a curious user and an artificial intelligence assistant. The assistant "
+        "gives helpful, detailed, and polite answers to the user's questions. USER: <image>\n"
+        "<image>\nIs there a dog? ASSISTANT:"
+    )
+    assert own.provenance() != vicuna.provenance()
+    assert own.provenance() == TransformersModel(llava).provenance()
+    assert Resumable(own).answer(asked) != Resumable(vicuna).answer(asked)
+    file = tmp_path / "mine.jinja"
+    file.write_text(tiny_vlms.CHAT.replace("IMAGE", "<image>\n"))
+    mine = TransformersModel(llava, template=str(file))
+    assert mine.template.name == "mine.jinja"
+    assert Resumable(mine).answer(asked) == Resumable(own).answer(asked)
+    with pytest.raises(UserError, match="unknown template 'vicuna'; .*: vicuna_v1"):
+        TransformersModel(llava, template="vicuna")
+
+
+def test_a_question_brings_no_image_tokens_along(folders, demo_requests):
+    asked = demo_requests[0]
+    odd = Request("t", 0, f"<image>{asked.prompt}<image>", asked.pictures, asked.limits)
+    model = TransformersModel(str(folders["llava"]))
+    assert Resumable(model).answer([odd]) == Resumable(model).answer([asked])
+
+
+def test_what_is_no_such_model_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="cannot load .* as an image-text-to-text model"):
+        TransformersModel(str(tmp_path))
