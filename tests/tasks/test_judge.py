@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,8 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from harness.runs.schema import score_task
+from harness.scoring import chat
 from harness.scoring import judge as judging
-from harness.scoring.judge import Judge, evaluate
+from harness.scoring.chat import Judge
+from harness.scoring.judge import evaluate
 from tasks import load
 from vlmamba_core.errors import UserError
 from vlmamba_core.folder import Journal
@@ -95,7 +98,7 @@ def test_a_busy_service_is_asked_again(server, judge):
     server.answer = lambda body: next(replies)
     patient = Judge(judge.url, judge.model, judge.key_variable, sleep=waited.append)
     assert patient.ask("?") == "0.9"
-    assert waited == [7.0, judging.WAITS_S[1]]
+    assert waited == [7.0, chat.WAITS_S[1]]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +106,7 @@ def test_a_busy_service_is_asked_again(server, judge):
     [
         ((401, {}, KEY.encode()), "answered HTTP 401: check the key in TEST_JUDGE_KEY", 1),
         ((404, {}, b""), "answered HTTP 404", 1),
-        ((500, {}, b""), "answered HTTP 500", 1 + len(judging.WAITS_S)),
+        ((500, {}, b""), "answered HTTP 500", 1 + len(chat.WAITS_S)),
         ((302, {"Location": "http://127.0.0.1:1/elsewhere"}, b""), "answered HTTP 302", 1),
         ((200, {}, b"<html>"), "sent no chat completion", 1),
         ((200, {}, b'{"choices": []}'), "sent no chat completion", 1),
@@ -119,12 +122,43 @@ def test_failures_are_one_clear_line_without_the_key(server, judge, answer, mess
     assert "\n" not in str(caught.value)
 
 
+def test_a_server_that_says_nothing_is_left_after_a_while(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        judge = Judge(url, "judge-1", timeout_s=0.05, sleep=lambda _: None)
+        with pytest.raises(UserError, match=r"is out of reach \(.*timed out\)"):
+            judge.ask("?")
+
+
+def test_a_refusal_without_end_is_read_in_part(server, judge):
+    server.answer = lambda body: (404, {}, b'{"error": "' + b"x" * 2**22 + b'"}')
+    with pytest.raises(UserError, match="answered HTTP 404$"):
+        judge.ask("?")
+
+
+def test_nothing_is_logged(server, judge, caplog):
+    server.answer = lambda body: (500, {}, KEY.encode())
+    with caplog.at_level("DEBUG"), pytest.raises(UserError):
+        judge.ask("?")
+    assert KEY not in caplog.text
+
+
+@pytest.mark.parametrize("after", ["soon", "Fri, 01 Jan 2100 00:00:00 GMT", "-5", "1e9", "nan"])
+def test_a_strange_retry_after_is_kept_within_reason(server, judge, after):
+    waited: list[float] = []
+    server.answer = lambda body: (503, {"Retry-After": after}, b"")
+    with pytest.raises(UserError, match="HTTP 503"):
+        Judge(judge.url, judge.model, judge.key_variable, sleep=waited.append).ask("?")
+    assert len(waited) == len(chat.WAITS_S)
+    assert all(0 <= seconds <= chat.LONGEST_WAIT_S for seconds in waited)
+
+
 def test_nobody_there(monkeypatch):
     waited: list[float] = []
     judge = Judge("http://127.0.0.1:9/v1", "judge-1", sleep=waited.append)
     with pytest.raises(UserError, match=r"is out of reach \("):
         judge.ask("?")
-    assert waited == list(judging.WAITS_S)
+    assert waited == list(chat.WAITS_S)
 
 
 def test_null_content_is_an_empty_reply(server, judge):
@@ -274,7 +308,7 @@ def test_newer_parameter_names(server, judge):
 
     server.answer = answer
     assert judge.ask("?", max_tokens=3) == "0.7"
-    assert server.requests[-1]["max_completion_tokens"] == judging.REASONING_TOKENS
+    assert server.requests[-1]["max_completion_tokens"] == chat.REASONING_TOKENS
     judge.ask("again?")
     assert len(server.requests) == 4  # what was learnt is kept
 
