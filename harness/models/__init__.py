@@ -5,6 +5,7 @@ resumable   journal, unreadable images, batches that do not fit, ranks, timing: 
 vlmamba     this project's checkpoints: grouped by image, one prefill shared by its questions
 transformers  any image-text-to-text model of transformers, its prompts in `templates`
 shared_prefix one image prefix for all questions of a picture, in exact batches, for any such model
+api         a model behind an OpenAI-compatible endpoint, its client in `endpoint`
 lmms        the same model as an lmms-eval model class, for lmms-eval's own command
 """
 

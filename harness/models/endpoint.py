@@ -1,0 +1,260 @@
+"""The client of an OpenAI-compatible endpoint: retries, refusals, and a key that is kept nowhere.
+
+    endpoint = Endpoint("https://api.openai.com/v1", "gpt-4o", key_variable="OPENAI_API_KEY")
+    reply = endpoint.chat([{"role": "user", "content": "How many legs has a dog?"}], max_tokens=8)
+
+The key is read from an environment variable named by the caller, sent in the Authorization header
+and kept nowhere else: not in records, messages, logs or `repr`; what a server sends back may hold
+it too.  Several threads may ask at a time.  httpx is imported when the first message is sent.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from vlmamba_core.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    import httpx
+    import tenacity
+
+RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # HTTP status codes worth another try
+ABOUT_THE_CALLER = (401, 402, 407)  # no request of this caller is answered
+WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # before each further try
+LONGEST_WAIT_S = 120.0
+LONGEST_REASON = 2**14  # bytes of a refusal that are read
+REASONING_TOKENS = 1024  # newer models think within the limit, before their answer
+VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")  # a key in its place would end up in messages
+
+
+class Refused(Exception):
+    """The server will not answer this one message; the text is its reason."""
+
+
+class _Failure(Exception):
+    """A message that got no reply; the text says why.
+
+    passing: it may get one later.  retry_after: when, as the server says.
+    """
+
+    def __init__(self, why: str, passing: bool, retry_after: str | None = None) -> None:
+        super().__init__(why)
+        self.passing, self.retry_after = passing, retry_after
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A model's answer. tokens: how many it has, where the server counts them."""
+
+    text: str
+    tokens: int | None = None
+
+
+@dataclass
+class Endpoint:
+    """The chat model `model` at `url` (the part before /chat/completions)."""
+
+    url: str
+    model: str
+    key_variable: str | None = None  # name of the environment variable that holds the key
+    timeout_s: float = 120.0
+    sleep: Callable[[float], None] = time.sleep
+    _renamed: bool = field(default=False, init=False, repr=False)  # max_completion_tokens
+    _own_temperature: bool = field(default=False, init=False, repr=False)  # none can be asked for
+
+    def __post_init__(self) -> None:
+        parts = urlsplit("" if _unsendable(self.url) else self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(
+                "the endpoint is not a web address; expected one such as http://localhost:8000/v1"
+            )
+        if parts.username or parts.password or parts.query:
+            raise UserError(
+                "the endpoint's address holds credentials or a query; give the plain address, put "
+                "the key in an environment variable and name that with key_env"
+            )
+        if self.key_variable is not None and not VARIABLE.fullmatch(self.key_variable):
+            raise UserError(
+                "key_env takes the name of an environment variable (capitals, digits, _), not the "
+                "key itself"
+            )
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        max_tokens: int,
+        stop: Sequence[str] = (),
+        temperature: float = 0.0,
+    ) -> Reply:
+        """The reply to a conversation; asked again while the service is busy or out of reach.
+
+        Raises Refused where the server refuses this conversation, UserError where it is not usable.
+        """
+        while True:
+            body: dict[str, Any] = {"model": self.model, "messages": list(messages)}
+            if self._renamed:
+                body["max_completion_tokens"] = max(max_tokens, REASONING_TOKENS)
+            else:
+                body["max_tokens"] = max_tokens
+            if stop:
+                body["stop"] = list(stop)
+            if not self._own_temperature:
+                body["temperature"] = temperature
+            try:
+                return self._reply(self._send(body))
+            except Refused as error:
+                if not self._take_hint(str(error), body):
+                    raise
+
+    def authorization(self) -> dict[str, str]:
+        """The header that carries the key. Raises UserError if its variable holds none."""
+        if self.key_variable is None:
+            return {}
+        key = os.environ.get(self.key_variable, "").strip()
+        if not key.isascii() or not key.isprintable() or not key:
+            state = "is not set" if not key else "holds characters that no key has"
+            raise UserError(f"the endpoint's key: environment variable {self.key_variable} {state}")
+        return {"Authorization": f"Bearer {key}"}
+
+    def _take_hint(self, reason: str, body: Mapping[str, Any]) -> bool:
+        """Whether a parameter that newer models have changed was refused, and can be changed."""
+        unknown_limit = "max_tokens" in reason and "support" in reason.lower()
+        if "max_tokens" in body and ("max_completion_tokens" in reason or unknown_limit):
+            self._renamed = True
+        elif "temperature" in body and "temperature" in reason.lower():
+            self._own_temperature = True
+        else:
+            return False
+        return True
+
+    @functools.cached_property
+    def _client(self) -> httpx.Client:
+        """Follows no redirect, which would carry the key to another host."""
+        import httpx
+
+        for name in ("httpx", "httpcore"):  # they log headers, and what servers answer to them
+            logging.getLogger(name).setLevel(logging.WARNING)
+        limits = httpx.Limits(max_connections=None)
+        return httpx.Client(timeout=self.timeout_s, follow_redirects=False, limits=limits)
+
+    def _send(self, body: Mapping[str, Any]) -> bytes:
+        """The reply to a request, sent again while the server may take it."""
+        from tenacity import Retrying, retry_if_exception, stop_after_attempt
+
+        attempts = Retrying(
+            retry=retry_if_exception(lambda error: isinstance(error, _Failure) and error.passing),
+            stop=stop_after_attempt(1 + len(WAITS_S)),
+            wait=_wait_s,
+            sleep=self.sleep,
+            reraise=True,
+        )
+        try:
+            return attempts(self._post, body)
+        except _Failure as error:
+            problem = str(error)
+        raise UserError(f"the endpoint at {self.url} {problem}")
+
+    def _post(self, body: Mapping[str, Any]) -> bytes:
+        """One request. Raises Refused for a refused message, _Failure for anything else.
+
+        Neither has httpx's own error as its cause: that may quote what the server sent.
+        """
+        import httpx
+
+        address = f"{self.url.rstrip('/').removesuffix('/chat/completions')}/chat/completions"
+        try:
+            with self._client.stream(
+                "POST", address, json=body, headers=self.authorization()
+            ) as response:
+                if response.is_success:
+                    return response.read()
+                told = self._reason(response)
+        except (httpx.NetworkError, httpx.TimeoutException) as error:  # our own system's words
+            problem = str(error) or type(error).__name__
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            problem = type(error).__name__
+        else:
+            code = response.status_code
+            if code in RETRIED:
+                wait = response.headers.get("Retry-After")
+                raise _Failure(f"answered HTTP {code}{told}", passing=True, retry_after=wait)
+            if 400 <= code < 500 and code not in ABOUT_THE_CALLER:
+                raise Refused(f"HTTP {code}{told}")
+            key = f": check the key in {self.key_variable or 'a variable named with key_env'}"
+            raise _Failure(f"answered HTTP {code}{key * (code == 401)}{told}", passing=False)
+        raise _Failure(f"is out of reach ({problem})", passing=True)
+
+    def _reason(self, response: httpx.Response) -> str:
+        """What the server says of its refusal, ": ..."; without the key, which it may repeat."""
+        try:
+            content = json.loads(_first_bytes(response.iter_bytes(), LONGEST_REASON))
+            told = content.get("error", content)
+        except (ValueError, AttributeError):
+            return ""
+        text = told.get("message", told) if isinstance(told, dict) else told
+        return f": {one_line(self._without_key(str(text)))}"[:300]
+
+    def _without_key(self, text: str) -> str:
+        """What a server sends may hold what it got; it goes into messages and files."""
+        key = os.environ.get(self.key_variable or "", "").strip()
+        return text.replace(key, "***") if key else text
+
+    def _reply(self, content: bytes) -> Reply:
+        try:
+            found = json.loads(content)
+            text = found["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError):
+            found, text = None, 0
+        if isinstance(text, list):  # in parts, of which those of text count
+            text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
+        if not isinstance(text, str | None):
+            raise UserError(
+                f"the endpoint at {self.url} sent no chat completion; is it OpenAI-compatible, "
+                "with the address given up to /v1?"
+            )
+        usage = found.get("usage")
+        tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        return Reply(self._without_key(text or ""), tokens if isinstance(tokens, int) else None)
+
+
+def _first_bytes(chunks: Iterator[bytes], limit: int) -> bytes:
+    """The beginning of a body, which need not end."""
+    found = b""
+    for chunk in chunks:
+        found += chunk
+        if len(found) >= limit:
+            break
+    return found[:limit]
+
+
+def _unsendable(url: str) -> bool:
+    """Whether an address cannot stand in a request: blanks, letters beyond ASCII, a broken host."""
+    try:
+        urlsplit(url).port  # noqa: B018 - it raises for a port that is no number
+    except ValueError:
+        return True
+    return not url.isascii() or not url.isprintable() or " " in url
+
+
+def _wait_s(state: tenacity.RetryCallState) -> float:
+    """Seconds before the next try: what the server asks for, else longer each time."""
+    usual_s = (*WAITS_S, 0.0)[state.attempt_number - 1]  # none follows the last try
+    error = state.outcome.exception() if state.outcome else None
+    return _seconds(getattr(error, "retry_after", None), usual_s)
+
+
+def _seconds(retry_after: str | None, otherwise: float) -> float:
+    """A Retry-After header in seconds, within reason; dates and nonsense do not count."""
+    try:
+        return min(max(float(retry_after or otherwise), 0.0), LONGEST_WAIT_S)
+    except ValueError:
+        return otherwise
