@@ -131,7 +131,7 @@ def test_a_server_that_says_nothing_is_left_after_a_while(monkeypatch):
 
 
 def test_a_refusal_without_end_is_read_in_part(server, judge):
-    server.answer = lambda body: (404, {}, b'{"error": "' + b"x" * 2**22 + b'"}')
+    server.answer = lambda body: (404, {}, b'{"error": "' + b"x" * 2**18 + b'"}')
     with pytest.raises(UserError, match="answered HTTP 404$"):
         judge.ask("?")
 
