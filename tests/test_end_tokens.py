@@ -16,7 +16,7 @@ from vlmamba.checkpoints import load
 from vlmamba.generation import GroupedGenerator, Request, end_tokens
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import IGNORED, SYSTEM, VLMambaProcessor
-from vlmamba.training.init_model import build
+from vlmamba.training.init_model import initial_model
 from vlmamba.training.stages import STAGES
 from vlmamba_core.errors import UserError
 
@@ -80,7 +80,7 @@ def test_training_starts_with_the_tokenizers_end_token(other, tmp_path):
     processor = VLMambaProcessor.from_config(config, other)
     VLMambaForConditionalGeneration(config).save_pretrained(folder)
     processor.save_pretrained(folder)
-    model, _ = build(tiny_config(), STAGES["finetune"], str(folder), [], seed=0)
+    model, _ = initial_model(tiny_config(), STAGES["finetune"], str(folder), [], seed=0)
     assert model.generation_config.eos_token_id == model.config.eos_token_id == 2
 
 

@@ -16,7 +16,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from vlmamba import checkpoints
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor
-from vlmamba.training.init_model import build
+from vlmamba.training.init_model import initial_model
 from vlmamba.training.stages import STAGES
 from vlmamba.weight_files import in_dtype
 
@@ -30,7 +30,8 @@ import ctypes, gc, json, sys
 import torch
 from vlmamba import checkpoints
 from vlmamba.config import VLMambaConfig
-from vlmamba.training.init_model import build
+from vlmamba.models.assemble import assemble
+from vlmamba.training.init_model import initial_model
 from vlmamba.training.stages import STAGES
 
 def kib(name):
@@ -40,9 +41,9 @@ def kib(name):
 def load(way, folder, dtype):
     config = VLMambaConfig.from_pretrained(folder)
     if way == "build":
-        return checkpoints.build(config)
+        return assemble(config)
     if way == "init":
-        return build(config, STAGES["pretrain"], folder, [], 0)[0]
+        return initial_model(config, STAGES["pretrain"], folder, [], 0)[0]
     return checkpoints.load(folder, dtype)[0]
 
 def measured(way, small, large, dtype="auto"):
@@ -147,7 +148,7 @@ def test_a_changed_dtype_is_the_one_that_transformers_makes(wanted):
 def test_a_stage_takes_over_its_parts_and_nothing_is_left_empty(stage, tmp_path, tokenizer):
     """The encoder's unsaved buffers and the output head included."""
     donor = saved(tmp_path / "donor", torch.float32, tokenizer)
-    model, _ = build(tiny_config(), STAGES[stage], str(donor), [], 0)
+    model, _ = initial_model(tiny_config(), STAGES[stage], str(donor), [], 0)
     theirs, _ = checkpoints.load(str(donor))
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     others = dict(theirs.named_parameters()) | dict(theirs.named_buffers())
@@ -158,7 +159,7 @@ def test_a_stage_takes_over_its_parts_and_nothing_is_left_empty(stage, tmp_path,
         if stage == "finetune" or not name.startswith("connector."):
             assert torch.equal(tensors[name], tensor), name
     assert torch.equal(tensors[fresh], others[fresh]) == (stage == "finetune")
-    again, _ = build(tiny_config(), STAGES[stage], str(donor), [], 0)
+    again, _ = initial_model(tiny_config(), STAGES[stage], str(donor), [], 0)
     assert all(torch.equal(a, b) for a, b in zip(*map(all_of, (model, again)), strict=True))
 
 

@@ -14,7 +14,7 @@ from test_training import accelerator, data, images, make_run  # noqa: F401
 from vlmamba import checkpoints
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.training import checkpoint, loop, lora
-from vlmamba.training.init_model import build
+from vlmamba.training.init_model import initial_model
 from vlmamba.training.stages import STAGES, freeze
 from vlmamba_core.errors import UserError
 
@@ -52,7 +52,7 @@ def test_a_step_of_a_lora_run_is_loaded_with_its_adapter(run, step):
     ways = {
         "load": checkpoints.load(str(step))[0],
         "from_pretrained": VLMambaForConditionalGeneration.from_pretrained(step),
-        "--init": build(run.model.config, STAGES["finetune"], str(step), [], 0)[0].eval(),
+        "--init": initial_model(run.model.config, STAGES["finetune"], str(step), [], 0)[0].eval(),
     }
     for name, model in ways.items():
         torch.testing.assert_close(model(IDS).logits, expected, msg=name, rtol=1e-4, atol=1e-4)

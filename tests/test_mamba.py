@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from tiny import tiny_config
 from transformers import MambaConfig, MambaForCausalLM
 
-from vlmamba.checkpoints import language_model_config, load_language_model
+from vlmamba import published
 from vlmamba.config import VLMambaConfig
+from vlmamba.models.language.mamba_config import published_fields
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba_core.errors import UserError
 
@@ -55,9 +56,9 @@ def write_checkpoint(folder, model, layout: str, form: str) -> None:
 
 
 def ours_from(folder) -> VLMambaForConditionalGeneration:
-    config = tiny_config(**language_model_config(folder))
+    config = tiny_config(**published_fields(folder))
     model = VLMambaForConditionalGeneration(config)
-    load_language_model(model, folder)
+    model.language_model.load_published(folder)
     return model.eval()
 
 
@@ -73,15 +74,13 @@ def test_every_published_layout_gives_the_same_model(tmp_path, theirs, layout, f
 
 
 def test_a_revision_is_pinned_behind_the_name(monkeypatch, tmp_path, theirs):
-    import huggingface_hub
-
     write_checkpoint(tmp_path, theirs, "original", "bin")
     asked = []
     monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda *a, **k: asked.append((a, k)) or str(tmp_path)
+        published, "snapshot_download", lambda *a, **k: asked.append((a, k)) or str(tmp_path)
     )
     model = VLMambaForConditionalGeneration(tiny_config())
-    load_language_model(model, "state-spaces/mamba-1.4b@abc123", local_files_only=True)
+    model.language_model.load_published("state-spaces/mamba-1.4b@abc123", local_files_only=True)
     assert asked == [
         (("state-spaces/mamba-1.4b",), {"revision": "abc123", "local_files_only": True})
     ]
@@ -111,14 +110,14 @@ def test_a_wrong_checkpoint_names_its_keys(tmp_path, theirs):
     ours = VLMambaForConditionalGeneration(tiny_config())
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"norm_f.weight has shape \(7,\)"):
-        load_language_model(ours, tmp_path)
+        ours.language_model.load_published(tmp_path)
     del tensors["backbone.norm_f.weight"]
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"lacks 2 tensors: layers.1.mixer.D, norm_f.weight"):
-        load_language_model(ours, tmp_path)
+        ours.language_model.load_published(tmp_path)
     save_file(tensors | {"extra": torch.ones(1)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="unexpected tensor 'extra'"):
-        load_language_model(ours, tmp_path)
+        ours.language_model.load_published(tmp_path)
 
 
 @pytest.mark.parametrize("k", range(1, 9))

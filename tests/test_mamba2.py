@@ -11,8 +11,8 @@ from test_mamba import original_layout
 from tiny import TINY_MIXERS, tiny_config
 from transformers import Mamba2Config, Mamba2ForCausalLM
 
-from vlmamba.checkpoints import language_model_config, load_language_model
 from vlmamba.config import LANGUAGE_MODELS, VLMambaConfig
+from vlmamba.models.language.mamba_config import published_fields
 from vlmamba.models.mixers.mamba2 import CHUNK, Mamba2Mixer, ssd, ssd_step
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba_core.errors import UserError
@@ -179,8 +179,8 @@ def write_checkpoint(folder, model: Mamba2ForCausalLM, layout: str) -> None:
 
 
 def ours_from(folder) -> VLMambaForConditionalGeneration:
-    model = VLMambaForConditionalGeneration(tiny_config(**language_model_config(folder)))
-    load_language_model(model, folder)
+    model = VLMambaForConditionalGeneration(tiny_config(**published_fields(folder)))
+    model.language_model.load_published(folder)
     return model.eval()
 
 
@@ -235,7 +235,7 @@ def test_what_we_do_not_have_is_refused(tmp_path, theirs, change, message):
     config = json.loads((tmp_path / "config.json").read_text()) | change
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=message):
-        language_model_config(tmp_path)
+        published_fields(tmp_path)
 
 
 def test_a_head_of_its_own_is_refused(tmp_path, theirs):

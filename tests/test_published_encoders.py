@@ -18,7 +18,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from vlmamba import checkpoints
+from vlmamba.models.assemble import assemble
 from vlmamba_core.errors import UserError
 
 SIZES = {name: value for name, value in TINY_CLIP.items() if name not in ("model_type",)}
@@ -67,7 +67,7 @@ def ours(kind: str, folder: Path, **vision):
     if kind == "siglip":
         fields["vision_use_head"] = False  # as the presets have it
     config = tiny_config(vision_config=fields, vision_model_id=str(folder))
-    return checkpoints.build(config).eval()
+    return assemble(config).eval()
 
 
 LAYOUTS = {

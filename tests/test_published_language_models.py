@@ -18,9 +18,9 @@ from transformers import (
     MambaForCausalLM,
 )
 
-from vlmamba import checkpoints
-from vlmamba.checkpoints import language_model_config, load_language_model
 from vlmamba.config import VLMambaConfig
+from vlmamba.models.assemble import assemble
+from vlmamba.models.language.mamba_config import published_fields
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba_core.errors import UserError
 
@@ -51,7 +51,7 @@ def published(kind: str, folder: Path, **fields):
 def ours(kind: str, folder: Path) -> VLMambaForConditionalGeneration:
     """By the way that training takes."""
     fields = {"language_model_id": str(folder), "vision_config": None}  # its encoder is a package's
-    return checkpoints.build(tiny_config(**OURS[kind] | fields)).eval()
+    return assemble(tiny_config(**OURS[kind] | fields)).eval()
 
 
 def change(folder: Path, **fields) -> None:
@@ -119,7 +119,7 @@ def test_a_head_of_its_own_that_is_not_there_is_refused(kind, tmp_path):
 def test_no_limit_has_two_spellings(form, tmp_path):
     published("mamba2", tmp_path)
     change(tmp_path, time_step_limit=[0.0, form])
-    assert language_model_config(tmp_path)["n_groups"] == 1
+    assert published_fields(tmp_path)["n_groups"] == 1
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_weights_are_not_put_into_a_model_of_another_epsilon(tmp_path):
     published("mamba", tmp_path, layer_norm_epsilon=0.1)
     model = VLMambaForConditionalGeneration(tiny_config())
     with pytest.raises(UserError, match="rms_eps is 0.1 in its config.json, and 1e-05 here"):
-        load_language_model(model, tmp_path)
+        model.language_model.load_published(tmp_path)
 
 
 def test_a_smaller_vocabulary_fills_the_first_rows(tmp_path):
@@ -209,5 +209,5 @@ def test_the_original_layouts_settings_are_read_too(fields, message, tmp_path):
 def test_presets_agree_with_the_published_configurations(preset, config, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     ours = VLMambaConfig.preset(preset)
-    found = language_model_config(tmp_path)
+    found = published_fields(tmp_path)
     assert {name: getattr(ours, name) for name in found} == found

@@ -9,8 +9,9 @@ import torch
 from tiny import TINY_CLIP, tiny_config
 from transformers import CLIPVisionConfig, CLIPVisionModel, MambaConfig, MambaForCausalLM
 
-from vlmamba import checkpoints
 from vlmamba.config import VLMambaConfig
+from vlmamba.models.assemble import assemble
+from vlmamba.published import tokenizer_for
 from vlmamba.training.init_model import tiny
 from vlmamba_core.errors import UserError
 
@@ -54,8 +55,8 @@ def pinned(revision: str | None, **changes) -> VLMambaConfig:
 @pytest.mark.parametrize("revision", [None, "main", "v1", COMMITS["v1"]])
 def test_every_part_comes_from_its_revision(cache, revision):
     config = pinned(revision)
-    model = checkpoints.build(config, cache_dir=cache, **OFFLINE)
-    tokenizer = checkpoints.tokenizer_for(config, cache_dir=cache, **OFFLINE)
+    model = assemble(config, cache_dir=cache, **OFFLINE)
+    tokenizer = tokenizer_for(config, cache_dir=cache, **OFFLINE)
     second = revision in ("v1", COMMITS["v1"])
     for part in (model.vision_encoder, model.language_model):
         assert all((p == 0.25).all() for p in part.parameters()) == second
@@ -86,8 +87,8 @@ def test_what_is_not_in_the_cache_is_named_with_the_way_to_get_it(cache, field, 
     source = source.format(PARTS[field])
     config = pinned(None, **{field: source})
     with pytest.raises(UserError) as caught:
-        checkpoints.build(config, cache_dir=cache, **OFFLINE)
-        checkpoints.tokenizer_for(config, cache_dir=cache, **OFFLINE)
+        assemble(config, cache_dir=cache, **OFFLINE)
+        tokenizer_for(config, cache_dir=cache, **OFFLINE)
     message = str(caught.value)
     name, revision = source.split("@")
     assert f"cannot fetch the {what} {source!r}: " in message
@@ -99,5 +100,5 @@ def test_a_folder_may_have_an_at_sign_in_its_name(cache, tmp_path):
     folder = tmp_path / "clip@home"
     (cache / "models--org--clip" / "snapshots" / COMMITS["v1"]).rename(folder)
     config = pinned(None, vision_model_id=str(folder))
-    model = checkpoints.build(config, cache_dir=cache, **OFFLINE)
+    model = assemble(config, cache_dir=cache, **OFFLINE)
     assert all((p == 0.25).all() for p in model.vision_encoder.parameters())

@@ -407,7 +407,7 @@ def test_a_flag_without_its_package_is_refused_at_once(
 ):
     """Before the data are read, a model is made or a folder written."""
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr("vlmamba.training.init_model.build", None)
+    monkeypatch.setattr("vlmamba.training.init_model.initial_model", None)
     arguments = ["--preset", PRESET, *flags(world, tmp_path / "o"), *more]
     assert train.main(arguments) == 2
     error = capsys.readouterr().err

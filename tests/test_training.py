@@ -17,6 +17,7 @@ from test_llava_data import conversation, write
 
 from vlmamba import checkpoints
 from vlmamba.data import collate, llava, text
+from vlmamba.models.assemble import assemble
 from vlmamba.training import checkpoint, loop, recipe
 from vlmamba.training.schedule import constant_with_warmup, cosine_with_warmup
 from vlmamba.training.stages import STAGES, freeze, get_stage
@@ -103,7 +104,7 @@ def test_the_demo_encoder_keeps_its_batch_statistics(processor):
     from tiny import tiny_config
 
     config = tiny_config(vision_config=None)
-    model = checkpoints.build(config)
+    model = assemble(config)
     before = digests(model)["vision_encoder"]
     freeze(model, STAGES["finetune"])
     ids = torch.tensor([[config.image_token_id] * config.num_image_tokens + [5, 6]])

@@ -7,8 +7,8 @@ import torch
 from tiny import TINY_CLIP
 from transformers import AutoConfig
 
-from vlmamba.checkpoints import load_language_model
 from vlmamba.config import VLMambaConfig
+from vlmamba.models.assemble import assemble
 from vlmamba.models.language import WrappedLM
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba_core.errors import UserError
@@ -128,8 +128,20 @@ def test_published_weights_of_a_wrapped_model_are_loaded(tmp_path):
     text = AutoConfig.for_model("llama", **FAMILIES["llama"])
     config = VLMambaConfig(text_config=text, vision_config=dict(TINY_CLIP))
     model = VLMambaForConditionalGeneration(config)
-    load_language_model(model, tmp_path)
+    model.language_model.load_published(tmp_path)
     ids = torch.randint(2, 64, (1, 6))
     with torch.no_grad():
         expected = published(input_ids=ids).logits
         assert torch.equal(model.eval()(input_ids=ids).logits, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_wrapped_model_is_assembled_from_its_published_weights(name, tmp_path):
+    """Nothing of it has memory before the file is read: buffers that nobody saves included."""
+    published = language_model(name).model
+    published.save_pretrained(tmp_path)
+    text = AutoConfig.for_model(name, **FAMILIES[name])
+    model = assemble(VLMambaConfig(text_config=text, language_model_id=str(tmp_path)))
+    ids = torch.randint(2, 64, (1, 6))
+    assert torch.equal(model.eval()(input_ids=ids).logits, published(input_ids=ids).logits)

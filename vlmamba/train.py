@@ -102,7 +102,9 @@ def start(plan: Plan) -> tuple[Any, Any]:
     if not args.tiny:
         init_model.check_init(plan.config, plan.stage, args.init)
     texts = list(args.tokenizer_data or args.data)
-    model, processor = init_model.build(plan.config, plan.stage, args.init, texts, plan.hyper.seed)
+    model, processor = init_model.initial_model(
+        plan.config, plan.stage, args.init, texts, plan.hyper.seed
+    )
     processor.image_aspect_ratio = args.image_aspect_ratio
     return model, processor
 

@@ -92,6 +92,31 @@ def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return copy
 
 
+def check_finite(what: str, model: torch.nn.Module) -> None:
+    """Raise UserError where a parameter of `what` holds NaN or infinity."""
+    for key, parameter in model.named_parameters():
+        if not is_finite(parameter):
+            raise UserError(f"{what}: {key} holds NaN or infinite values")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """No NaN and no infinity in it.
+
+    Either stays in a sum, which is far quicker than isfinite of every value and needs no memory; a
+    sum may also overflow, so only where it is not finite is every value looked at.
+    """
+    tensor = tensor.detach()
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+def take_buffers(model: torch.nn.Module, donor: torch.nn.Module) -> None:
+    """Give a model that was made without memory the donor's buffers, which no file holds."""
+    for name, buffer in donor.named_buffers():
+        path, _, leaf = name.rpartition(".")
+        if model.get_buffer(name).is_meta:
+            setattr(model.get_submodule(path), leaf, buffer)
+
+
 def _give_back(tensor: Tensor) -> None:
     """Let the system drop the pages that hold only this tensor, which nobody reads any more."""
     advise = getattr(ctypes.CDLL(None), "madvise", None) if os.name == "posix" else None

@@ -23,3 +23,9 @@ def one_line(text: str) -> str:
     """`text` in one line that a terminal shows as it is: what came from a file cannot steer it."""
     line = " ".join(text.split())
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+def shortened(error: BaseException, length: int = 300) -> str:
+    """All that an error says in one line, cut at `length`: its first line often hides the cause."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= length else f"{text[:length]}..."

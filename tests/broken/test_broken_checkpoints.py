@@ -1,4 +1,4 @@
-"""Broken checkpoints under `harness.run --model` and `load_language_model`: refused in one line."""
+"""Broken checkpoints under `harness.run --model` and `load_published`: refused in one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from tiny import tiny_config
 
 from harness import run
 from vlmamba import checkpoints
-from vlmamba.checkpoints import load_language_model
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba_core.errors import UserError
 
@@ -411,6 +410,6 @@ def test_a_broken_language_model_is_refused(name, tmp_path, trap, model):
     (folder / "config.json").write_text(json.dumps(original))
     damage(folder)
     with pytest.raises(UserError, match=message) as caught:
-        load_language_model(model, folder)
+        model.language_model.load_published(folder)
     assert "\n" not in str(caught.value)
     assert not trap.exists()

@@ -30,10 +30,9 @@ from vlmamba.models.adapter import merge, pending
 from vlmamba.models.connector import OutputLinear, build_connector
 from vlmamba.models.generate import MambaGenerationMixin
 from vlmamba.models.language import Cache, build_language_model
+from vlmamba.models.language.base import EMBEDDING_STD
 from vlmamba.models.mixers.base import Mixer
 from vlmamba.models.vision import build_vision_encoder
-
-EMBEDDING_STD = 0.02
 
 
 @dataclass

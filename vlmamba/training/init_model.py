@@ -12,13 +12,16 @@ from vlmamba import checkpoints
 from vlmamba.config import VLMambaConfig
 from vlmamba.data.text import plain_texts
 from vlmamba.data.tokenizer import train_tokenizer
+from vlmamba.models.assemble import assemble, hollow
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor, follow_tokenizer
+from vlmamba.published import tokenizer_for
 from vlmamba.training.stages import Stage
+from vlmamba.weight_files import take_buffers
 from vlmamba_core.errors import UserError
 
 
-def build(
+def initial_model(
     config: VLMambaConfig, stage: Stage, init: str | None, data: list[Path], seed: int
 ) -> tuple[VLMambaForConditionalGeneration, VLMambaProcessor]:
     """Model (float32, CPU) and processor at the start of `stage`.
@@ -30,14 +33,14 @@ def build(
     """
     torch.manual_seed(seed)
     if init is None:
-        model = checkpoints.build(config, pretrained=config.language_model_id is not None)
+        model = assemble(config, pretrained=config.language_model_id is not None)
         if config.tokenizer_id is not None:
-            tokenizer = checkpoints.tokenizer_for(config)
+            tokenizer = tokenizer_for(config)
         else:
             tokenizer = train_tokenizer(plain_texts(data), config.vocab_size)
         return model, _processor(model, tokenizer)
     donor, donor_processor = checkpoints.load(init, dtype=torch.float32)
-    model = checkpoints.hollow(config)
+    model = hollow(config)
     for part in ("vision_encoder", *stage.starts_from):
         adopt(model, donor, part, init)
     model.tie_weights()
@@ -95,7 +98,4 @@ def adopt(model: nn.Module, donor: nn.Module, part: str, source: str) -> None:
         )
     hollow = any(weight.is_meta for weight in ours.values())
     model.get_submodule(part).load_state_dict(theirs, assign=hollow)  # the same memory
-    for name, buffer in donor.get_submodule(part).named_buffers():  # those that nobody saves
-        path, _, leaf = f"{part}.{name}".rpartition(".")
-        if model.get_buffer(f"{part}.{name}").is_meta:
-            setattr(model.get_submodule(path), leaf, buffer)
+    take_buffers(model.get_submodule(part), donor.get_submodule(part))

@@ -11,9 +11,21 @@ from vlmamba.models.language.base import Cache, LanguageModel
 from vlmamba.models.language.mamba import MambaLM
 from vlmamba.models.language.wrapped import WrappedLM
 
-__all__ = ["Cache", "LanguageModel", "MambaLM", "WrappedLM", "build_language_model"]
+__all__ = [
+    "Cache",
+    "LanguageModel",
+    "MambaLM",
+    "WrappedLM",
+    "build_language_model",
+    "language_model_class",
+]
+
+
+def language_model_class(config: PretrainedConfig) -> type[LanguageModel]:
+    """The family of a text configuration."""
+    return registry.language_models.get(config.model_type, WrappedLM)
 
 
 def build_language_model(config: PretrainedConfig) -> LanguageModel:
     """The language model (random weights) of a text configuration."""
-    return registry.language_models.get(config.model_type, WrappedLM)(config)
+    return language_model_class(config)(config)

@@ -10,11 +10,14 @@ Sizes: B batch, L sequence, D width, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
+
+EMBEDDING_STD = 0.02  # of embeddings and output projections that nothing is loaded into
 
 
 class Cache(ABC):
@@ -121,6 +124,21 @@ class LanguageModel(nn.Module):
 
     def step(self, inputs_embeds: Tensor, cache: Any) -> Tensor:
         """One token: (B, D) -> (B, D) hidden; `cache` is updated in place."""
+        raise NotImplementedError
+
+    @classmethod
+    def take_published_settings(cls, config: Any, source: str | Path, **options: Any) -> None:
+        """Make `config` that of the published model where no shape changes, before it is built.
+
+        source: folder or hub id[@revision]; options: of from_pretrained.  Raises UserError where
+        the rest is another model's.  A family that leaves nothing to take over does nothing.
+        """
+
+    def load_published(self, source: str | Path, **options: Any) -> None:
+        """Fill the weights from what others published (folder or hub id[@revision]).
+
+        Raises UserError for what is missing or does not fit.
+        """
         raise NotImplementedError
 
     def flops(self, tokens: int) -> float:

@@ -8,7 +8,8 @@ leave it untouched.  `config.mixer` chooses the layer of every block: Mamba's or
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +19,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from vlmamba import registry
 from vlmamba.config import MambaConfig
 from vlmamba.models.language.base import Cache, LanguageModel
+from vlmamba.models.language.mamba_config import (
+    check_agreement,
+    published_fields,
+    take_results_only,
+)
+from vlmamba.models.language.mamba_weights import fill
 from vlmamba.models.linear import Linear
 from vlmamba.models.mixers import MIXERS
+from vlmamba.published import published_folder
 
 
 @dataclass
@@ -183,6 +191,25 @@ class MambaLM(LanguageModel):
         weight = self.norm_f.weight
         normed = F.rms_norm(x.float(), weight.shape, weight.float(), self.norm_f.eps)
         return normed.to(weight.dtype)
+
+    @classmethod
+    def take_published_settings(
+        cls, config: MambaConfig, source: str | Path, **options: Any
+    ) -> None:
+        """Norms' epsilon and the residual's precision; UserError where the rest is another's."""
+        published = published_fields(published_folder(source, **options))
+        take_results_only(config, published)
+        check_agreement(config, published, source)
+
+    def load_published(self, source: str | Path, **options: Any) -> None:
+        """Fill the weights from a published checkpoint of either layout (see `mamba_weights`).
+
+        Raises UserError for keys that are missing, unknown or ill-shaped, and for settings of its
+        config.json that are not the model's.
+        """
+        folder = published_folder(source, **options)
+        check_agreement(self.config, published_fields(folder), source)
+        fill(self, folder, source)
 
     def flops(self, tokens: int) -> float:
         """Every layer's matrices and scan; A_log is a matrix of no product."""

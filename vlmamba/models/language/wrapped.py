@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig, P
 
 from vlmamba.config import split_revision
 from vlmamba.models.language.base import Cache, LanguageModel
+from vlmamba.weight_files import take_buffers
 from vlmamba_core.errors import UserError
 
 PROBE_TOKENS = 12
@@ -283,6 +284,7 @@ class WrappedLM(LanguageModel):
         dtype = self.embedding.weight.dtype
         published = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **options)
         self.model.load_state_dict(published.state_dict(), assign=True)
+        take_buffers(self.model, published)
 
     def flops(self, tokens: int) -> float:
         """Counted by running the model on the meta device, attention included."""
