@@ -28,9 +28,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tasks
+from harness.data import questions
 from harness.data.sources import STYLES, Source, choose_tasks
 from harness.models import BUNDLED_MODELS, ranks
-from harness.runs import rerun
+from harness.models.registry import OWN, ModelOptions, eval_models
+from harness.models.resumable import Resumable
+from harness.reporting import render
+from harness.runs import evaluation, rerun
+from harness.runs.evaluation import Asked
 from harness.scoring import judge as judging
 from harness.scoring import submit
 from tasks.common import PROTOCOLS, Benchmark
@@ -67,7 +72,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--tasks", help=f"comma-separated, or all: {', '.join(tasks.NAMES)}")
-    add("--model", default="nano", help="nano (bundled demo), a checkpoint folder, or a hub id")
+    kinds = ", ".join(f"{kind}:NAME" for kind in eval_models if kind != OWN)
+    others = f", or another kind of model: {kinds}" if kinds else ""
+    add(
+        "--model",
+        default="nano",
+        help=f"nano (bundled demo), a checkpoint folder, or a hub id{others}",
+    )
     add("--revision", help="revision of a hub model")
     add("--data", default="demo", help="demo, hub, or a folder with files such as TASK.parquet")
     add("--style", help=f"demo data only: {', '.join(STYLES)} (default: seen)")
@@ -90,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--submit", type=Path, metavar="DIR", help="write the test servers' files here")
     judging.add_arguments(parser)
     add("--from-record", type=Path, metavar="FILE", help="repeat the run of a record.json")
-    add("--verbose", action="store_true", help="show lmms-eval's log and progress bars")
+    add("--verbose", action="store_true", help="show the libraries' logs and progress bars")
     return parser
 
 
@@ -121,6 +132,9 @@ def check_model(name: str) -> None:
 
     The model package says the same, but only once torch is loaded.
     """
+    kind, _ = eval_models.split(name)
+    if kind != OWN:
+        return  # its own function says what it cannot make
     hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     if name not in BUNDLED_MODELS and not Path(name).is_dir() and not hub_id:
         raise UserError(
@@ -193,7 +207,7 @@ def what_servers_want(
 def default_out(args: argparse.Namespace, source: Source, chosen: Sequence[Benchmark]) -> Path:
     """A folder named after what answers depend on: the same command finds its own answers."""
     names = "all" if args.tasks == "all" else "+".join(task.name for task in chosen)
-    model = args.model.strip("/").replace("/", "--").lstrip(".") or "model"
+    model = args.model.strip("/").replace("/", "--").replace(":", "-").lstrip(".") or "model"
     parts = [model, source.name, args.protocol, names]
     parts += ["blind"] if args.blind else []
     parts += [f"{n}-{getattr(args, n)}" for n in tasks.PROMPT_OPTIONS if getattr(args, n)]
@@ -203,7 +217,8 @@ def default_out(args: argparse.Namespace, source: Source, chosen: Sequence[Bench
 
 def stay_offline(args: argparse.Namespace, source: Source) -> None:
     """Keep the hub's libraries off the network unless data or model come from there."""
-    hub_model = "/" in args.model and not Path(args.model).is_dir()
+    _, name = eval_models.split(args.model)
+    hub_model = "/" in name and not Path(name).is_dir()
     if source.kind != "hub" and not hub_model:
         for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
             os.environ[name] = "1"
@@ -232,36 +247,74 @@ def main(argv: Sequence[str] | None = None) -> int:
     stay_offline(args, source)
     started = time.perf_counter()
     before = rerun.read(args.from_record)
-    rows = [(task, source.load(task, args.protocol)) for task in chosen]
+    rows = [(task, source.rows(task)) for task in chosen]
+    asked = [
+        Asked(task, questions.read(task, table, args.protocol, args.limit)) for task, table in rows
+    ]
     rank = ranks.rank()
     wanted = what_servers_want(args, source, rows) if rank == 0 else {}
     with RunFolder(out, shared=rank > 0) as folder, ranks.together():
-        from harness.models import lmms_tasks
-        from harness.runs import evaluation  # these load torch and lmms-eval
-
-        with lmms_tasks.quiet(not args.verbose):
-            journal = AnswerJournal(out, rank, every=args.batch_size)
-            model = evaluation.load_model(args, journal)
+        run = evaluation.Run(
+            arguments=arguments,
+            source=source,
+            folder=folder,
+            rows={task.name: table for task, table in rows},
+            submit_to=args.submit,
+            wanted=wanted,
+            judge=judge,
+        )
+        with evaluation.quiet(not args.verbose):
+            ranks.join()
+            model = load_model(args, AnswerJournal(out, rank, every=args.batch_size))
             if not args.from_record:  # a rerun warns of what is no longer the same
-                rerun.refuse_other_weights(out, there, model.evaluated.sha256)
+                rerun.refuse_other_weights(out, there, model.model.describe().get("sha256"))
             if rank == 0:
-                rerun.warn(before, evaluation.terms_of(vars(args), model))
-            answers = lmms_tasks.run(model, rows, args.protocol, limit=args.limit, seed=args.seed)
-            model.answers.gather()
-        if answers is not None:  # every rank but the first is done
-            run = evaluation.Run(
-                arguments=arguments,
-                source=source,
-                rows={task.name: table for task, table in rows},
-                folder=folder,
-                submit_to=args.submit,
-                wanted=wanted,
-                judge=judge,
-                overwrite=args.overwrite,
-            )
-            record = evaluation.finish(run, model, answers, started)
+                rerun.warn(before, evaluation.terms_of(arguments, model))
+            predictions = evaluation.ask(model, asked, args.protocol)
+        if predictions is not None:  # every process but the first is done
+            if args.overwrite:
+                folder.clear()
+            record = finish(run, model, asked, predictions, started)
             rerun.warn(before, {"data": record["data"]})
     return 0
+
+
+def load_model(args: argparse.Namespace, journal: AnswerJournal) -> Resumable:
+    """The model that `--model` names, its answers kept. Raises UserError."""
+    names = ("revision", "batch_size", "device", "dtype", "backend", "blind", "seed")
+    options = ModelOptions(**{name: getattr(args, name) for name in names})
+    evaluation.seed_everything(args.seed)
+    return Resumable(eval_models.load(args.model, options), journal)
+
+
+def finish(
+    run: evaluation.Run,
+    model: Resumable,
+    asked: Sequence[Asked],
+    predictions: Sequence[Sequence[str | None]],
+    started: float,
+) -> dict[str, Any]:
+    """Score the answers, write all files, print the table, and check it; returns the record."""
+    began = time.perf_counter()
+    pairs = zip(asked, predictions, strict=True)
+    outcomes = [evaluation.score(run, task, answers) for task, answers in pairs]
+    model.timing["score_s"] = time.perf_counter() - began
+    record = evaluation.write(run, model, asked, outcomes, started)
+    title = evaluation.title_line(run.arguments, run.source)
+    results = [outcome.result for outcome in outcomes]
+    run.folder.write("table.md", render.report(results, title, markdown=True))
+    for event in model.events[:5]:
+        print(f"note: {event}", file=sys.stderr)
+    if len(model.events) > 5:
+        print(f"note: and {len(model.events) - 5} more, see record.json", file=sys.stderr)
+    print(render.report(results, title))
+    resumed = model.timing["resumed_answers"]
+    kept = f" ({resumed} answers were already there)" if resumed else ""
+    print(f"written to {run.folder.path}: record.json, table.md, samples_*.jsonl{kept}")
+    print(evaluation.say_where_the_time_went(record["timing"]))
+    for line in evaluation.check(run, record, asked, outcomes):
+        print(f"warning: {line}", file=sys.stderr)
+    return record
 
 
 if __name__ == "__main__":

@@ -30,8 +30,9 @@ from typing import Any
 
 SEED = 20240607
 PRELOADED = [
-    "harness.runs.evaluation",
-    "harness.models.lmms_tasks",
+    "harness.run",
+    "harness.models.vlmamba",
+    "harness.models.lmms",
     "harness.ablate",
     "harness.profile",
 ]

@@ -10,7 +10,8 @@ import pytest
 from harness_world import mme_rows, png, pope_rows, write_parquet
 
 import tasks
-from harness.data.sources import DEMO_LABEL, Source, without_images
+from harness.data.questions import without_images
+from harness.data.sources import DEMO_LABEL, Source
 from vlmamba_core.errors import UserError
 
 POPE, MME = tasks.load("pope"), tasks.load("mme")

@@ -16,7 +16,7 @@ from test_harness_plots import write_profile
 
 from harness import report
 from harness.data.images import image_key
-from harness.runs.store import NO_IMAGE
+from harness.data.questions import NO_IMAGE
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]

@@ -1,4 +1,4 @@
-"""The whole command: answers through lmms-eval, scores, files, resume, mistakes."""
+"""The whole command: answers, scores, files, resume, mistakes."""
 
 from __future__ import annotations
 

@@ -27,7 +27,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tasks
 from harness import run
+from harness.data import questions
 from harness.data.sources import Source
+from harness.runs import evaluation
+from harness.runs.evaluation import Asked
 from harness.speed.sweep.fits import line
 from vlmamba_core.cli import cli
 from vlmamba_core.folder import AnswerJournal
@@ -116,17 +119,19 @@ def main(argv: list[str] | None = None) -> int:
     chosen = run.parse(options)
     source = Source.parse("demo", None)
     run.stay_offline(chosen, source)
-    from harness.models import lmms_tasks
-    from harness.runs import evaluation
 
     watch, started = Watch(args.questions), time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, lmms_tasks.quiet():
-        model = evaluation.load_model(chosen, CountingJournal(Path(folder), watch))
-        questions = [(task, source.load(task, "paper")) for task in map(tasks.load, TASKS)]
+    with tempfile.TemporaryDirectory() as folder, evaluation.quiet():
+        model = run.load_model(chosen, CountingJournal(Path(folder), watch))
+        chosen_tasks = [tasks.load(name) for name in TASKS]
+        asked = [
+            Asked(task, questions.read(task, source.rows(task), "paper", EACH))
+            for task in chosen_tasks
+        ]
         try:
             while True:
-                lmms_tasks.run(model, questions, "paper", limit=EACH)
-                known = model.answers.provenance
+                evaluation.ask(model, asked, "paper")
+                known = model.provenance
                 known["round"] = known.get("round", 0) + 1  # asked anew, not kept
         except Enough:
             pass

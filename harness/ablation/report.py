@@ -19,9 +19,10 @@ from typing import Any
 import tasks
 from harness.ablation.cells import Budget, Cell
 from harness.ablation.variants import FINAL, Variant
+from harness.data.questions import NO_IMAGE
 from harness.reporting import paper
 from harness.runs import schema
-from harness.runs.store import NO_IMAGE, EvaluationRun
+from harness.runs.store import EvaluationRun
 from harness.scoring.paired import Paired, paired
 
 

@@ -1,6 +1,7 @@
 """Images as data sets store them: a content key without decoding, and a decoder that may fail.
 
-A stored image is {"bytes", "path"} (undecoded) or a PIL image (decoded by the reader).
+A stored image is {"bytes", "path"} (undecoded) or a PIL image (decoded by the reader); the bytes
+may be a view of memory that belongs to a file.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ def decode(value: Any) -> Image.Image:
     from vlmamba.data.decode import BrokenPicture, decode_picture  # the package loads torch
 
     try:
-        return decode_picture(_stored_bytes(value))
+        return decode_picture(bytes(_stored_bytes(value)))
     except BrokenPicture as error:
         raise UnreadableImage(str(error)) from error
 
 
-def _stored_bytes(value: Mapping[str, Any]) -> bytes:
+def _stored_bytes(value: Mapping[str, Any]) -> bytes | memoryview:
     if value["bytes"] is not None:
         return value["bytes"]
     try:

@@ -1,7 +1,7 @@
 """Where a benchmark's rows come from: the demo world, the Hugging Face hub, or a local folder.
 
     source = Source.parse("hub", split="testdev")
-    rows = source.load(tasks.load("vqav2"), "paper")     # a datasets.Dataset, images undecoded
+    rows = source.rows(tasks.load("vqav2"))     # a datasets.Dataset, images undecoded
     source.describe(tasks.load("vqav2"), rows)           # data set, split, commit: for the record
 
 The formats of a folder are those of `harness.data.folder`. Finding files (`Source.check`) imports
@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import tasks
 from harness.data import folder
 from harness.data.folder import check_columns, first_line, undecoded
-from tasks.common import Benchmark, Hub, check_lists
+from harness.data.questions import SecondTable, check_usable, or_gap
+from tasks.common import Benchmark, Hub
 from vlmamba_core.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -127,10 +127,18 @@ class Source:
             )
 
     def load(self, task: Benchmark, protocol: str) -> datasets.Dataset:
-        """The task's rows, images undecoded.
+        """The task's rows, images undecoded, after a look at every value.
 
-        Raises UserError for unreadable files, missing columns (named), values of a wrong type, no
-        rows, or no network.
+        Raises UserError as `rows` does, and for values that the task cannot use.
+        """
+        rows = self.rows(task)
+        check_usable(task, rows, protocol)
+        return rows if task.text_only_questions else _without_gaps(task, rows)
+
+    def rows(self, task: Benchmark) -> datasets.Dataset:
+        """The task's rows, images undecoded and values as they are: `questions.read` checks them.
+
+        Raises UserError for unreadable files, missing columns (named), no rows, or no network.
         """
         import datasets
 
@@ -146,8 +154,7 @@ class Source:
             raise UserError(f"{task.name}: the data of {self.name} has no rows")
         if task.image_hub and task.image_column not in rows.column_names:
             rows = self._with_images(task, rows, self._chosen(task.image_hub))
-        check_usable(task, rows, protocol)
-        return rows if task.text_only_questions else _without_gaps(task, rows)
+        return rows
 
     def questions(self, task: Benchmark, split: str) -> list[dict[str, Any]]:
         """What a submission knows the questions of another split by: that one column, every row.
@@ -187,17 +194,7 @@ class Source:
                 f"{task.name}: {named} {absent[0]!r} (and {len(absent) - 1} more) is not among "
                 f"the {len(number)} images of {hub.name}"
             )
-
-        def look_up(batch: dict[str, list]) -> dict[str, list]:
-            found = images[[number[str(name)] for name in batch[named]]]
-            return {**batch, task.image_column: list(map(_or_gap, found[task.image_column]))}
-
-        return rows.with_transform(look_up)
-
-
-def _or_gap(image: Any) -> Any:
-    """An absent image as an unreadable one: its question is counted as left out."""
-    return {"bytes": b"", "path": None} if image is None else image
+        return rows.with_transform(SecondTable(task, images, number))
 
 
 def _without_gaps(task: Benchmark, rows: datasets.Dataset) -> datasets.Dataset:
@@ -205,64 +202,7 @@ def _without_gaps(task: Benchmark, rows: datasets.Dataset) -> datasets.Dataset:
     column = task.image_column
     if column not in rows.column_names or not rows.data.column(column).null_count:
         return rows
-    return rows.map(lambda row: {column: _or_gap(row[column])}, features=rows.features)
-
-
-def without_images(rows: datasets.Dataset) -> datasets.Dataset:
-    """The rows without their image columns."""
-    import datasets
-
-    rows = rows.with_format(None)  # no look-up in a second table either
-    images = [c for c, kind in rows.features.items() if isinstance(kind, datasets.Image)]
-    return rows.remove_columns(images)
-
-
-def check_usable(task: Benchmark, rows: datasets.Dataset, protocol: str) -> None:
-    """Raise UserError naming the first row and column whose value the task cannot use."""
-    for number, row in enumerate(_each(task, without_images(rows)), 1):
-        doc = _Watched(row)
-        try:
-            if "question" in task.columns and not isinstance(doc["question"], str):
-                raise TypeError("expected text")
-            check_lists(task, doc)
-            task.prompt(doc, protocol)
-            task.truth(doc)
-            task.cluster(doc)
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            value = repr(row.get(doc.last))[:60]
-            raise UserError(
-                f"{task.name}: row {number} cannot be used: column {doc.last!r} is {value} "
-                f"({type(error).__name__}: {first_line(error)})"
-            ) from error
-
-
-def _each(task: Benchmark, rows: datasets.Dataset) -> Iterator[dict[str, Any]]:
-    """The rows as Python values. Raises UserError where one has no such value."""
-    number = 0
-    try:
-        for row in rows:
-            number += 1
-            yield row
-    except (UnicodeDecodeError, OverflowError) as error:  # text not in UTF-8, a date too far
-        raise UserError(f"{task.name}: row {number + 1} cannot be read: {error}") from error
-
-
-class _Watched(Mapping[str, Any]):
-    """A row that remembers which column was read last: the one to name when reading fails."""
-
-    def __init__(self, row: Mapping[str, Any]) -> None:
-        self._row = row
-        self.last = ""
-
-    def __getitem__(self, column: str) -> Any:
-        self.last = column
-        return self._row[column]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._row)
-
-    def __len__(self) -> int:
-        return len(self._row)
+    return rows.map(lambda row: {column: or_gap(row[column])}, features=rows.features)
 
 
 def _demo_folder(task: str, style: str) -> Path:

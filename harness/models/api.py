@@ -19,11 +19,18 @@ from typing import Any
 from harness.models import spec
 from harness.models.base import EvalModel, Limits, OnDone, Picture, Request
 from harness.models.endpoint import Endpoint, Refused, Reply
+from harness.models.registry import ModelOptions, refuse_own_options
 from vlmamba_core.errors import UserError
 
 CONCURRENCY = 8  # requests under way at a time
 MOST_STOPS = 4  # OpenAI's limit; the answer is cut at the others here
 SETTINGS: spec.Settings = {"model": str, "key_env": str, "timeout": float, "concurrency": int}
+
+
+def load(name: str, options: ModelOptions) -> EvalModel:
+    """The model that `api:NAME` means. Raises UserError."""
+    refuse_own_options(f"api:{name}", options)
+    return ApiModel.from_spec(name)
 
 
 class ApiModel(EvalModel):

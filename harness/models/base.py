@@ -6,7 +6,7 @@
         def provenance(self):
             return {"answer": "yes"}
 
-        def answer(self, requests, limits, on_done):
+        def answer(self, requests, limits, batch_size, on_done):
             for index, _ in enumerate(requests):
                 on_done(index, "yes")
 
@@ -47,6 +47,13 @@ class Picture:
         if self._image is None:
             self._image = self.read()
         return self._image
+
+    def share(self, other: Picture) -> None:
+        """Show the decoded picture of `other`, which has the same content: it is decoded once.
+
+        Raises harness.data.images.UnreadableImage where it is broken.
+        """
+        self._image = other.image
 
     def release(self) -> None:
         """Forget the decoded picture."""

@@ -1,7 +1,10 @@
 """Runs of several processes (`accelerate launch`): what one does when another dies.
 
     with ranks.together():
-        ...                     # collectives, generation
+        ranks.join()
+        mine = ranks.share([request.image_key for request in requests])
+        ...                     # generation
+        everything = ranks.gather(answers)
 
 A launcher that sees one process die ends the others with SIGTERM, and a collective that waits for
 it fails.  Either way the survivors keep their answers and say, in one line, how to go on.
@@ -12,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vlmamba_core.errors import UserError
@@ -29,9 +32,46 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def world_size() -> int:
+    """How many processes this run has."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def several() -> bool:
     """Whether this process is one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return world_size() > 1
+
+
+def join() -> None:
+    """Meet the other processes, where there are some; what they exchange stays in host memory."""
+    if not several():
+        return
+    import torch.distributed
+
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
+
+
+def device(name: str) -> str:
+    """The device called `name`; this process's own GPU where several processes share "cuda"."""
+    if not several() or name not in ("auto", "cuda"):
+        return name
+    import torch
+
+    if not torch.cuda.is_available():
+        return name
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+
+
+def share(keys: Sequence[str | None]) -> list[int]:
+    """The places in `keys` that are this process's; equal keys (one image) stay together."""
+    if not several():
+        return list(range(len(keys)))
+    owners: dict[str, int] = {}
+    names = [f"place {place}" if key is None else f"key {key}" for place, key in enumerate(keys)]
+    for name in names:
+        owners.setdefault(name, len(owners) % world_size())
+    return [place for place, name in enumerate(names) if owners[name] == rank()]
 
 
 @contextlib.contextmanager

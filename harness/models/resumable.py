@@ -29,8 +29,9 @@ Keep = Callable[[int, str | None], None]
 class Resumable:
     """A model whose answers outlive the process.
 
-    events: what a record must tell (broken images, halved batches).  timing: seconds of
-    generation; questions and distinct images asked; answers that were already there.
+    events: what a record must tell (broken images, halved batches).  timing: seconds of all
+    answering and of decoding images within it; questions and distinct images asked; answers that
+    were already there.
     provenance: all that the answers depend on besides the requests (empty without a journal).
     """
 
@@ -39,6 +40,7 @@ class Resumable:
         self.events: list[str] = []
         self.timing: dict[str, Any] = {
             "generate_s": 0.0,
+            "decode_images_s": 0.0,
             "questions": 0,
             "images": 0,
             "resumed_answers": 0,
@@ -62,7 +64,7 @@ class Resumable:
 
             try:
                 for task, indices in _by(requests, lambda r: r.task).items():
-                    bar.set_description(task.removeprefix("vlmamba_").removesuffix("_lmms"))
+                    bar.set_description(task)
                     self._answer_task(requests, indices, keep)
             finally:
                 if self.journal is not None:
@@ -83,7 +85,8 @@ class Resumable:
                 self.note(event)
         for name in ("questions", "images", "resumed_answers"):
             self.timing[name] = sum(timing[name] for _, timing in found)
-        self.timing["generate_s"] = max(timing["generate_s"] for _, timing in found)
+        for name in ("generate_s", "decode_images_s"):
+            self.timing[name] = max(timing[name] for _, timing in found)
 
     def _answer_task(self, requests: Sequence[Request], indices: list[int], keep: Keep) -> None:
         """All requests of one task: those already answered from the journal, then the others."""
@@ -151,18 +154,19 @@ class Resumable:
 
         Equal pictures share one decoded image.
         """
+        started = time.perf_counter()
         decoded: dict[str, Picture] = {}
         readable = []
         for index in some:
             try:
                 for picture in requests[index].pictures:
-                    first = decoded.setdefault(picture.key, picture)
-                    picture._image = first.image
+                    picture.share(decoded.setdefault(picture.key, picture))
             except UnreadableImage as error:
                 self.note(f"{requests[index].task}: row {requests[index].row + 1}: {error}")
                 keep(index, None)
             else:
                 readable.append(index)
+        self.timing["decode_images_s"] += time.perf_counter() - started
         return readable
 
     def _generate(

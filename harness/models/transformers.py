@@ -28,8 +28,9 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from harness.models import templates
+from harness.models import ranks, templates
 from harness.models.base import EvalModel, Limits, OnDone, Picture, Request
+from harness.models.registry import ModelOptions, refuse_own_options
 from harness.models.resumable import cut, is_out_of_memory
 from harness.models.shared_prefix import (
     ALONE,
@@ -58,6 +59,18 @@ OTHER_RULES = (
 )
 # What a processor raises for a request that this model does not take
 NOT_TAKEN = (ValueError, TypeError, IndexError, KeyError)
+
+
+def load(name: str, options: ModelOptions) -> EvalModel:
+    """The model of transformers called `name` (a folder or a hub id). Raises UserError."""
+    refuse_own_options(f"hf:{name}", options)
+    return TransformersModel(
+        name,
+        batch_size=options.batch_size,
+        device=ranks.device(options.device),
+        dtype=options.dtype,
+        revision=options.revision,
+    )
 
 
 class TransformersModel(EvalModel):

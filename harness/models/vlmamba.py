@@ -17,8 +17,10 @@ import transformers
 from torch import Tensor
 
 from harness.data.images import UnreadableImage
+from harness.models import ranks
 from harness.models.base import EvalModel, Limits, OnDone, Picture, Request
-from harness.runs import schema
+from harness.models.code import code_sha256
+from harness.models.registry import ModelOptions
 from vlmamba import checkpoints
 from vlmamba.generation import GroupedGenerator
 from vlmamba.generation import Request as Question
@@ -29,6 +31,21 @@ from vlmamba_core.folder import digest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MEAN_IMAGE = "mean"  # key of what a blind run sees instead of every image
+
+
+def load(name: str, options: ModelOptions) -> EvalModel:
+    """The checkpoint called `name` (bundled, a folder, or a hub id). Raises UserError."""
+    if options.blind and ranks.several():
+        raise UserError("a blind run needs every image of a task: run it in one process")
+    return VLMambaModel(
+        name,
+        revision=options.revision,
+        batch_size=options.batch_size,
+        device=ranks.device(options.device),
+        dtype=options.dtype,
+        backend=options.backend,
+        blind=options.blind,
+    )
 
 
 class VLMambaModel(EvalModel):
@@ -66,7 +83,7 @@ class VLMambaModel(EvalModel):
         """Weights, code, device, numeric type, kernel and library versions."""
         return {
             "model_sha256": self.sha256,
-            "code_sha256": schema.code_sha256(),
+            "code_sha256": code_sha256(),
             "device": self.device.type,
             "dtype": str(self.dtype),
             "backend": self.backend,

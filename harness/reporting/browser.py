@@ -15,8 +15,9 @@ from typing import Any
 
 import tasks
 from harness.data.images import UnreadableImage, decode, image_key
+from harness.data.questions import NO_IMAGE
 from harness.runs.schema import Sample
-from harness.runs.store import NAMED, NO_IMAGE, EvaluationRun
+from harness.runs.store import NAMED, EvaluationRun
 from vlmamba_core.errors import UserError
 
 THUMBNAIL_PX = 264  # twice the size shown

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from harness.data.questions import NO_IMAGE
 from harness.reporting.render import p_text, paired_interval_text
 from harness.runs.schema import Sample, with_marks
-from harness.runs.store import NAMED, NO_IMAGE, EvaluationRun
+from harness.runs.store import NAMED, EvaluationRun
 from harness.runs.store import marks as marks_of
 from harness.scoring.paired import Paired, paired
 from vlmamba_core.errors import UserError

@@ -1,50 +1,65 @@
-"""From a model's answers to scores, files and the table on the terminal.
+"""An evaluation from its rows to its record, in the order of the functions below.
 
-`finish` scores every task, checks the scores against lmms-eval's (`harness.scoring.official`), and
-writes record.json, samples_TASK.jsonl, table.md and submission files into the run's folder.
+    asked = [Asked(task, questions.read(task, rows, protocol, limit)), ...]  # rows, read once
+    predictions = ask(model, asked)              # requests -> answers, by any EvalModel
+    outcome = score(run, asked, predictions)     # answers -> cases -> metrics with intervals
+    record = write(run, model, outcome, started) # samples_TASK.jsonl, submissions, record.json
+    check(run, record, asked, outcome)           # beside lmms-eval's own scores
+
+Every answer is scored once and aggregated once; intervals come from the same cases.
 """
 
 from __future__ import annotations
 
-import argparse
-import math
+import contextlib
+import logging
+import os
+import random
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
-import torch
+import numpy as np
 
+from harness.data.questions import NO_IMAGE, Question
 from harness.data.sources import Source
-from harness.models.lmms import NO_IMAGE, UNREADABLE, VLMamba
-from harness.models.lmms_tasks import Answers, quiet
-from harness.reporting import render
+from harness.models import ranks
+from harness.models.base import EvalModel, Limits, Picture, Request
+from harness.models.resumable import Resumable
 from harness.runs import schema
 from harness.runs.schema import Sample, TaskResult
 from harness.runs.store import marks
 from harness.scoring import official, submit
 from harness.scoring.judge import Judge
+from tasks.common import Benchmark
 from vlmamba_core.errors import UserError
-from vlmamba_core.folder import AnswerJournal, RunFolder, digest
+from vlmamba_core.folder import RunFolder, digest
+
+if TYPE_CHECKING:
+    import datasets
 
 Arguments = Mapping[str, Any]
+Answer = str | None  # None: the image could not be read
 
 
-def load_model(args: argparse.Namespace, journal: AnswerJournal) -> VLMamba:
-    """The model behind lmms-eval's interface, with everything its answers depend on noted."""
-    return VLMamba(
-        pretrained=args.model,
-        revision=args.revision,
-        batch_size=args.batch_size,
-        device=args.device,
-        dtype=args.dtype,
-        backend=args.backend,
-        blind=args.blind,
-        journal=journal,
-    )
+@dataclass(frozen=True)
+class Asked:
+    """A benchmark and the questions of it that are asked."""
+
+    task: Benchmark
+    questions: Sequence[Question]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A task's scores, and a line for each question."""
+
+    result: TaskResult
+    samples: list[Sample]
 
 
 @dataclass(frozen=True)
@@ -58,92 +73,174 @@ class Run:
     submit_to: Path | None = None
     wanted: Mapping[str, submit.Wanted] = field(default_factory=dict)  # what is known of servers
     judge: Judge | None = None
-    overwrite: bool = False  # another finished run in the folder makes way
+
+    @property
+    def protocol(self) -> str:
+        """The rules of prompts and scores."""
+        return self.arguments["protocol"]
 
 
-def finish(run: Run, model: VLMamba, answers: Sequence[Answers], started: float) -> dict[str, Any]:
-    """Score, check against lmms-eval, write the files and print the table.
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and, where a model has loaded it, PyTorch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(seed)
 
-    started: perf_counter() at the start. Returns the record.
+
+def ask(model: Resumable, asked: Sequence[Asked], protocol: str) -> list[list[Answer]] | None:
+    """An answer to each question, by task; None on every process of a run but the first."""
+    questions = [question for task in asked for question in task.questions]
+    for question in questions:
+        if question.image_key is None:
+            model.note(f"{question.task.name}: row {question.row + 1}: {question.trouble}")
+    readable = [place for place, q in enumerate(questions) if q.image_key is not None]
+    requests = [request_of(questions[place], protocol) for place in readable]
+    mine = ranks.share([request.image_key for request in requests])
+    answers = model.answer([requests[number] for number in mine])
+    found = ranks.gather(list(zip(mine, answers, strict=True)))
+    model.gather()
+    if ranks.rank() > 0:
+        return None
+    given: list[Answer] = [None] * len(questions)
+    for number, answer in (pair for part in found for pair in part):
+        given[readable[number]] = answer
+    rest = iter(given)
+    return [[next(rest) for _ in task.questions] for task in asked]
+
+
+def request_of(question: Question, protocol: str) -> Request:
+    """The question as any model is asked it."""
+    key, task = question.image_key, question.task
+    return Request(
+        task=task.name,
+        row=question.row,
+        prompt=question.prompt,
+        pictures=(Picture(key, question.picture),) if key not in (None, NO_IMAGE) else (),
+        limits=Limits(task.max_new_tokens(protocol), task.stop(protocol)),
+    )
+
+
+def score(run: Run, asked: Asked, predictions: Sequence[Answer]) -> Outcome:
+    """A task's scores and per-question lines; its submission file where one is due."""
+    questions = asked.questions
+    result, samples = schema.score_task(
+        asked.task,
+        [question.doc for question in questions],
+        predictions,
+        run.protocol,
+        doc_ids=[question.row for question in questions],
+        image_keys=[question.image_key for question in questions],
+        prompts=[question.prompt for question in questions],
+        truths=[question.truth for question in questions],
+        seed=run.arguments["seed"],
+        judge=run.judge,
+    )
+    result.notes.extend(write_submission(run, asked, predictions, scored=bool(result.metrics)))
+    named = replace(result, marks=tuple(marks(run.arguments, result.task)))
+    return Outcome(named, samples)
+
+
+def write(
+    run: Run, model: Resumable, asked: Sequence[Asked], outcomes: Sequence[Outcome], started: float
+) -> dict[str, Any]:
+    """Write every line of answers and the record, which is returned.
+
+    started: perf_counter() at the start.
     """
-    if run.overwrite:
-        run.folder.clear()
-    results: list[TaskResult] = []
-    checks: dict[str, str] = {}
-    against: dict[str, str] = {}
-    data: dict[str, dict[str, Any]] = {}
-    prompts: dict[str, dict[str, str]] = {}
-    for answer in answers:
-        result, samples = score(run, answer)
-        results.append(replace(result, marks=tuple(marks(run.arguments, result.task))))
-        asked = [[sample.question, sample.truth, sample.image] for sample in samples]
-        which = run.source.describe(answer.task, run.rows[result.task])
-        prompts[result.task] = answer.task.prompt_choices(run.arguments["protocol"])
-        data[result.task] = {**which, "rows_digest": digest(asked)}
-        judged = run.judge is not None and answer.task.judged
-        checks[result.task], against[result.task] = (
-            ("not made: a judge helped", "nothing")
-            if judged
-            else compare(result, samples, answer, run.arguments["protocol"])
-        )
-        run.folder.write(f"samples_{result.task}.jsonl", schema.samples_text(samples))
     arguments, source = run.arguments, run.source
-    title = title_line(arguments, source)
+    data: dict[str, dict[str, Any]] = {}
+    for task, outcome in zip(asked, outcomes, strict=True):
+        name, samples = task.task.name, outcome.samples
+        rows = [[sample.question, sample.truth, sample.image] for sample in samples]
+        which = source.describe(task.task, run.rows[name])
+        data[name] = {**which, "rows_digest": digest(rows)}
+        run.folder.write(f"samples_{name}.jsonl", schema.samples_text(samples))
     record = {
         "schema": schema.SCHEMA,
         "kind": "evaluation",
         "label": source.label,
         "arguments": dict(arguments),
         "data": data,
-        "protocol": arguments["protocol"],
-        "prompts": prompts,
-        "tasks": {result.task: schema.result_entry(result) for result in results},
-        "lmms_eval_check": checks,
-        "lmms_eval_check_against": against,
+        "protocol": run.protocol,
+        "prompts": {one.task.name: one.task.prompt_choices(run.protocol) for one in asked},
+        "tasks": {o.result.task: schema.result_entry(o.result) for o in outcomes},
+        "lmms_eval_check": {one.task.name: "not made yet" for one in asked},
+        "lmms_eval_check_against": {one.task.name: official.NOTHING for one in asked},
         **terms_of(arguments, model),
-        "events": model.answers.events,
-        "timing": {**model.answers.timing, "total_s": time.perf_counter() - started},
+        "events": model.events,
+        "timing": {**model.timing, "total_s": time.perf_counter() - started},
         "finished": schema.now(),
     }
     run.folder.write("record.json", schema.record_text(record))
-    run.folder.write("table.md", render.report(results, title, markdown=True))
-    report_to_terminal(model, checks, run.folder.path, render.report(results, title))
     return record
 
 
-def score(run: Run, answer: Answers) -> tuple[TaskResult, list[Sample]]:
-    """A task's scores and per-question lines; its submission file where one is due."""
-    result, samples = schema.score_task(
-        answer.task,
-        answer.docs,
-        [None if p == UNREADABLE else p for p in answer.predictions],
-        run.arguments["protocol"],
-        doc_ids=answer.doc_ids,
-        image_keys=answer.image_keys,
-        seed=run.arguments["seed"],
-        judge=run.judge,
-    )
-    result.notes.extend(write_submission(run, answer, scored=bool(result.metrics)))
-    return result, samples
+def check(
+    run: Run, record: dict[str, Any], asked: Sequence[Asked], outcomes: Sequence[Outcome]
+) -> list[str]:
+    """Compare the scores with lmms-eval's own and write that into the record; what differs.
+
+    All else is written by then: loading lmms-eval takes seconds.
+    """
+    warned = []
+    for task, outcome in zip(asked, outcomes, strict=True):
+        name = task.task.name
+        found, against = compare(run, task, outcome)
+        record["lmms_eval_check"][name] = found
+        record["lmms_eval_check_against"][name] = against
+        if found != "equal" and not found.startswith("not made"):
+            warned.append(f"{name}: lmms-eval's own score differs: {found}")
+    run.folder.write("record.json", schema.record_text(record))
+    return warned
 
 
-def write_submission(run: Run, answer: Answers, scored: bool) -> list[str]:
+def compare(run: Run, asked: Asked, outcome: Outcome) -> tuple[str, str]:
+    """ "equal", what differs, or why no check was made; and the name of what was compared with.
+
+    Whether a question had an image is told by what the model was shown.
+    """
+    task, limit = asked.task, run.arguments["limit"]
+    if run.judge is not None and task.judged:
+        return "not made: a judge helped", official.NOTHING
+    if why := official.skipped(task, run.protocol, limit):
+        return f"not made: {why}", official.NOTHING
+    given = [
+        official.Given(
+            row=question.doc,
+            answer=sample.prediction,
+            parsed=sample.parsed,
+            truth=sample.truth,
+            with_image=sample.image != NO_IMAGE,
+            excluded=sample.excluded,
+        )
+        for question, sample in zip(asked.questions, outcome.samples, strict=True)
+        if sample.prediction is not None
+    ]
+    different, against = official.check(task, outcome.result.metrics, given, run.protocol)
+    if against.startswith(official.NOTHING):
+        return "not made: lmms-eval has nothing to compare these rows with", against
+    return "; ".join(different) or "equal", against
+
+
+def write_submission(
+    run: Run, asked: Asked, predictions: Sequence[Answer], scored: bool
+) -> list[str]:
     """Write the file for a benchmark's server, if asked to or without a score; and the notes on it.
 
     A question whose image is unreadable gets an empty answer: servers want all questions.
     """
-    name = submit.file_name(answer.task)
+    task = asked.task
+    name = submit.file_name(task)
     if name is None or (scored and run.submit_to is None):
         return []
     path = (run.submit_to or run.folder.path) / name
-    unreadable = answer.predictions.count(UNREADABLE)
-    predictions = ["" if text == UNREADABLE else text for text in answer.predictions]
+    unreadable = list(predictions).count(None)
+    docs, answers = [question.doc for question in asked.questions], [p or "" for p in predictions]
     why = "" if scored else "no score is made here; "
     try:
-        wanted = run.wanted.get(answer.task.name) or submit.wanted(
-            answer.task, run.source, run.rows[answer.task.name]
-        )
-        n, about = submit.write(answer.task, answer.docs, predictions, path, wanted)
+        wanted = run.wanted.get(task.name) or submit.wanted(task, run.source, run.rows[task.name])
+        n, about = submit.write(task, docs, answers, path, wanted)
     except UserError as error:
         if run.submit_to is not None:
             raise
@@ -154,50 +251,36 @@ def write_submission(run: Run, answer: Answers, scored: bool) -> list[str]:
     return notes + about
 
 
-def compare(
-    result: TaskResult, samples: Sequence[Sample], answer: Answers, protocol: str
-) -> tuple[str, str]:
-    """ "equal" or the metrics that differ, and the name of what they were compared with.
-
-    Our functions must give the same under lmms-eval's evaluator; where lmms-eval has a task of its
-    own, that has to agree too. Whether a question had an image is told by what the model was shown.
-    """
-    different = [
-        f"{name}: {result.metrics.get(name, math.nan)} here, {value} in lmms-eval"
-        for name, value in answer.engine.items()
-        if math.isfinite(value) != (name in result.metrics)
-        or (name in result.metrics and not math.isclose(value, result.metrics[name], abs_tol=1e-9))
-    ]
-    given = [
-        official.Given(answer.rows[sample.doc_id], sample, with_image=sample.image != NO_IMAGE)
-        for sample in samples
-        if sample.prediction is not None
-    ]
-    with quiet():
-        theirs, against = official.check(answer.task, result.metrics, given, protocol)
-    return "; ".join([*different, *theirs]) or "equal", against
-
-
-def terms_of(arguments: Arguments, model: VLMamba) -> dict[str, Any]:
+def terms_of(arguments: Arguments, model: Resumable) -> dict[str, Any]:
     """The record's parts that are known before the first question: model and terms."""
     return {
-        "model": {"name": arguments["model"], **model.evaluated.describe()},
+        "model": {"name": arguments["model"], **model.model.describe()},
         "terms": terms(arguments, model) | schema.environment(),
     }
 
 
-def terms(arguments: Arguments, model: VLMamba) -> dict[str, Any]:
+def terms(arguments: Arguments, model: Resumable) -> dict[str, Any]:
     """Under which terms the answers were made."""
-    gpu = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else None
-    known = model.answers.provenance
+    torch = sys.modules.get("torch")  # where the model has a use for it
+    seeded = ("bootstrap", "python", "numpy", "torch")
     return {
-        **{name: value for name, value in known.items() if name != "model_sha256"},
-        "device_name": gpu,
+        **{name: value for name, value in model.provenance.items() if name != "model_sha256"},
+        "device_name": device_name(model.model),
         "batch_size": arguments["batch_size"],
-        "processes": model.world_size,
-        "threads": torch.get_num_threads(),
-        "seeds": dict.fromkeys(("bootstrap", "python", "numpy", "torch"), arguments["seed"]),
+        "processes": ranks.world_size(),
+        "threads": torch.get_num_threads() if torch else None,
+        "seeds": dict.fromkeys(seeded, arguments["seed"]),
     }
+
+
+def device_name(model: EvalModel) -> str | None:
+    """What the GPU that the model is on calls itself; None for one that is on none."""
+    device = getattr(model, "device", None)
+    if getattr(device, "type", None) != "cuda":
+        return None
+    import torch
+
+    return torch.cuda.get_device_name(device)
 
 
 def title_line(arguments: Arguments, source: Source) -> str:
@@ -210,16 +293,32 @@ def title_line(arguments: Arguments, source: Source) -> str:
     return f"{line}\n{source.label}" if source.label else line
 
 
-def report_to_terminal(model: VLMamba, checks: dict[str, str], out: Path, table: str) -> None:
-    """The table on stdout; what went wrong on stderr."""
-    for event in model.answers.events[:5]:
-        print(f"note: {event}", file=sys.stderr)
-    if len(model.answers.events) > 5:
-        print(f"note: and {len(model.answers.events) - 5} more, see record.json", file=sys.stderr)
-    for task, check in checks.items():
-        if check != "equal" and not check.startswith("not made"):
-            print(f"warning: {task}: lmms-eval's aggregate differs: {check}", file=sys.stderr)
-    print(table)
-    resumed = model.answers.timing["resumed_answers"]
-    kept = f" ({resumed} answers were already there)" if resumed else ""
-    print(f"written to {out}: record.json, table.md, samples_*.jsonl{kept}")
+def say_where_the_time_went(timing: Mapping[str, Any]) -> str:
+    """One line: questions a second, and the seconds of each part."""
+    parts = {
+        "decoding images": timing["decode_images_s"],
+        "answering": timing["generate_s"] - timing["decode_images_s"],
+        "scoring and writing": timing.get("score_s", 0.0),
+    }
+    rate = timing["questions"] / timing["generate_s"] if timing["generate_s"] else 0.0
+    seconds = ", ".join(f"{what} {spent:.1f} s" for what, spent in parts.items())
+    rest = timing["total_s"] - sum(parts.values())
+    return f"{rate:.1f} questions/s; {seconds}, loading {rest:.1f} s"
+
+
+@contextlib.contextmanager
+def quiet(active: bool = True) -> Iterator[None]:
+    """The libraries without their log lines and many progress bars, while `active`."""
+    if not active:
+        yield
+        return
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when they are loaded
+    if transformers := sys.modules.get("transformers"):
+        transformers.utils.logging.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

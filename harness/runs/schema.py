@@ -7,8 +7,6 @@ the scores; `samples_TASK.jsonl` holds every answer; `table.md` is for reading.
 from __future__ import annotations
 
 import datetime
-import functools
-import hashlib
 import importlib.metadata
 import json
 import math
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.readers import repeat_note
+from harness.models.code import code_sha256
 from harness.scoring import judge as judging
 from harness.scoring.intervals import Interval, NoInterval, intervals
 from harness.scoring.judge import Judge
@@ -107,15 +106,20 @@ def score_task(
     *,
     doc_ids: Sequence[int] | None = None,
     image_keys: Sequence[str | None] | None = None,
+    prompts: Sequence[str] | None = None,
+    truths: Sequence[Any] | None = None,
     seed: int = 0,
     judge: Judge | None = None,
     report: Report | None = None,
 ) -> tuple[TaskResult, list[Sample]]:
     """Scores, intervals and per-sample lines. A prediction of None: the image was unreadable.
 
-    `judge` helps with the tasks that need a model to grade or read answers. `report`: of the
-    readable answers, where they are scored already.
+    `prompts` and `truths`: of the documents, where they are made already. `judge` helps with the
+    tasks that need a model to grade or read answers. `report`: of the readable answers, where they
+    are scored already.
     """
+    prompts = prompts or [question_of(task, doc, protocol) for doc in docs]
+    truths = truths or [task.truth(doc) for doc in docs]
     doc_ids = range(len(docs)) if doc_ids is None else doc_ids
     image_keys = [None] * len(docs) if image_keys is None else image_keys
     readable = [row for row, prediction in enumerate(predictions) if prediction is not None]
@@ -138,15 +142,19 @@ def score_task(
     ungraded = [None if case is not None else "not graded" for case in report.cases]
     why = {row: reasons.get(place, ungraded[place]) for place, row in enumerate(readable)}
     samples = [
-        _sample(task, doc, predictions[row], cases.get(row), why.get(row, "unreadable image"))
-        | {
-            "doc_id": doc_ids[row],
-            "image": image_keys[row],
-            "question": question_of(task, doc, protocol),
-        }
-        for row, doc in enumerate(docs)
+        Sample(
+            doc_id=doc_ids[row],
+            question=prompts[row],
+            prediction=prediction,
+            parsed=case.parsed if (case := cases.get(row)) else None,
+            truth=truths[row],
+            score=case.score if case else None,
+            image=image_keys[row],
+            excluded=why.get(row, "unreadable image"),
+        )
+        for row, prediction in enumerate(predictions)
     ]
-    return result, [Sample(**sample) for sample in samples]
+    return result, samples
 
 
 def result_of(
@@ -181,22 +189,6 @@ def question_of(task: Benchmark, doc: Mapping[str, Any], protocol: str) -> str:
         return task.prompt(doc, protocol)
     except UserError:
         return str(doc.get("question", ""))
-
-
-def _sample(
-    task: Benchmark,
-    doc: Mapping[str, Any],
-    prediction: str | None,
-    case: Case | None,
-    excluded: str | None,
-) -> dict[str, Any]:
-    return {
-        "prediction": prediction,
-        "parsed": case.parsed if case else None,
-        "truth": task.truth(doc),
-        "score": case.score if case else None,
-        "excluded": excluded,
-    }
 
 
 def samples_text(samples: Sequence[Sample]) -> str:
@@ -283,17 +275,6 @@ def _git(*arguments: str) -> str:
         ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=20, check=True
     )
     return done.stdout.strip()
-
-
-@functools.cache
-def code_sha256() -> str:
-    """A digest of the sources that answers depend on: the model's code, not the harness's."""
-    total = hashlib.sha256()
-    package = ROOT / "vlmamba"
-    for path in sorted(package.rglob("*")):
-        if path.suffix in (".py", ".cpp", ".h") and "data" not in path.relative_to(package).parts:
-            total.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
-    return total.hexdigest()
 
 
 def now() -> str:

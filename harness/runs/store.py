@@ -21,7 +21,6 @@ from harness.runs.schema import Sample, TaskResult, with_marks
 from harness.scoring.intervals import Interval, NoInterval
 from vlmamba_core.errors import UserError
 
-NO_IMAGE = "none"  # in place of an image's key: the question has none
 NAMED = "named "  # starts what stands in place of a key where only the picture's name is known
 KINDS = ("evaluation", "profile", "ablation")
 RECORD = "record.json"

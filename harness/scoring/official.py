@@ -6,49 +6,41 @@ Under `lmms`, the task of that benchmark in the installed lmms-eval (its `proces
 aggregation) gets the rows as they were loaded and the answers as they were given; nothing of
 `tasks` is asked. Under `paper` no such code is installed: there lmms-eval's task counts what this
 harness read out of each answer ("yes", "B"), which checks subsets, pairs, rotations and totals, but
-not the reading. What is left (and under every protocol) is what `lmms_eval_check` always said: that
-our functions give the same when lmms-eval's evaluator calls them. `against` names which it was.
+not the reading. Where neither can be had, nothing is compared, and `against` says so.
+
+lmms-eval takes seconds to load, so a trial run (--limit) under `paper` goes without (`skipped`).
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import inspect
 import math
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import datasets
-import lmms_eval.api.metrics  # registers the metrics that task files name
-import lmms_eval.api.task
-from lmms_eval.utils import load_yaml_config
-
-from harness.runs.schema import Sample
 from tasks.common import Benchmark
 
-OWN = "this harness's functions, called by lmms-eval's evaluator (rows and answers, not rules)"
+NOTHING = "nothing"
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Given:
-    """A row as it was loaded, what was answered, and whether the question came with an image."""
+    """A row as it was loaded, the answer as given, what was read in it, and the reference.
+
+    with_image: whether the question came with an image. excluded: why the row was left out.
+    """
 
     row: Row
-    sample: Sample
+    answer: str
+    parsed: str | None
+    truth: Any
     with_image: bool
-
-    @property
-    def answer(self) -> str:
-        """The answer as given."""
-        return self.sample.prediction or ""
+    excluded: str | None = None
 
 
 def _everything(_: Given) -> bool:
@@ -95,17 +87,17 @@ class Official:
 
 
 def _word(given: Given) -> str:
-    return given.sample.parsed or "other"
+    return given.parsed or "other"
 
 
 def _letter(given: Given) -> str:
-    return given.sample.parsed or ""
+    return given.parsed or ""
 
 
 def _option(given: Given) -> str:
     """The letter; a wrong one for an answer that is no option, where lmms-eval would go on."""
-    if given.sample.parsed in tuple("ABCDE"):
-        return str(given.sample.parsed)
+    if given.parsed in tuple("ABCDE"):
+        return str(given.parsed)
     return "B" if given.row["answer"] == "A" else "A"
 
 
@@ -167,29 +159,16 @@ OFFICIAL = {
 }
 
 
-class OfficialTask(lmms_eval.api.task.ConfigurableTask):
-    """A task of lmms-eval's own, over rows that are already loaded."""
-
-    def __init__(self, file: str, rows: Sequence[Row]) -> None:
-        self._rows = datasets.Dataset.from_list(list(rows[:1]))  # what its class looks at
-        path = Path(str(files("lmms_eval"))) / "tasks" / file
-        super().__init__(config=load_yaml_config(str(path), mode="full"), model_name="vlmamba")
-
-    def download(self, dataset_kwargs: dict | None = None) -> None:
-        """lmms-eval's hook for getting the data."""
-        self.dataset = datasets.DatasetDict({self.config.test_split: self._rows})
-        self.dataset_no_image = self.dataset
-
-    def value(self, metric: str, results: Iterable[Mapping[str, Any]]) -> float:
-        """The metric of what `process_results` gave; NaN where no row says anything about it."""
-        items = [result[metric] for result in results if metric in result]
-        if not items:
-            return math.nan
-        aggregate = self.aggregation()[metric]
-        if "args" not in inspect.signature(aggregate).parameters:
-            return float(aggregate(items))
-        with tempfile.TemporaryDirectory() as folder:  # it writes a submission file
-            return float(aggregate(items, args=argparse.Namespace(output_path=folder)))
+def skipped(task: Benchmark, protocol: str, limit: int | None) -> str:
+    """Why no check is made at all; empty where one is."""
+    official = OFFICIAL.get(task.name)
+    if official is None:
+        return "lmms-eval's own task needs a judge"
+    if protocol == "lmms" or official.same_in_both:
+        return ""
+    if official.reading is None:
+        return "lmms-eval has no rules of this protocol"
+    return "a trial run" if limit else ""
 
 
 def check(
@@ -202,14 +181,14 @@ def check(
     """
     official = OFFICIAL.get(task.name)
     if official is None:
-        return [], OWN
+        return [], NOTHING
     reads = protocol == "lmms" or official.same_in_both
-    known = [one for one in given if one.sample.truth is not None]
+    known = [one for one in given if one.truth is not None]
     if not known or (not reads and official.reading is None):
-        return [], OWN
+        return [], NOTHING
     name = Path(official.file).stem
     what = "process_results and aggregation" if reads else "aggregation, of what was read here"
-    scored = [one for one in known if one.sample.excluded is None]
+    scored = [one for one in known if one.excluded is None]
     trouble = ""
     for rows, which in ((known, ""), (scored, " (rows scored here)")):
         try:
@@ -219,7 +198,7 @@ def check(
             trouble = f"; lmms-eval's own {name} cannot take these rows: {error!r}"[:200]
         else:
             return _differences(theirs, metrics, name), f"lmms-eval's own {name}: {what}{which}"
-    return [], OWN + trouble
+    return [], NOTHING + trouble
 
 
 def _values(
@@ -228,13 +207,13 @@ def _values(
     """The name of each metric here -> lmms-eval's value."""
     rows = [official.prepare(one.row) for one in given]
     with _silence():
-        task = OfficialTask(official.file, rows)
-        # Their decorator tries five times, with seconds between, what can only fail again.
-        process_results = inspect.unwrap(type(task).process_results)
+        from harness.models.lmms import OwnTask  # loads lmms-eval, which takes seconds
+
+        task = OwnTask(official.file, rows)
         results: list[tuple[Given, Mapping[str, Any]]] = []
         for one, row in zip(given, rows, strict=True):
             answer = one.answer if reads or not official.reading else official.reading(one)
-            results.append((one, process_results(task, row, [answer])))
+            results.append((one, task.results(row, answer)))
         values = {}
         for name, metric in official.metrics.items():
             if protocol == "lmms" or not metric.only_lmms:

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.data.questions import NO_IMAGE, without_images
 from harness.data.readers import Row, read_documents
-from harness.data.sources import without_images
 from harness.reporting import render
 from harness.runs import rerun, schema
 from harness.runs.schema import Sample, TaskResult
-from harness.runs.store import NAMED, NO_IMAGE, RECORD, EvaluationRun
+from harness.runs.store import NAMED, RECORD, EvaluationRun
 from harness.scoring.llava_answers import Joined
 from tasks.common import HAS_IMAGE, PROTOCOLS, Benchmark, Doc, Report
 from vlmamba_core.errors import UserError

@@ -49,7 +49,7 @@ def wanted(task: Benchmark, source: Source, rows: datasets.Dataset) -> Wanted:
 
     Raises UserError where a row has no id or one that comes twice, or is none of the server's.
     """
-    from harness.data.sources import without_images
+    from harness.data.questions import without_images
 
     split, column = task.submission_split, task.submission_column
     table = without_images(rows)

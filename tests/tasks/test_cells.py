@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,6 @@ import tasks
 from harness import score
 from harness.data.readers import read_documents
 from harness.data.sources import Source
-from harness.models.lmms_tasks import yaml_path
 from harness.scoring import imports
 from harness.scoring.submit import write_spreadsheet
 from tasks.cells import read_list
@@ -34,6 +34,7 @@ LISTS = {
     ("mmvet", "capability"): ["rec", "ocr"],
 }
 EVERY_LIST = pytest.mark.parametrize(("name", "column"), LISTS)
+FOLDER = Path(tasks.__file__).parent
 TEXT_HAS_A_MEANING = {("coco_cap", "answer"), ("mmvet", "capability")}
 
 
@@ -106,7 +107,8 @@ def test_a_list_written_as_text_where_lists_can_stand_is_refused(name, column, t
         with pytest.raises(UserError, match=message):
             score.score(task, rows, protocol)
         with pytest.raises(UserError, match=message):
-            load_yaml_config(str(yaml_path(name, protocol)))["doc_to_text"](doc, None)
+            file = FOLDER / name / f"vlmamba_{name}{'_lmms' * (protocol == 'lmms')}.yaml"
+            load_yaml_config(str(file))["doc_to_text"](doc, None)
     with pytest.raises(
         UserError, match=f"row 1 cannot be used: column {column!r} is .*expected a list"
     ):

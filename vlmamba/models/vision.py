@@ -8,12 +8,12 @@ read is a choice (the paper is silent): second to last, patch tokens only, as LL
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
-from typing import Any, cast
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast
 
-import timm
 import torch
-from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.utils import logging
@@ -21,6 +21,9 @@ from transformers.utils import logging
 from vlmamba.config import VISION_SIZES, VLMambaConfig, split_revision
 from vlmamba.weight_files import in_dtype
 from vlmamba_core.errors import UserError
+
+if TYPE_CHECKING:
+    from timm.models.efficientnet import EfficientNet
 
 
 class VisionEncoder(nn.Module):
@@ -117,6 +120,19 @@ def _quietly(load: Callable[[], Any]) -> Any:
         logging.set_verbosity(before)
 
 
+def _efficientnet_lite0() -> EfficientNet:
+    """timm's architecture. timm is loaded here, and without wandb, which costs it a second."""
+    hidden = "wandb" not in sys.modules
+    if hidden:
+        sys.modules["wandb"] = cast(ModuleType, None)  # importing it fails, as where it is absent
+    try:
+        import timm
+    finally:
+        if hidden:
+            del sys.modules["wandb"]
+    return cast("EfficientNet", timm.create_model("tf_efficientnet_lite0", pretrained=False))
+
+
 class EfficientNetLite0Encoder(VisionEncoder):
     """ImageNet EfficientNet-Lite0 without its classifier; always in inference mode.
 
@@ -132,7 +148,7 @@ class EfficientNetLite0Encoder(VisionEncoder):
 
     def __init__(self, config: VLMambaConfig):
         super().__init__()
-        model = cast(EfficientNet, timm.create_model("tf_efficientnet_lite0", pretrained=False))
+        model = _efficientnet_lite0()
         # depthwise convolutions run about 1.4 times faster on CPU with channels last
         self.model = model.to(memory_format=torch.channels_last)
         self.register_buffer("mean", torch.zeros(model.num_features))

@@ -1,0 +1,206 @@
+"""A benchmark's rows as questions: each row is read once, its prompt made once.
+
+    questions = read(tasks.load("pope"), source.rows(task), "paper", limit=100)
+
+All that answering and scoring need to know of a row is decided here: its document (without pixels),
+prompt, reference, and the key of its image.  Images stay where they are: a stored one is a view of
+the file's memory until somebody asks for the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from harness.data.folder import first_line
+from harness.data.images import UnreadableImage, decode, image_key
+from tasks.common import HAS_IMAGE, Benchmark, check_lists
+from vlmamba_core.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow
+
+NO_IMAGE = "none"  # in place of an image's key: the question has none
+ROWS_AT_ONCE = 256
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """One row of a benchmark; `row` counts from 0.
+
+    doc: every column but the images, and `has_image` where that is not always so.  image: as it is
+    stored.  image_key: of its content, NO_IMAGE without one, None where it cannot be read, for the
+    reason in `trouble`.
+    """
+
+    task: Benchmark
+    row: int
+    doc: Row
+    prompt: str
+    truth: Any
+    image: Any = None
+    image_key: str | None = NO_IMAGE
+    trouble: str = ""
+
+    def picture(self) -> Image.Image:
+        """The decoded image, RGB. Raises UnreadableImage."""
+        shown = {**self.doc, self.task.image_column: decode(self.image)}
+        return self.task.images(shown)[0]
+
+
+class SecondTable:
+    """Images that rows only name (GQA's): looked up in a table of their own.
+
+    As a `datasets` transform it puts the image into every row that is read.
+    """
+
+    def __init__(self, task: Benchmark, images: datasets.Dataset, number: Mapping[str, int]):
+        self._column, self._named = task.image_column, task.image_id_column
+        self._images, self._number = images, number
+        self._seen: dict[str, Any] = {}
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        """The batch with its images."""
+        found = self._images[[self._number[str(name)] for name in batch[self._named]]]
+        return {**batch, self._column: list(map(or_gap, found[self._column]))}
+
+    def image(self, row: Mapping[str, Any]) -> Any:
+        """The stored image of one row."""
+        name = str(row[self._named])
+        if name not in self._seen:
+            table = self._images.with_format("arrow")[self._number[name]]
+            self._seen[name] = or_gap(_stored(table.column(self._column)[0]))
+        return self._seen[name]
+
+
+def or_gap(image: Any) -> Any:
+    """An absent image as an unreadable one: its question is counted as left out."""
+    return {"bytes": b"", "path": None} if image is None else image
+
+
+def read(
+    task: Benchmark, rows: datasets.Dataset, protocol: str, limit: int | None = None
+) -> list[Question]:
+    """The first `limit` rows as questions.
+
+    Raises UserError naming the first row and column whose value the task cannot use.
+    """
+    asked = rows if limit is None else rows.select(range(min(limit, len(rows))))
+    return [
+        _question(task, number, row, image, protocol)
+        for number, (row, image) in enumerate(_each(task, asked))
+    ]
+
+
+def check_usable(task: Benchmark, rows: datasets.Dataset, protocol: str) -> None:
+    """Raise UserError naming the first row and column whose value the task cannot use."""
+    for number, (row, _) in enumerate(_each(task, without_images(rows))):
+        _prompt_and_truth(task, number, row, protocol)
+
+
+def without_images(rows: datasets.Dataset) -> datasets.Dataset:
+    """The rows without their image columns."""
+    return rows.with_format(None).remove_columns(_image_columns(rows))  # nor a second table
+
+
+def _image_columns(rows: datasets.Dataset) -> list[str]:
+    import datasets
+
+    return [column for column, kind in rows.features.items() if isinstance(kind, datasets.Image)]
+
+
+def _question(task: Benchmark, number: int, row: Row, image: Any, protocol: str) -> Question:
+    doc, trouble = row, ""
+    key: str | None = NO_IMAGE
+    if task.text_only_questions:  # a column of that name in the data does not count
+        doc = {column: cell for column, cell in row.items() if column != HAS_IMAGE}
+        doc[HAS_IMAGE] = image is not None
+    else:
+        image = or_gap(image)
+    prompt, truth = _prompt_and_truth(task, number, doc, protocol)
+    if image is not None:
+        try:
+            key = image_key(image)
+        except UnreadableImage as error:
+            key, trouble = None, str(error)
+    return Question(task, number, doc, prompt, truth, image, key, trouble)
+
+
+def _prompt_and_truth(task: Benchmark, number: int, row: Row, protocol: str) -> tuple[str, Any]:
+    doc = _Watched(row)
+    try:
+        if "question" in task.columns and not isinstance(doc["question"], str):
+            raise TypeError("expected text")
+        check_lists(task, doc)
+        prompt, truth = task.prompt(doc, protocol), task.truth(doc)
+        task.cluster(doc)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        value = repr(row.get(doc.last))[:60]
+        raise UserError(
+            f"{task.name}: row {number + 1} cannot be used: column {doc.last!r} is {value} "
+            f"({type(error).__name__}: {first_line(error)})"
+        ) from error
+    return prompt, truth
+
+
+class _Watched(Mapping[str, Any]):
+    """A row that remembers which column was read last: the one to name when reading fails."""
+
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        self._row = row
+        self.last = ""
+
+    def __getitem__(self, column: str) -> Any:
+        self.last = column
+        return self._row[column]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._row)
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+
+def _each(task: Benchmark, rows: datasets.Dataset) -> Iterator[tuple[Row, Any]]:
+    """Each row as Python values without its images, and the task's image as it is stored.
+
+    Raises UserError where a row has no such values.
+    """
+    images = [column for column in _image_columns(rows) if column in rows.column_names]
+    look_up = rows.format["format_kwargs"].get("transform")
+    first = 0
+    for batch in rows.with_format("arrow").iter(ROWS_AT_ONCE):
+        cells = batch.column(task.image_column) if task.image_column in images else None
+        for place, row in enumerate(_values(task, batch.drop_columns(images), first)):
+            stored = None if cells is None else _stored(cells[place])
+            yield row, look_up.image(row) if look_up else stored
+        first += len(batch)
+
+
+def _values(task: Benchmark, table: pyarrow.Table, first: int) -> list[Row]:
+    """The rows of a table as Python values; `first` is the number of its first row."""
+    refused = (UnicodeDecodeError, OverflowError)  # text not in UTF-8, a date too far
+    try:
+        return table.to_pylist()
+    except refused:
+        for place in range(len(table)):
+            try:
+                table.slice(place, 1).to_pylist()
+            except refused as error:
+                row = first + place + 1
+                raise UserError(f"{task.name}: row {row} cannot be read: {error}") from error
+        raise
+
+
+def _stored(cell: Any) -> Any:
+    """A cell of an image column: {"bytes": a view of the table's memory, "path"}; None if empty."""
+    if not cell.is_valid:
+        return None
+    content = cell["bytes"].as_buffer()
+    view = None if content is None else memoryview(content)
+    return {"bytes": view, "path": cell["path"].as_py()}

@@ -1,0 +1,161 @@
+"""The evaluation loop: each row is read, put into a prompt and scored once, for any model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+import datasets
+import pytest
+from harness_world import pope_rows
+
+import tasks
+from harness import run
+from harness.data import questions
+from harness.data.questions import NO_IMAGE
+from harness.data.sources import Source
+from harness.models import ranks
+from harness.models.base import EvalModel, Limits, Request
+from harness.models.registry import ModelOptions, eval_models
+from tasks.common import Benchmark
+from vlmamba_core.errors import UserError
+
+
+class Parrot(EvalModel):
+    """Says yes, and knows what it was asked."""
+
+    def __init__(self, name: str, options: ModelOptions) -> None:
+        self.name, self.options, self.batch_size = name, options, options.batch_size
+        self.asked: list[Request] = []
+
+    def provenance(self) -> dict:
+        return {"answer": self.name}
+
+    def answer(self, requests: Sequence[Request], limits: Limits, batch_size: int, on_done) -> None:
+        self.asked += requests
+        for index, _ in enumerate(requests):
+            on_done(index, self.name)
+
+
+@pytest.fixture
+def parrots(monkeypatch) -> list[Parrot]:
+    """The kind "parrot" of models, and those that were made."""
+    made: list[Parrot] = []
+
+    def load(name: str, options: ModelOptions) -> EvalModel:
+        made.append(Parrot(name, options))
+        return made[-1]
+
+    monkeypatch.setitem(eval_models, "parrot", load)
+    return made
+
+
+def counting(monkeypatch, counts: Counter, owner: object, name: str, key: str = "") -> None:
+    """Count the calls of a method."""
+    real = getattr(owner, name)
+
+    def counted(*args, **kwargs):
+        counts[key or name] += 1
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, counted)
+
+
+def test_one_scoring_one_prompt_one_row_read_a_question(tmp_path, monkeypatch, parrots):
+    counts: Counter[str] = Counter()
+    pope = type(tasks.load("pope"))
+    for owner, name in ((Benchmark, "evaluate"), (pope, "score_case"), (pope, "prompt")):
+        counting(monkeypatch, counts, owner, name)
+    batches = datasets.Dataset.iter
+
+    def iterated(self, size, *rest):
+        for batch in batches(self, size, *rest):
+            counts["rows"] += len(batch)
+            yield batch
+
+    monkeypatch.setattr(datasets.Dataset, "iter", iterated)
+    # every other way to a row's values
+    counting(monkeypatch, counts, datasets.Dataset, "_getitem", "rows")
+    arguments = ["--tasks", "pope", "--limit", "30", "--model", "parrot:yes"]
+    assert run.main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    assert counts == {"evaluate": 1, "score_case": 30, "prompt": 30, "rows": 30}
+
+
+def test_any_model_is_evaluated(tmp_path, parrots, capsys):
+    arguments = ["--tasks", "pope,mme", "--limit", "12", "--model", "parrot:yes"]
+    assert run.main([*arguments, "--batch-size", "5", "--out", str(tmp_path)]) == 0
+    (parrot,) = parrots
+    assert (parrot.name, parrot.options.batch_size) == ("yes", 5)
+    assert Counter(request.task for request in parrot.asked) == {"pope": 12, "mme": 12}
+    assert all(len(request.pictures) == 1 for request in parrot.asked)
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["model"] == {"name": "parrot:yes"}
+    assert record["terms"]["answer"] == "yes"
+    assert record["tasks"]["pope"]["metrics"]["yes_ratio"]["value"] == 1.0
+    assert " questions/s; decoding images " in capsys.readouterr().out
+    assert run.main(["--tasks", "pope", "--model", "parot:yes"]) == 2
+    assert "unknown kind of model 'parot'; known, nearest first: parrot" in capsys.readouterr().err
+    assert run.main(["--tasks", "pope", "--model", "parrot:"]) == 2
+    assert "names no model; expected parrot:NAME" in capsys.readouterr().err
+
+
+def test_lmms_eval_is_loaded_only_for_its_check(tmp_path):
+    code = (
+        "import sys; from harness import run\n"
+        "code = run.main(['--tasks', 'pope', '--limit', '2', '--out', sys.argv[1]])\n"
+        "heavy = {'lmms_eval', 'wandb', 'matplotlib', 'evaluate'} & set(sys.modules)\n"
+        "assert code == 0 and not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+
+
+@pytest.mark.parametrize(("protocol", "limit"), [("lmms", ["--limit", "30"]), ("paper", [])])
+def test_the_check_is_written_into_the_record(tmp_path, parrots, protocol, limit):
+    arguments = ["--tasks", "mme,vqav2", "--protocol", protocol, "--model", "parrot:yes", *limit]
+    assert run.main([*arguments, "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "record.json").read_text())
+    check, against = record["lmms_eval_check"], record["lmms_eval_check_against"]
+    assert check["mme"] == "equal"
+    assert against["mme"].startswith("lmms-eval's own mme")
+    if protocol == "lmms":
+        assert check["vqav2"] == "equal"
+    else:
+        assert check["vqav2"] == "not made: lmms-eval has no rules of this protocol"
+        assert against["vqav2"] == "nothing"
+
+
+def test_images_are_views_of_the_data_until_they_are_shown(tmp_path):
+    rows = pope_rows()
+    rows[1]["image"] = None
+    rows[2]["image"] = {"bytes": None, "path": "gone.png"}
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "pope.parquet")
+    task = tasks.load("pope")
+    found = questions.read(task, Source.parse(str(tmp_path)).rows(task), "paper", limit=5)
+    assert [question.row for question in found] == [0, 1, 2, 3, 4]
+    assert isinstance(found[0].image["bytes"], memoryview)
+    assert found[0].picture().size == (32, 24)
+    assert found[0].doc == {k: v for k, v in rows[0].items() if k != "image"}
+    assert found[2].image_key is None
+    assert "gone.png" in found[2].trouble
+    assert found[3].image_key not in (None, found[0].image_key)
+    assert NO_IMAGE not in {question.image_key for question in found}  # POPE's always have one
+
+
+def test_equal_images_stay_with_one_process(monkeypatch):
+    keys = ["a", "b", "a", None, None, "c", "b"]
+    assert ranks.share(keys) == list(range(7))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    parts = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        parts.append(ranks.share(keys))
+    assert parts == [[0, 2, 3, 5], [1, 4, 6]]
+
+
+def test_a_blind_run_is_one_process(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="blind run needs every image"):
+        eval_models.load("nano", ModelOptions(blind=True))
