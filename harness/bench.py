@@ -5,7 +5,8 @@
     python -m harness.bench --only train               # a quarter of an hour, 12 GiB of memory
 
 Everything runs in this one process, in alternation, with the same threads on both sides; tables
-show medians and the fastest and slowest run. The last line printed is JSON. Leave the machine idle.
+show medians, the fastest and slowest run and by how much runs differ ("too noisy: repeat" where by
+more than a quarter of the median). The last line printed is JSON. Leave the machine idle.
 `train`, a step of instruction tuning, runs only where --only names it: what it compares with takes
 much memory, each contender in a process of its own, and is not waited for longer than 5 minutes.
 """
@@ -21,6 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import transformers
 from tqdm import tqdm
@@ -35,6 +37,7 @@ from harness.speed import (
     training,
 )
 from harness.speed.bench_report import Results
+from harness.speed.certainty import OtherLoad
 from harness.speed.timing import FULL, QUICK, Comparison, Effort
 from tasks import NAMES
 from vlmamba.models.selective_scan import resolve_backend
@@ -96,6 +99,7 @@ def _sections(only: str | None) -> set[str]:
 def run(only: set[str], quick: bool) -> Results:
     """Measure the named sections under one progress bar."""
     started, effort = time.perf_counter(), QUICK if quick else FULL
+    load_before, others = psutil.getloadavg(), OtherLoad()
     models = language_model.Models()
     with tqdm(_steps(only, effort, quick, models), file=sys.stderr, unit="step") as bar:
         found: dict[str, Any] = {}
@@ -104,6 +108,8 @@ def run(only: set[str], quick: bool) -> Results:
             found[name] = measure(found)
     settings = {
         **machine.state(models.device, models.dtype),
+        "load_average": [round(x, 2) for x in load_before],
+        "other_load_cores": others.cores(),
         "scan_backend": resolve_backend("auto", models.device),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -6,10 +6,11 @@
     python -m harness.profile --models vl-mamba-2.8b,pythia-2.8b,phi-2,mobilellama-2.7b \\
         --dtype bfloat16 --device cuda --out runs/profile-2.8b
 
-All models sit in the same VLM shell with random weights and get the same tokens, dtype and compile
-setting. Every point has a process of its own: one that runs out of memory or time is reported as
-such, and the sweep goes on. The same command continues an interrupted sweep. Leave the machine
-idle. OUT receives points.jsonl (as they finish) and record.json; the last line printed is JSON.
+All are the same VLM but for the language model, have random weights and get the same tokens, dtype
+and compile setting. Every point has a process of its own: one that runs out of memory or time is
+reported as such, and the sweep goes on. The same command continues an interrupted sweep. Leave the
+machine idle: points whose repeats differ too much are marked. OUT receives points.jsonl (as they
+finish) and record.json; the last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -25,22 +25,30 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from harness.reporting import render
 from harness.runs import rerun, schema
+from harness.runs.points import Row
+from harness.speed.certainty import NOISY
 from harness.speed.sweep import lengths as lengths_run
-from harness.speed.sweep import summary
-from harness.speed.sweep.points import Journal, Row, Terms, plan
+from harness.speed.sweep import summary, tables
+from harness.speed.sweep.points import Journal, Terms, plan
 from vlmamba_core.cli import Parser, cli
 from vlmamba_core.errors import UserError, unknown
 from vlmamba_core.folder import RunFolder
+from vlmamba_core.memory import total_bytes
 
 MODELS = "vl-mamba-130m,pythia-160m,llama-160m"
 SEQ_LENS = "256,512,1024,2048,4096,8192,16384"
 DTYPES = ("float32", "bfloat16", "float16")
 NOTE = (
     "Weights are random (no layer skips work by value); image features are given, the encoder is "
-    "left out. Floor: matrix products at the measured rate; weights and cache read once at the "
-    "measured bandwidth. Exponents: least squares in logarithms, 95 % interval by Student's t."
+    "left out. Floor: FLOPs at the rate measured of matrix products; weights and cache read once "
+    "at the measured bandwidth. Exponents: least squares in logarithms, 95 % interval by Student's "
+    "t, from three lengths on. Spread: slowest less fastest over the median, from eight runs on of "
+    f"the middle half; above {NOISY * 100:.0f} % a point is too noisy. Other load: cores that "
+    "other processes kept busy."
 )
 
 
@@ -67,7 +75,7 @@ def build_parser() -> Parser:
     add("--dtype", default="float32", help=", ".join(DTYPES))
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--compile", action="store_true", help="torch.compile prefill and step of every model")
-    add("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all)")
+    add("--threads", type=int, default=psutil.cpu_count(), help="CPU threads (default: all)")
     add("--seconds", type=float, default=5.0, help="repeat a prefill for so long (default: 5)")
     add("--time-limit", type=float, default=240.0, help="seconds for a point (default: 240)")
     add("--memory-limit-gib", type=float, help="for a point on CPU (default: 4/5 of the memory)")
@@ -95,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         record = _record(args, terms, machine, rows, time.perf_counter() - started)
         folder.write("record.json", schema.record_text(record))
     profile = summary.Profile.from_record(args.out.name, record)
-    for title, headers, cells in summary.tables(profile):
+    for title, headers, cells in tables.tables(profile):
         print(f"{title}\n{render.text_table(headers, cells)}\n")
     print(f"{NOTE}\nwritten to {args.out}: record.json, points.jsonl")
     print(json.dumps(record["summary"], allow_nan=False))
@@ -144,16 +152,12 @@ def _device(name: str) -> str:
     return name
 
 
-def _most_bytes() -> int | None:
-    """Four fifths of the machine's memory, to the GiB; None where Linux does not say.
+def _most_bytes() -> int:
+    """Four fifths of the machine's memory, to the GiB.
 
     Not what is free now: the limit belongs to a point's terms, and a resumed sweep has the same.
     """
-    file = Path("/proc/meminfo")
-    for line in file.read_text().splitlines() if file.exists() else ():
-        if line.startswith("MemTotal:"):
-            return max(1, int(line.split()[1]) * 4 // 5 // 2**20) * 2**30
-    return None
+    return max(1, total_bytes() * 4 // 5 // 2**30) * 2**30
 
 
 def _numbers(option: str, text: str) -> list[int]:
@@ -169,7 +173,7 @@ def _numbers(option: str, text: str) -> list[int]:
 def _check_models(models: Sequence[str]) -> None:
     if not models:
         raise UserError(f"--models is empty; give some such as {MODELS}")
-    from harness.speed.baselines import check  # loads torch
+    from harness.speed.models import check  # loads torch
 
     for name in models:
         check(name)

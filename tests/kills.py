@@ -37,7 +37,7 @@ PRELOADED = [
     "harness.profile",
 ]
 PRELOADED += [
-    "harness.speed.baselines",
+    "harness.speed.sweep.measure",
     "harness.speed.sweep.worker",
     "harness.speed.machine",
     "vlmamba.train",

@@ -1,9 +1,11 @@
-"""The benchmark: fair comparisons, true ratios, baselines that compute what they claim."""
+"""harness.bench: fair comparisons, true ratios, baselines that compute what they claim."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
@@ -14,16 +16,17 @@ import torch
 
 from harness import bench
 from harness.speed import (
-    baselines,
     bench_report,
     invariance,
     language_model,
     machine,
+    models,
     scan,
     timing,
     training,
+    transformers_direct,
 )
-from harness.speed.timing import OURS, Comparison, Contender, Effort, Timing, side_by_side
+from harness.speed.timing import VL_MAMBA, Comparison, Contender, Effort, Timing, side_by_side
 from harness.speed.training import Measured
 from vlmamba.config import LANGUAGE_MODELS
 
@@ -37,17 +40,17 @@ PROMISED = (
 
 @pytest.fixture
 def tiny(monkeypatch) -> None:
-    """Every size of the benchmark shrunk, none of its steps left out."""
+    """Every size of the measurements shrunk, none of its steps left out."""
     small = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 1008}
     heads = {"num_attention_heads": 2, "intermediate_size": 64}
-    for name, spec in baselines.BASELINES.items():
+    for name, spec in models.BASELINES.items():
         shape = small | (heads if "num_attention_heads" in spec else {})
-        monkeypatch.setitem(baselines.BASELINES, name, spec | shape)
+        monkeypatch.setitem(models.BASELINES, name, spec | shape)
     shape = {"d_model": 32, "n_layer": 2, "vocab_size": 1008, "language_model_id": None}
     monkeypatch.setitem(LANGUAGE_MODELS, "130m", shape)
     vision = {"hidden_size": 24, "intermediate_size": 32, "num_attention_heads": 2}
-    siglip = baselines.VISION_ENCODERS[baselines.ENCODER] | vision | {"image_size": 56}
-    monkeypatch.setitem(baselines.VISION_ENCODERS, baselines.ENCODER, siglip)
+    siglip = models.VISION_ENCODERS[models.ENCODER] | vision | {"image_size": 56}
+    monkeypatch.setitem(models.VISION_ENCODERS, models.ENCODER, siglip)
     monkeypatch.setattr(scan, "CHANNELS", 8)
     monkeypatch.setattr(scan, "FORWARD_SHAPES", ((1, 5), (2, 9)))
     monkeypatch.setattr(scan, "TRAIN_SHAPES", ((2, 7),))
@@ -64,7 +67,7 @@ def tiny(monkeypatch) -> None:
 def test_every_contender_runs_in_every_round_after_a_warm_up(monkeypatch):
     monkeypatch.setattr(timing, "SHORT_RUN_S", 0.0)
     calls: list[str] = []
-    contenders = {n: Contender(lambda n=n: calls.append(n), items=4) for n in ("a", "b")}
+    contenders = {n: Contender(lambda n=n: calls.append(n), units=4) for n in ("a", "b")}
     timings = side_by_side(contenders, Effort(least=2, most=3, seconds=9))
     assert calls == ["a", "b"] * 4  # the warm-up is not counted
     assert [len(t.wall_s) for t in timings.values()] == [3, 3]
@@ -85,16 +88,16 @@ def test_a_short_run_is_several_calls_in_a_row():
     assert max(timings["short"].wall_s) < 0.001 < 0.03 <= min(timings["long"].wall_s)
 
 
-def test_a_speedup_is_a_ratio_of_medians_for_one_item():
-    ours, theirs = Timing((1.0, 9.0, 2.0), (1.0, 1.0, 1.0)), Timing((4.0, 6.0, 50.0), (3.0,) * 3)
-    comparison = Comparison("prefill", "", "run", {OURS: ours, "theirs": theirs})
-    assert comparison.speedup("theirs") == 3
-    assert comparison.processor_speedup("theirs") == 3
+def test_a_speedup_is_a_ratio_of_medians_for_one_unit():
+    own, other = Timing((1.0, 9.0, 2.0), (1.0, 1.0, 1.0)), Timing((4.0, 6.0, 50.0), (3.0,) * 3)
+    comparison = Comparison("prefill", "", "run", {VL_MAMBA: own, "baseline": other})
+    assert comparison.speedup("baseline") == 3
+    assert comparison.processor_speedup("baseline") == 3
 
 
 def test_the_smallest_of_several_shapes_is_reported():
     def timed(seconds: float) -> Comparison:
-        timings = {OURS: Timing((1.0,), (1.0,)), scan.TRANSFORMERS: Timing((seconds,), (1.0,))}
+        timings = {VL_MAMBA: Timing((1.0,), (1.0,)), scan.TRANSFORMERS: Timing((seconds,), (1.0,))}
         return Comparison("scan_forward", "", "run", timings)
 
     limits = machine.Machine(1e9, 1e9, 1e9)
@@ -105,6 +108,21 @@ def test_the_smallest_of_several_shapes_is_reported():
     assert found["scan_forward_speedup_mamba_ssm"] == "not installed"
     assert found["processor_time"]["scan_forward_speedup"] == 1
     assert "decode_speedup" not in found
+
+
+def test_runs_that_differ_too_much_are_to_be_repeated(tiny):
+    steady, wild = Timing((1.0, 1.1, 1.2), (1.0,) * 3), Timing((1.0, 1.0, 1.6), (1.0,) * 3)
+    once = Timing((5.0,), (5.0,))
+    timings = {VL_MAMBA: steady, "wild": wild, "once": once}
+    limits = machine.Machine(1e9, 1e9, 1e9)
+    results = bench_report.Results({}, limits, [Comparison("scan_train", "1x8", "run", timings)])
+    assert bench_report.summary(results)["too_noisy"] == ["scan_train, 1x8: wild"]
+    text = bench_report.tables(results)
+    assert "too noisy: repeat (runs differ by more than 25 %: wild by 60 %)" in text
+    assert [text.count(share) for share in ("18 %", "60 %", "one run")] == [1, 2, 1]
+    assert "busy machine" not in text
+    crowded = dataclasses.replace(results, settings={"other_load_cores": 1.5 * os.cpu_count()})
+    assert "busy machine: other processes kept" in bench_report.tables(crowded)
 
 
 def test_mamba_ssms_reference_needs_no_compiled_kernels(monkeypatch):
@@ -124,21 +142,21 @@ def test_mamba_ssms_reference_needs_no_compiled_kernels(monkeypatch):
 def test_floors_follow_from_the_machines_limits(tiny):
     limits = machine.Machine(copy_bytes_per_s=20, read_bytes_per_s=10, gemm_flops_per_s=100)
     assert limits.prefill_floor_s(50) == 0.5
-    ours = language_model.Models().ours
-    linear = sum(m.weight.numel() for m in ours.language_model.layers.modules() if _linear(m))
-    head = 32 * 1008
-    assert language_model.prefill_flops(ours.language_model, 10) == 2 * (10 * linear + head)
-    assert ours.weight_bytes() == 4 * sum(p.numel() for p in ours.language_model.parameters())
-
-
-def _linear(module: torch.nn.Module) -> bool:
-    return isinstance(module, torch.nn.Linear)
+    own = language_model.Models().vl_mamba.language_model
+    linear = 32 * 128 + 64 * (2 + 32) + 2 * 64 + 64 * 32
+    convolution, scan_, head = 64 * 4, 9 * 64 * 16, 32 * 1008
+    expected = 2 * 10 * (2 * (linear + convolution) + scan_) + 2 * head  # two layers
+    assert models.prefill_flops(own, 10) == expected
+    assert models.weight_bytes(own) == 4 * sum(p.numel() for p in own.parameters())
+    pythia = models.build("pythia-160m").language_model
+    untied = 4 * 32 * 1008
+    assert models.weight_bytes(pythia) == 4 * sum(p.numel() for p in pythia.parameters()) - untied
 
 
 def test_contenders_of_the_scan_compute_the_same(tiny):
     x = scan.inputs(2, 9)
-    ours, theirs = scan.ours(x), scan.transformers_loop(scan.channels_first(x))
-    torch.testing.assert_close(ours, theirs.transpose(1, 2), rtol=1e-4, atol=1e-5)
+    own, loop = scan.vl_mamba(x), scan.transformers_loop(scan.channels_first(x))
+    torch.testing.assert_close(own, loop.transpose(1, 2), rtol=1e-4, atol=1e-5)
     assert max(scan.errors().values()) < 1e-5
 
 
@@ -147,23 +165,42 @@ def test_contenders_of_the_scan_compute_the_same(tiny):
 )
 @torch.inference_mode()
 def test_a_baseline_steps_as_it_reads(tiny, name):
-    model = baselines.build(name)
+    model = models.build(name)
     ids = torch.randint(1008, (2, 6))
     features = torch.randn(2, 16, 24)
-    embeds = model.embed(ids, features)
+    embeds = models.embed(model, ids, features)
     assert embeds.shape == (2, 16 + 6, 32)
-    expected, _ = model.prefill(embeds)
-    _, cache = model.prefill(embeds[:, :-1])
-    held = baselines.cache_bytes(cache)
-    torch.testing.assert_close(model.step(ids[:, -1], cache), expected, rtol=1e-3, atol=1e-4)
-    grown = baselines.cache_bytes(cache) - held
+    expected, _ = models.prefill(model, embeds)
+    _, cache = models.prefill(model, embeds[:, :-1])
+    held = cache.nbytes
+    stepped = models.step(model, ids[:, -1], cache)
+    torch.testing.assert_close(stepped, expected, rtol=1e-3, atol=1e-4)
+    grown = cache.nbytes - held
     assert grown == 0 if "mamba" in name else grown == 2 * 2 * 2 * 32 * 4  # keys, values, layers
+    state = 2 * 2 * 64 * (16 + (4 if "transformers" in name else 3)) * 4  # layers, batch, channels
+    assert held == (state if "mamba" in name else 21 * grown)
+
+
+@pytest.mark.parametrize("name", ["transformers-mamba-130m", "pythia-160m", "phi-2", "llama-160m"])
+@torch.inference_mode()
+def test_a_baseline_called_directly_is_the_wrapped_one(tiny, name):
+    model = models.build(name)
+    direct = model.language_model.model
+    ids = torch.randint(1008, (2, 6))
+    embeds = models.embed(model, ids)
+    expected, cache = models.prefill(model, embeds)
+    logits, own_cache = transformers_direct.prefill(direct, embeds)
+    torch.testing.assert_close(logits, expected)
+    expected = models.step(model, ids[:, 0], cache)
+    torch.testing.assert_close(transformers_direct.step(direct, ids[:, 0], own_cache), expected)
+    if "mamba" not in name:  # cropped, it continues as before; a recurrent state cannot
+        transformers_direct.crop(own_cache, 6)
+        torch.testing.assert_close(transformers_direct.step(direct, ids[:, 0], own_cache), expected)
 
 
 @torch.inference_mode()
 def test_both_mambas_have_the_same_weights(tiny):
-    models = language_model.Models()
-    assert language_model.logits_error(models) < 1e-4
+    assert language_model.logits_error(language_model.Models()) < 1e-4
 
 
 def test_the_last_line_is_json_with_every_promised_key(tiny, capsys, tmp_path):
@@ -174,18 +211,18 @@ def test_the_last_line_is_json_with_every_promised_key(tiny, capsys, tmp_path):
     assert all(summary[key] > 0 for key in PROMISED)
     saved = json.loads((tmp_path / "all.json").read_text())
     assert saved["summary"] == summary
-    assert saved["comparisons"][0]["timings"]["ours"]["wall_s"]
+    assert saved["comparisons"][0]["timings"][VL_MAMBA]["wall_s"]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_contenders_of_the_training_step_learn_the_same(tiny, monkeypatch, checkpointing):
     monkeypatch.setattr(training, "TEXT_TOKENS", 9)
     monkeypatch.setattr(training, "ANSWER_TOKENS", 4)
-    models = language_model.Models()
-    ours, theirs = models.ours, models.theirs
-    theirs.connector = copy.deepcopy(ours.connector)  # the benchmark's are not shared either
-    features, ids = training.sample(ours)
-    steps = [training.stepper(model, checkpointing) for model in (ours, theirs)]
+    shared = language_model.Models()
+    own, baseline = shared.vl_mamba, shared.baseline
+    baseline.connector = copy.deepcopy(own.connector)  # the measurement's are not shared either
+    features, ids = training.sample(own)
+    steps = [training.stepper(model, checkpointing) for model in (own, baseline)]
     losses = [[step(features, ids), step(None, ids), step(features, ids)] for step in steps]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert losses[0][2] < losses[0][0]
@@ -193,7 +230,7 @@ def test_contenders_of_the_training_step_learn_the_same(tiny, monkeypatch, check
 
 def test_training_reports_speed_and_memory(tiny, monkeypatch, capsys):
     def measured(contender: str, checkpointing: bool) -> Measured:
-        if contender == OURS:
+        if contender == VL_MAMBA:
             return Measured(Timing((1.0,), (1.0,)), 2**30)
         return Measured(Timing((9.0,), (8.0,)), 3 * 2**30, stopped=checkpointing)
 
@@ -205,12 +242,12 @@ def test_training_reports_speed_and_memory(tiny, monkeypatch, capsys):
         assert summary[f"{kind}_speedup"] == 9
         assert summary[f"{kind}_peak_memory_ratio"] == 3
         assert summary[f"{kind}_ratios_are_lower_bounds"] == (kind == "train_checkpointed")
-    assert output.count("3x ours") == 2
-    assert output.count("more than 3x ours") == output.count("more than 9x faster") == 1
+    assert output.count("3x VL-Mamba's") == 2
+    assert output.count("more than 3x VL-Mamba's") == output.count("more than 9x faster") == 1
 
 
 def test_a_process_of_its_own_reports_its_own_peak(tiny):
-    found = training.measure(OURS, checkpointing=False)
+    found = training.measure(VL_MAMBA, checkpointing=False)
     assert len(found.timing.wall_s) >= 1
     assert found.peak_bytes > 10**8
     assert not found.stopped
@@ -230,8 +267,8 @@ def test_a_step_that_takes_too_long_gives_bounds():
 
 def test_a_killed_process_is_explained(monkeypatch):
     monkeypatch.setattr(training.sys, "executable", "false")
-    with pytest.raises(Exception, match="process measuring ours ended with code 1"):
-        training.in_own_process(OURS, checkpointing=False)
+    with pytest.raises(Exception, match="process measuring VL-Mamba ended with code 1"):
+        training.in_own_process(VL_MAMBA, checkpointing=False)
 
 
 def test_only_the_wanted_sections_run(tiny, capsys):
@@ -256,7 +293,7 @@ def test_a_mistake_is_one_line(capsys, arguments, message):
 
 def test_an_unknown_model_lists_the_known_ones():
     with pytest.raises(Exception, match="unknown model 'pythia-161m'.*pythia-160m"):
-        baselines.build("pythia-161m")
+        models.build("pythia-161m")
 
 
 def test_invariance_is_measured_on_the_demo_benchmarks(monkeypatch):

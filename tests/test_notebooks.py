@@ -18,8 +18,9 @@ from accelerate.state import AcceleratorState
 from test_ablate import in_this_process
 
 from harness.ablation import cells
-from harness.speed.sweep import lengths, worker
-from harness.speed.sweep.points import Point, Row
+from harness.runs.points import Row
+from harness.speed.sweep import lengths, measure, worker
+from harness.speed.sweep.points import Point, row_of
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NAMES = ("01_quickstart", "02_scan_ablation", "03_latency")
@@ -51,7 +52,7 @@ def shown(monkeypatch) -> list:
 def launch(point: Point) -> Row:
     """A point in this process."""
     found = worker.outcome(point)
-    return Row.of(point, found["status"], found["detail"], found["result"])
+    return row_of(point, found["status"], found["detail"], found["result"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -62,7 +63,7 @@ def test_every_cell_runs_at_small_size(name, tmp_path, monkeypatch, shown, capsy
     Path("runs").mkdir()
     monkeypatch.setattr(cells, "execute", in_this_process)
     monkeypatch.setattr(lengths, "launch", launch)
-    monkeypatch.setattr(lengths, "measure_machine", worker.measure_machine)
+    monkeypatch.setattr(lengths, "measure_machine", measure.measure_machine)
     namespace: dict = {"__name__": "__main__"}
     sources = code_cells(name)
     assert sources[0] == "SMALL = False"

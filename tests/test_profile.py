@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +13,18 @@ import pytest
 from scipy import stats
 
 from harness import profile
-from harness.speed.sweep import fits, lengths, summary, worker
-from harness.speed.sweep.points import (
+from harness.runs.points import (
     FAILED,
     KILLED,
     NOT_RUN,
     OK,
     OUT_OF_MEMORY,
     TIME_LIMIT,
-    Journal,
-    Point,
     Row,
-    Terms,
-    plan,
 )
+from harness.speed import certainty, energy, models
+from harness.speed.sweep import fits, lengths, measure, subject, summary, tables
+from harness.speed.sweep.points import Journal, Point, Terms, plan, row_of
 
 TERMS = Terms(
     image_tokens=16,
@@ -40,7 +39,7 @@ TERMS = Terms(
     tiny=True,
 )
 MACHINE = {"copy_bytes_per_s": 1e10, "read_bytes_per_s": 8e9, "gemm_flops_per_s": 1e11}
-OURS, PYTHIA = "vl-mamba-130m", "pythia-160m"
+VL_MAMBA, PYTHIA = "vl-mamba-130m", "pythia-160m"
 
 
 def result(prefill_s: float, state_bytes: int, peak: int = 3 * 2**20) -> dict:
@@ -60,15 +59,15 @@ def result(prefill_s: float, state_bytes: int, peak: int = 3 * 2**20) -> dict:
 
 
 def synthetic(point: Point) -> Row:
-    """Ours: linear, constant state. Theirs: faster at first, then quadratic; growing cache."""
+    """VL-Mamba: linear, constant state. Baseline: faster at first, quadratic, growing cache."""
     n = point.seq_len
-    if point.model == OURS:
-        return Row.of(point, OK, result=result(1e-3 * n, 1000))
-    return Row.of(point, OK, result=result(1e-6 * n**2, 72 * n, 2**20 + 100 * n))
+    if point.model == VL_MAMBA:
+        return row_of(point, OK, result=result(1e-3 * n, 1000))
+    return row_of(point, OK, result=result(1e-6 * n**2, 72 * n, 2**20 + 100 * n))
 
 
 def sweep_of(*lengths: int) -> summary.Profile:
-    rows = [synthetic(point) for point in plan([OURS, PYTHIA], lengths, [1], TERMS)]
+    rows = [synthetic(point) for point in plan([VL_MAMBA, PYTHIA], lengths, [1], TERMS)]
     return summary.Profile("p", MACHINE, {}, rows)
 
 
@@ -76,23 +75,29 @@ def test_an_exponent_and_its_interval_are_linear_regression_in_logarithms():
     lengths = [256, 512, 1024, 2048]
     costs = [n**1.5 * f for n, f in zip(lengths, (1.0, 1.2, 0.9, 1.1), strict=True)]
     fit = fits.power_law(lengths, costs)
-    theirs = stats.linregress(np.log(lengths), np.log(costs))
-    assert (fit.value, (fit.high - fit.low) / 2) == pytest.approx(
-        (theirs.slope, theirs.stderr * stats.t.ppf(0.975, 2))
-    )
+    expected = stats.linregress(np.log(lengths), np.log(costs))
+    half = expected.stderr * stats.t.ppf(0.975, 2)
+    assert (fit.value, (fit.high - fit.low) / 2) == pytest.approx((expected.slope, half))
     assert fits.line([1, 2, 3], [7, 7, 7]) == fits.Fit(0, 0, 0, 3)  # not NaN
     assert fits.power_law([1, 2, 4], [5, 10, 20]).value == pytest.approx(1)
-    assert fits.last_doubling([1, 4, 2], [1, 16, 2]) == pytest.approx(3)
+    assert fits.last_step({1: 1, 4: 16, 2: 2}) == fits.Step(2, 4, 8)
+    assert fits.last_step({1: 1}) is None
 
 
-def test_two_points_have_no_interval_and_one_no_slope():
-    assert fits.power_law([1, 2], [1, 4]) == fits.Fit(pytest.approx(2), None, None, 2)
+def test_two_points_have_no_exponent_and_one_no_slope():
+    assert fits.power_law([1, 2], [1, 4]) is None
+    assert fits.power_law([1, 2, 2], [1, 4, 4]) is None
     assert fits.power_law([2], [4]) is None
-    assert fits.power_law([1, 2, 4], [0, 1, 2]).n == 2
+    assert fits.power_law([1, 2, 4], [0, 1, 2]) is None  # nothing has no logarithm
+    assert fits.line([1, 2], [1, 4]) == fits.Fit(3, None, None, 2)
+    assert fits.line([2, 2], [4, 4]) is None
+    two = summary.summarize(sweep_of(250, 500))["models"][PYTHIA]
+    assert two["prefill_exponent"] is None and two["memory_exponent"] is None
+    assert two["prefill_last_step"] == {"start": 250, "end": 500, "factor": 4}
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "length", "note"),
+    ("model", "baseline", "length", "note"),
     [
         ({100: 2, 400: 2}, {100: 1, 400: 4}, 200, "between 100 and 400"),
         ({100: 1, 400: 1}, {100: 2, 400: 4}, 100, "already at 100"),
@@ -101,9 +106,10 @@ def test_two_points_have_no_interval_and_one_no_slope():
         ({100: 3}, {200: 2}, None, "no common length"),
     ],
 )
-def test_crossovers(ours, theirs, length, note):
-    found = fits.crossover(ours, theirs)
+def test_crossovers(model, baseline, length, note):
+    found = fits.crossover(model, baseline)
     assert note in found.note
+    assert found.at_most == ("already" in note)
     if length in (None, 100, 200):
         assert found.length == (length and pytest.approx(length))
     else:
@@ -112,19 +118,20 @@ def test_crossovers(ours, theirs, length, note):
 
 def test_summary_of_a_sweep_with_known_growth():
     found = summary.summarize(sweep_of(250, 500, 1000, 2000, 4000))
-    ours, theirs = (found["models"][name] for name in (OURS, PYTHIA))
-    assert ours["prefill_exponent"] | {"n": 0} == {"value": 1, "low": 1, "high": 1, "n": 0}
-    assert theirs["prefill_exponent"]["value"] == 2
-    assert ours["state_bytes_per_token"]["value"] == 0
-    assert ours["decode_memory_slope"]["value"] == 0
-    assert theirs["decode_memory_slope"]["value"] == 72
-    assert found["crossover_len"][f"{OURS} / {PYTHIA}"]["prefill_s"] == 1000
+    own, baseline = (found["models"][name] for name in (VL_MAMBA, PYTHIA))
+    assert own["prefill_exponent"] | {"n": 0} == {"value": 1, "low": 1, "high": 1, "n": 0}
+    assert baseline["prefill_exponent"]["value"] == 2
+    assert own["state_bytes_per_token"]["value"] == 0
+    assert own["decode_memory_slope"]["value"] == 0
+    assert baseline["decode_memory_slope"]["value"] == 72
+    assert found["crossover_len"][f"{VL_MAMBA} / {PYTHIA}"]["prefill_s"] == 1000
+    assert found["crossover_at_most"][f"{VL_MAMBA} / {PYTHIA}"] == ["state_bytes"]
     assert found["not_measured"] == []
     json.dumps(found, allow_nan=False)
 
 
 def test_distance_from_the_machines_floor():
-    [row] = [synthetic(Point(OURS, 100, 1, TERMS))]
+    [row] = [synthetic(Point(VL_MAMBA, 100, 1, TERMS))]
     assert summary.floors(row, MACHINE) == {
         "prefill": pytest.approx(0.1 / 0.01),
         "decode": pytest.approx(0.01 / ((10**8 + 1000) / 1e10)),
@@ -137,17 +144,17 @@ def test_finished_points_are_not_repeated_and_failed_ones_are(tmp_path):
     def start(point: Point) -> Row:
         started.append(point.name)
         if point.seq_len == 64 and len(started) < 9:
-            return Row.of(point, FAILED, "ModuleNotFoundError")
+            return row_of(point, FAILED, "ModuleNotFoundError")
         return synthetic(point)
 
-    points = plan([OURS, PYTHIA], [32, 64], [1], TERMS)
+    points = plan([VL_MAMBA, PYTHIA], [32, 64], [1], TERMS)
     path = tmp_path / "points.jsonl"
     first = lengths.run(points, Journal(path), start)
     assert [row.status for row in first] == [OK, OK, FAILED, FAILED]
     path.write_bytes(path.read_bytes() + b'\xff\n{"key": "torn')
     started[:] = ["earlier"] * 8
     assert all(row.status == OK for row in lengths.run(points, Journal(path), start))
-    assert started[8:] == [f"{OURS} 1x64", f"{PYTHIA} 1x64"]
+    assert started[8:] == [f"{VL_MAMBA} 1x64", f"{PYTHIA} 1x64"]
     assert len(Journal(path)) == 4
     assert Journal(path).get(points[0]) == first[0]
     path.write_bytes(path.read_bytes().replace(b'"state_bytes": 1000', b'"state_bytes": 1001', 1))
@@ -158,21 +165,21 @@ def test_finished_points_are_not_repeated_and_failed_ones_are(tmp_path):
 def test_longer_points_of_a_model_that_ran_out_are_left_out(tmp_path, status, capsys):
     def start(point: Point) -> Row:
         too_much = point.model == PYTHIA and point.seq_len >= 64
-        return Row.of(point, status, "why") if too_much else synthetic(point)
+        return row_of(point, status, "why") if too_much else synthetic(point)
 
-    points = plan([OURS, PYTHIA], [32, 64, 128], [1], TERMS)
+    points = plan([VL_MAMBA, PYTHIA], [32, 64, 128], [1], TERMS)
     rows = lengths.run(points, Journal(tmp_path / "points.jsonl"), start)
     assert [row.status for row in rows] == [OK, OK, OK, status, OK, NOT_RUN]
     assert rows[-1].detail == f"64 tokens: {status}"
     found = summary.summarize(summary.Profile("p", MACHINE, {}, rows))
     assert found["not_measured"] == [f"{PYTHIA} 1x64: {status}", f"{PYTHIA} 1x128: {NOT_RUN}"]
-    table = summary.point_rows(summary.Profile("p", MACHINE, {}, rows))
+    table = tables.point_rows(summary.Profile("p", MACHINE, {}, rows))
     assert table[-1][-1] == f"{NOT_RUN}: 64 tokens: {status}"
     assert f"{PYTHIA} 1x64: {status} (why)" in capsys.readouterr().err
 
 
 def test_a_child_that_dies_or_hangs_is_reported(monkeypatch):
-    point = Point(OURS, 32, 1, TERMS)
+    point = Point(VL_MAMBA, 32, 1, TERMS)
 
     def run_code(code: str) -> Row:
         command = [sys.executable, "-c", code]
@@ -194,50 +201,75 @@ def test_a_child_that_dies_or_hangs_is_reported(monkeypatch):
 
 def test_a_key_covers_the_terms():
     keys = {
-        Point(OURS, 32, 1, TERMS).key,
-        Point(OURS, 64, 1, TERMS).key,
-        Point(OURS, 32, 2, TERMS).key,
+        Point(VL_MAMBA, 32, 1, TERMS).key,
+        Point(VL_MAMBA, 64, 1, TERMS).key,
+        Point(VL_MAMBA, 32, 2, TERMS).key,
         Point(PYTHIA, 32, 1, TERMS).key,
-        Point(OURS, 32, 1, Terms(**{**TERMS.__dict__, "compile": True})).key,
+        Point(VL_MAMBA, 32, 1, Terms(**{**TERMS.__dict__, "compile": True})).key,
     }
     assert len(keys) == 5
-    point = Point(OURS, 32, 1, TERMS)
+    point = Point(VL_MAMBA, 32, 1, TERMS)
     assert Point.from_json(point.to_json()) == point
 
 
 def test_a_sequence_too_short_for_the_image_is_text_only():
-    assert [Point(OURS, n, 1, TERMS).image_tokens for n in (16, 17)] == [0, 16]
+    assert [Point(VL_MAMBA, n, 1, TERMS).image_tokens for n in (16, 17)] == [0, 16]
 
 
-@pytest.mark.parametrize("model", [OURS, PYTHIA, "llama-160m"])
+@pytest.mark.parametrize("model", [VL_MAMBA, PYTHIA, "llama-160m"])
 def test_a_point_measures_what_it_claims(model):
-    short, long = (worker.measure(Point(model, n, 2, TERMS)) for n in (8, 24))
+    short, long = (measure.measure(Point(model, n, 2, TERMS)) for n in (8, 24))
     for r, n in ((short, 8), (long, 24)):
         assert len(r["decode_s"]) == 3
         assert all(0 < p <= t for p, t in zip(r["prefill_s"], r["ttft_s"], strict=True))
         assert r["loaded_mem_bytes"] <= r["peak_mem_bytes"]
         assert r["decode_energy_j_per_tok"] is None
+        assert r["other_load_cores"] >= 0
         cache = 2 * 2 * 2 * n * 32 * 4  # keys and values, layers, batch, width, float32
-        if model == OURS:
+        if model == VL_MAMBA:
             assert r["state_bytes"] == r["state_bytes_after_decode"]
         else:
             assert r["state_bytes"] == cache
             assert r["state_bytes_after_decode"] == cache * (n + 3) // n
             assert r["attention"] == "sdpa"
-    if model == OURS:
+    if model == VL_MAMBA:
         assert long["state_bytes"] == short["state_bytes"]
     assert long["prefill_flops"] > 2 * short["prefill_flops"]
 
 
 def test_flops_of_a_prompt_are_those_of_its_matrices():
-    gpt = worker.load(Point(PYTHIA, 8, 1, TERMS))
+    gpt = models.build(PYTHIA, tiny=True).language_model
     layer = 32 * 96 + 32 * 32 + 2 * 32 * 64
     head = 32 * 1008
     expected = 2 * (8 * 2 * layer + head) + 2 * 2 * 32 * 8**2
-    assert worker.prefill_flops(gpt, 8) == expected
-    ours = worker.load(Point(OURS, 8, 1, TERMS))
-    mixer = 32 * 128 + 64 * (2 + 32) + 2 * 64 + 64 * 32
-    assert worker.prefill_flops(ours, 8) == 2 * (8 * 2 * mixer + head)
+    assert models.prefill_flops(gpt, 8) == expected
+    own = models.build(VL_MAMBA, tiny=True).language_model
+    mixer = 2 * (32 * 128 + 64 * (2 + 32) + 2 * 64 + 64 * 32 + 64 * 4)  # with its convolution
+    scan = 9 * 64 * 16
+    assert models.prefill_flops(own, 8) == 8 * 2 * (mixer + scan) + 2 * head
+
+
+def test_repeats_that_differ_too_much_are_named():
+    assert certainty.spread([2.0, 2.2, 2.1]) == pytest.approx(0.2 / 2.1)
+    assert certainty.spread([3.0]) is None
+    many = [1.0] * 8 + [9.0] * 2  # single interruptions among many steps say nothing
+    assert certainty.spread(many) == 0
+    profile = sweep_of(250, 500, 1000)  # runs of one, nine and one
+    found = summary.summarize(profile)
+    why = "too noisy: repeat (runs differ by more than 25 %: prefill by 800 %, decode by 100 %)"
+    assert found["too_noisy"][0] == f"{VL_MAMBA} 1x250: {why}"
+    assert tables.point_rows(profile)[0][-4:] == ["800 %", "100 %", "-", why]
+    assert found["other_load_cores"] is None  # of a record that does not know
+
+
+def test_load_of_other_processes_is_seen_and_ones_own_is_not():
+    code = "import time; end = time.time() + 1.5\nwhile time.time() < end: pass"
+    with subprocess.Popen([sys.executable, "-c", code]) as other:
+        time.sleep(0.3)
+        load = certainty.OtherLoad()
+        time.sleep(0.7)
+        assert load.cores() > 0.1
+        other.wait()
 
 
 def test_compile_is_applied_to_every_side_alike(monkeypatch):
@@ -246,34 +278,34 @@ def test_compile_is_applied_to_every_side_alike(monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda f: compiled.append(f.__name__) or f)
     terms = Terms(**{**TERMS.__dict__, "compile": True})
-    for model in (OURS, PYTHIA):
-        worker.load(Point(model, 8, 1, terms))
+    for model in (VL_MAMBA, PYTHIA):
+        subject.load(Point(model, 8, 1, terms))
     assert compiled == ["prefill", "step"] * 2
 
 
 def test_energy_is_read_where_nvml_is(monkeypatch):
     readings = iter([5000, 9000])
-    monkeypatch.setattr(worker, "_nvml_counter", lambda device: lambda: next(readings) / 1e3)
-    meter = worker.EnergyMeter("cuda")
+    monkeypatch.setattr(energy, "_nvml_counter", lambda device: lambda: next(readings) / 1e3)
+    meter = energy.EnergyMeter("cuda")
     assert meter.since(meter.joules(), 2) == 2.0
-    assert worker.EnergyMeter("cpu").joules() is None
+    assert energy.EnergyMeter("cpu").joules() is None
 
 
 def test_one_command_profiles_and_continues(tmp_path, capsys):
     """The whole thing in real processes: a point that fits, one that is refused its memory."""
     out = tmp_path / "out"
-    command = ["--tiny", "--models", OURS, "--seq-lens", "32", "--image-tokens", "16"]
+    command = ["--tiny", "--models", VL_MAMBA, "--seq-lens", "32", "--image-tokens", "16"]
     command += ["--decode", "2", "--threads", "1", "--seconds", "0.1", "--out", str(out)]
     assert profile.main(command) == 0
     printed = capsys.readouterr().out.splitlines()
     found = json.loads(printed[-1])
-    assert found["models"][OURS]["state_bytes"]["32"] > 0
+    assert found["models"][VL_MAMBA]["state_bytes"]["32"] > 0
     record = json.loads((out / "record.json").read_text())
     assert record["terms"]["weights"] == "random"
     assert record["points"][0]["result"]["dtype"] == "float32"
     assert record["machine"]["gemm_flops_per_s"] > 0
     little = Terms(**{**TERMS.__dict__, "memory_limit_bytes": 100 * 2**20})
-    row = lengths.launch(Point(OURS, 32, 1, little))
+    row = lengths.launch(Point(VL_MAMBA, 32, 1, little))
     assert row.status == OUT_OF_MEMORY
 
 

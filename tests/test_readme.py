@@ -29,7 +29,7 @@ from harness import ablate, bench, profile, report, run, score, tables
 from harness import compare as compare_command
 from harness import plots as plots_command
 from harness.runs import store
-from harness.speed.sweep import lengths, worker
+from harness.speed.sweep import lengths, measure
 from vlmamba import ask, serve, train
 from vlmamba.demo import __main__ as demo_data
 
@@ -61,7 +61,7 @@ def place(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "parquet").mkdir()
     monkeypatch.setattr(lengths, "launch", launch)
-    monkeypatch.setattr(lengths, "measure_machine", worker.measure_machine)
+    monkeypatch.setattr(lengths, "measure_machine", measure.measure_machine)
     return tmp_path
 
 

@@ -145,3 +145,27 @@ def test_a_wrapped_model_is_assembled_from_its_published_weights(name, tmp_path)
     model = assemble(VLMambaConfig(text_config=text, language_model_id=str(tmp_path)))
     ids = torch.randint(2, 64, (1, 6))
     assert torch.equal(model.eval()(input_ids=ids).logits, published(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "phi"])
+def test_its_cost_is_counted_without_weights_in_memory(name):
+    model = language_model(name)
+    layers = [m for m in model.model.base_model.modules() if isinstance(m, torch.nn.Linear)]
+    matrices = sum(layer.weight.numel() for layer in layers)
+    attention = 2 * 2 * 32 * 10**2  # two layers: scores and mixing, half of 10 x 10, width 32
+    assert model.flops(10) == 2 * 10 * matrices + attention
+    kept, at_work = model.activation_bytes(torch.float32, checkpointing=False)
+    assert at_work == 0
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = model(torch.randn(1, 12, 32, requires_grad=True))[0]
+    expected = sum(size for place, size in saved.items() if place not in own) / 12
+    assert hidden.requires_grad
+    assert expected / 1.3 < kept < 1.3 * expected  # the device picks another attention kernel

@@ -20,7 +20,7 @@ from harness.reporting import compare, paper, plots, publish, render
 from harness.reporting.browser import Browser
 from harness.runs.store import EvaluationRun, Found, distinct_names, read_record
 from harness.speed.sweep.summary import Profile
-from harness.speed.sweep.summary import tables as profile_tables
+from harness.speed.sweep.tables import tables as profile_tables
 from vlmamba_core.errors import UserError
 
 REASONS = {paper.NOT_RECORDED, paper.NOT_REPORTED, "not run"}

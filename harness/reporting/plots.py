@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.speed.sweep.summary import OURS, Profile
+from harness.runs.points import VL_MAMBA
+from harness.speed.sweep.summary import Profile
 from vlmamba_core.errors import UserError
 from vlmamba_core.folder import write_atomically
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colours that stay apart for the colour-blind (Okabe and Ito); ours first.
+# Colours that stay apart for the colour-blind (Okabe and Ito).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "osD^vP"
 STYLE = {
@@ -109,7 +110,7 @@ def _draw(axis: Axes, profile: Profile, name: str, batch: int) -> None:
                     linestyle=style,
                     label=_plain(model + suffix),
                     markersize=4,
-                    linewidth=2 if model.startswith(OURS) else 1.3,
+                    linewidth=2 if model.startswith(VL_MAMBA) else 1.3,
                     **look,
                 )
     _mark_crossovers(axis, profile, batch, *lines[0][:2])
@@ -121,13 +122,12 @@ def _draw(axis: Axes, profile: Profile, name: str, batch: int) -> None:
 
 
 def _mark_crossovers(axis: Axes, profile: Profile, batch: int, quantity: str, scale: float) -> None:
-    """A ring where ours begins to cost less than another model, with the length beside it."""
-    for ours, theirs in profile.pairs():
-        found = profile.crossover((ours, theirs), batch, quantity)
-        measured = profile.curve(ours, batch, quantity)
-        if found.length is None or found.length <= min(measured):
+    """A ring where VL-Mamba begins to cost less than a baseline, with the length beside it."""
+    for pair in profile.pairs():
+        found = profile.crossover(pair, batch, quantity)
+        if found.length is None or found.at_most:
             continue  # never, or from the shortest length on: there is no crossing to see
-        value = _between(profile.curve(theirs, batch, quantity), found.length) / scale
+        value = _between(profile.curve(pair[1], batch, quantity), found.length) / scale
         axis.plot([found.length], [value], "o", ms=11, mfc="none", mec="black", mew=1.2)
         axis.annotate(
             f"{found.length:.0f}",

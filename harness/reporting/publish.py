@@ -14,7 +14,7 @@ from harness.reporting.render import Table
 from harness.reporting.study import tables_of
 from harness.runs.store import EvaluationRun, Found
 from harness.speed.sweep.summary import Profile
-from harness.speed.sweep.summary import tables as profile_tables
+from harness.speed.sweep.tables import tables as profile_tables
 
 
 def all_tables(found: Sequence[Found], paper_file: Path = paper.FILE) -> dict[str, Table]:

@@ -1,7 +1,8 @@
-"""What a benchmark run shows: a table for reading and one JSON object for machines.
+"""What a run of `harness.bench` shows: a table for reading and one JSON object for machines.
 
-Every `..._speedup` is a ratio of medians, above 1 where ours is faster; of several shapes the
+Every `..._speedup` is a ratio of medians, above 1 where VL-Mamba is faster; of several shapes the
 smallest. `processor_time` holds the same ratios of processor time, steadier on a busy machine.
+`too_noisy` names what to measure again: its runs differ too much (harness.speed.certainty).
 """
 
 from __future__ import annotations
@@ -12,33 +13,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.speed import language_model, scan, throughput, training
+from harness.speed import certainty, language_model, scan, throughput, training
 from harness.speed.invariance import Invariance
 from harness.speed.machine import Machine
-from harness.speed.timing import OURS, Comparison
+from harness.speed.timing import VL_MAMBA, Comparison
 
-# summary key -> (kind of comparison, contender compared with, ours)
+# summary key -> (kind of comparison, baseline, contender)
 RATIOS = {
-    "scan_forward_speedup": ("scan_forward", scan.TRANSFORMERS, OURS),
-    "scan_forward_speedup_mamba_ssm": ("scan_forward", scan.MAMBA_SSM, OURS),
-    "scan_train_speedup": ("scan_train", scan.TRANSFORMERS, OURS),
-    "scan_train_speedup_mamba_ssm": ("scan_train", scan.MAMBA_SSM, OURS),
-    "prefill_speedup": ("prefill", language_model.TRANSFORMERS, OURS),
-    "decode_speedup": ("decode", language_model.TRANSFORMERS_GENERATE, OURS),
-    "decode_loop_speedup": ("decode", language_model.TRANSFORMERS, OURS),
+    "scan_forward_speedup": ("scan_forward", scan.TRANSFORMERS, VL_MAMBA),
+    "scan_forward_speedup_mamba_ssm": ("scan_forward", scan.MAMBA_SSM, VL_MAMBA),
+    "scan_train_speedup": ("scan_train", scan.TRANSFORMERS, VL_MAMBA),
+    "scan_train_speedup_mamba_ssm": ("scan_train", scan.MAMBA_SSM, VL_MAMBA),
+    "prefill_speedup": ("prefill", language_model.TRANSFORMERS, VL_MAMBA),
+    "decode_speedup": ("decode", language_model.TRANSFORMERS_GENERATE, VL_MAMBA),
+    "decode_loop_speedup": ("decode", language_model.TRANSFORMERS, VL_MAMBA),
     "decode_generate_speedup": (
         "decode",
         language_model.TRANSFORMERS_GENERATE,
-        language_model.OURS_GENERATE,
+        language_model.VL_MAMBA_GENERATE,
     ),
     **{
-        f"{kind}_speedup_{name}": (kind, name, OURS)
+        f"{kind}_speedup_{name}": (kind, name, VL_MAMBA)
         for kind in ("prefill", "decode")
         for name in language_model.ATTENTION
     },
-    **{f"{kind}_speedup": (kind, training.TRANSFORMERS, OURS) for kind in training.KINDS},
+    **{f"{kind}_speedup": (kind, training.TRANSFORMERS, VL_MAMBA) for kind in training.KINDS},
     **{
-        f"{shape.kind}_speedup{suffix}": (shape.kind, other, OURS)
+        f"{shape.kind}_speedup{suffix}": (shape.kind, other, VL_MAMBA)
         for shape in throughput.SHAPES
         for suffix, other in (
             ("", throughput.ONE_AT_A_TIME),
@@ -62,7 +63,7 @@ class Results:
 
 
 def summary(results: Results) -> dict[str, Any]:
-    """The run in one flat object, but for `processor_time`."""
+    """The run in one flat object, but for `processor_time` and `too_noisy`."""
     found: dict[str, Any] = {
         **_ratios(results.comparisons, Comparison.speedup),
         **_rates(results.comparisons),
@@ -85,14 +86,29 @@ def summary(results: Results) -> dict[str, Any]:
     rounded = {k: _four_digits(v) for k, v in found.items()}
     processor = _ratios(results.comparisons, Comparison.processor_speedup)
     processor = {k: _four_digits(v) for k, v in processor.items()}
-    return {**results.settings, **rounded, "processor_time": processor}
+    return {
+        **results.settings,
+        **rounded,
+        "processor_time": processor,
+        "too_noisy": too_noisy(results.comparisons),
+    }
+
+
+def too_noisy(comparisons: Sequence[Comparison]) -> list[str]:
+    """`KIND, SHAPE: CONTENDER` of each whose runs differ by more than certainty.NOISY."""
+    return [
+        f"{c.kind}, {c.shape}: {name}"
+        for c in comparisons
+        for name, timing in c.timings.items()
+        if certainty.noisy(timing.wall_s)
+    ]
 
 
 def _ratios(comparisons: Sequence[Comparison], speedup) -> dict[str, float | str]:
     found: dict[str, float | str] = {}
-    for key, (kind, other, ours) in RATIOS.items():
+    for key, (kind, baseline, contender) in RATIOS.items():
         of_kind = [c for c in comparisons if c.kind == kind]
-        timed = [speedup(c, other, ours) for c in of_kind if other in c.timings]
+        timed = [speedup(c, baseline, contender) for c in of_kind if baseline in c.timings]
         if timed:
             found[key] = min(timed)
         elif of_kind:
@@ -104,23 +120,23 @@ def _rates(comparisons: Sequence[Comparison]) -> dict[str, float]:
     """Absolute rates, and the part of the machine's limit that is reached."""
     found: dict[str, float] = {}
     for c in comparisons:
-        ours = c.timings[OURS].median_s
+        seconds = c.timings[VL_MAMBA].median_s
         if c.kind == "prefill":
-            found |= {"prefill_ms": ours * 1e3, "prefill_gemm_fraction": _reached(c)}
+            found |= {"prefill_ms": seconds * 1e3, "prefill_gemm_fraction": _reached(c)}
         elif c.kind == "decode":
-            theirs = c.timings[language_model.TRANSFORMERS_GENERATE].median_s
-            found["decode_tok_per_s"] = 1 / ours
-            found["decode_tok_per_s_transformers"] = 1 / theirs
+            generate = c.timings[language_model.TRANSFORMERS_GENERATE].median_s
+            found["decode_tok_per_s"] = 1 / seconds
+            found["decode_tok_per_s_transformers"] = 1 / generate
             found["decode_bandwidth_fraction"] = _reached(c)
         elif c.kind in training.KINDS:
-            found[f"{c.kind}_tok_per_s"] = 1 / ours
+            found[f"{c.kind}_tok_per_s"] = 1 / seconds
             found[f"{c.kind}_tok_per_s_transformers"] = (
                 1 / c.timings[training.TRANSFORMERS].median_s
             )
             found[f"{c.kind}_peak_memory_ratio"] = c.memory_ratio(training.TRANSFORMERS)
             found[f"{c.kind}_ratios_are_lower_bounds"] = bool(c.stopped)
-        elif c.item == "question":
-            names = {"": OURS, "_one_at_a_time": throughput.ONE_AT_A_TIME}
+        elif c.unit == "question":
+            names = {"": VL_MAMBA, "_one_at_a_time": throughput.ONE_AT_A_TIME}
             names["_transformers"] = throughput.TRANSFORMERS_ONE_AT_A_TIME
             for suffix, name in names.items():
                 found[f"{c.kind}_questions_per_s{suffix}"] = 1 / c.timings[name].median_s
@@ -128,9 +144,9 @@ def _rates(comparisons: Sequence[Comparison]) -> dict[str, float]:
 
 
 def _reached(c: Comparison) -> float:
-    """The part of the machine's limit that ours reaches, where that limit is known."""
+    """The part of the machine's limit that VL-Mamba reaches, where that limit is known."""
     assert c.floor_s is not None
-    return c.floor_s / c.timings[OURS].median_s
+    return c.floor_s / c.timings[VL_MAMBA].median_s
 
 
 def _four_digits(value: Any) -> Any:
@@ -152,6 +168,12 @@ def tables(results: Results) -> str:
         f"{limits.read_bytes_per_s / 1e9:.1f} GB/s, multiplies "
         f"{limits.gemm_flops_per_s / 1e9:.0f} GFLOP/s"
     )
+    others = float(results.settings.get("other_load_cores", 0.0))
+    if certainty.busy(others):
+        lines.append(
+            f"busy machine: other processes kept {others:.1f} cores from these measurements; "
+            "repeat when it is idle"
+        )
     for comparison in results.comparisons:
         lines += ["", *_table(comparison)]
     lines += ["", *_notes(results)]
@@ -160,22 +182,26 @@ def tables(results: Results) -> str:
 
 def _table(c: Comparison) -> list[str]:
     title = f"{c.kind.replace('_', ' ')}: {c.shape}"
-    head = f"  {f'ms a {c.item}':34}{'median':>10}{'fastest':>10}{'slowest':>10}{'processor':>11}"
-    lines = [title, head + "  ours is"]
+    head = f"  {f'ms a {c.unit}':34}{'median':>10}{'fastest':>10}{'slowest':>10}{'processor':>11}"
+    lines = [title, head + f"{'spread':>10}  VL-Mamba is"]
     for name, timing in c.timings.items():
         seconds = (timing.median_s, min(timing.wall_s), max(timing.wall_s))
         line = f"  {name:34}" + "".join(f"{s * 1e3:10.4g}" for s in seconds)
         line += f"{timing.median_processor_s * 1e3:11.4g}"
+        line += f"{certainty.spread_text(timing.wall_s):>10}"
         bound = "more than " if name in c.stopped else ""
-        lines.append(line + ("" if name == OURS else f"  {bound}{c.speedup(name):.3g}x faster"))
+        lines.append(line + ("" if name == VL_MAMBA else f"  {bound}{c.speedup(name):.3g}x faster"))
     for name, peak in (c.peak_bytes or {}).items():
         bound = "more than " if name in c.stopped else ""
-        more = "" if name == OURS else f"  {bound}{c.memory_ratio(name):.3g}x ours"
+        more = "" if name == VL_MAMBA else f"  {bound}{c.memory_ratio(name):.3g}x VL-Mamba's"
         lines.append(f"  {name + ', peak memory':34}{peak / 2**30:10.4g} GiB{more}")
     if c.floor_s is not None:
-        reached = c.floor_s / c.timings[OURS].median_s
-        lines.append(f"  {'machine limit':34}{c.floor_s * 1e3:10.4g}  ours reaches {reached:.0%}")
-    return lines
+        reached = c.floor_s / c.timings[VL_MAMBA].median_s
+        lines.append(
+            f"  {'machine limit':34}{c.floor_s * 1e3:10.4g}  VL-Mamba reaches {reached:.0%}"
+        )
+    runs = {name: timing.wall_s for name, timing in c.timings.items()}
+    return [*lines, *(f"  {line}" for line in [certainty.verdict(runs)] if line)]
 
 
 def _notes(results: Results) -> list[str]:

@@ -8,11 +8,11 @@ measured beside it, in `language_model.decode`.)
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 from harness.speed.timing import Contender, Effort, side_by_side
@@ -69,10 +69,10 @@ def state(device: str, dtype: torch.dtype) -> dict[str, object]:
     """What a reader must know of the machine and its settings."""
     return {
         "processor": _processor(),
-        "cpu_count": os.cpu_count(),
+        "cpu_count": psutil.cpu_count(),
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "load_average": [round(x, 2) for x in os.getloadavg()],
+        "load_average": [round(x, 2) for x in psutil.getloadavg()],
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
         "dtype": str(dtype).removeprefix("torch."),
     }

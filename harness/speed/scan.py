@@ -1,6 +1,6 @@
-"""The selective scan: ours against transformers' loop over time and mamba-ssm's reference.
+"""The selective scan: VL-Mamba's against transformers' loop over time and mamba-ssm's reference.
 
-All get the same numbers, each in its own memory layout: ours (B, L, Di), theirs (B, Di, L).
+All get the same numbers, each in its own memory layout: VL-Mamba's (B, L, Di), others (B, Di, L).
 Shapes: B batch, L steps, Di channels, N states.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 
-from harness.speed.timing import OURS, Comparison, Contender, Effort, side_by_side
+from harness.speed.timing import VL_MAMBA, Comparison, Contender, Effort, side_by_side
 from vlmamba.models.selective_scan import resolve_backend, selective_scan
 
 CHANNELS, STATES = 1536, 16
@@ -54,12 +54,12 @@ def channels_first(x: Inputs) -> Inputs:
     return {k: v.transpose(1, 2).contiguous() if v.ndim == 3 else v for k, v in x.items()}
 
 
-def ours(x: Inputs) -> Tensor:
+def vl_mamba(x: Inputs) -> Tensor:
     """y (B, L, Di) of the backend that "auto" stands for."""
-    return _ours(x)[0]
+    return _scan(x)[0]
 
 
-def _ours(x: Inputs, backend: str = "auto") -> tuple[Tensor, Tensor]:
+def _scan(x: Inputs, backend: str = "auto") -> tuple[Tensor, Tensor]:
     """y and the final state (B, Di, N)."""
     names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
     u, delta, a, b, c, d, z, bias = (x[name] for name in names)
@@ -95,7 +95,7 @@ def mamba_ssm_reference() -> Callable[[Inputs], Tensor] | None:
 
 def functions() -> dict[str, Callable[[Inputs], Tensor]]:
     """Every implementation at hand, by name."""
-    found = {OURS: ours, TRANSFORMERS: transformers_loop, MAMBA_SSM: mamba_ssm_reference()}
+    found = {VL_MAMBA: vl_mamba, TRANSFORMERS: transformers_loop, MAMBA_SSM: mamba_ssm_reference()}
     return {name: function for name, function in found.items() if function is not None}
 
 
@@ -105,7 +105,7 @@ def forward(batch: int, length: int, effort: Effort) -> Comparison:
     x = inputs(batch, length)
     first = channels_first(x)
     contenders = {
-        name: Contender(functools.partial(f, x if name == OURS else first))
+        name: Contender(functools.partial(f, x if name == VL_MAMBA else first))
         for name, f in functions().items()
     }
     shape = f"batch {batch}, {length} steps"
@@ -117,7 +117,7 @@ def train(batch: int, length: int, effort: Effort) -> Comparison:
     x = inputs(batch, length)
     first = channels_first(x)
     contenders = {
-        name: Contender(_forward_backward(f, x if name == OURS else first))
+        name: Contender(_forward_backward(f, x if name == VL_MAMBA else first))
         for name, f in functions().items()
     }
     shape = f"batch {batch}, {length} steps"
@@ -144,12 +144,12 @@ def errors() -> dict[str, float]:
 
     Of the outputs or of the final state, whichever is worse; in float32.
     """
-    exact = _ours(inputs(*ERROR_SHAPE, torch.float64), "reference")
+    exact = _scan(inputs(*ERROR_SHAPE, torch.float64), "reference")
     backends = dict.fromkeys(("reference", "torch", resolve_backend("auto", "cpu")))
     return {
         backend: max(
             float((got.double() - want).abs().max() / want.abs().max())
-            for got, want in zip(_ours(inputs(*ERROR_SHAPE), backend), exact, strict=True)
+            for got, want in zip(_scan(inputs(*ERROR_SHAPE), backend), exact, strict=True)
         )
         for backend in backends
     }

@@ -1,6 +1,6 @@
 """Questions per second on work shaped like a benchmark: several questions on each image.
 
-"ours" is the harness's grouped path: an image is read once, its questions are answered in
+"VL-Mamba" is the harness's grouped path: an image is read once, its questions are answered in
 batches. "one at a time" is what evaluators at batch size 1 do: generate() for each question, on
 the same model, and on transformers' Mamba with the same weights.
 
@@ -22,13 +22,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from harness.speed.language_model import Models
-from harness.speed.timing import OURS, Comparison, Contender, Effort, side_by_side
+from harness.speed.timing import VL_MAMBA, Comparison, Contender, Effort, side_by_side
 from tasks.common import SHORT_ANSWER
 from vlmamba.generation import GroupedGenerator, Request
 from vlmamba.models.vision import VisionEncoder
 from vlmamba.processing import EOS, IMAGE, SYSTEM, VLMambaProcessor
 
-ONE_AT_A_TIME = "ours, one at a time"
+ONE_AT_A_TIME = "VL-Mamba, one at a time"
 TRANSFORMERS_ONE_AT_A_TIME = "transformers Mamba, one at a time"
 OBJECTS = ("dog", "bicycle", "banana", "umbrella", "keyboard", "zebra", "kite", "clock", "sofa")
 BATCH_SIZE = 32
@@ -50,7 +50,7 @@ class Shape:
 
 
 SHAPES = (Shape("pope_shape", 18, 2, 2), Shape("mme_shape", 2, 16, 2))
-SINGLE_QUESTIONS = 4  # in one run of ours one at a time; transformers' Mamba answers one
+SINGLE_QUESTIONS = 4  # in one run of VL-Mamba one at a time; transformers' Mamba answers one
 
 
 def requests(shape: Shape, processor: VLMambaProcessor) -> list[Request]:
@@ -99,8 +99,8 @@ class GivenFeatures(VisionEncoder):
 @torch.inference_mode()
 def throughput(shape: Shape, models_: Models, effort: Effort) -> Comparison:
     """Seconds for a question, grouped and one at a time."""
-    model = models_.ours.model
-    theirs = cast(Any, models_.theirs.language_model)  # a PreTrainedModel, and a GenerationMixin
+    model = models_.vl_mamba
+    baseline = cast(Any, models_.direct())  # a PreTrainedModel, and a GenerationMixin
     patches = model.config.num_image_tokens, model.config.vision_config.hidden_size
     features = torch.randn(1, *patches).to(model.device, model.dtype)
     model.vision_encoder = GivenFeatures(features)
@@ -117,14 +117,14 @@ def throughput(shape: Shape, models_: Models, effort: Effort) -> Comparison:
         for inputs in single:
             model.generate(**inputs, **settings)
 
-    def theirs_one_at_a_time() -> None:
+    def baseline_one_at_a_time() -> None:
         embeds, _ = model.embed(single[0]["input_ids"], image_features=features)
-        theirs.generate(inputs_embeds=embeds, **settings)
+        baseline.generate(inputs_embeds=embeds, **settings)
 
     contenders = {
-        OURS: Contender(grouped, len(work)),
+        VL_MAMBA: Contender(grouped, len(work)),
         ONE_AT_A_TIME: Contender(one_at_a_time, len(single)),
-        TRANSFORMERS_ONE_AT_A_TIME: Contender(theirs_one_at_a_time),
+        TRANSFORMERS_ONE_AT_A_TIME: Contender(baseline_one_at_a_time),
     }
     timings = side_by_side(contenders, effort, models_.device)
     prefix, suffix = map(len, processor.split_prompt(work[0].prompt))

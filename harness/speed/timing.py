@@ -1,7 +1,8 @@
 """Time contenders side by side: in one process, in alternation, after a warm-up.
 
-comparison = compare("prefill", "1024 tokens", {"ours": Contender(f), "theirs": Contender(g)})
-comparison.speedup("theirs")        # above 1: ours is faster
+timings = side_by_side({VL_MAMBA: Contender(f), "baseline": Contender(g)}, QUICK)
+comparison = Comparison("prefill", "1024 tokens", "run", timings)
+comparison.speedup("baseline")        # above 1: VL-Mamba is faster
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-OURS = "ours"
+VL_MAMBA = "VL-Mamba"  # the contender that all others are baselines of
 LONG_RUN_S = 2.0  # a first run this long counts: what a warm-up would save is lost in it
 SHORT_RUN_S = 0.02  # shorter ones are called several times in a row: waking threads takes as long
 # Before each such row come as many calls that are not timed: the first ones pay for what another
@@ -40,15 +41,15 @@ FULL = Effort(least=3, most=25, seconds=12, patience=240)
 
 @dataclass(frozen=True)
 class Contender:
-    """Something to time. One call of `run` does `items` pieces of work (tokens, questions)."""
+    """Something to time. One call of `run` does `units` of work (tokens, questions)."""
 
     run: Callable[[], object]
-    items: int = 1
+    units: int = 1
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds for one item, of every run: on the clock, and of the processor (all threads).
+    """Seconds for one unit, of every run: on the clock, and of the processor (all threads).
 
     On a busy machine the second is the steadier one.
     """
@@ -78,25 +79,25 @@ class Comparison:
 
     kind: str
     shape: str
-    item: str  # what one item is: "run", "token", "question"
+    unit: str  # of work: "run", "token", "question"
     timings: Mapping[str, Timing]
     floor_s: float | None = None
     peak_bytes: Mapping[str, int] | None = None
     stopped: frozenset[str] = frozenset()
 
-    def memory_ratio(self, other: str, ours: str = OURS) -> float:
-        """How many times the peak memory of `ours` that of `other` is."""
+    def memory_ratio(self, baseline: str, contender: str = VL_MAMBA) -> float:
+        """Peak memory of the baseline over that of the contender."""
         peaks = self.peak_bytes or {}
-        return peaks[other] / peaks[ours]
+        return peaks[baseline] / peaks[contender]
 
-    def speedup(self, other: str, ours: str = OURS) -> float:
-        """How many times faster `ours` is than `other`, by medians."""
-        return self.timings[other].median_s / self.timings[ours].median_s
+    def speedup(self, baseline: str, contender: str = VL_MAMBA) -> float:
+        """How many times faster the contender is than the baseline, by medians."""
+        return self.timings[baseline].median_s / self.timings[contender].median_s
 
-    def processor_speedup(self, other: str, ours: str = OURS) -> float:
+    def processor_speedup(self, baseline: str, contender: str = VL_MAMBA) -> float:
         """The same of processor time."""
-        theirs = self.timings[other].median_processor_s
-        return theirs / self.timings[ours].median_processor_s
+        seconds = self.timings[baseline].median_processor_s
+        return seconds / self.timings[contender].median_processor_s
 
 
 def side_by_side(
@@ -107,38 +108,39 @@ def side_by_side(
     calls: dict[str, int] = {}
     for name, contender in contenders.items():
         first = _timed(contender, device)
-        seconds = first[0] * contender.items
+        seconds = first[0] * contender.units
         runs[name] = [first] if seconds > LONG_RUN_S else []
         if seconds < SHORT_RUN_S:  # a first call may take several times as long as the next
-            seconds = min(_timed(contender, device)[0] for _ in range(3)) * contender.items
+            seconds = min(_timed(contender, device)[0] for _ in range(3)) * contender.units
         calls[name] = max(1, math.ceil(SHORT_RUN_S / max(seconds, 1e-6)))
-    while waiting := [n for n in runs if _unfinished(runs[n], contenders[n].items, effort)]:
+    while waiting := [n for n in runs if _unfinished(runs[n], contenders[n].units, effort)]:
         for name in waiting:
             runs[name].append(_timed(contenders[name], device, calls[name]))
     return {name: Timing(*zip(*times, strict=True)) for name, times in runs.items()}
 
 
-def _unfinished(times: list[tuple[float, float]], items: int, effort: Effort) -> bool:
-    spent = sum(wall for wall, _ in times) * items
+def _unfinished(times: list[tuple[float, float]], units: int, effort: Effort) -> bool:
+    spent = sum(wall for wall, _ in times) * units
     if len(times) < effort.least:
         return not times or spent < effort.patience
     return len(times) < effort.most and spent < effort.seconds
 
 
 def _timed(contender: Contender, device: str, calls: int = 1) -> tuple[float, float]:
-    """Seconds for one item, over some calls: on the clock, and of the processor."""
+    """Seconds for one unit, over some calls: on the clock, and of the processor."""
     for _ in range(calls if calls > 1 else 0):
         contender.run()
-    _synchronize(device)
+    synchronize(device)
     wall, processor = time.perf_counter(), time.process_time()
     for _ in range(calls):
         contender.run()
-    _synchronize(device)
+    synchronize(device)
     spent = time.perf_counter() - wall, time.process_time() - processor
-    items = calls * contender.items
-    return spent[0] / items, spent[1] / items
+    units = calls * contender.units
+    return spent[0] / units, spent[1] / units
 
 
-def _synchronize(device: str) -> None:
+def synchronize(device: str) -> None:
+    """Wait for what a GPU still has to do."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()

@@ -1,4 +1,5 @@
-"""A step of instruction tuning (stage 2): ours against transformers' Mamba in the same shell.
+"""A step of instruction tuning (stage 2): VL-Mamba against the same model with transformers'
+Mamba in it.
 
 One sample: SigLIP features of an image (729 patches, as the trainer's feature cache gives them),
 then text with an answer. One step is forward, backward and AdamW over connector and language
@@ -23,23 +24,26 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.speed.baselines import OurVLM, VLMBase, build
-from harness.speed.timing import OURS, Comparison, Contender, Effort, Timing, side_by_side
+from harness.speed import transformers_direct
+from harness.speed.models import build, embed
+from harness.speed.timing import VL_MAMBA, Comparison, Contender, Effort, Timing, side_by_side
+from vlmamba.models.language import WrappedLM
+from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.training.optimizer import build_optimizer
 from vlmamba.training.recipe import Hyperparameters
 from vlmamba.training.stages import STAGES, freeze
 from vlmamba_core.errors import UserError
+from vlmamba_core.memory import peak_resident_bytes
 
 SIZE = "130m"
 TEXT_TOKENS, ANSWER_TOKENS = 71, 40  # with 729 patches: 800 tokens
 TRANSFORMERS = "transformers Mamba"
-CONTENDERS = {OURS: f"vl-mamba-{SIZE}", TRANSFORMERS: f"transformers-mamba-{SIZE}"}
+CONTENDERS = {VL_MAMBA: f"vl-mamba-{SIZE}", TRANSFORMERS: f"transformers-mamba-{SIZE}"}
 KINDS = {"train": False, "train_checkpointed": True}  # kind of comparison -> recomputes layers
 
 EFFORT = Effort(least=1, most=5, seconds=60)  # transformers' Mamba makes one step in minutes
@@ -78,7 +82,7 @@ def in_own_process(contender: str, checkpointing: bool) -> Measured:
     if done.returncode:
         raise UserError(
             f"the process measuring {contender} ended with code {done.returncode} (-9: killed, "
-            "probably for want of memory; it needs about 12 GiB)"
+            "probably because memory ran out; it needs about 12 GiB)"
         )
     found = json.loads(done.stdout)
     timing = Timing(tuple(found["wall_s"]), tuple(found["processor_s"]))
@@ -133,21 +137,22 @@ def _given_up_after(patience: float, tokens: int) -> Iterator[None]:
     timer.cancel()
 
 
-def sample(model: VLMBase) -> tuple[Tensor, Tensor]:
+def sample(model: VLMambaForConditionalGeneration) -> tuple[Tensor, Tensor]:
     """Image features (1, P, Dv) and text (1, T) of one sample."""
-    config = model.shell_config
+    config = model.config
     generator = torch.Generator().manual_seed(0)
     shape = (1, config.num_image_tokens, config.vision_config.hidden_size)
     features = torch.randn(shape, generator=generator)
     return features, torch.randint(2, 1000, (1, TEXT_TOKENS), generator=generator)
 
 
-def stepper(model: VLMBase, checkpointing: bool) -> Callable[[Tensor | None, Tensor], float]:
+def stepper(
+    model: VLMambaForConditionalGeneration, checkpointing: bool
+) -> Callable[[Tensor | None, Tensor], float]:
     """A function (features, ids) that makes one update of stage 2 and returns the loss before."""
     freeze(model, STAGES["finetune"])
     if checkpointing:
-        inner = model.model if isinstance(model, OurVLM) else model.language_model
-        inner.activation_checkpointing_enable()  # type: ignore[operator]
+        model.activation_checkpointing_enable()  # type: ignore[operator]
     optimizer = build_optimizer(model, Hyperparameters(lr=2e-5, batch_size=1, micro_batch=1))
 
     def step(features: Tensor | None, ids: Tensor) -> float:
@@ -160,19 +165,15 @@ def stepper(model: VLMBase, checkpointing: bool) -> Callable[[Tensor | None, Ten
     return step
 
 
-def loss(model: VLMBase, features: Tensor | None, ids: Tensor) -> Tensor:
+def loss(model: VLMambaForConditionalGeneration, features: Tensor | None, ids: Tensor) -> Tensor:
     """Mean cross-entropy of the last ANSWER_TOKENS tokens after image and question."""
-    hidden = model.hidden(model.embed(ids, features))
+    language_model, embeds = model.language_model, embed(model, ids, features)
+    if isinstance(language_model, WrappedLM):  # as transformers' own training calls it
+        hidden = transformers_direct.hidden(language_model.model, embeds)
+    else:
+        hidden = language_model(embeds)[0]
     answer = ids[0, -ANSWER_TOKENS:]
-    return F.cross_entropy(model.head(hidden[0, -ANSWER_TOKENS - 1 : -1]), answer)
-
-
-def peak_resident_bytes() -> int:
-    """The largest resident size of this process. getrusage would count its parent's too."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise UserError("this system does not report peak memory (no VmHWM in /proc/self/status)")
+    return F.cross_entropy(language_model.head(hidden[0, -ANSWER_TOKENS - 1 : -1]), answer)
 
 
 if __name__ == "__main__":

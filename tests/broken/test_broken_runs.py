@@ -15,7 +15,7 @@ from harness import compare as compare_command
 from harness import plots as plots_command
 from harness import report, run, tables
 from harness.runs import checks, store
-from harness.speed.sweep.points import Row
+from harness.runs.points import Row
 
 Damage = Callable[[Path], object]
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "runs"

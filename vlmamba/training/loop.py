@@ -11,7 +11,6 @@ import importlib
 import json
 import math
 import os
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -38,6 +37,7 @@ from vlmamba.training.recipe import Hyperparameters
 from vlmamba.training.schedule import SCHEDULES
 from vlmamba.training.stages import Stage, freeze
 from vlmamba_core.errors import UserError
+from vlmamba_core.memory import peak_resident_bytes
 
 
 @dataclass
@@ -433,4 +433,4 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: the GPU allocator's peak, or this process's largest resident size on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_resident_bytes()

@@ -16,19 +16,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from harness.runs.schema import ROOT
-from harness.speed.sweep.points import (
+from harness.runs.points import (
     FAILED,
     KILLED,
     NOT_RUN,
     OK,
     OUT_OF_MEMORY,
     TIME_LIMIT,
-    Journal,
-    Point,
     Row,
-    Terms,
 )
+from harness.runs.schema import ROOT
+from harness.speed.sweep.points import Journal, Point, Terms, row_of
 from vlmamba_core import processes
 from vlmamba_core.errors import UserError
 
@@ -45,14 +43,14 @@ def launch(point: Point) -> Row:
     try:
         done = _child([point.to_json()], limit)
     except subprocess.TimeoutExpired:
-        return Row.of(point, TIME_LIMIT, f"not finished after {limit:g} s")
+        return row_of(point, TIME_LIMIT, f"not finished after {limit:g} s")
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        return Row.of(point, KILLED, f"ended by {name}, most likely for want of memory")
+        return row_of(point, KILLED, f"ended by {name}, most likely because memory ran out")
     if done.returncode:
-        return Row.of(point, FAILED, _last_line(done.stderr))
+        return row_of(point, FAILED, _last_line(done.stderr))
     found = json.loads(_last_line(done.stdout))
-    return Row.of(point, found["status"], found["detail"], found["result"])
+    return row_of(point, found["status"], found["detail"], found["result"])
 
 
 def measure_machine(terms: Terms) -> dict[str, Any]:
@@ -75,7 +73,7 @@ def run(points: Sequence[Point], journal: Journal, start: Launch | None = None) 
             place = point.model, point.batch_size
             if place in too_much:
                 shorter = too_much[place]
-                row = Row.of(point, NOT_RUN, f"{shorter.seq_len} tokens: {shorter.status}")
+                row = row_of(point, NOT_RUN, f"{shorter.seq_len} tokens: {shorter.status}")
             else:
                 row = journal.get(point) or _measured(point, journal, start)
             if row.status in TOO_MUCH:

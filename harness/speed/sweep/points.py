@@ -1,4 +1,4 @@
-"""Points of a profile: what is measured, under which terms, and what came out.
+"""Points of a profile: what is measured, under which terms, and the journal of finished ones.
 
     points = plan(["vl-mamba-130m", "pythia-160m"], [256, 512], [1], terms)
 
@@ -9,23 +9,17 @@ measurement depends on, so that a journal finds it again.  No torch here.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from harness.runs.points import Row
 from harness.runs.schema import code_sha256, packages
 from vlmamba_core import folder
 from vlmamba_core.folder import digest
-
-# How a point may end. Everything but OK has a `detail` that says more.
-OK = "ok"
-OUT_OF_MEMORY = "out of memory"
-TIME_LIMIT = "time limit"
-KILLED = "killed"
-FAILED = "failed"
-NOT_RUN = "not run"  # a shorter sequence of the same model already was too much
 
 
 @dataclass(frozen=True)
@@ -61,7 +55,7 @@ class Point:
     @property
     def key(self) -> str:
         """A digest of everything the measurement depends on."""
-        return digest([asdict(self), code_sha256(), packages(), os.cpu_count()])
+        return digest([asdict(self), code_sha256(), packages(), psutil.cpu_count()])
 
     @property
     def image_tokens(self) -> int:
@@ -84,23 +78,10 @@ class Point:
         return json.dumps(asdict(self))
 
 
-@dataclass(frozen=True)
-class Row:
-    """A point and what came of it; `result` as `child.measure` gives it, None unless ok."""
-
-    model: str
-    seq_len: int
-    batch_size: int
-    image_tokens: int
-    status: str
-    detail: str | None = None
-    result: dict[str, Any] | None = None
-
-    @classmethod
-    def of(cls, point: Point, status: str, detail: str | None = None, result: Any = None) -> Row:
-        """The row of a point."""
-        where = (point.model, point.seq_len, point.batch_size, point.image_tokens)
-        return cls(*where, status, detail, result)
+def row_of(point: Point, status: str, detail: str | None = None, result: Any = None) -> Row:
+    """A point and what came of it, as the record holds it."""
+    where = (point.model, point.seq_len, point.batch_size, point.image_tokens)
+    return Row(*where, status, detail, result)
 
 
 def plan(
@@ -132,8 +113,3 @@ class Journal:
     def add(self, point: Point, row: Row) -> None:
         """Append a row; it is on disk on return. Raises UserError when the disk refuses."""
         self._kept.add(point.key, asdict(row))
-
-
-def measured(rows: Iterable[Row]) -> list[Row]:
-    """The rows with a result."""
-    return [row for row in rows if row.status == OK]

@@ -56,8 +56,8 @@ class WrappedCache(Cache):
 
     @property
     def nbytes(self) -> int:
-        """Memory of all keys, values and recurrent states in bytes."""
-        return self.mask.nbytes + sum(tensor.nbytes for _, _, tensor in _tensors(self.layers))
+        """Memory of all keys, values and recurrent states in bytes; the mask is not counted."""
+        return sum(tensor.nbytes for _, _, tensor in _tensors(self.layers))
 
     def clone(self) -> WrappedCache:
         """An independent copy."""
@@ -287,34 +287,51 @@ class WrappedLM(LanguageModel):
         take_buffers(self.model, published)
 
     def flops(self, tokens: int) -> float:
-        """Counted by running the model on the meta device, attention included."""
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(self.config).base_model
-            embeds = torch.empty(1, tokens, self.config.hidden_size)
+        """Counted by running the model on the meta device, attention over what a token may see.
+
+        That is half of the sequence on average, so a causal pass costs as much as its two halves
+        do with every token seeing all of its half.
+        """
+        half = tokens // 2
+        return sum(self._all_seeing_flops(n) for n in (half, tokens - half) if n)
+
+    def _all_seeing_flops(self, tokens: int) -> float:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(inputs_embeds=embeds, use_cache=False)
+            self._run_on_meta(tokens, torch.float32)
         return float(counter.get_total_flops())
 
     def activation_bytes(self, dtype: torch.dtype, checkpointing: bool) -> tuple[int, int]:
         """What autograd keeps of a forward pass on the meta device, parameters left out."""
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(self.config, dtype=dtype).base_model
-            embeds = torch.empty(1, PROBE_TOKENS, self.config.hidden_size, dtype=dtype)
-        own = {id(p) for p in model.parameters()}
-        kept: dict[int, Tensor] = {}
+        kept: dict[int, int] = {}  # several tensors may share a storage: it is there once
 
         def keep(tensor: Tensor) -> Tensor:
-            if id(tensor) not in own:
-                kept[id(tensor)] = tensor
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = storage.nbytes()
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            model(inputs_embeds=embeds.requires_grad_(), use_cache=False)
-        total = sum(tensor.nbytes for tensor in kept.values()) // PROBE_TOKENS
+            weights = self._run_on_meta(PROBE_TOKENS, dtype)
+        for weight in weights:
+            kept.pop(weight.untyped_storage()._cdata, None)
+        total = sum(kept.values()) // PROBE_TOKENS
         layers = self.config.num_hidden_layers
         if not checkpointing:
             return total, 0
         return layers * self.config.hidden_size * dtype.itemsize, total // layers
+
+    def _run_on_meta(self, tokens: int, dtype: torch.dtype) -> list[nn.Parameter]:
+        """One sequence through the model's shape; its weights, which have none of their memory.
+
+        With a cache: without one, transformers looks into the positions for packed sequences, and
+        on the meta device there is nothing to look into.
+        """
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(self.config, dtype=dtype).base_model
+            embeds = torch.empty(1, tokens, self.config.hidden_size, dtype=dtype)
+            cache = {self._cache_name: DynamicCache(config=self.config)}
+            embeds.requires_grad_(torch.is_grad_enabled())
+            model(inputs_embeds=embeds, use_cache=True, **cache)
+        return list(model.parameters())
 
     def _continuation_error(self) -> float:
         weight = self.embedding.weight

@@ -1,0 +1,159 @@
+"""The models that speed is measured of: VLM configurations by name, with random weights.
+
+    model = build("pythia-160m")                        # names: BASELINES and "vl-mamba-SIZE"
+    logits, cache = prefill(model, embed(model, input_ids, image_features))
+    logits = step(model, logits.argmax(-1), cache)
+
+Every one is built as training and evaluation build theirs, and differs in its `text_config` only:
+SigLIP features of 729 patches go through the same connector and stand before the text.  A
+baseline's language model is transformers' own, wrapped, with its default attention and cache.
+
+Shapes: B batch, P patches, T text tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.runs.points import VL_MAMBA
+from vlmamba.config import LANGUAGE_MODELS, VISION_ENCODERS, VLMambaConfig
+from vlmamba.models.language import Cache, LanguageModel
+from vlmamba.models.vlm import VLMambaForConditionalGeneration
+from vlmamba_core.errors import unknown
+
+ENCODER = "siglip-so400m-384"
+# What `tiny` lays over a shape: the same architecture for tests, in no time.
+TINY_TRANSFORMER = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 1008}
+TINY_ATTENTION = {"num_attention_heads": 2, "intermediate_size": 64}
+TINY_VL_MAMBA = {"d_model": 32, "n_layer": 2, "vocab_size": 1008, "language_model_id": None}
+TINY_VL_MAMBA |= {"head_dim": 8}  # of Mamba-2
+TINY_ENCODER = {"hidden_size": 24, "intermediate_size": 32, "num_attention_heads": 2}
+
+
+def _transformer(
+    model_type: str, width: int, layers: int, heads: int, mlp: int, vocabulary: int
+) -> dict[str, Any]:
+    return {
+        "model_type": model_type,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": mlp,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 2**17,  # no sweep is cut short by it
+    }
+
+
+def _mamba(width: int, layers: int) -> dict[str, Any]:
+    shape = {"hidden_size": width, "num_hidden_layers": layers, "vocab_size": 50280}
+    return {"model_type": "mamba", **shape}
+
+
+# Text configurations: shapes of the published checkpoints.
+BASELINES: dict[str, dict[str, Any]] = {
+    "transformers-mamba-130m": _mamba(768, 24),
+    "transformers-mamba-1.4b": _mamba(2048, 48),
+    "transformers-mamba-2.8b": _mamba(2560, 64),
+    "pythia-160m": _transformer("gpt_neox", 768, 12, 12, 3072, 50304),
+    "pythia-1.4b": _transformer("gpt_neox", 2048, 24, 16, 8192, 50304),
+    "pythia-2.8b": _transformer("gpt_neox", 2560, 32, 32, 10240, 50304),
+    "phi-2": _transformer("phi", 2560, 32, 32, 10240, 51200),
+    "llama-160m": _transformer("llama", 768, 12, 12, 3072, 32000),
+    "mobilellama-1.4b": _transformer("llama", 2048, 24, 16, 5504, 32000),
+    "mobilellama-2.7b": _transformer("llama", 2560, 32, 32, 6912, 32000),
+}
+
+
+def build(
+    name: str,
+    *,
+    connector: str = "vss_l2",
+    encoder_layers: int = 0,
+    image_tokens: int | None = None,
+    tiny: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> VLMambaForConditionalGeneration:
+    """The model called `name` with random weights, in inference mode.
+
+    With encoder_layers 0, image features are given and no encoder takes memory; SigLIP has 27.
+    image_tokens: P, a square number (default: SigLIP's 729).  tiny: every dimension shrunk.
+    Raises UserError that lists the known names.
+    """
+    check(name)
+    vision = VISION_ENCODERS[ENCODER] | {"num_hidden_layers": encoder_layers}
+    vision |= TINY_ENCODER if tiny else {}
+    if image_tokens is not None:
+        vision |= {"image_size": vision["patch_size"] * math.isqrt(image_tokens)}
+    shape = _language_model(name, tiny)
+    config = VLMambaConfig(**shape, connector=connector, vision_config=vision)
+    torch.manual_seed(seed)
+    model: Any = VLMambaForConditionalGeneration(config)  # transformers hides the type of `to`
+    return model.to(device=device, dtype=dtype).eval()
+
+
+def _language_model(name: str, tiny: bool) -> dict[str, Any]:
+    """A configuration's fields that say which language model it has."""
+    if name.startswith(VL_MAMBA):
+        return LANGUAGE_MODELS[name.removeprefix(VL_MAMBA)] | (TINY_VL_MAMBA if tiny else {})
+    spec = BASELINES[name] | (TINY_TRANSFORMER if tiny else {})
+    if tiny and "num_attention_heads" in spec:
+        spec |= TINY_ATTENTION
+    return {"text_config": spec}
+
+
+def check(name: str) -> None:
+    """Raise UserError that lists the known names, unless `name` is one."""
+    known = {VL_MAMBA + size for size in LANGUAGE_MODELS if size != "nano"} | BASELINES.keys()
+    if name not in known:
+        raise unknown("model", name, known)
+
+
+def embed(
+    model: VLMambaForConditionalGeneration, input_ids: Tensor, image_features: Tensor | None = None
+) -> Tensor:
+    """Text tokens (B, T), after image features (B, P, Dv) if given -> (B, P + T, D)."""
+    text = model.language_model.embed(input_ids)
+    if image_features is None:
+        return text
+    return torch.cat([model.connector(image_features).to(text.dtype), text], dim=1)
+
+
+def prefill(model: VLMambaForConditionalGeneration, embeds: Tensor) -> tuple[Tensor, Cache]:
+    """(B, L, D) -> logits after the last token (B, V), and the cache."""
+    hidden, cache = model.language_model(embeds)
+    return model.language_model.head(hidden[:, -1]), cache
+
+
+def step(model: VLMambaForConditionalGeneration, tokens: Tensor, cache: Cache) -> Tensor:
+    """One token each (B,) -> logits (B, V); the cache is updated in place."""
+    language_model = model.language_model
+    return language_model.head(language_model.step(language_model.embed(tokens), cache))
+
+
+def weight_bytes(language_model: LanguageModel) -> int:
+    """Bytes of weights that a generated token reads: the language model with its head.
+
+    An input embedding that is not also the head is left out: a token reads one row of it.
+    """
+    total = sum(p.nbytes for p in language_model.parameters())
+    embedding = language_model.embedding.weight
+    return total if language_model.lm_head.weight is embedding else total - embedding.nbytes
+
+
+def prefill_flops(language_model: LanguageModel, tokens: int) -> float:
+    """FLOPs from one prompt's embeddings to the logits after its last token."""
+    return language_model.flops(tokens) + 2.0 * language_model.embedding.weight.numel()
+
+
+def attention(language_model: LanguageModel) -> str | None:
+    """transformers' attention function, such as "sdpa"; None for a model without attention."""
+    config: Any = language_model.config
+    if not hasattr(config, "num_attention_heads"):
+        return None
+    return getattr(config, "_attn_implementation", None)
