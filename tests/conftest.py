@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from vlmamba.config import VLMambaConfig
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
-from vlmamba.processing import EOS, IMAGE, SYSTEM, VLMambaProcessor
+from vlmamba.processing import SYSTEM, VLMambaProcessor
+from vlmamba_core.tokens import EOS, IMAGE
 
 
 @pytest.fixture(autouse=True)

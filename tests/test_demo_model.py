@@ -9,9 +9,9 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from harness import run
+from vlmamba.chat_template import CHAT_TEMPLATE
 from vlmamba.checkpoints import BUNDLED, load
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
-from vlmamba.processing import CHAT_TEMPLATE
 
 FOLDER = BUNDLED["nano"]
 QUESTION = "Is there a cat in the image?\nAnswer the question using a single word or phrase."

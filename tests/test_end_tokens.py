@@ -15,10 +15,11 @@ from transformers import PreTrainedTokenizerFast
 from vlmamba.checkpoints import load
 from vlmamba.generation import GroupedGenerator, Request, end_tokens
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
-from vlmamba.processing import IGNORED, SYSTEM, VLMambaProcessor
+from vlmamba.processing import SYSTEM, VLMambaProcessor
 from vlmamba.training.init_model import initial_model
 from vlmamba.training.stages import STAGES
 from vlmamba_core.errors import UserError
+from vlmamba_core.tokens import IGNORE
 
 END = "</s>"
 TURNS = [
@@ -49,7 +50,7 @@ def test_labels_and_chat_end_with_the_tokenizers_own_token(other):
     processor = VLMambaProcessor.from_config(tiny_config(), other)
     ids, labels = processor.training_example(TURNS)
     assert labels.count(other.eos_token_id) == ids.count(other.eos_token_id) == 2
-    assert other.decode([t for t in labels if t != IGNORED]) == f" A cat.{END} Yes.{END}"
+    assert other.decode([t for t in labels if t != IGNORE]) == f" A cat.{END} Yes.{END}"
     assert labels[-1] == other.eos_token_id
     roles = {"human": "user", "gpt": "assistant"}
     messages = [{"role": roles[turn["from"]], "content": turn["value"]} for turn in TURNS]

@@ -19,12 +19,13 @@ import pytest
 import torch
 
 from vlmamba.config import VLMambaConfig
-from vlmamba.data.collate import IGNORE, Batch
+from vlmamba.data.collate import Batch
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.training import loop
 from vlmamba.training.estimate import estimate
 from vlmamba.training.recipe import Hyperparameters
 from vlmamba.training.stages import get_stage
+from vlmamba_core.tokens import IGNORE
 
 SIGLIP = {
     "model_type": "siglip_vision_model",

@@ -17,8 +17,11 @@ import torch
 from PIL import Image
 
 from vlmamba.data import collate, feature_cache, llava, sampler, text
+from vlmamba.data.examples import ConversationExamples
+from vlmamba.data.images import PixelImages
 from vlmamba.data.tokenizer import train_tokenizer
 from vlmamba_core.errors import UserError
+from vlmamba_core.tokens import IGNORE
 
 
 def turn(speaker: str, value: str) -> dict[str, str]:
@@ -168,15 +171,15 @@ def test_published_oddities(tmp_path):
 def build(tmp_path, images, processor, records, template="vicuna_v1", max_length=200):
     file = llava.LlavaFile(write(tmp_path, records))
     found = llava.survey(file, images, patches=4, progress=False)
-    source = collate.PixelImages(images, processor)
-    return collate.ConversationExamples(file, found, processor, template, max_length, source)
+    source = PixelImages(images, processor)
+    return ConversationExamples(file, found, processor, template, max_length, source)
 
 
 def test_labels_cover_the_answers_only(tmp_path, images, processor):
     talk = [*conversation("<image>\nIs it a cat?", "Yes"), *conversation("And a dog?", "No")]
     examples = build(tmp_path, images, processor, [{"image": "a.png", "conversations": talk}])
     example = examples[0]
-    learned = processor.tokenizer.decode(example.input_ids[example.labels != collate.IGNORE])
+    learned = processor.tokenizer.decode(example.input_ids[example.labels != IGNORE])
     assert learned == " Yes<|endoftext|> No<|endoftext|>"
     assert (example.input_ids == processor.image_token_id).sum() == 4
     assert example.images.shape == (1, 3, 28, 28)
@@ -196,7 +199,7 @@ def test_long_conversations_are_cut_and_reported(tmp_path, images, processor):
     example = build(tmp_path, images, processor, records, max_length=100)[0]
     assert len(example.input_ids) == len(example.labels) == 100
     assert example.truncated
-    before_answer = int((example.labels != collate.IGNORE).nonzero()[0])
+    before_answer = int((example.labels != IGNORE).nonzero()[0])
     with pytest.raises(llava.SampleError, match="no answer"):
         build(tmp_path, images, processor, records, max_length=before_answer)[0]
     with pytest.raises(llava.SampleError, match="image lies beyond"):
@@ -220,7 +223,7 @@ def test_a_picture_that_would_be_cut_is_left_out_with_what_follows(tmp_path, ima
         left = cut.input_ids == processor.image_token_id
         assert left.sum() == 4 * shown == (0 if cut.images is None else 4 * len(cut.images))
         assert torch.equal(cut.input_ids, whole.input_ids[: len(cut.input_ids)])
-        assert cut.truncated and (cut.labels != collate.IGNORE).any()
+        assert cut.truncated and (cut.labels != IGNORE).any()
 
 
 def test_captions_are_one_picture_question_and_answer(tmp_path, images, processor):
@@ -236,15 +239,15 @@ def test_captions_are_one_picture_question_and_answer(tmp_path, images, processo
         "no image, where captions are learnt": 1,
         "more than one round, where captions are learnt": 1,
     }
-    pixels = collate.PixelImages(images, processor)
-    examples = collate.ConversationExamples(file, found, processor, "plain", 99, pixels)
+    pixels = PixelImages(images, processor)
+    examples = ConversationExamples(file, found, processor, "plain", 99, pixels)
     batch = collate.MicroBatches(examples, 0)[[0, 1, 2]]
     assert not batch.skipped
     assert batch.inputs["pixel_values"].shape[0] == 4
     image_tokens = (batch.inputs["input_ids"] == processor.image_token_id).sum(1)
     assert image_tokens.tolist() == [4, 8, 4]
     anything = llava.survey(file, images, patches=4, progress=False)  # of another stage
-    examples = collate.ConversationExamples(file, anything, processor, "plain", 99, pixels)
+    examples = ConversationExamples(file, anything, processor, "plain", 99, pixels)
     batch = collate.MicroBatches(examples, 0)[[0, 1, 2, 3, 4]]
     assert sorted(reason for _, reason in batch.skipped) == sorted(found.skipped)
 
@@ -264,10 +267,10 @@ def test_collate_pads_right_and_keeps_broken_samples_out(tmp_path, images, proce
     ids, labels = batch.inputs["input_ids"], batch.inputs["labels"]
     assert ids.shape == labels.shape == (2, 8 * -(-len(long.input_ids) // 8))
     assert ids[row, len(short.input_ids) :].unique().tolist() in ([], [0])
-    assert (labels[row, len(short.input_ids) :] == collate.IGNORE).all()
+    assert (labels[row, len(short.input_ids) :] == IGNORE).all()
     assert batch.inputs["pixel_values"].shape == (1, 3, 28, 28)
     assert batch.n_tokens == len(short.input_ids) + len(long.input_ids)
-    assert batch.n_labels == int((labels[:, 1:] != collate.IGNORE).sum())
+    assert batch.n_labels == int((labels[:, 1:] != IGNORE).sum())
     [(name, reason)] = batch.skipped
     assert reason == "broken image file"
     assert "record 2" in name
@@ -276,7 +279,7 @@ def test_collate_pads_right_and_keeps_broken_samples_out(tmp_path, images, proce
 def test_an_empty_batch_is_a_placeholder_without_labels():
     batch = collate.collate([], pad_token_id=0)
     assert batch.n_labels == batch.n_tokens == 0
-    assert (batch.inputs["labels"] == collate.IGNORE).all()
+    assert (batch.inputs["labels"] == IGNORE).all()
 
 
 @pytest.mark.parametrize("n", [1, 7, 64, 1000])
@@ -326,7 +329,7 @@ def test_feature_cache_equals_the_live_encoder(tmp_path, images, model, processo
         cache, ["a.png", "b.png", "a.png", "broken.png"], model, processor
     )
     assert (len(cache), broken) == (2, 1)
-    pixels = collate.PixelImages(images, processor).load(("b.png", "a.png"))
+    pixels = PixelImages(images, processor).load(("b.png", "a.png"))
     live = model.encode_images(pixels)
     torch.testing.assert_close(cache.load(("b.png", "a.png")), live, rtol=1e-3, atol=1e-3)
     with pytest.raises(llava.SampleError, match="broken"):
@@ -355,7 +358,7 @@ def test_feature_cache_drops_what_a_killed_writer_left(tmp_path, images, model, 
         file.write(b"half a row")
     reopened = feature_cache.open_cache(tmp_path / "cache", images, model, processor)
     feature_cache.fill_cache(reopened, ["b.png"], model, processor)
-    live = model.encode_images(collate.PixelImages(images, processor).load(("b.png",)))
+    live = model.encode_images(PixelImages(images, processor).load(("b.png",)))
     torch.testing.assert_close(reopened.load(("b.png",)), live, rtol=1e-3, atol=1e-3)
 
 

@@ -13,7 +13,7 @@ from test_training import accelerator, data, images, make_run  # noqa: F401
 
 from vlmamba import checkpoints
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
-from vlmamba.training import checkpoint, loop, lora
+from vlmamba.training import loop, lora, trainer_state
 from vlmamba.training.init_model import initial_model
 from vlmamba.training.stages import STAGES, freeze
 from vlmamba_core.errors import UserError
@@ -31,7 +31,7 @@ def run(make_run):  # noqa: F811
 
 @pytest.fixture
 def step(run) -> Path:
-    return checkpoint.checkpoints(run.out)[0]
+    return trainer_state.checkpoints(run.out)[0]
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from test_train_cli import world as training_data  # noqa: F401
 
 from harness import run
 from vlmamba import checkpoints, train
-from vlmamba.training import checkpoint
+from vlmamba.training import trainer_state
 from vlmamba_core.folder import AnswerJournal
 
 EVALUATION_LIMITS = [0, 100, 1_000, 2_000, 2_500, 6_000]
@@ -89,7 +89,7 @@ def test_a_training_on_a_full_disk(training_data, tmp_path, capsys):  # noqa: F8
         with files_of_at_most(limit):
             assert train.main(command(out)) == 2
         assert "too large" in one_error_line(capsys.readouterr().err)
-        for folder in checkpoint.checkpoints(out):
+        for folder in trainer_state.checkpoints(out):
             checkpoints.load(str(folder))
         assert train.main(command(out)) == 0
         assert log(out / "train.jsonl") == log(whole / "train.jsonl")

@@ -15,10 +15,11 @@ from tiny import TINY_CLIP, tiny_config
 from transformers import pipeline
 
 from vlmamba.config import VISION_ENCODERS
-from vlmamba.data.collate import PixelImages
 from vlmamba.data.decode import BrokenPicture, rgb_picture
-from vlmamba.processing import EOS, IGNORED, SYSTEM, VLMambaProcessor
+from vlmamba.data.images import PixelImages
+from vlmamba.processing import SYSTEM, VLMambaProcessor
 from vlmamba_core.errors import UserError
+from vlmamba_core.tokens import EOS, IGNORE
 
 TURNS = [
     {"from": "human", "value": "What is it?\n<image>"},
@@ -29,8 +30,8 @@ TURNS = [
 
 
 def supervised(processor, ids, labels) -> str:
-    assert all(label in (IGNORED, token) for token, label in zip(ids, labels, strict=True))
-    return processor.tokenizer.decode([label for label in labels if label != IGNORED])
+    assert all(label in (IGNORE, token) for token, label in zip(ids, labels, strict=True))
+    return processor.tokenizer.decode([label for label in labels if label != IGNORE])
 
 
 def test_labels_are_the_answers_only(processor):
@@ -145,7 +146,7 @@ def test_a_training_prompt_has_the_tokens_of_inference(processor):
     ids, labels = processor.training_example(TURNS[:2], images=1)
     prompt = processor.encode(processor.conversation_prompt("What is it?"))
     assert ids[: len(prompt)] == prompt
-    assert all(label == IGNORED for label in labels[: len(prompt)])
+    assert all(label == IGNORE for label in labels[: len(prompt)])
     inputs = processor(
         text=processor.conversation_prompt("What is it?"), images=Image.new("RGB", (9, 9))
     )

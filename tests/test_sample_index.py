@@ -17,7 +17,7 @@ from test_train_cli import PRESET, flags, train_in_two_processes
 
 from vlmamba import train
 from vlmamba.data import index, llava
-from vlmamba.training import checkpoint
+from vlmamba.training import trainer_state
 
 TERMS = {"data": "1", "images": "there", "patches": 4, "template": "vicuna_v1"}
 
@@ -110,7 +110,7 @@ def test_a_resumed_run_keeps_its_samples(world, capsys):
     assert found in run(6, "longer")
     summary = json.loads((world / "o" / "summary.json").read_text())
     assert summary["skipped"]["missing image file"] == 3
-    assert checkpoint.checkpoints(world / "o")[-1].name == "step-00000006"
+    assert trainer_state.checkpoints(world / "o")[-1].name == "step-00000006"
 
 
 def test_a_data_file_prints_nothing_at_exit(tmp_path):

@@ -21,7 +21,7 @@ from torch._dynamo.utils import counters
 
 from vlmamba import checkpoints, generation, train
 from vlmamba.demo.conversations import build_training_data
-from vlmamba.training import checkpoint
+from vlmamba.training import trainer_state
 from vlmamba.training.recipe import load_recipe, recipe_names
 
 PRESET = "2.8b-slimpj+siglip-so400m-384+vss_l2+bsm"
@@ -115,7 +115,7 @@ def test_two_processes_follow_the_curve_of_one(way, world, uninterrupted, tmp_pa
     arguments = ["--preset", PRESET, *flags(world, tmp_path / "o", steps=12, batch_size=6)]
     train_in_two_processes(way, *arguments)
     shutil.rmtree(tmp_path / "o" / "final")
-    shutil.rmtree(checkpoint.checkpoints(tmp_path / "o")[-1])
+    shutil.rmtree(trainer_state.checkpoints(tmp_path / "o")[-1])
     train_in_two_processes(way, *arguments, "--resume", "auto")  # from step 10
     assert losses(tmp_path / "o") == pytest.approx(losses(uninterrupted), rel=1e-4)
     mine, other = (
@@ -123,7 +123,7 @@ def test_two_processes_follow_the_curve_of_one(way, world, uninterrupted, tmp_pa
         for folder in (tmp_path / "o", uninterrupted)
     )
     assert all((mine[name] - other[name]).abs().max() < 1e-3 for name in mine)
-    checkpoint_folder = checkpoint.checkpoints(tmp_path / "o")[-1]
+    checkpoint_folder = trainer_state.checkpoints(tmp_path / "o")[-1]
     assert len(list(checkpoint_folder.glob("rng-*.safetensors"))) == 2
 
 
@@ -341,7 +341,7 @@ def test_lora_learns_alone_resumes_exactly_and_is_merged(dropout, world, uninter
     assert train.main([*start, *flags(world, whole, **more)]) == 0
     shutil.copytree(whole, part)
     shutil.rmtree(part / "final")
-    shutil.rmtree(checkpoint.checkpoints(part)[-1])
+    shutil.rmtree(trainer_state.checkpoints(part)[-1])
     assert train.main([*start, *flags(world, part, **more), "--resume", "auto"]) == 0  # from 2
     assert losses(part) == losses(whole)
     names = ("model.safetensors", "adapter/adapter_model.safetensors")
@@ -355,7 +355,7 @@ def test_lora_learns_alone_resumes_exactly_and_is_merged(dropout, world, uninter
     }
     assert {name.split(".")[0] for name in changed} == {"connector", "language_model"}
     model, _ = checkpoints.load(str(whole / "final"))  # adapter inside
-    base, _ = checkpoints.load(str(checkpoint.checkpoints(whole)[-1]), adapter=False)
+    base, _ = checkpoints.load(str(trainer_state.checkpoints(whole)[-1]), adapter=False)
     kept = base.language_model.layers[0].mixer.in_proj.weight
     assert torch.equal(kept, before["language_model.layers.0.mixer.in_proj.weight"])
     base.connector.load_state_dict(model.connector.state_dict())
@@ -431,7 +431,7 @@ def test_a_damaged_adapter_is_one_line_on_resume(damage, world, tmp_path, capsys
     command = ["--preset", PRESET, *flags(world, out, steps=2, lora=4), "--resume", "auto"]
     assert train.main(command) == 0
     (out / "summary.json").unlink()
-    file = checkpoint.checkpoints(out)[-1] / "adapter" / "adapter_model.safetensors"
+    file = trainer_state.checkpoints(out)[-1] / "adapter" / "adapter_model.safetensors"
     if damage == "gone":
         file.unlink()
     elif damage == "cut":

@@ -18,7 +18,7 @@ from test_llava_data import conversation, write
 from vlmamba import checkpoints
 from vlmamba.data import collate, llava, text
 from vlmamba.models.assemble import assemble
-from vlmamba.training import checkpoint, loop, recipe
+from vlmamba.training import loop, recipe, trainer_state
 from vlmamba.training.schedule import constant_with_warmup, cosine_with_warmup
 from vlmamba.training.stages import STAGES, freeze, get_stage
 from vlmamba_core.errors import UserError
@@ -224,7 +224,7 @@ def test_a_batch_without_labels_is_skipped_and_counted(make_run, cut_data, capsy
     assert summary["skipped"] == {"no answer within the maximum length": 11}
     assert "2 steps without a label made no update" in capsys.readouterr().out
     weights = [
-        load_file(folder / "model.safetensors") for folder in checkpoint.checkpoints(run.out)
+        load_file(folder / "model.safetensors") for folder in trainer_state.checkpoints(run.out)
     ]
     for step in empty:  # weight decay did not move them either
         if step > 1:
@@ -253,7 +253,7 @@ def test_resume_equals_an_uninterrupted_run_bit_for_bit(make_run, model):
     model.load_state_dict(start)
     part = make_run(out="part", steps=9, save_every=3)
     interrupt_after(part, 8)
-    resume_from = checkpoint.checkpoints(part.out)[-1]
+    resume_from = trainer_state.checkpoints(part.out)[-1]
     assert resume_from.name == "step-00000006"
     assert len(losses(part)) == 8
     part.model, _ = checkpoints.load(str(resume_from))
@@ -280,9 +280,9 @@ def interrupt_after(run: loop.Run, step: int) -> None:
 def test_random_state_round_trip(tmp_path):
     import numpy as np
 
-    before = checkpoint.random_state()
+    before = trainer_state.random_state()
     drawn = torch.rand(3), np.random.rand(3)
-    checkpoint.set_random_state(before)
+    trainer_state.set_random_state(before)
     assert torch.equal(torch.rand(3), drawn[0])
     assert (np.random.rand(3) == drawn[1]).all()
 
@@ -290,15 +290,15 @@ def test_random_state_round_trip(tmp_path):
 def test_old_checkpoints_are_deleted(make_run):
     run = make_run(steps=9, save_every=2, keep=2)
     loop.train(run, accelerator())
-    names = [folder.name for folder in checkpoint.checkpoints(run.out)]
+    names = [folder.name for folder in trainer_state.checkpoints(run.out)]
     assert names == ["step-00000008", "step-00000009"]  # the last step is one, whatever its number
-    assert not [p for p in checkpoint.checkpoint_root(run.out).iterdir() if p.name[0] == "."]
+    assert not [p for p in trainer_state.checkpoint_root(run.out).iterdir() if p.name[0] == "."]
 
 
 def test_a_checkpoint_holds_no_pickle(make_run):
     run = make_run(steps=3, save_every=2)
     loop.train(run, accelerator())
-    folder = checkpoint.checkpoints(run.out)[0]
+    folder = trainer_state.checkpoints(run.out)[0]
     kinds = {".safetensors", ".json", ".jinja"}
     kinds |= {".md", ".py"}  # the card, and the module that finds this package (vlmamba.hub_files)
     assert {path.suffix for path in folder.iterdir()} <= kinds
@@ -310,30 +310,30 @@ def test_a_checkpoint_holds_no_pickle(make_run):
 @pytest.mark.parametrize("failing", ["save_file", "write_model", "_commit"])
 def test_a_full_disk_leaves_the_previous_checkpoint(make_run, monkeypatch, failing):
     run = make_run(steps=6, save_every=2)
-    real, calls = getattr(checkpoint, failing), []
+    real, calls = getattr(trainer_state, failing), []
 
     def fail_later(*args, **kwargs):
         calls.append(1)
-        if checkpoint.checkpoints(run.out):
+        if trainer_state.checkpoints(run.out):
             raise OSError(28, "No space left on device")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(checkpoint, failing, fail_later)
+    monkeypatch.setattr(trainer_state, failing, fail_later)
     with pytest.raises(UserError, match="No space left"):
         loop.train(run, accelerator())
-    assert [folder.name for folder in checkpoint.checkpoints(run.out)] == ["step-00000002"]
-    loaded, _ = checkpoints.load(str(checkpoint.checkpoints(run.out)[0]))
+    assert [folder.name for folder in trainer_state.checkpoints(run.out)] == ["step-00000002"]
+    loaded, _ = checkpoints.load(str(trainer_state.checkpoints(run.out)[0]))
     assert loaded.config.d_model == 32
 
 
 def test_a_killed_write_is_not_mistaken_for_a_checkpoint(make_run):
     run = make_run(steps=5, save_every=2)
-    half = checkpoint.checkpoint_root(run.out) / ".step-00000004.partial"
+    half = trainer_state.checkpoint_root(run.out) / ".step-00000004.partial"
     half.mkdir(parents=True)
     (half / "model.safetensors").write_bytes(b"half")
-    assert checkpoint.checkpoints(run.out) == []
+    assert trainer_state.checkpoints(run.out) == []
     loop.train(run, accelerator())
-    assert [folder.name for folder in checkpoint.checkpoints(run.out)] == [
+    assert [folder.name for folder in trainer_state.checkpoints(run.out)] == [
         "step-00000004",
         "step-00000005",
     ]

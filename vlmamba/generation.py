@@ -17,8 +17,10 @@ from torch import Tensor
 
 from vlmamba.models.language import Cache
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
-from vlmamba.processing import IMAGE, VLMambaProcessor, check_tags
+from vlmamba.processing import VLMambaProcessor, check_tags
+from vlmamba_core.chunks import chunks
 from vlmamba_core.errors import UserError
+from vlmamba_core.tokens import IMAGE
 
 # Tokens of one pass over images on a CPU: more would push a layer's activations out of its cache.
 CACHED_TOKENS = 2048
@@ -86,15 +88,15 @@ class GroupedGenerator:
         pending = _by_prefix(requests, self.processor)
         if not self.model.language_model.shares_prefix:
             everything = [item for group in pending.values() for item in group]
-            for items in _chunks(everything, batch_size):
+            for items in chunks(everything, batch_size):
                 finish(items, self._answer_whole(items, requests, max_new_tokens))
             return answers
-        for chunk in _chunks(list(pending.values()), batch_size):
+        for chunk in chunks(list(pending.values()), batch_size):
             state = self._prefill_images([group[0] for group in chunk], requests)
             questions = [(row, item) for row, group in enumerate(chunk) for item in group]
             # similar lengths together: less padding
             questions.sort(key=lambda q: len(q[1].suffix))
-            for batch in _chunks(questions, batch_size):
+            for batch in chunks(questions, batch_size):
                 rows = torch.tensor([row for row, _ in batch], device=self.model.device)
                 outputs = self._answer(
                     state.select(rows), [item.suffix for _, item in batch], max_new_tokens
@@ -110,7 +112,7 @@ class GroupedGenerator:
         if rows and self.model.device.type == "cpu":
             longest = max(len(firsts[row].prefix) for row in rows)
             at_once = max(1, CACHED_TOKENS // longest)
-        for some in _chunks(rows, max(1, at_once)):
+        for some in chunks(rows, max(1, at_once)):
             ids, lengths = _right_pad([firsts[row].prefix for row in some], self.model)
             pictures = [requests[firsts[row].index] for row in some]
             embeds, _ = self.model.embed(ids, image_features=self._image_features(pictures))
@@ -230,7 +232,3 @@ def _right_pad(
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence)] = torch.tensor(sequence)
     return ids.to(model.device), lengths
-
-
-def _chunks(items: list, size: int) -> list[list]:
-    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -24,41 +24,13 @@ from PIL import Image
 from transformers import AutoProcessor, PretrainedConfig, ProcessorMixin
 
 from vlmamba import hub_files
+from vlmamba.chat_template import CHAT_TEMPLATE, SYSTEM
 from vlmamba.config import VLMambaConfig
 from vlmamba.data.decode import BrokenPicture, rgb_picture
 from vlmamba_core.errors import UserError, unknown
+from vlmamba_core.tokens import IGNORE, IMAGE
 
-SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-IMAGE = "<image>"
-EOS = "<|endoftext|>"  # of GPT-NeoX's tokenizer and the demo's
 TEMPLATES = ("plain", "vicuna_v1")
-IGNORED = -100
-
-# The rule of `images_first`, for chat messages: their image parts and tags open their turn.
-CHAT_TEMPLATE = (
-    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] if messages[0]['content'] "
-    "is string else messages[0]['content'][0]['text'] }}{% set turns = messages[1:] %}"
-    "{% else %}" + SYSTEM + "{% set turns = messages %}{% endif %}{{ ' ' }}"
-    "{% for message in turns %}"
-    "{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
-    "{% set turn = namespace(text='', images=0) %}"
-    "{% if message['content'] is string %}{% set turn.text = message['content'] %}{% else %}"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{% set turn.images = turn.images + 1 %}"
-    "{% elif part['type'] == 'text' %}{% set turn.text = turn.text + part['text'] %}{% endif %}"
-    "{% endfor %}{% endif %}"
-    "{% set tags = turn.text.split('<image>')|length - 1 %}"
-    "{% if message['role'] != 'user' and tags + turn.images %}"
-    "{{ raise_exception('a picture in an answer; pictures belong to the user\\'s turns') }}"
-    "{% endif %}"
-    "{% if tags %}{% set turn.text = turn.text.replace('<image>', '').strip() %}{% endif %}"
-    "{{ '<image>\n' * (tags + turn.images) }}{{ turn.text }}"
-    "{{ ' ' if message['role'] == 'user' else eos_token }}"
-    "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-)
 
 
 class VLMambaProcessor(ProcessorMixin):
@@ -247,7 +219,7 @@ class VLMambaProcessor(ProcessorMixin):
         for text, supervised, ends in segments:
             tokens = self.encode(text) + [self.tokenizer.eos_token_id] * ends
             ids += tokens
-            labels += tokens if supervised else [IGNORED] * len(tokens)
+            labels += tokens if supervised else [IGNORE] * len(tokens)
         return ids, labels
 
     def _tokens(self, text: str) -> list[int]:

@@ -31,13 +31,13 @@ from accelerate import Accelerator
 from transformers.utils import logging
 
 from vlmamba import checkpoints
-from vlmamba.training import checkpoint, examples, init_model, loop, resume
+from vlmamba.training import data_setup, init_model, loop, resume, trainer_state
 from vlmamba.training.arguments import RunArguments
 from vlmamba.training.estimate import estimate, table
-from vlmamba.training.lock import folder_lock
 from vlmamba.training.plan import Plan, resolve
 from vlmamba_core.cli import cli
 from vlmamba_core.errors import UserError
+from vlmamba_core.folder import lock_folder
 
 
 @cli
@@ -79,7 +79,7 @@ def run(plan: Plan) -> None:
     """Train under the output folder's lock; the main process holds it for all."""
     logging.disable_progress_bar()  # of every saved checkpoint
     accelerator = loop.make_accelerator(plan.hyper, plan.args.cpu)
-    with folder_lock(plan.args.folder) if accelerator.is_main_process else nullcontext():
+    with lock_folder(plan.args.folder) if accelerator.is_main_process else nullcontext():
         accelerator.print(f"model written to {train(plan, accelerator)}")
 
 
@@ -91,7 +91,7 @@ def dry_run(plan: Plan) -> None:
     plan = replace(plan, hyper=hyper)
     model, processor = start(plan)
     model.to(accelerator.device)
-    data = examples.first_examples(plan, model, processor, accelerator)
+    data = data_setup.first_examples(plan, model, processor, accelerator)
     job = loop.Run(model, processor, data, plan.stage, hyper, Path(), {}, strict=plan.args.strict)
     accelerator.print(f"dry run: {loop.try_one_update(job, accelerator)}")
 
@@ -117,7 +117,7 @@ def train(plan: Plan, accelerator: Accelerator) -> Path:
         return out / "final"
     resume_from = resume.checkpoint_to_resume(plan)
     if resume_from is not None:
-        saved = checkpoint.read_state(resume_from)["settings"]
+        saved = trainer_state.read_state(resume_from)["settings"]
         resume.check_same_run(saved, plan, digests, resume_from)
         model, processor = checkpoints.load(str(resume_from), adapter=False)
         # from the tokenizer, as where it is built
@@ -130,11 +130,11 @@ def train(plan: Plan, accelerator: Accelerator) -> Path:
         (out / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     model.to(accelerator.device)
     resuming = resume_from is not None
-    data = examples.build_examples(plan, model, processor, accelerator, digests, resuming)
+    data = data_setup.build_examples(plan, model, processor, accelerator, digests, resuming)
     job = loop.Run(model, processor, data, plan.stage, plan.hyper, out, settings)
     job.workers, job.strict, job.tensorboard = args.workers, args.strict, args.tensorboard
     job.wandb = args.wandb
-    job.evaluation = examples.held_out(plan, model, processor, accelerator)
+    job.evaluation = data_setup.held_out(plan, model, processor, accelerator)
     return loop.train(job, accelerator, resume_from)
 
 

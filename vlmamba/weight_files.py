@@ -12,6 +12,7 @@ config that asks for a thousand times the memory is refused here, not by the mac
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import mmap
 import os
@@ -26,7 +27,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vlmamba_core.errors import UserError
+from vlmamba_core.errors import UserError, first_line
+from vlmamba_core.paths import is_inside
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 READ = (".json", ".safetensors", ".jinja", ".txt", ".model")  # what loading may open
@@ -109,6 +111,16 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
+def weights_sha256(model: torch.nn.Module) -> str:
+    """A digest of every parameter and buffer by name: the same weights, whatever their origin."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        total.update(flat.view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
 def take_buffers(model: torch.nn.Module, donor: torch.nn.Module) -> None:
     """Give a model that was made without memory the donor's buffers, which no file holds."""
     for name, buffer in donor.named_buffers():
@@ -133,7 +145,9 @@ def open_safetensors(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable safetensors file: {_line(error)}") from error
+        raise UserError(
+            f"{path} is not a readable safetensors file: {first_line(error)}"
+        ) from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -141,7 +155,7 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {_line(error)}") from error
+        raise UserError(f"{path} is not JSON: {first_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object")
     return content
@@ -167,7 +181,7 @@ def _inside(folder: Path, name: str) -> Path:
     path, home = folder / name, folder.resolve()
     if home.parent.name == "snapshots":  # the hub's cache: a snapshot's files link to its blobs
         home = home.parent.parent
-    if not path.resolve().is_relative_to(home):
+    if not is_inside(path, home):
         raise UserError(f"{folder}: {name} is a link out of the folder; put the file itself there")
     if not path.is_file():
         raise UserError(f"{folder}: the file {name} is missing; fetch the checkpoint again")
@@ -215,15 +229,9 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
         # files of torch before 1.6 are no archives, which alone can be mapped
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except (pickle.UnpicklingError, BadZipFile, RuntimeError, OSError, EOFError) as error:
-        raise UserError(f"{path} is not a file of plain tensors: {_line(error)}") from error
+        raise UserError(f"{path} is not a file of plain tensors: {first_line(error)}") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a file of plain tensors: {_line(error)}") from error
+        raise UserError(f"{path} is not a file of plain tensors: {first_line(error)}") from error
     if not isinstance(found, dict) or not all(map(torch.is_tensor, found.values())):
         raise UserError(f"{path} holds something else than named tensors")
     return {str(name): tensor for name, tensor in found.items()}
-
-
-def _line(error: BaseException) -> str:
-    """The first line of an error."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].strip()

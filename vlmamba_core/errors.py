@@ -25,6 +25,12 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
+def first_line(error: BaseException, length: int = 200) -> str:
+    """The first line of what an error says, cut at `length`; its kind where it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].strip()[:length]
+
+
 def shortened(error: BaseException, length: int = 300) -> str:
     """All that an error says in one line, cut at `length`: its first line often hides the cause."""
     text = " ".join(str(error).split()) or type(error).__name__

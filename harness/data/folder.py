@@ -23,7 +23,7 @@ from harness.data import splits
 from harness.data.readers import BAD_ENTRY, Row, is_file, lists_read, read_table, read_task_rows
 from tasks.common import Benchmark, Hub
 from tasks.published import image_files
-from vlmamba_core.errors import UserError
+from vlmamba_core.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import datasets
@@ -133,12 +133,6 @@ def undecoded(rows: datasets.Dataset, task: Benchmark, where: str) -> datasets.D
         raise UserError(
             f"{where}: column {task.image_column!r} holds {kind}, not images"
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error, short enough for one line of ours."""
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200]
 
 
 def _in_folder(folder: Path, task: Benchmark, hub: Hub) -> list[Path]:

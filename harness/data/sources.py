@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import tasks
 from harness.data import folder
-from harness.data.folder import check_columns, first_line, undecoded
+from harness.data.folder import check_columns, undecoded
 from harness.data.questions import SecondTable, check_usable, or_gap
 from tasks.common import Benchmark, Hub
-from vlmamba_core.errors import UserError, unknown
+from vlmamba_core.errors import UserError, first_line, unknown
 
 if TYPE_CHECKING:
     import datasets

@@ -43,7 +43,8 @@ from harness.models.shared_prefix import (
     SharedPrefix,
     batch_key,
 )
-from harness.models.vlmamba import choose_device, choose_dtype, model_sha256
+from harness.models.vlmamba import choose_device, choose_dtype
+from vlmamba.weight_files import weights_sha256
 from vlmamba_core.errors import UserError, one_line
 
 AGREEMENT = 8  # questions of the run that are also asked one by one
@@ -111,7 +112,7 @@ class TransformersModel(EvalModel):
     @functools.cached_property
     def sha256(self) -> str:
         """The digest of the weights."""
-        return model_sha256(self.model)
+        return weights_sha256(self.model)
 
     def provenance(self) -> dict[str, Any]:
         """Weights, template, device, numeric type, batching and library versions."""

@@ -8,7 +8,6 @@ Greedy, batched over images of equal limits; exact whatever the batch (vlmamba.g
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,9 +24,10 @@ from vlmamba import checkpoints
 from vlmamba.generation import GroupedGenerator
 from vlmamba.generation import Request as Question
 from vlmamba.models.selective_scan import BACKENDS, resolve_backend, use_backend
-from vlmamba.processing import IMAGE
+from vlmamba.weight_files import weights_sha256
 from vlmamba_core.errors import UserError, unknown
 from vlmamba_core.folder import digest
+from vlmamba_core.tokens import IMAGE
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MEAN_IMAGE = "mean"  # key of what a blind run sees instead of every image
@@ -76,8 +76,8 @@ class VLMambaModel(EvalModel):
 
     @functools.cached_property
     def sha256(self) -> str:
-        """The digest of the weights (see `model_sha256`)."""
-        return model_sha256(self.model)
+        """The digest of the weights (see `weights_sha256`)."""
+        return weights_sha256(self.model)
 
     def provenance(self) -> dict[str, Any]:
         """Weights, code, device, numeric type, kernel and library versions."""
@@ -139,16 +139,6 @@ class VLMambaModel(EvalModel):
                 features = self.model.encode_images(pixels).double().cpu()
                 total, count = total + features.sum(0, keepdim=True), count + len(images)
         return (total / max(count, 1)).to(self.device, self.dtype)
-
-
-def model_sha256(model: torch.nn.Module) -> str:
-    """A digest of every parameter and buffer by name: the same weights, whatever their origin."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        total.update(flat.view(torch.uint8).numpy().data)
-    return total.hexdigest()
 
 
 def choose_device(name: str) -> torch.device:

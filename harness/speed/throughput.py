@@ -26,7 +26,8 @@ from harness.speed.timing import VL_MAMBA, Comparison, Contender, Effort, side_b
 from tasks.common import SHORT_ANSWER
 from vlmamba.generation import GroupedGenerator, Request
 from vlmamba.models.vision import VisionEncoder
-from vlmamba.processing import EOS, IMAGE, SYSTEM, VLMambaProcessor
+from vlmamba.processing import SYSTEM, VLMambaProcessor
+from vlmamba_core.tokens import EOS, IMAGE
 
 ONE_AT_A_TIME = "VL-Mamba, one at a time"
 TRANSFORMERS_ONE_AT_A_TIME = "transformers Mamba, one at a time"

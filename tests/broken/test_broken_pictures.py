@@ -13,7 +13,7 @@ from pictures import BROKEN, ODD
 from harness import run
 from harness.data.images import UnreadableImage, decode
 from harness.reporting.browser import thumbnail
-from vlmamba.data.collate import open_image
+from vlmamba.data.images import open_image
 from vlmamba.data.llava import SampleError
 from vlmamba.generation import GroupedGenerator
 

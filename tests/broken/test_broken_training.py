@@ -13,7 +13,7 @@ from test_llava_data import conversation, turn
 
 from vlmamba import train
 from vlmamba.data import feature_cache, llava, text
-from vlmamba.training import checkpoint
+from vlmamba.training import trainer_state
 from vlmamba.training.recipe import load_recipe
 from vlmamba_core.errors import UserError
 
@@ -299,7 +299,7 @@ STATES: dict[str, tuple[State, str]] = {
 def test_a_broken_training_checkpoint_is_refused(name, tmp_path):
     STATES[name][0](tmp_path)
     with pytest.raises(UserError, match=STATES[name][1]):
-        checkpoint.read_state(tmp_path)
+        trainer_state.read_state(tmp_path)
 
 
 def test_a_feature_cache_cut_by_hand_is_filled_again(tmp_path, images):

@@ -1,6 +1,5 @@
-"""Examples -> batches: tokens and labels of a conversation, right padding, image tensors.
+"""Examples -> batches: right padding, images behind each other, what was left out.
 
-`ConversationExamples` (LLaVA JSON) and `text.PackedText` give `Example`s by position;
 `MicroBatches` turns a list of positions into the tensors that the model's forward takes.
 """
 
@@ -8,136 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
 
-import numpy as np
 import torch
-from PIL import Image
 
-from vlmamba.data.decode import BrokenPicture, decode_picture
-from vlmamba.data.llava import IMAGE_TAG, LlavaFile, Sample, SampleError, Survey, check_template
+from vlmamba.data.examples import Example, Examples
+from vlmamba.data.llava import SampleError
+from vlmamba_core.tokens import IGNORE
 
-IGNORE = -100  # label of a position that is not trained on
 PAD_MULTIPLE = 8  # what matrix units like; fewer distinct shapes to prepare kernels for
-
-
-@dataclass(frozen=True)
-class Example:
-    """One training sequence. input_ids, labels: int64 (T,).
-
-    images: None or float (n_images, 3, H, W) or (n_images, P, D_v), see `ImageSource`.
-    """
-
-    input_ids: torch.Tensor
-    labels: torch.Tensor
-    images: torch.Tensor | None = None
-    truncated: bool = False
-
-
-class ImageSource(Protocol):
-    """Where a sample's image tensors come from, and the forward argument they are for."""
-
-    argument: str  # "pixel_values" or "image_features"
-
-    def load(self, images: tuple[str, ...]) -> torch.Tensor:
-        """Tensor with one leading row per image; raises SampleError for a broken one."""
-        ...
-
-
-class PixelImages:
-    """Images decoded and transformed when they are needed: (n_images, 3, H, W)."""
-
-    argument = "pixel_values"
-
-    def __init__(self, folder: Path, processor: Any):
-        self.folder, self.processor = Path(folder), processor
-
-    def load(self, images: tuple[str, ...]) -> torch.Tensor:
-        return self.processor.pixel_values([open_image(self.folder / image) for image in images])
-
-
-def open_image(path: Path) -> Image.Image:
-    """Decode an image file to RGB; raises SampleError if it is missing or broken."""
-    try:
-        return decode_picture(path.read_bytes()).convert("RGB")
-    except FileNotFoundError as error:
-        raise SampleError("missing image file") from error
-    except (OSError, ValueError, BrokenPicture) as error:
-        raise SampleError("broken image file") from error
-
-
-class Examples(Protocol):
-    """What the loop trains on: `lengths` (n,) for grouping, `examples[i]`, the image argument."""
-
-    lengths: np.ndarray
-    image_argument: str
-
-    def __getitem__(self, position: int) -> Example: ...
-
-    def name(self, position: int) -> str: ...
-
-
-class ConversationExamples:
-    """The usable samples of a LLaVA file as token sequences with labels on the answers only."""
-
-    def __init__(
-        self,
-        file: LlavaFile,
-        found: Survey,
-        processor: Any,
-        template: str,
-        max_length: int,
-        images: ImageSource | None,
-    ):
-        self.file, self.records, self.lengths = file, found.usable, found.lengths
-        self.processor, self.template, self.max_length = processor, template, max_length
-        self.images = images
-        self.image_argument = images.argument if images else "pixel_values"
-        self.image_token_id = processor.tokenizer.convert_tokens_to_ids(IMAGE_TAG)
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def name(self, position: int) -> str:
-        """How messages name a sample: its file and record number."""
-        return f"{self.file.path}: record {self.records[position]}"
-
-    def __getitem__(self, position: int) -> Example:
-        sample = self.file[int(self.records[position])]
-        example, shown = self.tokenize(sample)
-        if not shown or self.images is None:
-            return example
-        pixels = self.images.load(sample.images[:shown])
-        return Example(example.input_ids, example.labels, pixels, example.truncated)
-
-    def tokenize(self, sample: Sample) -> tuple[Example, int]:
-        """Template, tokens and labels, cut at max_length; and how many images are left.
-
-        An image that would be cut, and all behind it, is left out.  SampleError if no answer is
-        left.
-        """
-        check_template(sample, self.template)
-        ids, labels = map(
-            torch.as_tensor,
-            self.processor.training_example(
-                sample.conversations, images=len(sample.images), template=self.template
-            ),
-        )
-        shown, length = len(sample.images), self.max_length
-        if len(ids) <= length:
-            return Example(ids, labels), shown
-        patches = self.processor.num_image_tokens
-        image_tokens = (ids == self.image_token_id).nonzero().flatten().tolist()
-        while shown and image_tokens[shown * patches - 1] >= length:
-            shown -= 1
-            length = min(length, image_tokens[shown * patches])
-        ids, labels = ids[:length], labels[:length]
-        if (labels == IGNORE).all():
-            cut = shown < len(sample.images)
-            what = "image lies beyond" if cut else "no answer within"
-            raise SampleError(f"{what} the maximum length")
-        return Example(ids, labels, truncated=True), shown
 
 
 @dataclass

@@ -18,7 +18,6 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from vlmamba.data.collate import open_image
+from vlmamba.data.images import open_image
 from vlmamba.data.llava import SampleError
+from vlmamba_core.chunks import chunks
 from vlmamba_core.errors import UserError
 
 
@@ -203,7 +203,7 @@ def fill_cache(
     with cache.writing(), tqdm(total=len(wanted), desc="encoding images", unit="img") as progress:
         device, broken = next(model.vision_encoder.parameters()).device, 0
         wanted = list(_missing(cache, wanted))  # another run may have written meanwhile
-        for names in _chunks(wanted, batch_size):
+        for names in chunks(wanted, batch_size):
             decoded = {name: image for name in names if (image := _try_open(cache, name))}
             broken += len(names) - len(decoded)
             if decoded:
@@ -220,12 +220,6 @@ def _missing(cache: FeatureCache, images: Iterable[str]) -> Iterator[str]:
         if cache.row(image) is None and (key := int(image_key(cache.images, image))) not in seen:
             seen.add(key)
             yield image
-
-
-def _chunks(items: list[str], size: int) -> Iterator[list[str]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
 
 
 def _try_open(cache: FeatureCache, image: str) -> Any:

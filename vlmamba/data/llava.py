@@ -20,7 +20,6 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,9 @@ import numpy as np
 from tqdm import tqdm
 
 from vlmamba_core.errors import UserError
+from vlmamba_core.paths import is_inside
+from vlmamba_core.tokens import IMAGE
 
-IMAGE_TAG = "<image>"
 # A JSON string (possessive: no backtracking over long texts), a bracket, or any other word.
 _STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\]]|[^\s,:"{}\[\]]++', re.DOTALL)
 _BOM = b"\xef\xbb\xbf"
@@ -189,9 +189,9 @@ def _text(value: Any) -> str:
 def _check_image_tags(turns: list[dict[str, str]], images: tuple[str, ...]) -> None:
     if any(not isinstance(image, str) for image in images):
         raise SampleError("image is not a path")
-    if any(IMAGE_TAG in turn["value"] for turn in turns if turn["from"] == "gpt"):
+    if any(IMAGE in turn["value"] for turn in turns if turn["from"] == "gpt"):
         raise SampleError("<image> in an answer")
-    tags = sum(turn["value"].count(IMAGE_TAG) for turn in turns)
+    tags = sum(turn["value"].count(IMAGE) for turn in turns)
     if tags != len(images):
         raise SampleError("number of <image> tags differs from number of images")
 
@@ -246,7 +246,7 @@ def survey(
             reason = str(error)
             if strict:
                 raise UserError(
-                    f"{file.path}: record {index}: {reason}; mend it or run without --strict"
+                    f"{file.path}: record {index}: {reason}; fix it or run without --strict"
                 ) from error
             skipped[reason] += 1
             first.setdefault(reason, index)
@@ -284,22 +284,7 @@ def check_images(sample: Sample, folder: Path | None) -> None:
         if folder is None:
             raise SampleError("image, but no image folder given (--images)")
         path = os.path.join(folder, image)
-        if not _is_inside(path, str(folder)):
+        if not is_inside(path, folder):
             raise SampleError("image path leads out of the image folder")
         if not os.path.isfile(path):
             raise SampleError("missing image file")
-
-
-def _is_inside(path: str, folder: str) -> bool:
-    """Whether a file lies in the folder, links followed."""
-    if "\0" in path:
-        return False
-    place, home = _real(os.path.dirname(path)), _real(folder)
-    if os.path.islink(path) or os.path.basename(path) in ("", ".", ".."):
-        place = os.path.realpath(path)
-    return place == home or place.startswith(home.rstrip(os.sep) + os.sep)
-
-
-@lru_cache(maxsize=4096)  # a set has many images and few folders
-def _real(folder: str) -> str:
-    return os.path.realpath(folder)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vlmamba.data.collate import Example
+from vlmamba.data.examples import Example
 from vlmamba.data.llava import LlavaFile, Sample
-from vlmamba.processing import IMAGE, conversation_text, without_images
+from vlmamba.processing import conversation_text, without_images
+from vlmamba_core.chunks import chunks
 from vlmamba_core.errors import UserError
+from vlmamba_core.tokens import IMAGE
 
 
 def documents(paths: Iterable[Path], skipped: Counter[str]) -> Iterator[str | Sample]:
@@ -89,7 +90,7 @@ def _token_ids(
     """Each document's token ids with the end token, uint32."""
     tokenizer = processor.tokenizer
     end = np.array([tokenizer.eos_token_id], dtype=np.uint32)
-    for chunk in _chunks(found, 1000):
+    for chunk in chunks(found, 1000):
         texts = [document for document in chunk if isinstance(document, str)]
         encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
         for document in chunk:
@@ -105,12 +106,6 @@ def _conversation_ids(sample: Sample, processor: Any, template: str) -> np.ndarr
     turns = without_images(sample.conversations)
     ids, _ = processor.training_example(turns, images=0, template=template)
     return np.asarray(ids, dtype=np.uint32)
-
-
-def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
 
 
 class PackedText:

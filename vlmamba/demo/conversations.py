@@ -27,7 +27,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vlmamba.data.llava import IMAGE_TAG
 from vlmamba.demo import questions as ask
 from vlmamba.demo.render import render
 from vlmamba.demo.text import documents
@@ -35,6 +34,7 @@ from vlmamba.demo.vocabulary import TRAINING_STYLES, WORDS, with_article
 from vlmamba.demo.words import in_words
 from vlmamba.demo.world import Scene, SceneOptions, sample_scene
 from vlmamba_core.errors import UserError
+from vlmamba_core.tokens import IMAGE
 
 # The published instruction sentences (LLaVA-1.5), which `tasks` uses as well.
 SHORT_ANSWER = "Answer the question using a single word or phrase."
@@ -248,7 +248,7 @@ def told_samples(seed: str, number: int) -> list[dict]:
         for sample in conversation_samples(scene, Path(f"d{index:06d}"), balance):
             del sample["image"]
             first = sample["conversations"][0]
-            first["value"] = first["value"].replace(IMAGE_TAG, in_words(scene, rng))
+            first["value"] = first["value"].replace(IMAGE, in_words(scene, rng))
             samples.append(sample)
     return samples
 
@@ -361,7 +361,7 @@ def _sample(name: str, turns: Iterable[tuple[str, str]], image: Path | None = No
     )
     if image is None:
         return {"id": name, "conversations": conversations}
-    conversations[0]["value"] = f"{IMAGE_TAG}\n{conversations[0]['value']}"
+    conversations[0]["value"] = f"{IMAGE}\n{conversations[0]['value']}"
     return {"id": name, "image": image.as_posix(), "conversations": conversations}
 
 

@@ -32,9 +32,10 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from vlmamba.data.collate import Batch, Examples, MicroBatches
+from vlmamba.data.collate import Batch, MicroBatches
+from vlmamba.data.examples import Examples
 from vlmamba.data.sampler import micro_batches
-from vlmamba.training import checkpoint
+from vlmamba.training import trainer_state
 from vlmamba.training.recipe import Hyperparameters
 from vlmamba_core.errors import UserError
 
@@ -143,8 +144,8 @@ def benchmark(
     if accelerator.is_main_process:
         for old in (place, folder, home / ".model.partial"):
             shutil.rmtree(old, ignore_errors=True)
-    with checkpoint.atomic_folder(folder, accelerator) as partial:
-        checkpoint.write_model(partial, model, processor, accelerator, hyper, final=True)
+    with trainer_state.atomic_folder(folder, accelerator) as partial:
+        trainer_state.write_model(partial, model, processor, accelerator, hyper, final=True)
     if accelerator.is_main_process:
         call = [*split_command(command), "--model", str(folder), "--out", str(place)]
         with place.with_suffix(".log").open("wb") as log:

@@ -26,10 +26,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from vlmamba.data.collate import Batch, Examples, MicroBatches
+from vlmamba.data.collate import Batch, MicroBatches
+from vlmamba.data.examples import Examples
 from vlmamba.data.sampler import MicroBatchOrder
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
-from vlmamba.training import checkpoint, lora
+from vlmamba.training import lora, trainer_state
 from vlmamba.training.evaluation import Evaluation, benchmark, mean_loss, summed_loss
 from vlmamba.training.optimizer import build_optimizer
 from vlmamba.training.plot import draw
@@ -91,11 +92,11 @@ def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -
     """
     hyper, total = run.hyper, run.hyper.total_steps(len(run.examples.lengths))
     if accelerator.is_main_process:
-        checkpoint.clear_leftovers(run.out)
+        trainer_state.clear_leftovers(run.out)
     model, optimizer = prepare(run, accelerator, resume_from)
     progress = Progress()
     if resume_from is not None:
-        saved = checkpoint.restore(resume_from, model, optimizer.optimizer, accelerator)
+        saved = trainer_state.restore(resume_from, model, optimizer.optimizer, accelerator)
         progress = Progress(**saved)
     if total < progress.step:
         raise UserError(
@@ -114,7 +115,7 @@ def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -
         measured = evaluate(run, model, progress.step, total, accelerator)
         log.write(progress, loss, lr, norm, counts, seconds, measured)
         if progress.step % hyper.save_every == 0 or progress.step == total:
-            checkpoint.save_checkpoint(
+            trainer_state.save_checkpoint(
                 run.out,
                 model,
                 run.processor,
@@ -125,8 +126,8 @@ def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -
                 hyper,
             )
         began = time.perf_counter()
-    with checkpoint.atomic_folder(run.out / "final", accelerator) as folder:
-        checkpoint.write_model(folder, model, run.processor, accelerator, hyper, final=True)
+    with trainer_state.atomic_folder(run.out / "final", accelerator) as folder:
+        trainer_state.write_model(folder, model, run.processor, accelerator, hyper, final=True)
     log.close(progress)
     return run.out / "final"
 
@@ -286,7 +287,7 @@ def _account(run: Run, progress: Progress, batches: list[Batch], counts: dict[st
     progress.truncated += sum(batch.n_truncated for batch in batches)
     for name, reason in (pair for batch in batches for pair in batch.skipped):
         if run.strict:
-            raise UserError(f"{name}: {reason}; mend it or run without --strict")
+            raise UserError(f"{name}: {reason}; fix it or run without --strict")
         progress.skipped[reason] = progress.skipped.get(reason, 0) + 1
         tqdm.write(f"skipped {name}: {reason}")
 

@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 from vlmamba import __version__
 from vlmamba.data.index import file_digest
 from vlmamba.models.selective_scan import resolve_backend
-from vlmamba.training import checkpoint
+from vlmamba.training import trainer_state
 from vlmamba.training.flags import OnResume, fields, json_value, settings
 from vlmamba.training.plan import Plan
 from vlmamba_core.errors import UserError
@@ -73,7 +73,7 @@ def keep_finished(plan: Plan, digests: list[str]) -> bool:
     )
     if plan.args.resume != "longer" or not longer:
         return True
-    if not checkpoint.checkpoints(out):
+    if not trainer_state.checkpoints(out):
         raise UserError(
             f"{out} has no checkpoint to train further from; "
             f"start another --out with --init {out}/final"
@@ -84,7 +84,7 @@ def keep_finished(plan: Plan, digests: list[str]) -> bool:
 def checkpoint_to_resume(plan: Plan) -> Path | None:
     """The newest checkpoint with --resume auto; UserError where one would be overwritten."""
     out = plan.args.folder
-    saved = checkpoint.checkpoints(out)
+    saved = trainer_state.checkpoints(out)
     if saved and plan.args.resume == "never":
         raise UserError(
             f"{out} holds checkpoints; continue them with --resume auto or change --out"

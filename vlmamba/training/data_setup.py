@@ -13,7 +13,8 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from vlmamba.data import collate, feature_cache, index, llava, text
+from vlmamba.data import examples, feature_cache, index, llava, text
+from vlmamba.data.images import ImageSource, PixelImages
 from vlmamba.training.evaluation import Evaluation
 from vlmamba.training.plan import Plan
 from vlmamba.training.resume import data_digests
@@ -27,7 +28,7 @@ def build_examples(
     accelerator: Accelerator,
     digests: list[str],
     resuming: bool,
-) -> collate.Examples:
+) -> examples.Examples:
     """The stage's training examples; files that they need are written by the main process."""
     args, stage = plan.args, plan.stage
     if stage.template is None:
@@ -41,12 +42,12 @@ def build_examples(
     accelerator.print(found.describe())
     source = image_source(plan, file, found, model, processor, accelerator)
     template, length = stage.template, plan.hyper.max_length
-    return collate.ConversationExamples(file, found, processor, template, length, source)
+    return examples.ConversationExamples(file, found, processor, template, length, source)
 
 
 def first_examples(
     plan: Plan, model: Any, processor: Any, accelerator: Accelerator
-) -> collate.Examples:
+) -> examples.Examples:
     """Examples for a dry run: no token file, no index and no cache of features is written."""
     args, template, length = plan.args, plan.stage.template, plan.hyper.max_length
     if template is None:
@@ -56,8 +57,8 @@ def first_examples(
     patches = model.config.num_image_tokens
     found = llava.survey(file, args.images, patches, args.strict, main, template)
     accelerator.print(found.describe())
-    source = collate.PixelImages(args.images, processor) if args.images else None
-    return collate.ConversationExamples(file, found, processor, template, length, source)
+    source = PixelImages(args.images, processor) if args.images else None
+    return examples.ConversationExamples(file, found, processor, template, length, source)
 
 
 def one_file(plan: Plan) -> Path:
@@ -91,13 +92,13 @@ def image_source(
     model: Any,
     processor: Any,
     accelerator: Accelerator,
-) -> collate.ImageSource | None:
+) -> ImageSource | None:
     """Pictures as they are needed, or the encoder's output of all of them, kept in a cache."""
     images, root = plan.args.images, plan.args.features_cache
     if images is None:
         return None
     if root is None:
-        return collate.PixelImages(images, processor)
+        return PixelImages(images, processor)
     with accelerator.main_process_first():
         cache = feature_cache.open_cache(root, images, model, processor)
         if accelerator.is_main_process:

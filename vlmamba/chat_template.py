@@ -1,0 +1,29 @@
+"""The conversation template of LLaVA-1.5 (`vicuna_v1`) for chat messages, as Jinja."""
+
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+# The rule of `images_first`, for chat messages: their image parts and tags open their turn.
+CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] if messages[0]['content'] "
+    "is string else messages[0]['content'][0]['text'] }}{% set turns = messages[1:] %}"
+    "{% else %}" + SYSTEM + "{% set turns = messages %}{% endif %}{{ ' ' }}"
+    "{% for message in turns %}"
+    "{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
+    "{% set turn = namespace(text='', images=0) %}"
+    "{% if message['content'] is string %}{% set turn.text = message['content'] %}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{% set turn.images = turn.images + 1 %}"
+    "{% elif part['type'] == 'text' %}{% set turn.text = turn.text + part['text'] %}{% endif %}"
+    "{% endfor %}{% endif %}"
+    "{% set tags = turn.text.split('<image>')|length - 1 %}"
+    "{% if message['role'] != 'user' and tags + turn.images %}"
+    "{{ raise_exception('a picture in an answer; pictures belong to the user\\'s turns') }}"
+    "{% endif %}"
+    "{% if tags %}{% set turn.text = turn.text.replace('<image>', '').strip() %}{% endif %}"
+    "{{ '<image>\n' * (tags + turn.images) }}{{ turn.text }}"
+    "{{ ' ' if message['role'] == 'user' else eos_token }}"
+    "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)

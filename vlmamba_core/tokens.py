@@ -1,0 +1,5 @@
+"""The tokens and labels that text and model agree on."""
+
+IMAGE = "<image>"  # stands for a picture in a conversation
+EOS = "<|endoftext|>"  # of GPT-NeoX's tokenizer and the demo's
+IGNORE = -100  # the label of a position that is not trained on; torch's cross-entropy skips it
