@@ -27,6 +27,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
+import tasks
 from harness.speed import (
     bench_report,
     invariance,
@@ -39,7 +40,6 @@ from harness.speed import (
 from harness.speed.bench_report import Results
 from harness.speed.certainty import OtherLoad
 from harness.speed.timing import FULL, QUICK, Comparison, Effort
-from tasks import NAMES
 from vlmamba.models.selective_scan import resolve_backend
 from vlmamba_core.cli import Parser, cli
 from vlmamba_core.errors import UserError, unknown
@@ -146,7 +146,8 @@ def _steps(
             measure = functools.partial(throughput.throughput, shape, models, effort)
             steps.append((shape.section, _alone(measure)))
     if "invariance" in only:
-        names = invariance.QUICK_TASKS if quick else NAMES
+        every = [name for name in tasks.NAMES if tasks.load(name).demo]
+        names = invariance.QUICK_TASKS if quick else every
         count = invariance.QUICK_QUESTIONS if quick else invariance.QUESTIONS
         steps.append(("invariance", lambda _: invariance.measure(names, count)))
     if "train" in only:

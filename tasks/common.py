@@ -126,6 +126,8 @@ class Benchmark(ABC):
     text_lists: bool = False  # True: plain text in them is one entry, or names joined by commas
     text_is_no_truth: tuple[str, ...] = ()  # those where plain text is a missing truth, counted
     empty_cell: str = ""  # what the hub's copy has where a published table has an empty cell
+    table_name: str = ""  # what its published tables are called, where not as the task
+    demo: bool = True  # the demo world has rows of it
     image_column: str = "image"
     image_hub: Hub | None = None  # a second table, for rows that only name their image...
     image_id_column: str = ""  # ...in this column

@@ -217,7 +217,7 @@ def test_style_choice_reaches_the_pictures(tmp_path):
 
 
 def test_rows_have_the_hub_columns(rows):
-    assert set(rows) == set(COLUMNS) == set(BENCHMARKS)
+    assert set(rows) == set(BENCHMARKS) <= set(COLUMNS)
     for task, found in rows.items():
         for row in found:
             assert set(row) == set(COLUMNS[task]), task

@@ -120,8 +120,10 @@ def mme(home: Path) -> None:
 def mmbench(home: Path) -> None:
     cells = ["7", "What?", "cat", "dog", "A", base64.b64encode(PICTURE).decode()]
     lines = ["\t".join(row) for row in (["index", "question", "A", "B", "answer", "image"], cells)]
-    for name in ("mmbench_dev_20230712.tsv", "mmbench_dev_cn_20231003.tsv"):
-        write(home / name, "\n".join(lines))
+    write(home / "mmbench_dev_20230712.tsv", "\n".join(lines))
+    for folder in (home, home.with_name("mmbench_cn")):  # as Evaluation.md and the script say
+        text = "\n".join(lines).replace("What?", "什么？").replace("7\t", "8\t")
+        write(folder / "mmbench_dev_cn_20231003.tsv", text)
 
 
 def mmvet(home: Path) -> None:
@@ -167,6 +169,7 @@ ROWS = {
     ),
     "mme": (4, {"question_id": "code_reasoning/0020.png", "answer": "Yes"}),
     "mmbench": (1, {"index": "7", "answer": "A"}),
+    "mmbench_cn": (1, {"index": "8", "question": "什么？"}),
     "mmvet": (1, {"question_id": "v1_0", "capability": ["ocr", "math"]}),
     "coco_cap": (2, {"answer": ["A dog runs.", "A dog in a field."]}),
 }

@@ -21,6 +21,7 @@ ANSWERS = {
     "mme": ["Yes", "yes"],
     "scienceqa": ["B", "B"],
     "mmbench": ["A", "B"],
+    "mmbench_cn": ["答案是A", "B"],
     "vqav2": ["a cat", "2,000"],
     "textvqa": ["Stop", "the dog's"],
     "gqa": ["Cat", "a dog"],
@@ -70,7 +71,7 @@ def test_sound_scores_equal_lmms_evals_own(name):
     assert against.startswith(f"lmms-eval's own {Path(official.OFFICIAL[name].file).stem}: process")
 
 
-@pytest.mark.parametrize("name", ["pope", "mme", "scienceqa", "mmbench"])
+@pytest.mark.parametrize("name", ["pope", "mme", "scienceqa", "mmbench", "mmbench_cn"])
 def test_under_paper_lmms_eval_counts_what_was_read_here(name):
     differences, against = checked(name, "paper")
     assert differences == []

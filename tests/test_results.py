@@ -32,7 +32,7 @@ def test_committed_files_are_what_the_runs_give(name, main, tmp_path):
 
 def test_every_task_is_above_its_blind_baseline():
     sees, blind = (EvaluationRun.read(RESULTS / "runs" / n) for n in ("demo", "demo-blind"))
-    assert sees.tasks == blind.tasks == sorted(tasks.NAMES)
+    assert sees.tasks == blind.tasks == [n for n in tasks.NAMES if tasks.load(n).demo]
     for ours, without in zip(sees.results(), blind.results(), strict=True):
         headline = tasks.load(ours.task).headline
         if ours.task == "mmvet":  # its score takes a judge

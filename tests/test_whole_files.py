@@ -43,6 +43,8 @@ EXPECTED = {
     ("scienceqa", "lmms"): {"accuracy": 3 / 5, "accuracy_all": 7 / 9},
     ("mmbench", "paper"): {"accuracy": 3 / 5, "vanilla_accuracy": 4 / 5},
     ("mmbench", "lmms"): {"accuracy": 3 / 5, "vanilla_accuracy": 4 / 5},
+    ("mmbench_cn", "paper"): {"accuracy": 1 / 3, "vanilla_accuracy": 2 / 3},
+    ("mmbench_cn", "lmms"): {"accuracy": 1 / 3, "vanilla_accuracy": 2 / 3},
     ("vqav2", "paper"): {"accuracy": 3.2 / 6, "number/accuracy": 0.3, "other/accuracy": 0.65},
     ("vqav2", "lmms"): {"accuracy": 4.2 / 6, "number/accuracy": 0.8, "other/accuracy": 0.65},
     ("textvqa", "paper"): {"accuracy": 0.875},

@@ -165,6 +165,35 @@ def mmbench() -> Whole:
     return Whole("MMBench/en/dev-{}.parquet", rows, others)
 
 
+def mmbench_cn() -> Whole:
+    """Questions of two and three options, the cells that hold nothing as in MMBench's copy."""
+    rows = [
+        {
+            "index": number + 1_000_000 * k,
+            "question": f"图{number}里有什么？",
+            "hint": "nan" if number % 2 else "仔细看图。",
+            "answer": "ABC"[k],
+            **dict.fromkeys("CD", "nan"),
+            **dict(zip("ABCD", [options[i - k] for i in range(len(options))], strict=False)),
+            "category": "object",
+            "image": picture(number),
+            "source": "x",
+            "L2-category": "l2",
+            "comment": "nan",
+            "split": "dev",
+            ASKED: answer,
+        }
+        for number, options, answers in (
+            (241, ["猫", "狗"], ["A", "B。狗"]),
+            (242, ["猫", "狗", "马"], [" A\n", "答案是 B", "C. 猫"]),
+            (243, ["红色", "蓝色"], ["蓝色", "红色"]),
+        )
+        for k, answer in enumerate(answers)
+    ]
+    others = ["MMBench/cn/test-00000-of-00001.parquet"]
+    return Whole("MMBench/cn/dev-{}.parquet", rows, others)
+
+
 def vqav2() -> Whole:
     """Ten answers each; one question on which all ten people agree on a number with a comma."""
     asked = [
@@ -335,7 +364,19 @@ def mmvet() -> Whole:
 BUILDERS = {
     builder.__name__: builder
     for builder in (
-        *(pope, mme, scienceqa, mmbench, vqav2, textvqa, gqa, easy_vqa, coco_cap, mmvet),
+        *(
+            pope,
+            mme,
+            scienceqa,
+            mmbench,
+            mmbench_cn,
+            vqav2,
+            textvqa,
+            gqa,
+            easy_vqa,
+            coco_cap,
+            mmvet,
+        ),
     )
 }
 

@@ -43,14 +43,16 @@ def find(root: Path, task: Benchmark, hub: Hub) -> list[Path]:
             return [root / f"{task.name}{suffix}"]
     if shards := sorted(root.glob(f"{task.name}-*-of-*.parquet")):
         return splits.of_split(shards, root, Hub(hub.path, split=task.name))
-    start = f"{task.name}_{hub.split}"
+    start = f"{task.table_name or task.name}_{hub.split}"
     tables = [file for file in sorted(root.glob("*.tsv")) if file.stem.lower().startswith(start)]
-    if tables:
-        return _only(tables, hub)
+    if found := _only(_in_language(tables, root, hub, "en")):
+        return found
     if task.layout and (files := task.layout.find(root, hub.split)):
         return files
     names = {task.name.lower(), hub.path.split("/")[-1].lower()}
-    for folder in (root, *sorted(p for p in root.iterdir() if p.is_dir())):
+    folders = sorted(p for p in root.iterdir() if p.is_dir())
+    folders.sort(key=lambda path: path.name.lower() != task.name.lower())  # its own name first
+    for folder in (root, *folders):
         if names & splits.names_of(folder) and (files := _in_folder(folder, task, hub)):
             return files
     return []
@@ -138,25 +140,38 @@ def undecoded(rows: datasets.Dataset, task: Benchmark, where: str) -> datasets.D
 def _in_folder(folder: Path, task: Benchmark, hub: Hub) -> list[Path]:
     chosen = hub.split != task.hub.split
     published = f", or as published {task.layout.description}" if task.layout else ""
+    own = task.name.lower() in splits.names_of(folder)
+    unsaid = hub.name if own and hub.name in LANGUAGES else "en"
     folder = splits.snapshot(folder)
-    if parquet := splits.under(folder, ".parquet"):
+    parquet = splits.under(folder, ".parquet")
+    if hub.name in LANGUAGES:
+        parquet = _in_language(parquet, folder, hub, unsaid)
+    if parquet:
         return splits.of_split(parquet, folder, hub, chosen)
     for suffix in FORMATS[1:]:
         if files := sorted(folder.glob(f"*{suffix}")):
             if suffix == ".tsv":
-                return _only(files, hub)
+                return _only(_in_language(files, folder, hub, unsaid))
             return splits.of_split(files, folder, hub, chosen, published)
     return []
 
 
-def _only(tables: list[Path], hub: Hub) -> list[Path]:
-    """The one table, of several the one in the data's language; raises UserError otherwise."""
-    languages = {file: LANGUAGES & set(re.split(r"[\W_]+", file.stem.lower())) for file in tables}
-    fitting = [file for file in tables if not languages[file] or hub.name in languages[file]]
-    if len(fitting) > 1 or not fitting:
+def _in_language(files: Sequence[Path], folder: Path, hub: Hub, unsaid: str) -> list[Path]:
+    """The files whose path in the folder tells the data's language; `unsaid`: where it tells none.
+
+    Data whose config is no language are English.
+    """
+    wanted = hub.name if hub.name in LANGUAGES else "en"
+    words = {f: set(re.split(r"[\W_]+", str(f.relative_to(folder)).lower())) for f in files}
+    return [file for file in files if wanted in (LANGUAGES & words[file] or {unsaid})]
+
+
+def _only(tables: Sequence[Path]) -> list[Path]:
+    """The one table, if any; raises UserError for several."""
+    if len(tables) > 1:
         names = ", ".join(file.name for file in tables)
         raise UserError(f"{tables[0].parent} has several tables ({names}); keep the one to use")
-    return fitting
+    return list(tables)
 
 
 def _parquet(

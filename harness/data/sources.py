@@ -113,10 +113,16 @@ class Source:
 
     def has(self, task: Benchmark) -> bool:
         """Whether the source holds the task (for a folder: has files for it)."""
+        if self.kind == "demo":
+            return task.demo
         return self.root is None or bool(folder.find(self.root, task, self.hub(task)))
 
     def check(self, task: Benchmark) -> None:
-        """Raise UserError when a folder has no files for the task."""
+        """Raise UserError when a folder has no files for the task, or the demo no rows."""
+        if self.kind == "demo" and not task.demo:
+            raise UserError(
+                f"the demo has no rows of {task.name}; give --data hub, or a folder that has them"
+            )
         if self.root is not None and not self.has(task):
             found = ", ".join(sorted(p.name for p in self.root.iterdir())[:8]) or "nothing"
             published = f", or as published {task.layout.description}" if task.layout else ""

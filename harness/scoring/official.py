@@ -107,6 +107,16 @@ def _mmbench_row(row: Row) -> Row:
 
 
 EXACT_MATCH = {"accuracy": Metric("exact_match")}
+MMBENCH = Official(
+    "mmbench/mmbench_en_dev_static.yaml",
+    {
+        "accuracy": Metric("gpt_eval_score"),
+        "vanilla_accuracy": Metric("gpt_eval_score", rows=_unrotated),
+    },
+    scale=100.0,
+    prepare=_mmbench_row,
+    reading=_option,
+)
 OFFICIAL = {
     "pope": Official(
         "pope/pope.yaml",
@@ -136,16 +146,8 @@ OFFICIAL = {
         },
         reading=_letter,
     ),
-    "mmbench": Official(
-        "mmbench/mmbench_en_dev_static.yaml",
-        {
-            "accuracy": Metric("gpt_eval_score"),
-            "vanilla_accuracy": Metric("gpt_eval_score", rows=_unrotated),
-        },
-        scale=100.0,
-        prepare=_mmbench_row,
-        reading=_option,
-    ),
+    "mmbench": MMBENCH,
+    "mmbench_cn": MMBENCH,
     "vqav2": Official("vqav2/vqav2_val.yaml", EXACT_MATCH),
     "textvqa": Official("textvqa/textvqa_val.yaml", EXACT_MATCH),
     "gqa": Official("gqa/gqa.yaml", EXACT_MATCH),

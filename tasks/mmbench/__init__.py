@@ -52,7 +52,7 @@ class MmBench(Benchmark):
 
     def prompt(self, doc: Doc, protocol: str) -> str:
         if self.prompt_choice("hint", protocol) == "none":
-            doc = {**doc, "hint": "nan"}
+            doc = {**doc, "hint": None}
         return paper_question(doc) if protocol == "paper" else lmms_question(doc)
 
     def options(self, doc: Doc) -> dict[str, str]:

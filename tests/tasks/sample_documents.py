@@ -8,6 +8,7 @@ POPE = {"question": "Is there a dog?", "answer": "yes", "category": "random"}
 MME = {"question_id": "OCR/1.jpg", "question": "Is it?", "category": "OCR"}
 SCIENCEQA = {"question": "Is it?", "choices": ["no", "yes"], "answer": 1, "hint": "", "image": "x"}
 MMBENCH = {"question": "What?", "hint": None, "C": math.nan, "L2-category": "l2"}
+MMBENCH_CN = {"question": "图中是什么？", "hint": None, "C": math.nan, "L2-category": "l2"}
 VQAV2 = {"question": "What is it?", "answer_type": "other", "image_id": 1}
 TEXTVQA = {"question": "what does it say?", "image_id": "a", "ocr_tokens": ["STOP"]}
 MMVET = {"question": "What is it?", "capability": "rec,ocr", "answer": "a <AND> b"}
@@ -18,6 +19,10 @@ DOCUMENTS = {
     "mmbench": [
         MMBENCH | {"index": 7, "answer": "A", "A": "cat", "B": "dog"},
         MMBENCH | {"index": 1_000_007, "answer": "B", "A": "dog", "B": "cat"},
+    ],
+    "mmbench_cn": [
+        MMBENCH_CN | {"index": 7, "answer": "A", "A": "猫", "B": "狗"},
+        MMBENCH_CN | {"index": 1_000_007, "answer": "B", "A": "狗", "B": "猫"},
     ],
     "vqav2": [
         VQAV2 | {"question_id": 1, "answers": ["cat"] * 10},

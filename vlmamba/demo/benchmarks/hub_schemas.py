@@ -105,6 +105,8 @@ COLUMNS: dict[str, dict] = {
     },
 }
 
+COLUMNS["mmbench_cn"] = COLUMNS["mmbench"]
+
 
 def features(task: str) -> Features:
     """The task's columns as a `datasets.Features`; the image column decodes to PIL pictures."""
