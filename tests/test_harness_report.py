@@ -25,6 +25,11 @@ FLAGS += ["--enable-logging=stderr", "--v=0", "--virtual-time-budget=4000"]
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)> & \u2028"
 
 
+def escaped(text: str) -> str:
+    """As a page writes it: quotation marks by number."""
+    return html.escape(text).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")
+
+
 @pytest.fixture
 def world(tmp_path) -> Path:
     """Two runs on 24 questions about 4 pictures, one profile; an answer that is an attack."""
@@ -82,7 +87,7 @@ def test_what_a_model_says_stays_text(world):
     page = make(world, str(world / "a"), "--title", EVIL)
     assert page.count("<script") == 2  # data and the page's own
     assert "<img src=x" not in page
-    assert f"<title>{html.escape(EVIL)}</title>" in page
+    assert f"<title>{escaped(EVIL)}</title>" in page
     [answer] = [q["answers"][0] for q in data(page)["tasks"][0]["questions"] if q["id"] == "row 9"]
     assert answer["prediction"] == EVIL
     assert "</" not in re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1]

@@ -1,15 +1,14 @@
 """One self-contained HTML page about some runs: scores, the paper's tables, plots, every answer.
 
 The page loads nothing: styles, script, plots and small pictures are inside. Everything that came
-from a model or from data is shown as text.
+from a model or from data is shown as text: the template (page_files/page.html) escapes whatever it
+is given.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import html
-import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -77,13 +76,49 @@ class Inputs:
         return found + [(run.name, run.record) for run in (*self.profiles, *self.ablations)]
 
 
+@dataclass(frozen=True)
+class Cells:
+    """A table of the page: numbers to the right, `measured` rows stand out, `long` cells may break.
+
+    kind: its class in the style sheet.
+    """
+
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    measured: range = range(0)
+    kind: str = ""
+    long: bool = False
+
+    def right(self) -> list[bool]:
+        """Which columns hold numbers, or why there is none."""
+        columns = range(len(self.headers))
+        return [bool(self.rows) and all(_numeric(row[i]) for row in self.rows) for i in columns]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a section: what of heading, note, plots and table there is, in this order.
+
+    heading: its lines. trouble: in place of a table, why there is none. plots: what a picture shows
+    -> its data address.
+    """
+
+    heading: Sequence[str] = ()
+    note: str = ""
+    trouble: str = ""
+    plots: Mapping[str, str] = field(default_factory=dict)
+    table: Cells | None = None
+
+
 def page(
     inputs: Inputs, browser: Browser, title: str = "VL-Mamba report", file: Path = paper.FILE
 ) -> str:
-    """The whole page as text."""
+    """The whole page as text; jinja2 escapes all but the page's own files and the answers' JSON."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
     folder = files("harness.reporting") / "page_files"
     script = (folder / "page.js").read_text(encoding="utf-8")
-    template = string.Template((folder / "page.html").read_text(encoding="utf-8"))
     sections = {
         "Scores": _scores(inputs),
         "Runs compared": _comparisons(inputs.evaluations),
@@ -92,20 +127,25 @@ def page(
         "Speed and memory": _profiles(inputs.profiles),
         "Terms": _terms(inputs),
     }
-    present = {name: content for name, content in sections.items() if content}
-    labels = dict.fromkeys(str(r["label"]) for _, r in inputs.records() if r.get("label"))
-    return template.substitute(
-        title=html.escape(title),
+    present = {name: blocks for name, blocks in sections.items() if blocks}
+    environment = Environment(
+        loader=PackageLoader("harness.reporting", "page_files"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("page.html").render(
+        title=title,
         policy=_policy(f"\n{script}\n"),
-        css=(folder / "page.css").read_text(encoding="utf-8"),
-        labels=" ".join(f'<p class="label">{html.escape(label)}</p>' for label in labels),
-        links="".join(f'<a href="#{_id(name)}">{name}</a>' for name in [*present, "Answers"]),
-        sections="\n".join(
-            f'<h2 id="{_id(name)}">{name}</h2>\n{content}' for name, content in present.items()
-        ),
-        notes="".join(f'<p class="soft">{html.escape(note)}</p>' for note in browser.notes),
-        data=browser.to_json(),
-        script=script,
+        css=Markup((folder / "page.css").read_text(encoding="utf-8")),
+        labels=dict.fromkeys(str(r["label"]) for _, r in inputs.records() if r.get("label")),
+        links={name: _id(name) for name in [*present, "Answers"]},
+        sections=present,
+        reasons=REASONS,
+        notes=browser.notes,
+        data=Markup(browser.to_json()),
+        script=Markup(script),
     )
 
 
@@ -120,106 +160,76 @@ def _id(name: str) -> str:
     return "browser" if name == "Answers" else name.lower().replace(" ", "-")
 
 
-def html_table(
-    headers: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    measured: Sequence[bool] = (),
-    kind: str = "",
-) -> str:
-    """An escaped table, numbers to the right; `measured` rows stand out."""
-    right = [bool(rows) and all(_numeric(row[i]) for row in rows) for i in range(len(headers))]
-    kinds = [' class="number"' if to_right else "" for to_right in right]
-    head = "".join(f"<th{k}>{html.escape(h)}</th>" for k, h in zip(kinds, headers, strict=True))
-    lines = []
-    for place, row in enumerate(rows):
-        mark = ' class="measured"' if place < len(measured) and measured[place] else ""
-        cells = "".join(f"<td{k}>{_cell(c)}</td>" for k, c in zip(kinds, row, strict=True))
-        lines.append(f"<tr{mark}>{cells}</tr>")
-    body = "\n".join(lines)
-    return f'<div class="scroll"><table class="{kind}"><tr>{head}</tr>\n{body}</table></div>'
-
-
 def _numeric(cell: str) -> bool:
     return cell in REASONS or cell.startswith("no score") or render.is_number(cell)
 
 
-def _cell(text: str) -> str:
-    """Escaped; a reason for an empty cell in small print."""
-    safe = html.escape(text)
-    return f'<span class="why">{safe}</span>' if text in REASONS else safe
-
-
-def _scores(inputs: Inputs) -> str:
+def _scores(inputs: Inputs) -> list[Block]:
     """Every metric of every run with its interval."""
     rows = []
     for run in inputs.evaluations:
         rows += [[run.name, *row] for row in render.result_rows(run.results())]
-    return html_table(["run", *render.HEADERS], rows) if rows else ""
+    return [Block(table=Cells(["run", *render.HEADERS], rows))] if rows else []
 
 
-def _comparisons(runs: Sequence[EvaluationRun]) -> str:
+def _comparisons(runs: Sequence[EvaluationRun]) -> list[Block]:
     """The first run against each other one."""
-    blocks = []
-    for other in runs[1:]:
-        heading = f"<h3>A: {html.escape(runs[0].title)}<br>B: {html.escape(other.title)}</h3>"
-        try:
-            table = html_table(compare.HEADERS, compare.rows(compare.compare(runs[0], other)))
-        except UserError as error:
-            table = f'<p class="why">not comparable: {html.escape(str(error))}</p>'
-        blocks.append(heading + table)
-    if not blocks:
-        return ""
     note = (
         "Mean score of a question in per cent and the paired difference; the interval is robust to "
         "questions sharing an image, p is of the sign-flip test over images, for one look."
     )
-    return f'<p class="soft">{note}</p>' + "\n".join(blocks)
+    blocks = [Block(note=note)] if len(runs) > 1 else []
+    for other in runs[1:]:
+        heading = [f"A: {runs[0].title}", f"B: {other.title}"]
+        try:
+            table = Cells(compare.HEADERS, compare.rows(compare.compare(runs[0], other)))
+            blocks.append(Block(heading, table=table))
+        except UserError as error:
+            blocks.append(Block(heading, trouble=f"not comparable: {error}"))
+    return blocks
 
 
-def _paper(runs: Sequence[EvaluationRun], file: Path) -> str:
+def _paper(runs: Sequence[EvaluationRun], file: Path) -> list[Block]:
     """The paper's tables, measured runs below the first; an empty cell says why it is empty."""
-    blocks = []
-    for name, title in paper.TITLES.items():
-        below = runs if name == "main" else ()
-        headers, rows = paper.table(name, below, file)
-        measured = [False] * (len(rows) - len(below)) + [True] * len(below)
-        note = f'<p class="soft">{html.escape(paper.NOTES[name])}</p>'
-        shown = html_table(headers, rows, measured, "paper")
-        blocks.append(f"<h3>{html.escape(title)}</h3>{note}{shown}")
     note = (
         "Shaded rows are measured here, under the terms below; the others are quoted. In per cent, "
         "MME in points. “Not reported”: the paper has no number."
     )
-    return f'<p class="soft">{note}</p>' + "\n".join(blocks)
+    blocks = [Block(note=note)]
+    for name, title in paper.TITLES.items():
+        below = runs if name == "main" else ()
+        headers, rows = paper.table(name, below, file)
+        measured = range(len(rows) - len(below), len(rows))
+        table = Cells(headers, rows, measured, "paper")
+        blocks.append(Block([title], paper.NOTES[name], table=table))
+    return blocks
 
 
-def _ablations(found: Sequence[Found]) -> str:
-    blocks = []
-    for one in found:
-        for table in publish.ablation_tables(one).values():
-            heading = f"<h3>{html.escape(table.title)}</h3>"
-            note = f'<p class="soft">{html.escape(table.note)}</p>'
-            blocks.append(heading + note + html_table(table.headers, table.rows))
-    return "\n".join(blocks)
+def _ablations(found: Sequence[Found]) -> list[Block]:
+    return [
+        Block([table.title], table.note, table=Cells(table.headers, table.rows))
+        for one in found
+        for table in publish.ablation_tables(one).values()
+    ]
 
 
-def _profiles(found: Sequence[Found]) -> str:
+def _profiles(found: Sequence[Found]) -> list[Block]:
     """Plots as pictures, tables below."""
     blocks = []
     for one in found:
         profile = Profile.from_record(one.name, one.record)
-        images = [
-            f'<img alt="{name} against sequence length" src="data:image/svg+xml;base64,'
-            f'{base64.b64encode(plots.plot(profile, name, "svg")).decode()}">'
+        images = {
+            f"{name} against sequence length": "data:image/svg+xml;base64,"
+            + base64.b64encode(plots.plot(profile, name, "svg")).decode()
             for name in plots.PLOTS
-        ]
-        blocks.append(f'<h3>{html.escape(one.name)}</h3><div class="plots">{"".join(images)}</div>')
+        }
+        blocks.append(Block([one.name], plots=images))
         for title, headers, rows in profile_tables(profile):
-            blocks.append(f"<h3>{html.escape(title)}</h3>{html_table(headers, rows)}")
-    return "\n".join(blocks)
+            blocks.append(Block([title], table=Cells(headers, rows)))
+    return blocks
 
 
-def _terms(inputs: Inputs) -> str:
+def _terms(inputs: Inputs) -> list[Block]:
     """Under which terms each run was made: one column a run."""
     named = inputs.records()
     rows = []
@@ -227,8 +237,7 @@ def _terms(inputs: Inputs) -> str:
         values = [_term(record, path) for _, record in named]
         if any(values):
             rows.append([label, *(value or "-" for value in values)])
-    table = html_table(["", *(name for name, _ in named)], rows)
-    return table.replace("<td>", '<td class="long">')
+    return [Block(table=Cells(["", *(name for name, _ in named)], rows, long=True))]
 
 
 def _term(record: Mapping[str, Any], path: Sequence[str]) -> str:

@@ -205,8 +205,8 @@ def test_help_is_no_mistake(command, capsys):
     [
         "harness.run --tasks popr",
         "harness.score pope gone",
-        "harness.reporting.page gone",
-        "harness.reporting.render --from gone --out o",
+        "harness.report gone",
+        "harness.tables --from gone --out o",
         "vlmamba.train --stage finetun",
     ],
 )
