@@ -174,6 +174,7 @@ def test_longer_points_of_a_model_that_ran_out_are_left_out(tmp_path, status, ca
     found = summary.summarize(summary.Profile("p", MACHINE, {}, rows))
     assert found["not_measured"] == [f"{PYTHIA} 1x64: {status}", f"{PYTHIA} 1x128: {NOT_RUN}"]
     table = tables.point_rows(summary.Profile("p", MACHINE, {}, rows))
+    assert {len(row) for row in table} == {len(tables.POINT_HEADERS)}
     assert table[-1][-1] == f"{NOT_RUN}: 64 tokens: {status}"
     assert f"{PYTHIA} 1x64: {status} (why)" in capsys.readouterr().err
 

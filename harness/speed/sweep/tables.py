@@ -31,7 +31,8 @@ def point_rows(profile: Profile) -> list[list[str]]:
 def _point_row(row: Row, machine: Mapping[str, Any]) -> list[str]:
     head = [row.model, str(row.batch_size), str(row.seq_len), str(row.image_tokens)]
     if row.result is None:
-        return [*head, *["-"] * 12, f"{row.status}: {row.detail}"]
+        unmeasured = ["-"] * (len(POINT_HEADERS) - len(head) - 1)
+        return [*head, *unmeasured, f"{row.status}: {row.detail}"]
     r, ratio = row.result, floors(row, machine)
     return [
         *head,
