@@ -19,11 +19,12 @@ that its test server takes.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,15 +186,19 @@ def make_submit_folder(folder: Path, chosen: Sequence[Benchmark]) -> None:
 
 
 def what_servers_want(
-    args: argparse.Namespace, source: Source, rows: Sequence[tuple[Benchmark, datasets.Dataset]]
+    args: argparse.Namespace,
+    source: Source,
+    chosen: Sequence[Benchmark],
+    rows: Callable[[Benchmark], datasets.Dataset],
 ) -> dict[str, submit.Wanted]:
     """Task -> the questions its submission file must have; empty without --submit.
 
     Raises UserError where no file could be written that the server takes; warns of what it lacks.
     """
     found: dict[str, submit.Wanted] = {}
-    for task, table in rows if args.submit else ():
+    for task in chosen if args.submit else ():
         if submit.file_name(task):
+            table = rows(task)
             whole = found[task.name] = submit.wanted(task, source, table)
             left = len(table) - (args.limit or len(table))
             lacks = [f"the test server will refuse the file: {whole.why}"] * bool(whole.why)
@@ -247,18 +252,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     stay_offline(args, source)
     started = time.perf_counter()
     before = rerun.read(args.from_record)
-    rows = [(task, source.rows(task)) for task in chosen]
-    asked = [
-        Asked(task, questions.read(task, table, args.protocol, args.limit)) for task, table in rows
-    ]
+    rows = functools.cache(source.rows)
+    asked = []
+    for task in chosen:
+        table = source.demo_table(task)
+        table = rows(task) if table is None else table
+        asked.append(Asked(task, questions.read(task, table, args.protocol, args.limit)))
     rank = ranks.rank()
-    wanted = what_servers_want(args, source, rows) if rank == 0 else {}
+    wanted = what_servers_want(args, source, chosen, rows) if rank == 0 else {}
     with RunFolder(out, shared=rank > 0) as folder, ranks.together():
         run = evaluation.Run(
             arguments=arguments,
             source=source,
             folder=folder,
-            rows={task.name: table for task, table in rows},
+            rows=rows,
             submit_to=args.submit,
             wanted=wanted,
             judge=judge,

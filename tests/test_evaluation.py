@@ -21,6 +21,7 @@ from harness.models import ranks
 from harness.models.base import EvalModel, Limits, Request
 from harness.models.registry import ModelOptions, eval_models
 from tasks.common import Benchmark
+from vlmamba.demo.benchmarks import demo_benchmark
 from vlmamba_core.errors import UserError
 
 
@@ -64,7 +65,10 @@ def counting(monkeypatch, counts: Counter, owner: object, name: str, key: str = 
     monkeypatch.setattr(owner, name, counted)
 
 
-def test_one_scoring_one_prompt_one_row_read_a_question(tmp_path, monkeypatch, parrots):
+@pytest.mark.parametrize("data", ["demo", "folder"])
+def test_one_scoring_one_prompt_one_row_read_a_question(data, tmp_path, monkeypatch, parrots):
+    if data == "folder":
+        data = str(demo_benchmark("pope", "seen"))
     counts: Counter[str] = Counter()
     pope = type(tasks.load("pope"))
     for owner, name in ((Benchmark, "evaluate"), (pope, "score_case"), (pope, "prompt")):
@@ -73,15 +77,23 @@ def test_one_scoring_one_prompt_one_row_read_a_question(tmp_path, monkeypatch, p
 
     def iterated(self, size, *rest):
         for batch in batches(self, size, *rest):
-            counts["rows"] += len(batch)
+            counts["rows of a data set"] += len(batch)
             yield batch
 
+    values = questions._values
+
+    def valued(task, table, first):
+        counts["rows as values"] += len(table)
+        return values(task, table, first)
+
     monkeypatch.setattr(datasets.Dataset, "iter", iterated)
-    # every other way to a row's values
-    counting(monkeypatch, counts, datasets.Dataset, "_getitem", "rows")
-    arguments = ["--tasks", "pope", "--limit", "30", "--model", "parrot:yes"]
+    monkeypatch.setattr(questions, "_values", valued)
+    # every other way to a data set's rows
+    counting(monkeypatch, counts, datasets.Dataset, "_getitem", "rows of a data set")
+    arguments = ["--tasks", "pope", "--limit", "30", "--model", "parrot:yes", "--data", data]
     assert run.main([*arguments, "--out", str(tmp_path / "out")]) == 0
-    assert counts == {"evaluate": 1, "score_case": 30, "prompt": 30, "rows": 30}
+    expected = {"evaluate": 1, "score_case": 30, "prompt": 30, "rows as values": 30}
+    assert counts == expected | ({} if data == "demo" else {"rows of a data set": 30})
 
 
 def test_any_model_is_evaluated(tmp_path, parrots, capsys):
@@ -106,7 +118,7 @@ def test_lmms_eval_is_loaded_only_for_its_check(tmp_path):
     code = (
         "import sys; from harness import run\n"
         "code = run.main(['--tasks', 'pope', '--limit', '2', '--out', sys.argv[1]])\n"
-        "heavy = {'lmms_eval', 'wandb', 'matplotlib', 'evaluate'} & set(sys.modules)\n"
+        "heavy = {'lmms_eval', 'wandb', 'matplotlib', 'datasets', 'pandas'} & set(sys.modules)\n"
         "assert code == 0 and not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)

@@ -84,22 +84,25 @@ def or_gap(image: Any) -> Any:
 
 
 def read(
-    task: Benchmark, rows: datasets.Dataset, protocol: str, limit: int | None = None
+    task: Benchmark,
+    rows: datasets.Dataset | pyarrow.Table,
+    protocol: str,
+    limit: int | None = None,
 ) -> list[Question]:
-    """The first `limit` rows as questions.
+    """The first `limit` rows as questions; a bare table has no other images than the task's.
 
     Raises UserError naming the first row and column whose value the task cannot use.
     """
-    asked = rows if limit is None else rows.select(range(min(limit, len(rows))))
+    each = _each_of_table if hasattr(rows, "to_batches") else _each
     return [
         _question(task, number, row, image, protocol)
-        for number, (row, image) in enumerate(_each(task, asked))
+        for number, (row, image) in enumerate(each(task, rows, limit))
     ]
 
 
 def check_usable(task: Benchmark, rows: datasets.Dataset, protocol: str) -> None:
     """Raise UserError naming the first row and column whose value the task cannot use."""
-    for number, (row, _) in enumerate(_each(task, without_images(rows))):
+    for number, (row, _) in enumerate(_each(task, without_images(rows), None)):
         _prompt_and_truth(task, number, row, protocol)
 
 
@@ -166,11 +169,22 @@ class _Watched(Mapping[str, Any]):
         return len(self._row)
 
 
-def _each(task: Benchmark, rows: datasets.Dataset) -> Iterator[tuple[Row, Any]]:
+def _each_of_table(
+    task: Benchmark, table: pyarrow.Table, limit: int | None
+) -> Iterator[tuple[Row, Any]]:
+    """See `_each`."""
+    table = table.slice(0, limit)
+    cells = table.column(task.image_column)
+    for place, row in enumerate(_values(task, table.drop_columns(task.image_column), 0)):
+        yield row, _stored(cells[place])
+
+
+def _each(task: Benchmark, rows: datasets.Dataset, limit: int | None) -> Iterator[tuple[Row, Any]]:
     """Each row as Python values without its images, and the task's image as it is stored.
 
     Raises UserError where a row has no such values.
     """
+    rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
     images = [column for column in _image_columns(rows) if column in rows.column_names]
     look_up = rows.format["format_kwargs"].get("transform")
     first = 0

@@ -26,6 +26,7 @@ from vlmamba_core.errors import UserError, first_line, unknown
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow
 
 STYLES = ("seen", "heldout", "validation")
 DEMO_LABEL = "demo: not comparable with published numbers"
@@ -99,17 +100,25 @@ class Source:
         choices = {"path": self.dataset, "split": self.split, "revision": self.revision}
         return dataclasses.replace(hub, **{name: value for name, value in choices.items() if value})
 
-    def describe(self, task: Benchmark, rows: datasets.Dataset) -> dict[str, Any]:
-        """The terms of a task's data, for the record: which data set, and which version of it."""
+    def describe(self, task: Benchmark, rows: datasets.Dataset | None = None) -> dict[str, Any]:
+        """The terms of a task's data, for the record: which data set, and which version of it.
+
+        rows: as they were loaded, of data on the hub, where they know their commit.
+        """
         terms: dict[str, Any] = {"source": self.name}
         if self.root is not None:
             files = folder.find(self.root, task, self.hub(task))
             return terms | {"files": folder.names(files, self.root)}
         if self.kind == "hub":
             hub = self.hub(task)
-            version = _package_version(hub) if _is_package(hub) else _commit(rows) or hub.revision
+            version = self._version(hub, rows)
             terms |= {"path": hub.path, "name": hub.name, "split": hub.split, "revision": version}
         return terms
+
+    def _version(self, hub: Hub, rows: datasets.Dataset | None) -> str | None:
+        if _is_package(hub):
+            return _package_version(hub)
+        return (_commit(rows) if rows is not None else None) or hub.revision
 
     def has(self, task: Benchmark) -> bool:
         """Whether the source holds the task (for a folder: has files for it)."""
@@ -140,6 +149,19 @@ class Source:
         rows = self.rows(task)
         check_usable(task, rows, protocol)
         return rows if task.text_only_questions else _without_gaps(task, rows)
+
+    def demo_table(self, task: Benchmark) -> pyarrow.Table | None:
+        """The demo's rows straight from its file, which is small and needs no checks: `datasets`
+        takes a second to load. None for other data.
+        """
+        if self.kind != "demo":
+            return None
+        import pyarrow.parquet as pq
+
+        root = _demo_folder(task.name, self.style or "seen")
+        files = folder.find(root, task, self.hub(task))
+        table = pq.ParquetFile(files[0]).read() if len(files) == 1 else None
+        return table if table is not None and task.image_column in table.column_names else None
 
     def rows(self, task: Benchmark) -> datasets.Dataset:
         """The task's rows, images undecoded and values as they are: `questions.read` checks them.

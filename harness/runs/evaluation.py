@@ -18,7 +18,7 @@ import random
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +69,7 @@ class Run:
     arguments: Arguments  # the command line's, as the record keeps them
     source: Source
     folder: RunFolder
-    rows: Mapping[str, datasets.Dataset]  # task -> all rows of the chosen split
+    rows: Callable[[Benchmark], datasets.Dataset]  # all of the chosen split's
     submit_to: Path | None = None
     wanted: Mapping[str, submit.Wanted] = field(default_factory=dict)  # what is known of servers
     judge: Judge | None = None
@@ -153,7 +153,7 @@ def write(
     for task, outcome in zip(asked, outcomes, strict=True):
         name, samples = task.task.name, outcome.samples
         rows = [[sample.question, sample.truth, sample.image] for sample in samples]
-        which = source.describe(task.task, run.rows[name])
+        which = source.describe(task.task, run.rows(task.task) if source.kind == "hub" else None)
         data[name] = {**which, "rows_digest": digest(rows)}
         run.folder.write(f"samples_{name}.jsonl", schema.samples_text(samples))
     record = {
@@ -239,7 +239,7 @@ def write_submission(
     docs, answers = [question.doc for question in asked.questions], [p or "" for p in predictions]
     why = "" if scored else "no score is made here; "
     try:
-        wanted = run.wanted.get(task.name) or submit.wanted(task, run.source, run.rows[task.name])
+        wanted = run.wanted.get(task.name) or submit.wanted(task, run.source, run.rows(task))
         n, about = submit.write(task, docs, answers, path, wanted)
     except UserError as error:
         if run.submit_to is not None:
