@@ -116,6 +116,19 @@ def test_crossovers(model, baseline, length, note):
         assert 2 < found.length < 4
 
 
+def test_a_crossover_says_how_far_repeats_leave_it_open():
+    times = {VL_MAMBA: ([2, 2, 2.5], [2, 2, 2]), PYTHIA: ([1, 1, 1], [4, 4, 4])}
+    rows = [
+        row_of(Point(model, n, 1, TERMS), OK, result=result(1, 1000) | {"prefill_s": runs})
+        for model, both in times.items()
+        for n, runs in zip((100, 400), both, strict=True)
+    ]
+    found = summary.Profile("p", MACHINE, {}, rows).crossover((VL_MAMBA, PYTHIA), 1, "prefill_s")
+    # in logarithms the slowest run's 2.5 lies ln 2.5 / (ln 2.5 + ln 2) of the way to 400: 220
+    assert (found.length, found.at_most) == (pytest.approx(200), False)
+    assert found.note == "between 100 and 400 tokens; by the spread of runs 200 to 220"
+
+
 def test_summary_of_a_sweep_with_known_growth():
     found = summary.summarize(sweep_of(250, 500, 1000, 2000, 4000))
     own, baseline = (found["models"][name] for name in (VL_MAMBA, PYTHIA))

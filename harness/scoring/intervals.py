@@ -68,7 +68,8 @@ class Sampled:
 def wilson(share: ArrayLike, trials: ArrayLike, z: ArrayLike = Z95) -> tuple[Floats, Floats]:
     """Wilson's score interval of a share from that many (perhaps fractional) trials, elementwise.
 
-    Wilson (1927), J. Am. Stat. Assoc. 22, 209-212.
+    Wilson (1927), J. Am. Stat. Assoc. 22, 209-212.  scipy's `binomtest(k, n).proportion_ci` gives
+    the same, but only of whole numbers, one pair at a time, and with no other z than the normal's.
     """
     p, n, z2 = np.asarray(share, float), np.asarray(trials, float), np.square(z)
     half = np.sqrt(z2 * p * (1 - p) / n + np.square(z2 / n) / 4)

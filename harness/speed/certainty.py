@@ -28,10 +28,16 @@ def spread(times: Sequence[float]) -> float | None:
     """
     if len(times) < 2:
         return None
-    low, high = min(times), max(times)
-    if len(times) >= MANY:
-        low, _, high = statistics.quantiles(times, n=4, method="inclusive")
+    low, high = ends(times)
     return (high - low) / statistics.median(times)
+
+
+def ends(times: Sequence[float]) -> tuple[float, float]:
+    """Between what repeats lie: the fastest and the slowest, of `MANY` the quartiles."""
+    if len(times) < MANY:
+        return min(times), max(times)
+    low, _, high = statistics.quantiles(times, n=4, method="inclusive")
+    return low, high
 
 
 def noisy(times: Sequence[float]) -> bool:

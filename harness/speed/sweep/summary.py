@@ -7,6 +7,7 @@ weights and the cache once at the measured bandwidth.  What records hold is read
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ QUANTITIES = {  # what a curve may show -> its value in a result
     "decode_peak_mem_bytes": lambda r: r["decode_peak_mem_bytes"],
     "added_mem_bytes": lambda r: r["peak_mem_bytes"] - r["loaded_mem_bytes"],
 }
+TIMES = ("prefill_s", "ttft_s", "decode_s")  # a list of repeats in a result
 CROSSING = ("prefill_s", "ttft_s", "decode_s", "peak_mem_bytes", "state_bytes")
 
 Curve = dict[int, float]  # sequence length -> value
@@ -68,9 +70,27 @@ class Profile:
         return [(o, m) for o in own for m in self.models() if not m.startswith(VL_MAMBA)]
 
     def crossover(self, pair: tuple[str, str], batch_size: int, quantity: str) -> fits.Crossover:
-        """Where the pair's first begins to cost less."""
+        """Where the pair's first begins to cost less; of times, how far repeats leave it open."""
         model, baseline = (self.curve(name, batch_size, quantity) for name in pair)
-        return fits.crossover(model, baseline)
+        found = fits.crossover(model, baseline)
+        if quantity not in TIMES:
+            return found
+        (best, worst), (low, high) = (self._bounds(name, batch_size, quantity) for name in pair)
+        early, late = fits.crossover(best, high), fits.crossover(worst, low)
+        if (early.length, late.length) == (found.length, found.length):
+            return found
+        note = f"{found.note}; by the spread of runs {_range(early, late)}"
+        return dataclasses.replace(found, note=note)
+
+    def _bounds(self, model: str, batch_size: int, quantity: str) -> tuple[Curve, Curve]:
+        """The ends of the repeats' range by length, as certainty.spread takes it."""
+        ends = {
+            row.seq_len: certainty.ends(row.result[quantity])
+            for row in self.rows
+            if row.result is not None and (row.model, row.batch_size) == (model, batch_size)
+        }
+        low, high = ({n: pair[side] for n, pair in ends.items()} for side in (0, 1))
+        return low, high
 
 
 def summarize(profile: Profile) -> dict[str, Any]:
@@ -146,6 +166,12 @@ def _fit(fit: fits.Fit | fits.Step | None) -> dict[str, Any] | None:
 
 def _round(value: float | None) -> float | None:
     return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _range(early: fits.Crossover, late: fits.Crossover) -> str:
+    first = "never" if early.length is None else "at most " * early.at_most + f"{early.length:.0f}"
+    last = "never" if late.length is None else f"{late.length:.0f}"
+    return f"{first} to {last}" if first != last else first
 
 
 def verdict(row: Row) -> str:
