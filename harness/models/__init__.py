@@ -9,6 +9,7 @@ transformers  any image-text-to-text model of transformers, its prompts in `temp
 shared_prefix one image prefix for all questions of a picture, in exact batches, for any such model
 api         a model behind an OpenAI-compatible endpoint, its client in `endpoint`
 lmms        all that is lmms-eval's: its model class around ours, its own tasks as a check
+lmms_models any of lmms-eval's model classes
 """
 
 BUNDLED_MODELS = ("nano", "demo")  # vlmamba.checkpoints knows them too, but comes with torch
