@@ -6,6 +6,9 @@
     python -m harness.run --tasks mme --data my_data --protocol lmms --limit 100
     python -m harness.run --tasks vqav2 --model ORG/NAME --data hub --split testdev --submit sent
 
+    python -m harness.run --tasks pope --model hf:llava-hf/llava-1.5-7b-hf --template vicuna_v1
+    python -m harness.run --tasks pope --model api:http://localhost:8000/v1,model=llava
+    python -m harness.run --tasks pope --model lmms:llava_hf,pretrained=FOLDER,device_map=auto
     python -m harness.run --from-record runs/final/record.json --out runs/again
     accelerate launch --multi_gpu --num_processes 2 -m harness.run --tasks pope   # CPUs too
 
@@ -42,7 +45,7 @@ from harness.scoring import submit
 from tasks.common import PROTOCOLS, Benchmark
 from vlmamba_core.cli import Parser, cli
 from vlmamba_core.errors import UserError, unknown
-from vlmamba_core.folder import AnswerJournal, RunFolder
+from vlmamba_core.folder import AnswerJournal, RunFolder, digest
 
 if TYPE_CHECKING:
     import datasets
@@ -53,12 +56,13 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 KEPT = (
     *("tasks", "model", "revision", "data", "style", "split", "data_id", "data_revision"),
     *("protocol", "limit", "batch_size", "blind", "dtype", "device", "backend", "seed"),
-    *("judge", "judge_model", "judge_key_env"),
+    *("judge", "judge_model", "judge_key_env", "template"),
     *tasks.PROMPT_OPTIONS,
 )
+LONGEST_NAME = 100  # characters of a model's name in a folder's
 NOT_TEXT = {"limit": int, "batch_size": int, "blind": bool, "seed": int}
 MAY_BE_ABSENT = {"revision", "style", "split", "data_id", "data_revision", "limit"} | {
-    *("judge", "judge_key_env"),
+    *("judge", "judge_key_env", "template"),
     *tasks.PROMPT_OPTIONS,
 }
 
@@ -81,6 +85,12 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"nano (bundled demo), a checkpoint folder, or a hub id{others}",
     )
     add("--revision", help="revision of a hub model")
+    add(
+        "--template",
+        metavar="NAME",
+        help="hf: models only: what stands around a question, chat_template (the model's own, the "
+        "default), vicuna_v1, mistral_instruct, plain, or a file with a Jinja template",
+    )
     add("--data", default="demo", help="demo, hub, or a folder with files such as TASK.parquet")
     add("--style", help=f"demo data only: {', '.join(STYLES)} (default: seen)")
     add("--split", help="another split than the task's, such as testdev for vqav2")
@@ -213,9 +223,12 @@ def default_out(args: argparse.Namespace, source: Source, chosen: Sequence[Bench
     """A folder named after what answers depend on: the same command finds its own answers."""
     names = "all" if args.tasks == "all" else "+".join(task.name for task in chosen)
     model = args.model.strip("/").replace("/", "--").replace(":", "-").lstrip(".") or "model"
+    if len(model) > LONGEST_NAME:  # settings and all: no file system takes it as a name
+        model = f"{model[:LONGEST_NAME]}-{digest([model])[:8]}"
     parts = [model, source.name, args.protocol, names]
     parts += ["blind"] if args.blind else []
     parts += [f"{n}-{getattr(args, n)}" for n in tasks.PROMPT_OPTIONS if getattr(args, n)]
+    parts += [f"template-{Path(args.template).name}"] if args.template else []
     parts += [f"first{args.limit}"] if args.limit else []
     return Path("runs") / "_".join(parts)
 
@@ -288,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def load_model(args: argparse.Namespace, journal: AnswerJournal) -> Resumable:
     """The model that `--model` names, its answers kept. Raises UserError."""
-    names = ("revision", "batch_size", "device", "dtype", "backend", "blind", "seed")
+    names = ("revision", "batch_size", "device", "dtype", "backend", "blind", "seed", "template")
     options = ModelOptions(**{name: getattr(args, name) for name in names})
     evaluation.seed_everything(args.seed)
     return Resumable(eval_models.load(args.model, options), journal)

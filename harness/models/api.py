@@ -19,7 +19,7 @@ from typing import Any
 from harness.models import spec
 from harness.models.base import EvalModel, Limits, OnDone, Picture, Request
 from harness.models.endpoint import Endpoint, Refused, Reply
-from harness.models.registry import ModelOptions, refuse_own_options
+from harness.models.registry import ModelOptions
 from vlmamba_core.errors import UserError
 
 CONCURRENCY = 8  # requests under way at a time
@@ -28,8 +28,8 @@ SETTINGS: spec.Settings = {"model": str, "key_env": str, "timeout": float, "conc
 
 
 def load(name: str, options: ModelOptions) -> EvalModel:
-    """The model that `api:NAME` means. Raises UserError."""
-    refuse_own_options(f"api:{name}", options)
+    """The model at URL,model=NAME,... . Raises UserError."""
+    options.refuse("api", "revision", "device", "dtype", "backend", "blind", "template")
     return ApiModel.from_spec(name)
 
 

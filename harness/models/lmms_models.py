@@ -24,12 +24,21 @@ from lmms_eval.utils import simple_parse_args_string
 from loguru import logger
 from PIL import Image
 
+from harness.models import ranks
 from harness.models.base import EvalModel, Limits, OnDone, Request
+from harness.models.registry import ModelOptions
 from harness.models.resumable import is_out_of_memory
-from harness.models.vlmamba import model_sha256
+from harness.models.vlmamba import choose_device, model_sha256
 from vlmamba_core.errors import UserError, one_line, unknown
 
 SPLIT = "test"  # one for all: the class only looks documents up by it
+
+
+def load(name: str, options: ModelOptions) -> EvalModel:
+    """The model class NAME,key=value,... of lmms-eval. Raises UserError."""
+    options.refuse("lmms", "revision", "dtype", "backend", "blind", "template")
+    place = choose_device(ranks.device(options.device))
+    return LmmsModel.from_spec(name, batch_size=options.batch_size, device=place)
 
 
 class LmmsModel(EvalModel):

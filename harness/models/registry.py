@@ -32,16 +32,16 @@ class ModelOptions:
     backend: str = "auto"
     blind: bool = False
     seed: int = 0
+    template: str | None = None
+
+    def refuse(self, kind: str, *names: str) -> None:
+        """Raise UserError where one of these was chosen: `kind` has no use for it."""
+        for name in names:
+            if getattr(self, name) != getattr(ModelOptions, name):
+                raise UserError(f"--{name} has no meaning for {kind}: models")
 
 
 Factory = Callable[[str, ModelOptions], EvalModel]
-
-
-def refuse_own_options(model: str, options: ModelOptions) -> None:
-    """Raise UserError for an option that only this project's own models have a use for."""
-    if options.blind or options.backend != "auto":
-        option = "--blind" if options.blind else f"--backend {options.backend}"
-        raise UserError(f"{option} is for this project's own models, not for {model}")
 
 
 class EvalModels(dict[str, Factory | str]):
@@ -81,6 +81,7 @@ eval_models = EvalModels(
     {
         OWN: "harness.models.vlmamba:load",
         "hf": "harness.models.transformers:load",  # any image-text-to-text model of transformers
+        "lmms": "harness.models.lmms_models:load",  # any of lmms-eval's model classes
         "api": "harness.models.api:load",  # behind an OpenAI-compatible endpoint
     }
 )

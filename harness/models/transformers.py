@@ -30,7 +30,7 @@ from transformers import (
 
 from harness.models import ranks, templates
 from harness.models.base import EvalModel, Limits, OnDone, Picture, Request
-from harness.models.registry import ModelOptions, refuse_own_options
+from harness.models.registry import ModelOptions
 from harness.models.resumable import cut, is_out_of_memory
 from harness.models.shared_prefix import (
     ALONE,
@@ -63,14 +63,15 @@ NOT_TAKEN = (ValueError, TypeError, IndexError, KeyError)
 
 
 def load(name: str, options: ModelOptions) -> EvalModel:
-    """The model of transformers called `name` (a folder or a hub id). Raises UserError."""
-    refuse_own_options(f"hf:{name}", options)
+    """The model in a folder or on the hub. Raises UserError."""
+    options.refuse("hf", "backend", "blind")
     return TransformersModel(
         name,
         batch_size=options.batch_size,
         device=ranks.device(options.device),
         dtype=options.dtype,
         revision=options.revision,
+        template=options.template,
     )
 
 

@@ -35,6 +35,8 @@ MEAN_IMAGE = "mean"  # key of what a blind run sees instead of every image
 
 def load(name: str, options: ModelOptions) -> EvalModel:
     """The checkpoint called `name` (bundled, a folder, or a hub id). Raises UserError."""
+    if options.template is not None:
+        raise UserError("--template is for hf: models; a VL-Mamba has the one it was trained with")
     if options.blind and ranks.several():
         raise UserError("a blind run needs every image of a task: run it in one process")
     return VLMambaModel(
