@@ -27,6 +27,7 @@ from typing import Any
 
 import psutil
 
+from harness.models import DTYPES
 from harness.reporting import render
 from harness.runs import rerun, schema
 from harness.runs.points import Row
@@ -41,7 +42,6 @@ from vlmamba_core.memory import total_bytes
 
 MODELS = "vl-mamba-130m,pythia-160m,llama-160m"
 SEQ_LENS = "256,512,1024,2048,4096,8192,16384"
-DTYPES = ("float32", "bfloat16", "float16")
 NOTE = (
     "Weights are random (no layer skips work by value); image features are given, the encoder is "
     "left out. Floor: FLOPs at the rate measured of matrix products; weights and cache read once "

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tasks
+from harness import models
 from harness.data import questions
 from harness.data.sources import STYLES, Source, choose_tasks
 from harness.models import BUNDLED_MODELS, ranks
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     import datasets
 
 BACKENDS = ("auto", "reference", "torch", "cpu", "cuda")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", *models.DTYPES)
 # arguments that a record keeps and `--from-record` takes up again
 KEPT = (
     *("tasks", "model", "revision", "data", "style", "split", "data_id", "data_revision"),

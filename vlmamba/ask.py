@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmamba_core.cli import Parser, cli
-from vlmamba_core.errors import UserError
+from vlmamba_core.errors import UserError, first_line
 
 if TYPE_CHECKING:  # torch loads only once the arguments are known to be right
     from PIL import Image
@@ -98,7 +98,7 @@ def read_picture(path: str) -> Image.Image:
     except FileNotFoundError:
         raise UserError(f"no picture {path!r}") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         raise UserError(f"{path} is no picture that can be read: {reason}") from None
 
 

@@ -12,4 +12,5 @@ lmms        all that is lmms-eval's: its model class around ours, its own tasks 
 lmms_models any of lmms-eval's model classes
 """
 
+DTYPES = ("float32", "bfloat16", "float16")
 BUNDLED_MODELS = ("nano", "demo")  # vlmamba.checkpoints knows them too, but comes with torch

@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor
 
 from harness.data.images import UnreadableImage
-from harness.models import ranks
+from harness.models import DTYPES, ranks
 from harness.models.base import EvalModel, Limits, OnDone, Picture, Request
 from harness.models.code import code_sha256
 from harness.models.registry import ModelOptions
@@ -29,7 +29,6 @@ from vlmamba_core.errors import UserError, unknown
 from vlmamba_core.folder import digest
 from vlmamba_core.tokens import IMAGE
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MEAN_IMAGE = "mean"  # key of what a blind run sees instead of every image
 
 
@@ -166,4 +165,4 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if name not in DTYPES:
         raise unknown("dtype", name, DTYPES)
-    return DTYPES[name]
+    return getattr(torch, name)

@@ -20,6 +20,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vlmamba.generation import Request
+from vlmamba_core.errors import first_line
 
 DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,(?P<data>.*)", re.DOTALL)
 MAX_PICTURES = 16
@@ -121,7 +122,7 @@ def read(body: ChatRequest, processor: Any, default_tokens: int) -> Job:
     try:
         prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
     except Exception as error:  # jinja's, with the template's own words
-        raise BadRequest(str(error).partition("\n")[0]) from error
+        raise BadRequest(first_line(error)) from error
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     return Job(
         Request(prompt, "+".join(digests) or None, pictures or None),

@@ -16,6 +16,7 @@ from typing import Any
 
 from harness.runs.points import FAILED, OK, OUT_OF_MEMORY
 from harness.speed.sweep.points import Point, Terms
+from vlmamba_core.errors import first_line
 
 EXHAUSTED = (
     "can't allocate memory",
@@ -53,10 +54,10 @@ def outcome(point: Point) -> dict[str, Any]:
         with memory_limit(limit):
             return {"status": OK, "detail": None, "result": measure(point)}
     except Exception as error:  # a lack of memory comes as many classes, also wrapped in others
-        text = str(error).strip().partition("\n")[0][:300]
+        text = first_line(error, 300)
         exhausted = isinstance(error, MemoryError) or any(x in text.lower() for x in EXHAUSTED)
         if exhausted:
-            return {"status": OUT_OF_MEMORY, "detail": text or "MemoryError", "result": None}
+            return {"status": OUT_OF_MEMORY, "detail": text, "result": None}
         return {"status": FAILED, "detail": f"{type(error).__name__}: {text}", "result": None}
 
 
