@@ -97,3 +97,15 @@ def test_a_damaged_adapter_is_refused_in_one_line(what, step):
         checkpoints.load(str(step))
     assert "adapter" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_file_has_peft_s_own_names(run, step):
+    """As an independent reader expects them: a prefix, the layer, A or B, no name of an adapter."""
+    names = set(load_file(step / "adapter" / "adapter_model.safetensors"))
+    modules = [f"layers.{n}.mixer.{p}" for n in range(2) for p in ("in_proj", "x_proj", "out_proj")]
+    expected = {
+        f"base_model.model.language_model.{module}.lora_{half}.weight"
+        for module in modules
+        for half in "AB"
+    }
+    assert names == expected

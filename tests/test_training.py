@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 from test_llava_data import conversation, write
 
 from vlmamba import checkpoints
-from vlmamba.data import collate, llava, text
+from vlmamba.data import llava, text
+from vlmamba.data.examples import ConversationExamples
+from vlmamba.data.images import PixelImages
 from vlmamba.models.assemble import assemble
 from vlmamba.training import loop, recipe, trainer_state
 from vlmamba.training.schedule import constant_with_warmup, cosine_with_warmup
@@ -60,9 +62,9 @@ def make_run(tmp_path, images, data, model, processor):
             examples = text.PackedText(tokens, 16)
         else:
             found = llava.survey(source := llava.LlavaFile(file), images, 4, progress=False)
-            pixels = collate.PixelImages(images, processor)
+            pixels = PixelImages(images, processor)
             template = STAGES[stage].template
-            examples = collate.ConversationExamples(source, found, processor, template, 99, pixels)
+            examples = ConversationExamples(source, found, processor, template, 99, pixels)
         return loop.Run(model, processor, examples, get_stage(stage), chosen, folder, {"note": 1})
 
     return make

@@ -11,7 +11,6 @@ images are used their rows are checked; a damaged one loses its key and is encod
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -30,6 +29,7 @@ from vlmamba.data.images import open_image
 from vlmamba.data.llava import SampleError
 from vlmamba_core.chunks import chunks
 from vlmamba_core.errors import UserError
+from vlmamba_core.folder import lock_folder
 
 
 class FeatureCache:
@@ -61,8 +61,7 @@ class FeatureCache:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """One writer at a time; begins by cutting what a killed one left behind the last row."""
-        with open(self.folder / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with lock_folder(self.folder, wait=True):
             self._adopt_rows_without_sums()
             self.reload()
             os.truncate(self.folder / "keys.u64", 8 * len(self))

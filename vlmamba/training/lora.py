@@ -12,7 +12,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -20,7 +19,7 @@ from vlmamba.models.adapter import FILE, PREFIX, additions
 from vlmamba.models.language import LanguageModel
 from vlmamba.training.recipe import Hyperparameters
 from vlmamba.weight_files import tensors
-from vlmamba_core.errors import UserError
+from vlmamba_core.errors import UserError, shortened
 
 if TYPE_CHECKING:  # loads only where it is used
     from peft import LoraConfig
@@ -73,11 +72,16 @@ def _alpha(hyper: Hyperparameters) -> float:
     return 2 * (hyper.lora or 0) if hyper.lora_alpha is None else hyper.lora_alpha
 
 
-def split(weights: Tensors) -> tuple[Tensors, Tensors]:
-    """State dictionary with LoRA -> (the untouched model's, the adapter's in peft's names)."""
+def split(model: nn.Module, weights: Tensors) -> tuple[Tensors, Tensors]:
+    """A model with LoRA and its whole state dictionary -> (the untouched model's, the adapter's).
+
+    The adapter's names are those of a peft model's file.
+    """
+    from peft import get_peft_model_state_dict
+
+    adapter = get_peft_model_state_dict(model, weights, save_embedding_layers=False)
     base = {k.replace(".base_layer.", "."): v for k, v in weights.items() if "lora_" not in k}
-    adapter = {PREFIX + k.replace(".default.", "."): v for k, v in weights.items() if "lora_" in k}
-    return base, adapter
+    return base, {PREFIX + name: value for name, value in adapter.items()}
 
 
 def merged(base: Tensors, adapter: Tensors, hyper: Hyperparameters) -> Tensors:
@@ -96,15 +100,17 @@ def save(folder: Path, adapter: Tensors, hyper: Hyperparameters) -> None:
     save_file({k: v.contiguous() for k, v in adapter.items()}, target / FILE)
 
 
-@torch.no_grad()
 def restore(folder: Path, model: nn.Module) -> None:
-    """Read `folder`/adapter into a model that `attach` has prepared."""
+    """Read `folder`/adapter into a model that `attach` has prepared; UserError for another one."""
+    from peft import set_peft_model_state_dict
+
     path = Path(folder) / "adapter" / FILE
-    saved = dict(tensors([path]))
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            value = saved.get(PREFIX + name.replace(".default.", "."))
-            if value is None or value.shape != parameter.shape:
-                found = "no such tensor" if value is None else f"shape {tuple(value.shape)}"
-                raise UserError(f"{path}: {name} of {tuple(parameter.shape)}: {found}")
-            parameter.copy_(value)
+    saved = {name.removeprefix(PREFIX): tensor for name, tensor in tensors([path])}
+    try:
+        found = set_peft_model_state_dict(model, saved)
+    except RuntimeError as error:  # of another shape
+        raise UserError(f"{path} does not fit the model: {shortened(error)}") from error
+    missing = [name for name in found.missing_keys if "lora_" in name]
+    for what, names in (("lacks", missing), ("has unknown", found.unexpected_keys)):
+        if names:
+            raise UserError(f"{path} {what} {len(names)} tensors: {', '.join(names[:3])}")

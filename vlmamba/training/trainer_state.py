@@ -105,11 +105,11 @@ def write_model(
     """
     weights = accelerator.get_state_dict(model)
     if accelerator.is_main_process:
+        whole = accelerator.unwrap_model(model)
         if hyper.lora:
-            weights, adapter = lora.split(weights)
+            weights, adapter = lora.split(whole, weights)
             lora.save(folder, adapter, hyper)
             weights = lora.merged(weights, adapter, hyper) if final else weights
-        whole = accelerator.unwrap_model(model)
         for part in (whole.config.vision_config, whole.config.text_config):
             part.dtype = None  # the model's own counts; set where it was loaded
         for name in ("is_local", "local_files_only"):  # likewise: a resumed run writes equal files
