@@ -41,7 +41,7 @@ def world(tmp_path) -> Path:
 
 
 def test_an_index_gives_back_what_was_found(file, tmp_path):
-    found = llava.survey(file, tmp_path, 4, progress=False)
+    found = llava.index_samples(file, tmp_path, 4, progress=False)
     index.write(tmp_path / "i.npz", file, found, TERMS)
     again, known = index.read(tmp_path / "i.npz", file.path, TERMS)
     assert [again[i] for i in (0, 2, 3)] == [file[i] for i in (0, 2, 3)]
@@ -53,7 +53,9 @@ def test_an_index_gives_back_what_was_found(file, tmp_path):
 
 @pytest.mark.parametrize("change", TERMS)
 def test_an_index_of_other_terms_is_none(change, file, tmp_path):
-    index.write(tmp_path / "i.npz", file, llava.survey(file, tmp_path, 4, progress=False), TERMS)
+    index.write(
+        tmp_path / "i.npz", file, llava.index_samples(file, tmp_path, 4, progress=False), TERMS
+    )
     assert index.read(tmp_path / "i.npz", file.path, TERMS | {change: "another"}) is None
 
 
@@ -61,7 +63,7 @@ def test_an_index_of_other_terms_is_none(change, file, tmp_path):
 def test_a_damaged_index_is_none(damage, file, tmp_path):
     path = tmp_path / "i.npz"
     assert index.read(path, file.path, TERMS) is None
-    index.write(path, file, llava.survey(file, tmp_path, 4, progress=False), TERMS)
+    index.write(path, file, llava.index_samples(file, tmp_path, 4, progress=False), TERMS)
     path.write_bytes(damage or path.read_bytes()[:-30])
     assert index.read(path, file.path, TERMS) is None
 

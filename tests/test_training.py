@@ -61,7 +61,7 @@ def make_run(tmp_path, images, data, model, processor):
             tokens = text.tokenize_documents([file], processor, folder / "tokens.u32")
             examples = text.PackedText(tokens, 16)
         else:
-            found = llava.survey(source := llava.LlavaFile(file), images, 4, progress=False)
+            found = llava.index_samples(source := llava.LlavaFile(file), images, 4, progress=False)
             pixels = PixelImages(images, processor)
             template = STAGES[stage].template
             examples = ConversationExamples(source, found, processor, template, 99, pixels)
@@ -98,7 +98,7 @@ def test_a_stage_changes_its_own_parts_only(make_run, stage):
     loop.train(run, accelerator())
     after = digests(run.model)
     changed = tuple(part for part in before if before[part] != after[part])
-    assert changed == tuple(part for part in before if part in STAGES[stage].learns)
+    assert changed == tuple(part for part in before if part in STAGES[stage].trainable)
     assert "vision_encoder" not in changed
 
 

@@ -104,7 +104,7 @@ def test_a_broken_record_is_counted_and_the_others_train(name, tmp_path, images)
     path = tmp_path / "data.json"
     whole = f"[{json.dumps(GOOD)}, {record}, {json.dumps(TEXT)}]"
     path.write_bytes(whole.encode("utf-8", "surrogateescape"))
-    found = llava.survey(llava.LlavaFile(path), images, patches=4, progress=False)
+    found = llava.index_samples(llava.LlavaFile(path), images, patches=4, progress=False)
     assert found.usable.tolist() == [0, 2]
     assert found.skipped == {reason: 1}
     assert found.first == {reason: 1}
@@ -134,12 +134,14 @@ def test_a_broken_file_is_refused(name, tmp_path, images):
     content, message = FILES[name]
     (tmp_path / "data.json").write_bytes(content)
     with pytest.raises(UserError, match=message):
-        llava.survey(llava.LlavaFile(tmp_path / "data.json"), images, patches=4, progress=False)
+        llava.index_samples(
+            llava.LlavaFile(tmp_path / "data.json"), images, patches=4, progress=False
+        )
 
 
 def test_a_byte_order_mark_is_no_record(tmp_path, images):
     (tmp_path / "data.json").write_bytes(b"\xef\xbb\xbf" + WHOLE)
-    found = llava.survey(llava.LlavaFile(tmp_path / "data.json"), images, 4, progress=False)
+    found = llava.index_samples(llava.LlavaFile(tmp_path / "data.json"), images, 4, progress=False)
     assert (found.usable.tolist(), sum(found.skipped.values())) == ([0, 1], 0)
 
 

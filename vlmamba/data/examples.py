@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from vlmamba.data.images import ImageSource
-from vlmamba.data.llava import LlavaFile, Sample, SampleError, Survey, check_template
+from vlmamba.data.llava import LlavaFile, Sample, SampleError, SampleIndex, check_template
 from vlmamba_core.tokens import IGNORE, IMAGE
 
 
@@ -46,7 +46,7 @@ class ConversationExamples:
     def __init__(
         self,
         file: LlavaFile,
-        found: Survey,
+        found: SampleIndex,
         processor: Any,
         template: str,
         max_length: int,

@@ -1,6 +1,6 @@
 """What one look at a data file found, written once: where its records lie, and which can be used.
 
-    OUT/samples.npz     offsets of the records, `llava.Survey`, and what they depend on
+    OUT/samples.npz     offsets of the records, `llava.SampleIndex`, and what they depend on
 
 The main process parses every record and looks for every picture (558,000 files on a network disk);
 the others, and a run that is resumed, read the result.  So all of them, and a run before and after
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmamba.data.llava import LlavaFile, Survey
+from vlmamba.data.llava import LlavaFile, SampleIndex
 
 ARRAYS = ("starts", "ends", "usable", "lengths")
 
@@ -30,7 +30,7 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def write(path: Path, file: LlavaFile, found: Survey, terms: dict[str, Any]) -> None:
+def write(path: Path, file: LlavaFile, found: SampleIndex, terms: dict[str, Any]) -> None:
     """Write the index; `terms` say what it holds for, as JSON. A killed writer leaves none."""
     partial = path.with_name(f".{path.name}.partial")
     notes = {"terms": terms, "skipped": dict(found.skipped), "first": found.first}
@@ -44,7 +44,7 @@ def write(path: Path, file: LlavaFile, found: Survey, terms: dict[str, Any]) -> 
     partial.replace(path)
 
 
-def read(path: Path, data: Path, terms: dict[str, Any]) -> tuple[LlavaFile, Survey] | None:
+def read(path: Path, data: Path, terms: dict[str, Any]) -> tuple[LlavaFile, SampleIndex] | None:
     """The data file and what was found in it; None if no index of these terms is there."""
     try:
         with np.load(path) as saved:
@@ -54,5 +54,5 @@ def read(path: Path, data: Path, terms: dict[str, Any]) -> tuple[LlavaFile, Surv
         return None
     if notes["terms"] != json.loads(json.dumps(terms)):
         return None
-    found = Survey(usable, lengths, Counter(notes["skipped"]), notes["first"])
+    found = SampleIndex(usable, lengths, Counter(notes["skipped"]), notes["first"])
     return LlavaFile(data, (starts, ends)), found

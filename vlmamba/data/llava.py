@@ -197,7 +197,7 @@ def _check_image_tags(turns: list[dict[str, str]], images: tuple[str, ...]) -> N
 
 
 @dataclass(frozen=True)
-class Survey:
+class SampleIndex:
     """What one look at every record found.
 
     usable: int64 (n,) record numbers; lengths: int64 (n,) estimated tokens of each;
@@ -221,14 +221,14 @@ class Survey:
         )
 
 
-def survey(
+def index_samples(
     file: LlavaFile,
     images: Path | None,
     patches: int,
     strict: bool = False,
     progress: bool = True,
     template: str = "vicuna_v1",
-) -> Survey:
+) -> SampleIndex:
     """Parse every record once, see that its image files exist, estimate its length in tokens.
 
     `patches` is the number of tokens of one image; `template` decides which records fit.  Raises
@@ -253,7 +253,7 @@ def survey(
             continue
         usable.append(index)
         lengths.append(sample.characters // 4 + patches * len(sample.images))
-    found = Survey(
+    found = SampleIndex(
         np.frombuffer(usable, dtype=np.int64),
         np.frombuffer(lengths, dtype=np.int64),
         skipped,

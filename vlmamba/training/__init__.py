@@ -1,1 +1,1 @@
-"""Training: stages (what learns), schedule, optimizer, loop, checkpoints; run by vlmamba.train."""
+"""Training: stages (what is trainable), schedule, optimizer, loop, trainer state."""

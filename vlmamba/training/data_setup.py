@@ -38,7 +38,7 @@ def build_examples(
                 text.tokenize_documents(args.data, processor, tokens)
         return text.PackedText(tokens, plan.hyper.max_length)
     terms = index_terms(plan, model, digests[0])
-    file, found = survey_once(plan, terms, accelerator, resuming)
+    file, found = index_once(plan, terms, accelerator, resuming)
     accelerator.print(found.describe())
     source = image_source(plan, file, found, model, processor, accelerator)
     template, length = stage.template, plan.hyper.max_length
@@ -55,7 +55,7 @@ def first_examples(
         return text.PackedText(text.first_tokens(args.data, processor, wanted), length)
     file, main = llava.LlavaFile(one_file(plan)), accelerator.is_main_process
     patches = model.config.num_image_tokens
-    found = llava.survey(file, args.images, patches, args.strict, main, template)
+    found = llava.index_samples(file, args.images, patches, args.strict, main, template)
     accelerator.print(found.describe())
     source = PixelImages(args.images, processor) if args.images else None
     return examples.ConversationExamples(file, found, processor, template, length, source)
@@ -88,7 +88,7 @@ def held_out(plan: Plan, model: Any, processor: Any, accelerator: Accelerator) -
 def image_source(
     plan: Plan,
     file: llava.LlavaFile,
-    found: llava.Survey,
+    found: llava.SampleIndex,
     model: Any,
     processor: Any,
     accelerator: Accelerator,
@@ -118,9 +118,9 @@ def index_terms(plan: Plan, model: Any, digest: str) -> dict[str, Any]:
     }
 
 
-def survey_once(
+def index_once(
     plan: Plan, terms: dict[str, Any], accelerator: Accelerator, resuming: bool
-) -> tuple[llava.LlavaFile, llava.Survey]:
+) -> tuple[llava.LlavaFile, llava.SampleIndex]:
     """The data file and its usable samples, looked for by the main process alone.
 
     A run that starts looks anew; one that is resumed has the samples that it began with.
@@ -130,7 +130,7 @@ def survey_once(
         known = index.read(target, data, terms) if resuming else None
         if accelerator.is_main_process and (known is None or (strict and known[1].skipped)):
             file, patches = llava.LlavaFile(data), terms["patches"]
-            found = llava.survey(
+            found = llava.index_samples(
                 file, plan.args.images, patches, strict, template=terms["template"]
             )
             index.write(target, file, found, terms)

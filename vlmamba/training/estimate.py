@@ -37,7 +37,7 @@ class Estimate:
     """Parameters by part, FLOPs per update over all devices, bytes per device."""
 
     parameters: dict[str, int]
-    learning: dict[str, int]
+    trainable: dict[str, int]
     flops_per_step: float
     tokens_per_step: int
     at_once: tuple[int, int]  # sequences of an update, and of a micro-batch
@@ -47,12 +47,12 @@ class Estimate:
     @property
     def state_bytes(self) -> int:
         """Weights, gradients and moments of one full copy, all float32."""
-        return 4 * sum(self.parameters.values()) + 12 * sum(self.learning.values())
+        return 4 * sum(self.parameters.values()) + 12 * sum(self.trainable.values())
 
     def bytes_per_device(self, devices: int, sharded: bool) -> int:
         """DDP keeps a full copy on each device; FSDP shards the state."""
         batch_size, micro_batch = self.at_once
-        gradients = 4 * sum(self.learning.values())
+        gradients = 4 * sum(self.trainable.values())
         accumulates = batch_size > devices * micro_batch
         shards = devices if sharded else 1
         at_loss = self.activation_bytes + (gradients // shards if accumulates else 0)
@@ -68,7 +68,7 @@ def estimate(config: VLMambaConfig, stage: Stage, hyper: Hyperparameters) -> Est
     parameters = {part: _count(model.get_submodule(part)) for part in PARTS}
     if hyper.lora:
         lora.attach(model, hyper)
-    learning = {part: _count(model.get_submodule(part), learning=True) for part in PARTS}
+    trainable = {part: _count(model.get_submodule(part), trainable=True) for part in PARTS}
     has_images = stage.template is not None
     text = hyper.max_length - (config.num_image_tokens if has_images else 0)
     sample = _language_flops(model, max(1, text), stage, hyper)
@@ -76,7 +76,7 @@ def estimate(config: VLMambaConfig, stage: Stage, hyper: Hyperparameters) -> Est
         sample += _vision_flops(model, config) + _connector_flops(model, config)
     return Estimate(
         parameters,
-        learning,
+        trainable,
         flops_per_step=sample * hyper.batch_size,
         tokens_per_step=hyper.max_length * hyper.batch_size,
         at_once=(hyper.batch_size, hyper.micro_batch),
@@ -86,8 +86,8 @@ def estimate(config: VLMambaConfig, stage: Stage, hyper: Hyperparameters) -> Est
     )
 
 
-def _count(module: nn.Module, learning: bool = False) -> int:
-    return sum(p.numel() for p in module.parameters() if p.requires_grad or not learning)
+def _count(module: nn.Module, trainable: bool = False) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
 
 
 def _language_flops(
@@ -96,7 +96,7 @@ def _language_flops(
     """Forward and backward of one sequence through the language model and its head."""
     forward = model.language_model.flops(hyper.max_length)
     head = 2 * labels * model.config.d_model * model.config.vocab_size
-    backward = 2 if "language_model" in stage.learns and not hyper.lora else 1
+    backward = 2 if "language_model" in stage.trainable and not hyper.lora else 1
     again = 1 if hyper.gradient_checkpointing else 0
     return forward * (1 + backward + again) + head * (1 + backward)
 
@@ -177,7 +177,7 @@ def _encoder_bytes(config: VLMambaConfig) -> int:
 def _cast_bytes(model: VLMambaForConditionalGeneration, hyper: Hyperparameters) -> tuple[int, int]:
     """bfloat16 copies of weights: during the forward pass, and kept for the backward pass.
 
-    Autocast keeps those of learning weights to the forward's end; the graph those that a gradient
+    Autocast keeps those of trainable weights to the forward's end; the graph those that a gradient
     goes through, unless the layer is run again.
     """
     if hyper.dtype != "bf16":
@@ -196,13 +196,13 @@ def _cast_bytes(model: VLMambaForConditionalGeneration, hyper: Hyperparameters) 
 def table(found: Estimate, hyper: Hyperparameters, devices: int) -> str:
     """The estimate as lines of text."""
     gib = 2**30
-    lines = [f"{'part':<16}{'parameters':>16}{'learning':>16}"]
-    lines += [f"{p:<16}{found.parameters[p]:>16,}{found.learning[p]:>16,}" for p in PARTS]
-    total, learning = sum(found.parameters.values()), sum(found.learning.values())
+    lines = [f"{'part':<16}{'parameters':>16}{'trainable':>16}"]
+    lines += [f"{p:<16}{found.parameters[p]:>16,}{found.trainable[p]:>16,}" for p in PARTS]
+    total, trainable = sum(found.parameters.values()), sum(found.trainable.values())
     ddp, fsdp = (found.bytes_per_device(devices, sharded) / gib for sharded in (False, True))
     rounds = -(-hyper.batch_size // (devices * hyper.micro_batch))
     lines += [
-        f"{'total':<16}{total:>16,}{learning:>16,}",
+        f"{'total':<16}{total:>16,}{trainable:>16,}",
         "",
         f"update: {hyper.batch_size} sequences of at most {hyper.max_length} tokens on {devices} "
         f"device(s): {rounds} micro-batch(es) of {hyper.micro_batch} each",

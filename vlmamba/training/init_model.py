@@ -26,7 +26,7 @@ def initial_model(
 ) -> tuple[VLMambaForConditionalGeneration, VLMambaProcessor]:
     """Model (float32, CPU) and processor at the start of `stage`.
 
-    init: result of an earlier stage (folder, hub id) whose parts `stage.starts_from` are taken
+    init: result of an earlier stage (folder, hub id) whose parts `stage.init_from` are taken
     over; without it language model, encoder and tokenizer are the published ones.  Where there are
     none (the demo's, a tiny configuration), they are initialised from `seed`, and a tokenizer is
     trained on `data`.  Raises UserError when parts do not fit.
@@ -41,7 +41,7 @@ def initial_model(
         return model, _processor(model, tokenizer)
     donor, donor_processor = checkpoints.load(init, dtype=torch.float32)
     model = hollow(config)
-    for part in ("vision_encoder", *stage.starts_from):
+    for part in ("vision_encoder", *stage.init_from):
         adopt(model, donor, part, init)
     model.tie_weights()
     return model, _processor(model, donor_processor.tokenizer)

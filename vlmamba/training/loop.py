@@ -135,7 +135,7 @@ def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -
 def prepare(
     run: Run, accelerator: Accelerator, resume_from: Path | None = None
 ) -> tuple[nn.Module, Any]:
-    """Model and optimizer on their devices: what learns is free to, LoRA is in its place."""
+    """Model and optimizer on their devices: what is trainable is free, LoRA in place."""
     hyper = run.hyper
     freeze(run.model, run.stage)
     if hyper.lora:
@@ -258,8 +258,8 @@ def update(
             # DDP and FSDP average over processes, the batch's loss is a sum over them
             accelerator.backward(loss * accelerator.num_processes)
         total_loss += loss.detach()
-    learning = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = float(accelerator.clip_grad_norm_(learning, hyper.clip_norm))
+    trainable = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = float(accelerator.clip_grad_norm_(trainable, hyper.clip_norm))
     mean_loss = float(accelerator.reduce(total_loss, "sum"))
     if not (math.isfinite(mean_loss) and math.isfinite(norm)):
         raise UserError(f"loss {mean_loss}, gradient norm {norm}: training diverged; lower --lr")

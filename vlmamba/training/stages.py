@@ -1,4 +1,4 @@
-"""The training stages as data: which part learns, from which template, on top of what.
+"""The training stages as data: which part trains, from which template, on top of what.
 
 The paper trains in two stages (its section on training, LLaVA-1.5's recipe): `pretrain` aligns
 the connector, `finetune` instructs connector and language model.  `text` and `dialogue` come
@@ -17,13 +17,13 @@ from vlmamba_core.errors import unknown
 
 @dataclass(frozen=True)
 class Stage:
-    """learns: submodules whose parameters train; template: how a conversation becomes tokens
-    (None: packed plain text); starts_from: submodules taken from --init, the others are new."""
+    """trainable: submodules whose parameters train; template: how a conversation becomes tokens
+    (None: packed plain text); init_from: submodules taken from --init, the others are new."""
 
     name: str
-    learns: tuple[str, ...]
+    trainable: tuple[str, ...]
     template: str | None
-    starts_from: tuple[str, ...]
+    init_from: tuple[str, ...]
 
 
 STAGES = {
@@ -52,7 +52,7 @@ def get_stage(name: str) -> Stage:
 def freeze(model: nn.Module, stage: Stage) -> None:
     """Let only the stage's submodules learn; the encoder's buffers (batch statistics) stay too."""
     model.requires_grad_(False)
-    for name in stage.learns:
+    for name in stage.trainable:
         model.get_submodule(name).requires_grad_(True)
     model.train()  # gradient checkpointing asks for it, of frozen layers too
     model.get_submodule("vision_encoder").eval()
