@@ -2,6 +2,8 @@
 
 A preset is `LLM[+ENCODER][+CONNECTOR][+SCAN]`, in any order after the first, for instance
 `2.8b-slimpj+siglip-so400m-384+vss_l2+bsm` (the paper's final model) or `nano` (the demo).
+`hf:FOLDER_OR_ID[@REVISION]` as LLM is any causal language model of transformers in its published
+form, for instance `hf:EleutherAI/pythia-1.4b+clip-l-336+mlp`; nothing in it may contain a `+`.
 Sizes: `state-spaces/mamba-*` and `mamba2-*`; connectors and scans: VL-Mamba, section 3.
 """
 
@@ -107,6 +109,7 @@ LARGEST = {"vocab_size": 2**22, "n_layer": 2**10, "num_hidden_layers": 2**10}
 LARGEST |= {"d_conv": 2**6, "expand": 2**6, "d_state": 2**12}
 LARGEST_GRID = 2**7  # patches along one side
 TOKENIZER_ID = "EleutherAI/gpt-neox-20b"  # of all published Mamba and Mamba-2 language models
+HUB_PREFIX = "hf:"  # of a language model that a preset takes as it was published
 DEFAULT_ENCODER = {"nano": "efficientnet-lite0"}
 
 
@@ -335,9 +338,14 @@ class VLMambaConfig(PretrainedConfig):
     def preset(cls, name: str, **overrides: Any) -> VLMambaConfig:
         """The configuration called `name` (see the module's text); overrides replace fields."""
         llm, *parts = name.split("+")
-        if llm not in LANGUAGE_MODELS:
-            raise unknown("language model preset", llm, LANGUAGE_MODELS)
-        fields = dict(LANGUAGE_MODELS[llm])
+        if llm.startswith(HUB_PREFIX):
+            fields = _published_language_model(llm.removeprefix(HUB_PREFIX))
+        elif llm in LANGUAGE_MODELS:
+            fields = dict(LANGUAGE_MODELS[llm])
+        else:
+            raise unknown("language model preset", llm, [*LANGUAGE_MODELS, "hf:FOLDER_OR_ID"])
+        if overrides.get("text_config") is not None:  # another language model altogether
+            fields = {"language_model_id": None}
         encoder = DEFAULT_ENCODER.get(llm, "siglip-so400m-384")
         for part in parts:
             if part in VISION_ENCODERS:
@@ -351,8 +359,39 @@ class VLMambaConfig(PretrainedConfig):
                 raise unknown("preset part", part, known)
         fields["vision_config"] = VISION_ENCODERS[encoder]
         fields["vision_model_id"] = VISION_MODEL_IDS.get(encoder)
-        fields["tokenizer_id"] = TOKENIZER_ID if fields["language_model_id"] else None
+        if "tokenizer_id" not in fields:
+            fields["tokenizer_id"] = TOKENIZER_ID if fields["language_model_id"] else None
         return cls(**{**fields, **overrides})
+
+
+def _published_language_model(source: str) -> dict[str, Any]:
+    """The fields of a causal language model of transformers: folder or hub id[@revision].
+
+    Its vocabulary gets room for one more token, `<image>`, and becomes a multiple of 64.  Raises
+    UserError where there is no configuration of such a model.
+    """
+    name, revision = split_revision(source)
+    try:
+        text = AutoConfig.from_pretrained(
+            name, revision=revision or "main", trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot read the configuration of {source!r}: {' '.join(str(error).split())[:300]}"
+        ) from error
+    absent = [
+        field
+        for field in ("hidden_size", "num_hidden_layers", "vocab_size")
+        if not hasattr(text, field)
+    ]
+    if absent:
+        raise UserError(
+            f"{source}: its config.json, of a {text.model_type!r} model, has no {absent[0]}; "
+            "expected a causal language model"
+        )
+    text.dtype = None  # what it was published in; ours is the whole model's
+    text.vocab_size = (text.vocab_size // 64 + 1) * 64
+    return {"text_config": text, "language_model_id": source, "tokenizer_id": source}
 
 
 def split_revision(name: str) -> tuple[str, str | None]:

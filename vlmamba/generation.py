@@ -86,6 +86,8 @@ class GroupedGenerator:
                     on_done(item.index, answers[item.index])
 
         pending = _by_prefix(requests, self.processor)
+        if not self.model.language_model.batches:
+            batch_size = 1
         if not self.model.language_model.shares_prefix:
             everything = [item for group in pending.values() for item in group]
             for items in chunks(everything, batch_size):

@@ -93,6 +93,7 @@ class EvalModel(ABC):
     name: str
     batch_size: int = 1
     parameters: int | None = None
+    notes: tuple[str, ...] = ()  # what a record and its reader must know of how answers are made
 
     @abstractmethod
     def provenance(self) -> dict[str, Any]:

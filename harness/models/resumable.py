@@ -37,7 +37,7 @@ class Resumable:
 
     def __init__(self, model: EvalModel, journal: AnswerJournal | None = None) -> None:
         self.model, self.journal = model, journal
-        self.events: list[str] = []
+        self.events: list[str] = list(model.notes)
         self.timing: dict[str, Any] = {
             "generate_s": 0.0,
             "decode_images_s": 0.0,

@@ -23,6 +23,7 @@ from harness.models.registry import ModelOptions
 from vlmamba import checkpoints
 from vlmamba.generation import GroupedGenerator
 from vlmamba.generation import Request as Question
+from vlmamba.models.language import LanguageModel
 from vlmamba.models.selective_scan import BACKENDS, resolve_backend, use_backend
 from vlmamba.weight_files import weights_sha256
 from vlmamba_core.errors import UserError, unknown
@@ -73,6 +74,7 @@ class VLMambaModel(EvalModel):
             pretrained, dtype=self.dtype, device=self.device, revision=revision
         )
         self.parameters = sum(p.numel() for p in self.model.parameters())
+        self.notes = reading_notes(self.model.language_model)
         self._features: Callable[[Tensor], Tensor] | None = None
 
     @functools.cached_property
@@ -140,6 +142,26 @@ class VLMambaModel(EvalModel):
                 features = self.model.encode_images(pixels).double().cpu()
                 total, count = total + features.sum(0, keepdim=True), count + len(images)
         return (total / max(count, 1)).to(self.device, self.dtype)
+
+
+def reading_notes(language_model: LanguageModel) -> tuple[str, ...]:
+    """What cannot be done exactly with this language model, and is therefore not done.
+
+    Both are measured on the loaded weights (`vlmamba.models.language.wrapped`).
+    """
+    family = language_model.config.model_type
+    notes = []
+    if not language_model.shares_prefix:
+        notes.append(
+            f"{family} cannot continue a prompt exactly in this version of transformers: the "
+            "questions of an image share its features, but each reads its whole prompt anew"
+        )
+    if not language_model.batches:
+        notes.append(
+            f"{family} is not exact in batches in this version of transformers: the questions are "
+            "answered one by one, whatever the batch size"
+        )
+    return tuple(notes)
 
 
 def choose_device(name: str) -> torch.device:

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from vlmamba import checkpoints
-from vlmamba.config import VLMambaConfig
+from vlmamba.config import MambaConfig, VLMambaConfig
 from vlmamba.data.text import plain_texts
 from vlmamba.data.tokenizer import train_tokenizer
 from vlmamba.models.assemble import assemble, hollow
+from vlmamba.models.language.wrapped import shrunk
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor, follow_tokenizer
 from vlmamba.published import tokenizer_for
@@ -72,9 +73,12 @@ def tiny(config: VLMambaConfig) -> VLMambaConfig:
 
     The demo's encoder stays as it is: it is small and its weights are in a package.
     """
-    fields = config.to_dict() | {"d_model": 32, "n_layer": 2, "dt_rank": 2, "vocab_size": 512}
-    fields |= {"head_dim": 8, "language_model_id": None, "vision_model_id": None}
+    fields = config.to_dict() | dict.fromkeys(("language_model_id", "vision_model_id"))
     fields |= {"tokenizer_id": None, "connector_layer": None}  # as the language model's then
+    if isinstance(config.text_config, MambaConfig):
+        fields |= {"d_model": 32, "n_layer": 2, "dt_rank": 2, "vocab_size": 512, "head_dim": 8}
+    else:
+        fields["text_config"] = shrunk(config.text_config)
     vision = fields["vision_config"]
     if "num_hidden_layers" in vision:
         vision |= {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}

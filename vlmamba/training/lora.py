@@ -38,28 +38,33 @@ def attach(model: nn.Module, hyper: Hyperparameters) -> None:
     if not any(p.requires_grad for p in language_model.parameters()):
         raise UserError("--lora is for stages in which the language model learns (finetune)")
     others = [p for p in model.get_submodule("connector").parameters() if p.requires_grad]
-    _check_targets(hyper, language_model)
+    targets = _targets(hyper, cast(LanguageModel, language_model))
     try:
-        inject_adapter_in_model(_peft_config(hyper), model)  # freezes everything but the adapter
+        inject_adapter_in_model(
+            _peft_config(hyper, targets), model
+        )  # freezes everything but the adapter
     except (ValueError, TypeError, RuntimeError, ImportError) as error:  # peft has no common type
-        where = f"--lora {hyper.lora} --lora-targets {hyper.lora_targets}"
+        where = f"--lora {hyper.lora} --lora-targets {','.join(targets)}"
         raise UserError(f"{where}: {' '.join(str(error).split())[:300]}") from error
     for parameter in others:
         parameter.requires_grad_(True)
 
 
-def _check_targets(hyper: Hyperparameters, language_model: nn.Module) -> None:
-    """Raise UserError for a target that the language model does not have."""
-    known = cast(LanguageModel, language_model).lora_targets
-    for target in hyper.lora_targets.split(","):
+def _targets(hyper: Hyperparameters, language_model: LanguageModel) -> tuple[str, ...]:
+    """The projections asked for, or all that the family names. Raises UserError for others."""
+    known = language_model.lora_targets
+    if hyper.lora_targets is None:
+        return known
+    targets = tuple(hyper.lora_targets.split(","))
+    for target in targets:
         if target not in known:
             raise UserError(f"unknown LoRA target {target!r}; known: {', '.join(known)}")
+    return targets
 
 
-def _peft_config(hyper: Hyperparameters) -> LoraConfig:
+def _peft_config(hyper: Hyperparameters, targets: tuple[str, ...]) -> LoraConfig:
     from peft import LoraConfig
 
-    targets = hyper.lora_targets.split(",")
     return LoraConfig(
         r=hyper.lora or 0,
         lora_alpha=_alpha(hyper),  # type: ignore[arg-type]  # peft takes any number
@@ -96,7 +101,8 @@ def save(folder: Path, adapter: Tensors, hyper: Hyperparameters) -> None:
     """Write `folder`/adapter as peft reads it."""
     target = Path(folder) / "adapter"
     target.mkdir()
-    _peft_config(hyper).save_pretrained(str(target))
+    names = {key.partition(".lora_")[0].rpartition(".")[2] for key in adapter}
+    _peft_config(hyper, tuple(sorted(names))).save_pretrained(str(target))
     save_file({k: v.contiguous() for k, v in adapter.items()}, target / FILE)
 
 

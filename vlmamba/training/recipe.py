@@ -28,7 +28,7 @@ class Hyperparameters:
     process; steps: number of updates, or None to follow `epochs`; max_length in tokens;
     connector_lr: the connector's own rate, where it should differ from lr; lora: rank of LoRA on
     the language model (None: all of it learns), lora_alpha (None: twice the rank), lora_dropout,
-    lora_targets (comma-separated projections).
+    lora_targets (comma-separated projections; None: all that the family names).
     """
 
     lr: float
@@ -50,7 +50,7 @@ class Hyperparameters:
     lora: int | None = None
     lora_alpha: float | None = None
     lora_dropout: float = 0.0
-    lora_targets: str = "in_proj,x_proj,out_proj"
+    lora_targets: str | None = None
     seed: int = 0
     save_every: int = flag(500, on_resume=OnResume.FREE)
     keep: int = flag(2, on_resume=OnResume.FREE)

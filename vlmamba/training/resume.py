@@ -24,6 +24,8 @@ from vlmamba.training.flags import OnResume, fields, json_value, settings
 from vlmamba.training.plan import Plan
 from vlmamba_core.errors import UserError
 
+OLD_LORA_TARGETS = "in_proj,x_proj,out_proj"
+
 
 def run_settings(plan: Plan, digests: list[str]) -> dict[str, Any]:
     """Everything that decides the result, resolved, as JSON; digests: of the data files."""
@@ -33,7 +35,9 @@ def run_settings(plan: Plan, digests: list[str]) -> dict[str, Any]:
         "data_digests": digests,
         "hyperparameters": settings(plan.hyper),
         "model": json.loads(plan.config.to_json_string(use_diff=False)),
-        "scan_backend": resolve_backend(plan.config.scan_backend, "cuda" if gpu else "cpu"),
+        "scan_backend": resolve_backend(
+            getattr(plan.config.text_config, "scan_backend", "auto"), "cuda" if gpu else "cpu"
+        ),
         "packages": {
             "vlmamba": __version__,
             "torch": torch.__version__,
@@ -105,6 +109,8 @@ def check_same_run(saved: dict[str, Any], plan: Plan, digests: list[str], folder
         *_compared(saved["hyperparameters"], plan.hyper, fixed),
     ]
     for name, before, after in pairs:
+        if name == "lora_targets":  # older versions wrote Mamba's where none were named
+            before, after = (None if v == OLD_LORA_TARGETS else v for v in (before, after))
         if before != after:
             more = ", or --resume longer to train further" if name in lengths else ""
             raise UserError(

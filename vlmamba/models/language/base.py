@@ -91,6 +91,11 @@ class LanguageModel(nn.Module):
         """Whether a cache may be continued by several tokens at once, exactly."""
         return True
 
+    @property
+    def batches(self) -> bool:
+        """Whether rows of different lengths may stand in one batch, each exact."""
+        return True
+
     def blocks(self) -> list[nn.Module]:
         """The blocks that `block_names` names, in order."""
         return [m for m in self.modules() if type(m).__name__ in self.block_names]

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -27,10 +28,40 @@ from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig, P
 
 from vlmamba.config import split_revision
 from vlmamba.models.language.base import Cache, LanguageModel
-from vlmamba.weight_files import take_buffers
+from vlmamba.weight_files import check_finite
 from vlmamba_core.errors import UserError
 
 PROBE_TOKENS = 12
+BARE_MATRICES = ("out_proj", "dt_proj")  # of a Mamba layer, in its fused kernels
+LAYER_NUMBERS = ("hybrid_layer_ids", "attn_layer_indices")  # settings that list layers
+SAME_RESULT = (  # settings that change no hidden state
+    *("architectures", "dtype", "transformers_version", "use_cache", "vocab_size", "auto_map"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "return_dict", "name_or_path"),
+    *("output_hidden_states", "output_attentions", "id2label", "label2id", "problem_type"),
+)
+SMALL = {  # sizes of `shrunk`, by their names in one family or another
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "vocab_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "kv_channels": 8,
+    "attention_hidden_size": 64,
+    "attention_head_dim": 16,
+    "adapter_rank": 4,
+    "mamba_d_state": 8,
+    "mamba_headdim": 8,
+    "mamba_d_head": 8,
+    "mamba_n_heads": 8,
+    "n_mamba_heads": 8,
+    "mamba_ngroups": 1,
+    "mamba_n_groups": 1,
+    "num_mem_blocks": 1,
+    "chunk_size": 16,
+    "mamba_chunk_size": 16,
+}
 EXACT = 1e-5  # largest difference, relative to the largest value, that counts as the same
 
 
@@ -142,22 +173,59 @@ class WrappedLM(LanguageModel):
     def __init__(self, config: PretrainedConfig):
         super().__init__()
         self.config = config
-        self.model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        # the dtype that the whole model is made in, not the one that its weights were published in
+        dtype = torch.get_default_dtype()
+        try:
+            self.model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        except ValueError as error:
+            raise UserError(
+                f"{config.model_type!r} is no causal language model of transformers: "
+                f"{' '.join(str(error).split())[:200]}"
+            ) from error
         takes = inspect.signature(self.model.base_model.forward).parameters
         self._positions = "position_ids" in takes
         self._cache_name = "cache_params" if "cache_params" in takes else "past_key_values"
         self._continues: bool | None = None
+        self._batches: bool | None = None
 
     @property
     def block_names(self) -> tuple[str, ...]:  # type: ignore[override]  # known per model here
-        """The classes that transformers says are not to be split."""
-        return tuple(self.model._no_split_modules or ())
+        """The classes that transformers says are not to be split, of those that are there.
+
+        Blocks that share weights with another one (Zamba2's attention) are left out: FSDP gives
+        every parameter to one block.
+        """
+        wanted, shared = set(self.model._no_split_modules or ()), self._shared()
+        found: dict[str, bool] = {}
+        for path, module in self.model.named_modules():
+            name = type(module).__name__
+            if name in wanted:
+                own = (f"{path}.{leaf}" for leaf, _ in _every_parameter(module))
+                found[name] = found.get(name, True) and shared.isdisjoint(own)
+        return tuple(sorted(name for name, alone in found.items() if alone))
 
     @property
     def lora_targets(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Every linear layer but the head."""
-        layers = self.model.base_model.named_modules()
-        return tuple(sorted({n.rpartition(".")[2] for n, m in layers if isinstance(m, nn.Linear)}))
+        """The linear layers whose own weight is what they multiply with, but the head.
+
+        Left out are names that stand for a shared layer anywhere, since an addition would be made
+        for each of its places, and what Mamba's kernels read as a bare matrix.
+        """
+        shared, usable = self._shared(), dict[str, bool]()
+        for path, module in self.model.base_model.named_modules(
+            prefix=self.model.base_model_prefix, remove_duplicate=False
+        ):
+            if isinstance(module, nn.Linear):
+                home, _, name = path.rpartition(".")
+                mixer = type(self.model.get_submodule(home)).__name__
+                bare = "Mamba" in mixer and name in BARE_MATRICES
+                fits = not name.isdigit() and f"{path}.weight" not in shared and not bare
+                usable[name] = usable.get(name, True) and fits
+        return tuple(sorted(name for name, fits in usable.items() if fits))
+
+    def _shared(self) -> set[str]:
+        """Names of the parameters inside the blocks that have several places in the model."""
+        return {name for pair in self.model.all_tied_weights_keys.items() for name in pair}
 
     @property
     def tied_weights(self) -> dict[str, str]:  # type: ignore[override]
@@ -187,6 +255,11 @@ class WrappedLM(LanguageModel):
     def shares_prefix(self) -> bool:
         """Whether continuation is exact, measured once (see `continues_exactly`)."""
         return self.continues_exactly()
+
+    @property
+    def batches(self) -> bool:
+        """Whether a row is exact beside longer ones, measured once (see `batches_exactly`)."""
+        return self.batches_exactly()
 
     def new_cache(self, batch: int) -> WrappedCache:
         """Nothing seen yet, in `batch` rows."""
@@ -272,19 +345,52 @@ class WrappedLM(LanguageModel):
         Measured once on random embeddings, padding included, in the model's own dtype.
         """
         if self._continues is None:
-            self._continues = self._continuation_error() <= max(
-                EXACT, 8 * torch.finfo(self.embedding.weight.dtype).eps
-            )
+            self._continues = self._continuation_error() <= self._tolerance()
         return self._continues
 
+    @torch.no_grad()
+    def batches_exactly(self) -> bool:
+        """Whether rows padded on the left give what each of them gives alone, the next token too.
+
+        Measured once on random embeddings, in the model's own dtype.
+        """
+        if self._batches is None:
+            self._batches = self._batch_error() <= self._tolerance()
+        return self._batches
+
+    def _tolerance(self) -> float:
+        return max(EXACT, 8 * torch.finfo(self.embedding.weight.dtype).eps)
+
     def load_published(self, source: str | Path, **options: Any) -> None:
-        """Fill the weights with transformers' own loading (folder or hub id[@revision])."""
+        """Fill the weights with transformers' own loading (folder or hub id[@revision]).
+
+        A vocabulary smaller than the model's fills its first rows; the others start at the mean
+        of those, which no answer chooses before they are trained.  Raises UserError where a tensor
+        is missing or has another shape, and for settings that are not this model's.
+        """
         name, revision = split_revision(str(source))
         options |= {"revision": revision} if revision else {}
-        dtype = self.embedding.weight.dtype
-        published = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **options)
-        self.model.load_state_dict(published.state_dict(), assign=True)
-        take_buffers(self.model, published)
+        weight = self.embedding.weight
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name, dtype=weight.dtype, output_loading_info=True, trust_remote_code=False, **options
+        )
+        published, info = loaded
+        _check_settings(self.config, published.config, source)
+        check_finite(str(source), published)
+        for what, keys in (("lacks", "missing_keys"), ("has wrong shapes for", "mismatched_keys")):
+            names = sorted(str(key) for key in info[keys])
+            if names:
+                more = "..." if len(names) > 3 else ""
+                raise UserError(
+                    f"{source}: the checkpoint {what} {len(names)} tensors: "
+                    f"{', '.join(names[:3])}{more}"
+                )
+        if (known := len(published.get_input_embeddings().weight)) != len(weight):
+            published.resize_token_embeddings(len(weight), mean_resizing=False)
+            with torch.no_grad():
+                for part in (published.get_input_embeddings(), published.get_output_embeddings()):
+                    part.weight[known:] = part.weight[:known].mean(dim=0)
+        self.model = published.requires_grad_(weight.requires_grad).train(self.training)
 
     def flops(self, tokens: int) -> float:
         """Counted by running the model on the meta device, attention over what a token may see.
@@ -333,23 +439,115 @@ class WrappedLM(LanguageModel):
             model(inputs_embeds=embeds, use_cache=True, **cache)
         return list(model.parameters())
 
-    def _continuation_error(self) -> float:
+    def _probe(self) -> Tensor:
+        """Embeddings (2, PROBE_TOKENS, D) of random tokens."""
         weight = self.embedding.weight
         generator = torch.Generator().manual_seed(0)
         rows = torch.randint(len(weight), (2, PROBE_TOKENS), generator=generator)
-        embeds = self.embedding(rows.to(weight.device))
-        was_training = self.training
-        self.eval()
-        whole = self(embeds[:1])[0][0]
-        cut = PROBE_TOKENS // 2
-        first, cache = self(embeds[:, :cut])
-        lengths = torch.tensor([PROBE_TOKENS - cut, 1], device=weight.device)
-        second, cache = self._extend(embeds[:, cut:], cache, lengths)
-        self.train(was_training)
-        error = (torch.cat([first[0], second[0]]) - whole).abs().max()
-        other = self(embeds[1:, : cut + 1])[0][0, -1]
-        error = torch.maximum(error, (second[1, 0] - other).abs().max())
-        return float(error / whole.abs().max())
+        return self.embedding(rows.to(weight.device))
+
+    def _continuation_error(self) -> float:
+        """Largest difference, relative to the largest value."""
+        with _answering(self):
+            embeds = self._probe()
+            whole = self(embeds[:1])[0][0]
+            cut = PROBE_TOKENS // 2
+            first, cache = self(embeds[:, :cut])
+            lengths = torch.tensor([PROBE_TOKENS - cut, 1], device=embeds.device)
+            second, cache = self._extend(embeds[:, cut:], cache, lengths)
+            error = (torch.cat([first[0], second[0]]) - whole).abs().max()
+            other = self(embeds[1:, : cut + 1])[0][0, -1]
+            error = torch.maximum(error, (second[1, 0] - other).abs().max())
+            return float(error / whole.abs().max())
+
+    def _batch_error(self) -> float:
+        """Largest difference, relative to the largest value."""
+        with _answering(self):
+            embeds, lengths = self._probe(), [PROBE_TOKENS, PROBE_TOKENS // 3]
+            together, cache = self(embeds, None, torch.tensor(lengths, device=embeds.device))
+            following = self.step(embeds[:, 0], cache)
+            error = torch.zeros((), device=embeds.device)
+            for row, length in enumerate(lengths):
+                alone, cache = self(embeds[row : row + 1, :length])
+                error = torch.maximum(error, (together[row, :length] - alone[0]).abs().max())
+                after = self.step(embeds[row : row + 1, 0], cache)
+                error = torch.maximum(error, (following[row] - after[0]).abs().max())
+            return float(error / together[0].abs().max())
+
+
+def shrunk(config: PretrainedConfig) -> PretrainedConfig:
+    """The same architecture with few and narrow layers, one of each kind that there is.
+
+    Raises UserError for a family whose sizes depend on each other in another way than these.
+    """
+    fields = config.to_dict()
+    heads = fields.get("num_attention_heads")
+    kept = _one_of_each_kind(fields)
+    sizes = SMALL | {"num_hidden_layers": len(kept)}
+    if fields.get("num_key_value_heads") not in (None, heads):
+        sizes["num_key_value_heads"] = 2
+    for name, value in fields.items():
+        if name in LAYER_NUMBERS and isinstance(value, list):
+            fields[name] = [kept.index(layer) for layer in value if layer in kept]
+        elif isinstance(value, list) and len(value) == config.num_hidden_layers:
+            fields[name] = [value[layer] for layer in kept]
+    names = {theirs: ours for ours, theirs in type(config).attribute_map.items()}
+    fields |= {n: sizes[m] for n in fields if (m := n if n in sizes else names.get(n)) in sizes}
+    for name in ("mamba_expand", "expand"):
+        for heads_of in ("n_mamba_heads", "mamba_n_heads"):
+            if name in fields and heads_of in fields:
+                fields[heads_of] = fields[name] * SMALL["hidden_size"] // SMALL["mamba_headdim"]
+    fields |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
+    try:
+        small = type(config)(**fields)
+        with torch.device("meta"):
+            model = WrappedLM(small)
+        model._run_on_meta(2, torch.float32)
+    except (ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError) as error:
+        raise UserError(
+            f"--tiny cannot shrink a {config.model_type!r} model: {' '.join(str(error).split())}"
+        ) from error
+    return small
+
+
+def _one_of_each_kind(fields: dict[str, Any]) -> list[int]:
+    """Numbers of the layers that are kept: the first two, and the first of every further kind."""
+    number = fields["num_hidden_layers"]
+    lists = [v for v in fields.values() if isinstance(v, list) and len(v) == number]
+    kept, seen = [], set[str]()
+    for layer in range(number):
+        kind = str([one[layer] for one in lists])
+        if layer < 2 or kind not in seen:
+            kept.append(layer)
+        seen.add(kind)
+    return kept
+
+
+@contextmanager
+def _answering(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _every_parameter(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return module.named_parameters(remove_duplicate=False)
+
+
+def _check_settings(ours: PretrainedConfig, published: PretrainedConfig, source: Any) -> None:
+    """Raise UserError where the model is built in another way than its weights were trained."""
+    here, there = ours.to_dict(), published.to_dict()
+    for name in sorted(here.keys() | there.keys()):
+        if name in SAME_RESULT or name.startswith("_") or here.get(name) == there.get(name):
+            continue
+        raise UserError(
+            f"{source}: {name} is {there.get(name)!r} in its config.json, and {here.get(name)!r} "
+            "here; choose the preset of this model (hf:FOLDER_OR_ID)"
+        )
 
 
 def _take(rows: Tensor, index: Tensor) -> Tensor:
