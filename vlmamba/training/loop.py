@@ -7,7 +7,7 @@ the same.  The loss curve therefore does not depend on how the batch was cut.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import math
 import os
@@ -398,11 +398,9 @@ def _cut_log(path: Path, step: int) -> None:
 def require_packages(run_flags: dict[str, bool]) -> None:
     """Raise UserError where a flag (tensorboard, wandb, lora) is set and its package is absent."""
     for flag, package in (("tensorboard", "tensorboard"), ("wandb", "wandb"), ("lora", "peft")):
-        if run_flags[flag]:
-            try:
-                importlib.import_module(package)
-            except ImportError as error:
-                raise missing(f"--{flag}", package) from error
+        # not imported: wandb makes temporary folders, which a dry run leaves alone
+        if run_flags[flag] and importlib.util.find_spec(package) is None:
+            raise missing(f"--{flag}", package)
 
 
 def missing(flag: str, package: str) -> UserError:
