@@ -10,7 +10,7 @@ the sum, and `adapter/` beside it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -113,7 +113,7 @@ def restore(folder: Path, model: nn.Module) -> None:
     path = Path(folder) / "adapter" / FILE
     saved = {name.removeprefix(PREFIX): tensor for name, tensor in tensors([path])}
     try:
-        found = set_peft_model_state_dict(model, saved)
+        found: Any = set_peft_model_state_dict(model, saved)  # names missing and unexpected
     except RuntimeError as error:  # of another shape
         raise UserError(f"{path} does not fit the model: {shortened(error)}") from error
     missing = [name for name in found.missing_keys if "lora_" in name]
