@@ -128,7 +128,10 @@ class Benchmark(ABC):
     empty_cell: str = ""  # what the hub's copy has where a published table has an empty cell
     table_name: str = ""  # what its published tables are called, where not as the task
     demo: bool = True  # the demo world has rows of it
-    image_column: str = "image"
+    image_column: str = "image"  # a cell holds one image, or a list of them
+    more_image_columns: tuple[str, ...] = ()  # of a question with several images
+    configs: tuple[str, ...] = ()  # of the hub's repository, where its data are in several
+    part: tuple[str, str] | None = None  # (column, value): only rows with this value are asked
     image_hub: Hub | None = None  # a second table, for rows that only name their image...
     image_id_column: str = ""  # ...in this column
     text_only_questions: bool = False  # True: a row without an image is asked as it is
@@ -237,9 +240,17 @@ class Benchmark(ABC):
 
         Where questions may lack an image, `has_image` keeps what the dropped column tells.
         """
-        kept = {key: value for key, value in doc.items() if key != self.image_column}
+        kept = {key: value for key, value in doc.items() if key not in self.image_columns}
         told = self.has_image(doc) if self.text_only_questions else None
         return kept if told is None else kept | {HAS_IMAGE: told}
+
+    def rows_of_part(self, rows: Any) -> Any:
+        """Those rows of a `datasets.Dataset` that belong to the benchmark's `part`."""
+        if self.part is None or self.part[0] not in rows.column_names:
+            return rows
+        column, value = self.part
+        kept = [row for row, cell in enumerate(rows[column]) if cell == value]
+        return rows if len(kept) == len(rows) else rows.select(kept)
 
     def process_docs(self, rows: Any) -> Any:
         """A `datasets.Dataset` with all that scoring asks of a row, before its images are dropped.
@@ -247,6 +258,7 @@ class Benchmark(ABC):
         lmms-eval scores documents without their image columns, so `has_image` is written down here,
         from the images that there are: a column of that name in the data does not count.
         """
+        rows = self.rows_of_part(rows)
         if not self.text_only_questions or self.image_column not in rows.column_names:
             return rows
         images = rows.select_columns(self.image_column).with_format("arrow")
@@ -279,10 +291,22 @@ class Benchmark(ABC):
         """
         raise UserError(f"task {self.name!r} has no test server and no submission file")
 
+    @property
+    def image_columns(self) -> tuple[str, ...]:
+        """Every column with images."""
+        return (self.image_column, *self.more_image_columns)
+
+    def image_cells(self, doc: Doc) -> list:
+        """The question's images as the document holds them, in the order in which they are shown.
+
+        None stands for one that is asked about but absent; empty for a text-only document.
+        """
+        cell = doc.get(self.image_column)
+        return list(cell) if isinstance(cell, list) else [] if cell is None else [cell]
+
     def images(self, doc: Doc) -> list:
         """The document's PIL images, RGB; empty for a text-only document."""
-        image = doc.get(self.image_column)
-        return [] if image is None else [image.convert("RGB")]
+        return [image.convert("RGB") for image in self.image_cells(doc) if image is not None]
 
     def evaluate(self, docs: Sequence[Doc], predictions: Sequence[str], protocol: str) -> Report:
         """Score all answers; rows that `exclude` names are left out and counted by reason.

@@ -15,5 +15,10 @@ class JudgeModel(Protocol):
     url: str
     model: str
 
-    def ask(self, prompt: str, *, temperature: float = 0.0, max_tokens: int = 128) -> str:
-        """The reply to one message. Raises RefusedItem where the server refuses this message."""
+    def ask(
+        self, prompt: str, *, temperature: float = 0.0, max_tokens: int = 128, system: str = ""
+    ) -> str:
+        """The reply to one message. Raises RefusedItem where the server refuses this message.
+
+        system: what the model is told before it, if anything.
+        """

@@ -115,7 +115,7 @@ def image_files(folder: Path, near: Path) -> Callable[[str], Path | None]:
     as near and differ: either could be meant.
     """
     by_name: dict[str, list[Path]] = {}
-    for path in walk(folder, lambda name: name.lower().endswith(PICTURES)):
+    for path in walk(folder, _may_be_picture):
         by_name.setdefault(path.name, []).append(path)
 
     def find(name: str) -> Path | None:
@@ -129,6 +129,10 @@ def image_files(folder: Path, near: Path) -> Callable[[str], Path | None]:
         return only(nearest)[0]
 
     return find
+
+
+def _may_be_picture(name: str) -> bool:
+    return name.lower().endswith(PICTURES) or "." not in name  # SEED-Bench's have no suffix
 
 
 def walk(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> list[Path]:

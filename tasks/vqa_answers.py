@@ -123,7 +123,7 @@ class PeoplesAnswers(Benchmark):
 
     headline = "accuracy"
     text_is_no_truth = ("answers",)
-    cluster_columns = ("image_id", "question_id")
+    cluster_columns: tuple[str, ...] = ("image_id", "question_id")
 
     def truth(self, doc: Doc) -> list[str] | None:
         """The people's answers; None where they are hidden."""

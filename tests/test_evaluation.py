@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -10,16 +11,20 @@ from collections.abc import Sequence
 
 import datasets
 import pytest
+import whole_files
 from harness_world import pope_rows
+from PIL import Image
 
 import tasks
 from harness import run
 from harness.data import questions
+from harness.data.images import UnreadableImage
 from harness.data.questions import NO_IMAGE
 from harness.data.sources import Source
 from harness.models import ranks
 from harness.models.base import EvalModel, Limits, Request
 from harness.models.registry import ModelOptions, eval_models
+from harness.runs.evaluation import request_of
 from tasks.common import Benchmark
 from vlmamba.demo.benchmarks import demo_benchmark
 from vlmamba_core.errors import UserError
@@ -147,13 +152,52 @@ def test_images_are_views_of_the_data_until_they_are_shown(tmp_path):
     task = tasks.load("pope")
     found = questions.read(task, Source.parse(str(tmp_path)).rows(task), "paper", limit=5)
     assert [question.row for question in found] == [0, 1, 2, 3, 4]
-    assert isinstance(found[0].image["bytes"], memoryview)
+    assert isinstance(found[0].images[0]["bytes"], memoryview)
     assert found[0].picture().size == (32, 24)
     assert found[0].doc == {k: v for k, v in rows[0].items() if k != "image"}
     assert found[2].image_key is None
     assert "gone.png" in found[2].trouble
     assert found[3].image_key not in (None, found[0].image_key)
     assert NO_IMAGE not in {question.image_key for question in found}  # POPE's always have one
+
+
+@pytest.mark.parametrize("name", ["mmmu", "seedbench"])
+def test_a_question_is_asked_with_all_its_images_in_order(name, tmp_path):
+    """Columns image_1 to image_7, or lists of images; rows of another part are not asked."""
+    whole_files.write(name, tmp_path)
+    task, rows = tasks.load(name), whole_files.BUILDERS[name]().asked
+    found = questions.read(task, Source.parse(str(tmp_path)).rows(task), "paper")
+    assert len(found) == len(rows)
+    for question, row in zip(found, rows, strict=True):
+        shown = [cell["bytes"] for column in task.image_columns for cell in cells(row.get(column))]
+        request = request_of(question, "paper")
+        assert [bytes(image["bytes"]) for image in question.images] == shown
+        assert [picture.key for picture in request.pictures] == question.image_keys
+        colours = [picture.read().getpixel((0, 0)) for picture in request.pictures]
+        assert colours == [Image.open(io.BytesIO(png)).getpixel((0, 0)) for png in shown]
+        assert not set(task.image_columns) & set(question.doc)
+    assert name == "seedbench" or {len(question.images) for question in found} == {1, 2, 3}
+
+
+def test_one_unreadable_image_of_several_leaves_the_question_out(tmp_path):
+    rows = [dict(row) for row in whole_files.mmmu().rows]
+    rows[1]["image_2"] = {"bytes": b"not a picture", "path": None}
+    rows[2]["image_3"] = None
+    for row in rows:
+        del row[whole_files.ASKED]
+    kinds = whole_files.features("mmmu")
+    datasets.Dataset.from_list(rows, features=kinds).to_parquet(tmp_path / "mmmu.parquet")
+    task = tasks.load("mmmu")
+    found = questions.read(task, Source.parse(str(tmp_path)).rows(task), "paper")
+    with pytest.raises(UnreadableImage):
+        request_of(found[1], "paper").pictures[1].read()
+    with pytest.raises(UnreadableImage):
+        request_of(found[2], "paper").pictures[2].read()
+
+
+def cells(cell):
+    """The images of a cell."""
+    return cell if isinstance(cell, list) else [] if cell is None else [cell]
 
 
 def test_equal_images_stay_with_one_process(monkeypatch):

@@ -146,6 +146,37 @@ def coco_cap(home: Path) -> None:
     write(home / "val2014" / names[9], PICTURE)
 
 
+def vizwiz(home: Path) -> None:
+    row = {"image": "VizWiz_val_00000000.jpg", "question": "What is it?", "answerable": 1}
+    row |= {"answer_type": "other", "answers": [{"answer": "red"}] * 10}
+    write(home / "Annotations" / "val.json", [row])
+    write(home / "val" / row["image"], PICTURE)
+    prompt = "What is it?\nWhen the provided information is insufficient, respond with "
+    prompt += f"'Unanswerable'.\n{SHORT_ANSWER}"
+    asked = {"image": "VizWiz_test_00000003.jpg", "text": prompt, "category": "default"}
+    write(home / "llava_test.jsonl", [asked | {"question_id": asked["image"]}])
+    write(home / "test" / asked["image"], PICTURE)
+
+
+def seed_bench(home: Path) -> None:
+    row = {"answer": "A", "data_id": "1454426_2591111986", "data_type": "image"}
+    row |= {"question": "How many?", "question_id": "101669", "question_type_id": 5}
+    row |= {f"choice_{letter}": letter for letter in "abcd"}
+    video = row | {"data_type": "video", "data_id": "9.webm", "segment": [1.0, 2.0]}
+    content = {"questions": [video, row], "question_type": {"Instances Counting": 5}}
+    write(home / "SEED-Bench.json", content)
+    write(home / "SEED-Bench-image" / row["data_id"], PICTURE)
+
+
+def llava_bench(home: Path) -> None:
+    asked = {"question_id": 0, "image": "001.jpg", "category": "conv", "text": "What is it?"}
+    write(home / "questions.jsonl", [asked, asked | {"question_id": 1}])
+    write(home / "context.jsonl", [{"id": "001", "image": "001.jpg", "caption": "A bus."}])
+    answers = [{"question_id": n, "text": f"A bus {n}.", "answer_id": "x"} for n in (1, 0)]
+    write(home / "answers_gpt4.jsonl", answers)
+    write(home / "images" / "001.jpg", PICTURE)
+
+
 FOLDERS = {  # as docs/Evaluation.md and the scripts of LLaVA name them
     "vqav2": vqav2,
     "gqa": gqa,
@@ -156,6 +187,9 @@ FOLDERS = {  # as docs/Evaluation.md and the scripts of LLaVA name them
     "mmbench": mmbench,
     "mm-vet": mmvet,
     "coco": coco_cap,
+    "vizwiz": vizwiz,
+    "seed_bench": seed_bench,
+    "llava-bench-in-the-wild": llava_bench,
 }
 # task -> rows, and of the first row what shows that the files were understood
 ROWS = {
@@ -171,8 +205,15 @@ ROWS = {
     "mmbench": (1, {"index": "7", "answer": "A"}),
     "mmbench_cn": (1, {"index": "8", "question": "什么？"}),
     "mmvet": (1, {"question_id": "v1_0", "capability": ["ocr", "math"]}),
+    "vizwiz": (1, {"question_id": "VizWiz_val_00000000", "answers": ["red"] * 10}),
+    "seedbench": (1, {"question_id": "101669", "answer": "A", "question_type_id": 5}),
+    "llava_bench": (2, {"gpt_answer": "A bus 0.", "caption": "A bus.", "category": "conv"}),
     "coco_cap": (2, {"answer": ["A dog runs.", "A dog in a field."]}),
 }
+
+
+OWN = {"coco_cap": "coco", "mmbench_cn": "mmbench", "seedbench": "seed_bench"}
+OWN |= {"llava_bench": "llava-bench-in-the-wild"}
 
 
 @pytest.fixture
@@ -186,7 +227,7 @@ def llava_eval(tmp_path):
 def test_the_folder_of_llavas_scripts(name, llava_eval):
     task = tasks.load(name)
     count, first = ROWS[name]
-    own = next(f for f in FOLDERS if f.replace("-", "").lower() in (name, name.split("_")[0]))
+    own = OWN.get(name) or next(f for f in FOLDERS if f.replace("-", "").lower() == name)
     for folder in (llava_eval, llava_eval / own):
         source = Source.parse(str(folder))
         source.check(task)
@@ -214,6 +255,8 @@ def test_other_splits(llava_eval):
     rows = Source.parse(str(llava_eval), split="testdev").load(tasks.load("vqav2"), "paper")
     assert rows[0]["image"]["path"].endswith("test2015/COCO_test2015_000000000042.jpg")
     assert rows[0]["answers"] is None  # hidden
+    (row,) = Source.parse(str(llava_eval), split="test").load(tasks.load("vizwiz"), "paper")
+    assert (row["question"], row["answers"]) == ("What is it?", None)
     for split, count in (("minitest", 1), ("validation", 1), ("val", 1)):
         source = Source.parse(str(llava_eval), split=split)
         assert len(source.load(tasks.load("scienceqa"), "paper")) == count

@@ -26,6 +26,10 @@ ANSWERS = {
     "textvqa": ["Stop", "the dog's"],
     "gqa": ["Cat", "a dog"],
     "easy_vqa": ["Red", "no"],
+    "seedbench": ["A", "b"],
+    "mmmu": ["I do not know", "it is 2"],
+    "llava_bench": ["a", "b"],
+    "vizwiz": ["a cat", "it's a dog"],
     "mmvet": ["a", "b"],
 }
 
@@ -64,21 +68,25 @@ def checked(name, protocol, docs=None, answers=None):
 
 
 # captions: tests/test_whole_files.py, their programs take long to start; MM-Vet: needs a judge
-@pytest.mark.parametrize("name", [n for n in tasks.NAMES if n not in ("mmvet", "coco_cap")])
+@pytest.mark.parametrize(
+    "name", [n for n in tasks.NAMES if n in official.OFFICIAL and n != "coco_cap"]
+)
 def test_sound_scores_equal_lmms_evals_own(name):
     differences, against = checked(name, "lmms")
     assert differences == []
     assert against.startswith(f"lmms-eval's own {Path(official.OFFICIAL[name].file).stem}: process")
 
 
-@pytest.mark.parametrize("name", ["pope", "mme", "scienceqa", "mmbench", "mmbench_cn"])
+@pytest.mark.parametrize("name", ["pope", "mme", "scienceqa", "mmbench", "mmbench_cn", "seedbench"])
 def test_under_paper_lmms_eval_counts_what_was_read_here(name):
     differences, against = checked(name, "paper")
     assert differences == []
     assert against.endswith(": aggregation, of what was read here")
 
 
-@pytest.mark.parametrize("name", ["vqav2", "textvqa", "gqa", "easy_vqa", "mmvet"])
+@pytest.mark.parametrize(
+    "name", ["vqav2", "textvqa", "gqa", "easy_vqa", "mmvet", "vizwiz", "mmmu", "llava_bench"]
+)
 def test_where_lmms_eval_cannot_be_asked_that_is_said(name):
     assert checked(name, "paper") == ([], official.NOTHING)
 

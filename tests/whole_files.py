@@ -31,9 +31,14 @@ class Whole:
     drop: Sequence[str] = field(default_factory=tuple)  # columns that the hub's first table lacks
 
     @property
+    def asked(self) -> list[Row]:
+        """The rows that are asked: those of the benchmark's part."""
+        return [row for row in self.rows if row.get("data_type", "image") == "image"]
+
+    @property
     def answers(self) -> list[str]:
-        """The answers, in the order of the rows."""
-        return [row[ASKED] for row in self.rows]
+        """The answers, in the order of the rows that are asked."""
+        return [row[ASKED] for row in self.asked]
 
 
 def picture(number: int) -> Mapping[str, Any]:
@@ -344,6 +349,99 @@ def coco_cap() -> Whole:
     return Whole("COCO-Caption2017/data/val-{}.parquet", rows, others)
 
 
+def vizwiz() -> Whole:
+    """Ten answers each, of which many are "unanswerable"."""
+    asked = [
+        (["unanswerable"] * 6 + ["blurry"] * 4, "unanswerable", " Unanswerable.\n"),
+        (["dog", "dog", *["a dog"] * 8], "other", "The dog"),
+        (["2,000"] * 4 + ["2000"] * 6, "number", "2,000"),
+        (["yes"] * 10, "yes/no", "no"),
+    ]
+    rows = [
+        {
+            "question_id": f"VizWiz_val_{i:08d}",
+            "image": picture(i),
+            "question": "What IS it?",
+            "answers": people,
+            "category": kind,
+            ASKED: answer,
+        }
+        for i, (people, kind, answer) in enumerate(asked)
+    ]
+    others = ["VizWiz-VQA/data/test-00000-of-00001.parquet"]
+    return Whole("VizWiz-VQA/data/val-{}.parquet", rows, others, 2)
+
+
+def seedbench() -> Whole:
+    """Questions about an image and, among them, about a video's frames, which are not asked."""
+    asked = [
+        ("image", 1, "A", "A"),
+        ("video", 10, "B", "B"),
+        ("image", 1, "C", " C\n"),
+        ("image", 5, "D", "D. choice"),
+        ("image", 5, "B", "The answer is B"),
+        ("image", 9, "A", "a"),
+        ("video", 11, "A", "A"),
+    ]
+    rows = [
+        {
+            "answer": right,
+            **{f"choice_{letter}": f"choice {letter}" for letter in "abcd"},
+            "data_id": f"{i // 3}_1",
+            "data_type": kind,
+            "question": f"What is number {i}?",
+            "question_id": str(i),
+            "question_type_id": ability,
+            "image": [picture(i)] if kind == "image" else [picture(k) for k in range(8)],
+            "segment": None if kind == "image" else [1, 2],
+            ASKED: answer,
+        }
+        for i, (kind, ability, right, answer) in enumerate(asked)
+    ]
+    return Whole("SEED-Bench/data/test-{}.parquet", rows, shards=2)
+
+
+def mmmu() -> Whole:
+    """Options and open answers; one, two and three images, one of them in an option."""
+    choice, free = "multiple-choice", "open"
+    asked = [
+        ("Art_1", choice, "What is in <image 1>?", ["cat", "dog"], "B", "(B)"),
+        ("Math_2", choice, "<image 1> and <image 2>?", ["1", "2", "3"], "C", " C.\n"),
+        ("Math_3", choice, "Which one? <image 1>", ["x", "<image 2>", "<image 3>"], "A", "B"),
+        ("Physics_4", free, "How far in <image 1>?", [], "24", "The answer is 24.0 m"),
+        ("Music_5", free, "Who wrote <image 1>?", [], "['Bach', 'J. S. Bach']", "bach"),
+        ("Music_6", choice, "What is in <image 1>?", ["cat", "dog"], "A", "vitamin A."),
+    ]
+    rows = []
+    for i, (name, kind, question, options, right, answer) in enumerate(asked):
+        shown = f"{question} {options}".count("<image ")
+        images = {f"image_{n}": picture(7 * i + n) if n <= shown else None for n in range(1, 8)}
+        row = {"id": f"validation_{name}", "question": question, "options": str(options)}
+        row |= {"explanation": "", **images, "img_type": "['Photo']", "answer": right}
+        rows.append(row | {"topic_difficulty": "Easy", "question_type": kind, "subfield": ""})
+        rows[-1][ASKED] = answer
+    others = [f"MMMU/data/{split}-00000-of-00001.parquet" for split in ("dev", "test")]
+    return Whole("MMMU/data/validation-{}.parquet", rows, others)
+
+
+def llava_bench() -> Whole:
+    """Rated by a judge; without one there is no score."""
+    rows = [
+        {
+            "question_id": str(i),
+            "question": f"What is number {i}?",
+            "image": picture(i),
+            "category": category,
+            "image_id": "001.jpg",
+            "gpt_answer": "It is a thing.",
+            "caption": "A thing.",
+            ASKED: f"It is {i}.",
+        }
+        for i, category in enumerate(("conv", "detail", "complex"))
+    ]
+    return Whole("llava-bench-in-the-wild/data/train-{}.parquet", rows)
+
+
 def mmvet() -> Whole:
     """Graded by a judge; without one there is no score, but the file for the online judge."""
     rows = [
@@ -364,19 +462,21 @@ def mmvet() -> Whole:
 BUILDERS = {
     builder.__name__: builder
     for builder in (
-        *(
-            pope,
-            mme,
-            scienceqa,
-            mmbench,
-            mmbench_cn,
-            vqav2,
-            textvqa,
-            gqa,
-            easy_vqa,
-            coco_cap,
-            mmvet,
-        ),
+        pope,
+        mme,
+        scienceqa,
+        mmbench,
+        mmbench_cn,
+        vqav2,
+        textvqa,
+        vizwiz,
+        gqa,
+        easy_vqa,
+        coco_cap,
+        mmvet,
+        seedbench,
+        mmmu,
+        llava_bench,
     )
 }
 

@@ -15,9 +15,9 @@ import base64
 import binascii
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.data import splits
 from harness.data.readers import BAD_ENTRY, Row, is_file, lists_read, read_table, read_task_rows
@@ -122,19 +122,21 @@ def check_columns(
 
 
 def undecoded(rows: datasets.Dataset, task: Benchmark, where: str) -> datasets.Dataset:
-    """The rows with the image column as {"bytes", "path"}, never decoded by the reader."""
+    """The rows with their images as {"bytes", "path"}, never decoded by the reader."""
     import datasets
     import pyarrow as pa
 
-    if task.image_column not in rows.column_names:
-        return rows
-    try:
-        return rows.cast_column(task.image_column, datasets.Image(decode=False))
-    except (pa.ArrowException, TypeError, ValueError, KeyError) as error:
-        kind = rows.features[task.image_column]
-        raise UserError(
-            f"{where}: column {task.image_column!r} holds {kind}, not images"
-        ) from error
+    for column in task.image_columns:
+        if column not in rows.column_names:
+            continue
+        kind = rows.features[column]
+        stored: Any = datasets.Image(decode=False)
+        several = isinstance(kind, datasets.List | datasets.LargeList)
+        try:
+            rows = rows.cast_column(column, datasets.List(stored) if several else stored)
+        except (pa.ArrowException, TypeError, ValueError, KeyError) as error:
+            raise UserError(f"{where}: column {column!r} holds {kind}, not images") from error
+    return rows
 
 
 def _in_folder(folder: Path, task: Benchmark, hub: Hub) -> list[Path]:
@@ -146,6 +148,9 @@ def _in_folder(folder: Path, task: Benchmark, hub: Hub) -> list[Path]:
     parquet = splits.under(folder, ".parquet")
     if hub.name in LANGUAGES:
         parquet = _in_language(parquet, folder, hub, unsaid)
+    parts = [[f for f in parquet if name in f.relative_to(folder).parts] for name in task.configs]
+    if any(parts):
+        return [f for files in parts if files for f in splits.of_split(files, folder, hub, chosen)]
     if parquet:
         return splits.of_split(parquet, folder, hub, chosen)
     for suffix in FORMATS[1:]:
@@ -235,12 +240,21 @@ def _records(files: Sequence[Path], root: Path, task: Benchmark) -> datasets.Dat
             raise UserError(f"{file} has no rows")
         for number, row in enumerate(found, 1):
             check_columns(list(row), task, f"{file} row {number}")
-            image = row.get(task.image_column)
-            if isinstance(image, str):  # an empty cell is no image, not an unreadable one
-                row[task.image_column] = {"bytes": None, "path": image} if image else None
+            for column in task.image_columns:
+                if column in row:
+                    row[column] = _named_image(row[column])
         rows += found
     whole = _dataset(rows, task, files[0])
     return _confine_paths(whole, root, files[0].parent, task)
+
+
+def _named_image(cell: Any) -> Any:
+    """The images that a cell names; an empty cell is no image, not an unreadable one."""
+    if isinstance(cell, list):
+        return list(map(_named_image, cell))
+    if not isinstance(cell, str):
+        return cell
+    return {"bytes": None, "path": cell} if cell else None
 
 
 def _dataset(rows: Sequence[Row], task: Benchmark, file: Path) -> datasets.Dataset:
@@ -291,24 +305,34 @@ def _confine_paths(
     rows: datasets.Dataset, root: Path, folder: Path, task: Benchmark
 ) -> datasets.Dataset:
     """Images stored as paths only, resolved inside the data folder they came with."""
-    column = task.image_column
-    paths_only = column in rows.column_names and any(
-        value["bytes"] is None and value["path"] is not None
-        for chunk in rows.data.column(column).chunks
-        if chunk.field("bytes").null_count
-        for value in chunk.to_pylist()
-        if value is not None
-    )
-    if not paths_only:
-        return rows
+    for column in task.image_columns:
+        if column in rows.column_names and _has_paths(rows, column):
+            rows = rows.map(_resolver(column, root, folder), features=rows.features)
+    return rows
 
-    def resolve(row: Row) -> Row:
-        image = row[column]
-        if image is None or image["bytes"] is not None:
-            return {column: image}
-        return {column: {"bytes": None, "path": _inside(root, folder, image["path"])}}
 
-    return rows.map(resolve, features=rows.features)
+def _has_paths(rows: datasets.Dataset, column: str) -> bool:
+    """Whether an image is stored as a path alone."""
+    for chunk in rows.data.column(column).chunks:
+        images = chunk.flatten() if hasattr(chunk, "value_lengths") else chunk  # lists of them
+        if images.field("bytes").null_count and any(map(_is_path, images.to_pylist())):
+            return True
+    return False
+
+
+def _is_path(image: Row | None) -> bool:
+    return image is not None and image["bytes"] is None and image["path"] is not None
+
+
+def _resolver(column: str, root: Path, folder: Path) -> Callable[[Row], Row]:
+    def resolved(image: Any) -> Any:
+        if isinstance(image, list):
+            return list(map(resolved, image))
+        if not _is_path(image):
+            return image
+        return {"bytes": None, "path": _inside(root, folder, image["path"])}
+
+    return lambda row: {column: resolved(row[column])}
 
 
 def _inside(root: Path, folder: Path, name: str) -> str:

@@ -33,9 +33,9 @@ Row = dict[str, Any]
 class Question:
     """One row of a benchmark; `row` counts from 0.
 
-    doc: every column but the images, and `has_image` where that is not always so.  image: as it is
-    stored.  image_key: of its content, NO_IMAGE without one, None where it cannot be read, for the
-    reason in `trouble`.
+    doc: every column but the images, and `has_image` where that is not always so.  images: as they
+    are stored, in the order in which they are shown.  image_key: of their contents, joined by "+";
+    NO_IMAGE without any, None where one cannot be read, for the reason in `trouble`.
     """
 
     task: Benchmark
@@ -43,14 +43,18 @@ class Question:
     doc: Row
     prompt: str
     truth: Any
-    image: Any = None
+    images: tuple[Any, ...] = ()
     image_key: str | None = NO_IMAGE
     trouble: str = ""
 
-    def picture(self) -> Image.Image:
-        """The decoded image, RGB. Raises UnreadableImage."""
-        shown = {**self.doc, self.task.image_column: decode(self.image)}
-        return self.task.images(shown)[0]
+    @property
+    def image_keys(self) -> list[str]:
+        """The key of each image; empty without any, and where one cannot be read."""
+        return [] if self.image_key in (None, NO_IMAGE) else str(self.image_key).split("+")
+
+    def picture(self, place: int = 0) -> Image.Image:
+        """One decoded image, RGB. Raises UnreadableImage."""
+        return decode(self.images[place]).convert("RGB")
 
 
 class SecondTable:
@@ -95,8 +99,8 @@ def read(
     """
     each = _each_of_table if hasattr(rows, "to_batches") else _each
     return [
-        _question(task, number, row, image, protocol)
-        for number, (row, image) in enumerate(each(task, rows, limit))
+        _question(task, number, row, stored, protocol)
+        for number, (row, stored) in enumerate(each(task, rows, limit))
     ]
 
 
@@ -114,24 +118,28 @@ def without_images(rows: datasets.Dataset) -> datasets.Dataset:
 def _image_columns(rows: datasets.Dataset) -> list[str]:
     import datasets
 
-    return [column for column, kind in rows.features.items() if isinstance(kind, datasets.Image)]
+    def holds_images(kind: Any) -> bool:
+        return isinstance(getattr(kind, "feature", kind), datasets.Image)
+
+    return [column for column, kind in rows.features.items() if holds_images(kind)]
 
 
-def _question(task: Benchmark, number: int, row: Row, image: Any, protocol: str) -> Question:
+def _question(task: Benchmark, number: int, row: Row, stored: Row, protocol: str) -> Question:
     doc, trouble = row, ""
     key: str | None = NO_IMAGE
     if task.text_only_questions:  # a column of that name in the data does not count
         doc = {column: cell for column, cell in row.items() if column != HAS_IMAGE}
-        doc[HAS_IMAGE] = image is not None
-    else:
-        image = or_gap(image)
+        doc[HAS_IMAGE] = bool(task.image_cells(stored))
     prompt, truth = _prompt_and_truth(task, number, doc, protocol)
-    if image is not None:
+    images = [or_gap(image) for image in task.image_cells({**row, **stored})]
+    if not images and not task.text_only_questions:
+        images = [or_gap(None)]
+    if images:
         try:
-            key = image_key(image)
+            key = "+".join(map(image_key, images))
         except UnreadableImage as error:
             key, trouble = None, str(error)
-    return Question(task, number, doc, prompt, truth, image, key, trouble)
+    return Question(task, number, doc, prompt, truth, tuple(images), key, trouble)
 
 
 def _prompt_and_truth(task: Benchmark, number: int, row: Row, protocol: str) -> tuple[str, Any]:
@@ -171,28 +179,30 @@ class _Watched(Mapping[str, Any]):
 
 def _each_of_table(
     task: Benchmark, table: pyarrow.Table, limit: int | None
-) -> Iterator[tuple[Row, Any]]:
+) -> Iterator[tuple[Row, Row]]:
     """See `_each`."""
     table = table.slice(0, limit)
-    cells = table.column(task.image_column)
-    for place, row in enumerate(_values(task, table.drop_columns(task.image_column), 0)):
-        yield row, _stored(cells[place])
+    shown = [column for column in task.image_columns if column in table.column_names]
+    cells = {column: table.column(column) for column in shown}
+    for place, row in enumerate(_values(task, table.drop_columns(shown), 0)):
+        yield row, {column: _stored(cells[column][place]) for column in shown}
 
 
-def _each(task: Benchmark, rows: datasets.Dataset, limit: int | None) -> Iterator[tuple[Row, Any]]:
-    """Each row as Python values without its images, and the task's image as it is stored.
+def _each(task: Benchmark, rows: datasets.Dataset, limit: int | None) -> Iterator[tuple[Row, Row]]:
+    """Each row as Python values without its images, and its image cells as they are stored.
 
     Raises UserError where a row has no such values.
     """
     rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
     images = [column for column in _image_columns(rows) if column in rows.column_names]
+    shown = [column for column in task.image_columns if column in images]
     look_up = rows.format["format_kwargs"].get("transform")
     first = 0
     for batch in rows.with_format("arrow").iter(ROWS_AT_ONCE):
-        cells = batch.column(task.image_column) if task.image_column in images else None
+        cells = {column: batch.column(column) for column in shown}
         for place, row in enumerate(_values(task, batch.drop_columns(images), first)):
-            stored = None if cells is None else _stored(cells[place])
-            yield row, look_up.image(row) if look_up else stored
+            stored = {column: _stored(cells[column][place]) for column in shown}
+            yield row, {task.image_column: look_up.image(row)} if look_up else stored
         first += len(batch)
 
 
@@ -212,9 +222,14 @@ def _values(task: Benchmark, table: pyarrow.Table, first: int) -> list[Row]:
 
 
 def _stored(cell: Any) -> Any:
-    """A cell of an image column: {"bytes": a view of the table's memory, "path"}; None if empty."""
+    """A cell of an image column: {"bytes": a view of the table's memory, "path"}; None if empty.
+
+    A list of such for a cell that holds several.
+    """
     if not cell.is_valid:
         return None
+    if hasattr(cell.type, "value_type"):  # of a list
+        return [_stored(one) for one in cell.values]
     content = cell["bytes"].as_buffer()
     view = None if content is None else memoryview(content)
     return {"bytes": view, "path": cell["path"].as_py()}

@@ -72,7 +72,7 @@ def read_task_rows(path: Path, task: Benchmark) -> list[Row]:
 
     Raises UserError where a cell of a table should hold a list and does not.
     """
-    rows = read_rows(path, task.image_column)
+    rows = read_rows(path, task.image_columns)
     return lists_read(rows, task, path) if path.suffix in TABLES else rows
 
 
@@ -93,13 +93,13 @@ def lists_read(rows: list[Row], task: Benchmark, path: Path) -> list[Row]:
     return rows
 
 
-def read_rows(path: Path, image_column: str = "image") -> list[Row]:
+def read_rows(path: Path, image_columns: Sequence[str] = ("image",)) -> list[Row]:
     """The rows of one file, at least one. Of an image column in Parquet or a table only presence
     is kept."""
     if not is_file(path):
         raise UserError(f"no file {str(path)!r}")
     readers = {".parquet": _parquet, ".tsv": _table, ".csv": _table, ".xlsx": _table}
-    rows = readers.get(path.suffix, _json)(path, image_column)
+    rows = readers.get(path.suffix, _json)(path, image_columns)
     if not rows:
         raise UserError(f"{path} has no rows")
     return rows
@@ -120,7 +120,7 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def _json(path: Path, image_column: str) -> list[Row]:
+def _json(path: Path, image_columns: Sequence[str]) -> list[Row]:
     content = read_json(path)
     if not isinstance(content, list):
         content = [content]
@@ -130,15 +130,15 @@ def _json(path: Path, image_column: str) -> list[Row]:
     return content
 
 
-def _parquet(path: Path, image_column: str) -> list[Row]:
+def _parquet(path: Path, image_columns: Sequence[str]) -> list[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         file = pq.ParquetFile(path)
         names = file.schema_arrow.names
-        rows = file.read(columns=[name for name in names if name != image_column]).to_pylist()
-        if image_column in names:
+        rows = file.read(columns=[name for name in names if name not in image_columns]).to_pylist()
+        for image_column in set(image_columns) & set(names):
             batches = file.iter_batches(batch_size=64, columns=[image_column])
             present = [there for batch in batches for there in batch.column(0).is_valid()]
             for row, there in zip(rows, present, strict=True):
@@ -197,10 +197,10 @@ def _spreadsheet(path: Path) -> list[Row]:
     ]
 
 
-def _table(path: Path, image_column: str) -> list[Row]:
+def _table(path: Path, image_columns: Sequence[str]) -> list[Row]:
     rows = read_table(path)
     for row in rows:
-        if image_column in row:
+        for image_column in set(image_columns) & set(row):
             row[image_column] = True if row[image_column] else None
     return rows
 

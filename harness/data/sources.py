@@ -178,6 +178,7 @@ class Source:
             rows = _load_hub(task, hub)
         else:
             rows = folder.load(_demo_folder(task.name, self.style or "seen"), task, hub)
+        rows = task.rows_of_part(rows)
         if len(rows) == 0:
             raise UserError(f"{task.name}: the data of {self.name} has no rows")
         if task.image_hub and task.image_column not in rows.column_names:
@@ -227,8 +228,12 @@ class Source:
 
 def _without_gaps(task: Benchmark, rows: datasets.Dataset) -> datasets.Dataset:
     """The rows; where an image is absent from a benchmark without text-only questions, a gap."""
+    import datasets
+
     column = task.image_column
-    if column not in rows.column_names or not rows.data.column(column).null_count:
+    if not isinstance(rows.features.get(column), datasets.Image):
+        return rows
+    if not rows.data.column(column).null_count:
         return rows
     return rows.map(lambda row: {column: or_gap(row[column])}, features=rows.features)
 

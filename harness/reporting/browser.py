@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,19 +132,22 @@ def _thumbnails(
         except UserError as error:
             notes.append(f"{task}: no images, the data of {run.name} cannot be read: {error}")
             continue
-        return _from_rows(rows, tasks.load(task).image_column, wanted, limit)
+        return _from_rows(rows, benchmark.image_cells, wanted, limit)
     return {}
 
 
-def _from_rows(rows: Any, column: str, wanted: Mapping[str, int], limit: int) -> dict[str, str]:
+def _from_rows(
+    rows: Any, cells: Callable[[Mapping], list], wanted: Mapping[str, int], limit: int
+) -> dict[str, str]:
+    """Key -> thumbnail of a row's first image."""
     pictures: dict[str, str] = {}
     for key, row in sorted(wanted.items(), key=lambda entry: entry[1]):
         if len(pictures) == limit:
             break
-        value = rows[row].get(column) if row < len(rows) else None
+        images = cells(rows[row]) if row < len(rows) else []
         try:
-            if value is not None and image_key(value) == key:
-                pictures[key] = thumbnail(value)
+            if images and None not in images and "+".join(map(image_key, images)) == key:
+                pictures[key] = thumbnail(images[0])
         except UnreadableImage:
             continue
     return pictures

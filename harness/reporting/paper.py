@@ -21,7 +21,7 @@ from vlmamba_core.errors import UserError
 
 INSTALLED = Path(__file__).with_name("paper.csv")  # setup.py puts it there in a wheel
 FILE = INSTALLED if INSTALLED.is_file() else ROOT / "results" / "paper.csv"
-QUOTED = {"mmmu": "MMMU", "seed": "SEED"}  # columns of Table 1 that no task here measures
+QUOTED = {"mmmu": "MMMU", "seed": "SEED"}  # columns of Table 1 alone
 SETUP = ("model", "llm", "vision_encoder", "connector", "scan")
 TITLES = {
     "main": "Table 1: all models",

@@ -12,6 +12,7 @@ Every answer is scored once and aggregated once; intervals come from the same ca
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import random
@@ -111,12 +112,15 @@ def ask(model: Resumable, asked: Sequence[Asked], protocol: str) -> list[list[An
 
 def request_of(question: Question, protocol: str) -> Request:
     """The question as any model is asked it."""
-    key, task = question.image_key, question.task
+    task = question.task
     return Request(
         task=task.name,
         row=question.row,
         prompt=question.prompt,
-        pictures=(Picture(key, question.picture),) if key not in (None, NO_IMAGE) else (),
+        pictures=tuple(
+            Picture(key, functools.partial(question.picture, place))
+            for place, key in enumerate(question.image_keys)
+        ),
         limits=Limits(task.max_new_tokens(protocol), task.stop(protocol)),
     )
 

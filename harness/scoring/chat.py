@@ -88,26 +88,28 @@ class Judge:
         """What a record of the scores says about their judge."""
         return {"judge_url": self.url, "judge_model": self.model}
 
-    def ask(self, prompt: str, *, temperature: float = 0.0, max_tokens: int = 128) -> str:
+    def ask(
+        self, prompt: str, *, temperature: float = 0.0, max_tokens: int = 128, system: str = ""
+    ) -> str:
         """The model's reply to one message, from those kept where it has been given before.
 
         Tries again when the service is busy or out of reach. Raises RefusedItem where the server
         refuses this message, and UserError where it refuses all.
         """
-        key = digest([self.url, self.model, prompt, temperature, max_tokens])
+        told = [system] if system else []  # replies of before there was one are found again
+        key = digest([self.url, self.model, prompt, temperature, max_tokens, *told])
         reply = self.kept.get(key) if self.kept is not None else None
         if reply is None:
-            reply = self._ask(prompt, temperature, max_tokens)
+            reply = self._ask(prompt, temperature, max_tokens, system)
             if self.kept is not None:
                 self.kept.add(key, reply)
         return reply
 
-    def _ask(self, prompt: str, temperature: float, max_tokens: int) -> str:
+    def _ask(self, prompt: str, temperature: float, max_tokens: int, system: str = "") -> str:
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": prompt})
         while True:
-            body: dict[str, Any] = {
-                "model": self.model,
-                "messages": [{"role": "user", "content": prompt}],
-            }
+            body: dict[str, Any] = {"model": self.model, "messages": messages}
             if self._renamed:
                 body["max_completion_tokens"] = max(max_tokens, REASONING_TOKENS)
             else:

@@ -48,7 +48,7 @@ def from_arguments(
         return None
     if not any(task.judged for task in chosen):
         names = ", ".join(repr(task.name) for task in chosen)
-        judged = " and ".join(name for name in tasks.NAMES if tasks.load(name).judged)
+        judged = ", ".join(name for name in tasks.NAMES if tasks.load(name).judged)
         raise UserError(f"{names} needs no judge; --judge is for {judged}")
     judge = Judge(args.judge, args.judge_model, args.judge_key_env)
     judge.authorization()

@@ -75,7 +75,8 @@ class Official:
 
     `scale`: their values over ours. `prepare`: a row as the task wants it; adds only what it never
     scores by. `reading`: a text that it can only read as what was read here; None where its
-    counting cannot be asked for alone.
+    counting cannot be asked for alone.  `unread`: what it gets in place of an answer in which
+    nothing was read here, where it would draw at random.  `digits`: to which it rounds its values.
     """
 
     file: str
@@ -83,6 +84,8 @@ class Official:
     scale: float = 1.0
     prepare: Callable[[Row], Row] = dict
     reading: Callable[[Given], str] | None = None
+    unread: Callable[[Given], str] | None = None
+    digits: int | None = None
     same_in_both: bool = False  # the protocols score alike
 
 
@@ -99,6 +102,13 @@ def _option(given: Given) -> str:
     if given.parsed in tuple("ABCDE"):
         return str(given.parsed)
     return "B" if given.row["answer"] == "A" else "A"
+
+
+def _no_choice(given: Given) -> str:
+    """A wrong option for a question with options; the answer itself for an open one."""
+    if given.row["question_type"] != "multiple-choice":
+        return given.answer
+    return "(B)" if given.row["answer"] == "A" else "(A)"
 
 
 def _mmbench_row(row: Row) -> Row:
@@ -149,6 +159,13 @@ OFFICIAL = {
     "mmbench": MMBENCH,
     "mmbench_cn": MMBENCH,
     "vqav2": Official("vqav2/vqav2_val.yaml", EXACT_MATCH),
+    "seedbench": Official(
+        "seedbench/seedbench.yaml", {"accuracy": Metric("seed_image")}, reading=_option
+    ),
+    "mmmu": Official(
+        "mmmu/mmmu_val.yaml", {"accuracy": Metric("mmmu_acc")}, unread=_no_choice, digits=5
+    ),
+    "vizwiz": Official("vizwiz_vqa/vizwiz_vqa_val.yaml", EXACT_MATCH),
     "textvqa": Official("textvqa/textvqa_val.yaml", EXACT_MATCH),
     "gqa": Official("gqa/gqa.yaml", EXACT_MATCH),
     "easy_vqa": Official("gqa/gqa.yaml", EXACT_MATCH),
@@ -199,7 +216,9 @@ def check(
         except Exception as error:
             trouble = f"; lmms-eval's own {name} cannot take these rows: {error!r}"[:200]
         else:
-            return _differences(theirs, metrics, name), f"lmms-eval's own {name}: {what}{which}"
+            return _differences(
+                theirs, metrics, name, official.digits
+            ), f"lmms-eval's own {name}: {what}{which}"
     return [], NOTHING + trouble
 
 
@@ -215,6 +234,8 @@ def _values(
         results: list[tuple[Given, Mapping[str, Any]]] = []
         for one, row in zip(given, rows, strict=True):
             answer = one.answer if reads or not official.reading else official.reading(one)
+            if official.unread and one.parsed is None:
+                answer = official.unread(one)
             results.append((one, task.results(row, answer)))
         values = {}
         for name, metric in official.metrics.items():
@@ -243,10 +264,13 @@ def _silence() -> Iterator[None]:
         os.close(kept)
 
 
-def _differences(theirs: Mapping[str, float], ours: Mapping[str, float], name: str) -> list[str]:
+def _differences(
+    theirs: Mapping[str, float], ours: Mapping[str, float], name: str, digits: int | None
+) -> list[str]:
+    tolerance = 1e-9 if digits is None else 0.51 * 10**-digits
     return [
         f"{metric}: {ours.get(metric, math.nan)} here, {value} by lmms-eval's own {name}"
         for metric, value in theirs.items()
         if math.isfinite(value) != (metric in ours)
-        or (metric in ours and not math.isclose(value, ours[metric], abs_tol=1e-9))
+        or (metric in ours and not math.isclose(value, ours[metric], abs_tol=tolerance))
     ]

@@ -11,6 +11,11 @@ MMBENCH = {"question": "What?", "hint": None, "C": math.nan, "L2-category": "l2"
 MMBENCH_CN = {"question": "图中是什么？", "hint": None, "C": math.nan, "L2-category": "l2"}
 VQAV2 = {"question": "What is it?", "answer_type": "other", "image_id": 1}
 TEXTVQA = {"question": "what does it say?", "image_id": "a", "ocr_tokens": ["STOP"]}
+SEEDBENCH = {"question": "What?", "data_type": "image", "question_type_id": 5}
+SEEDBENCH |= {"choice_a": "cat", "choice_b": "dog", "choice_c": "cow", "choice_d": "ape"}
+MMMU = {"question": "What is in <image 1>?", "image_2": None}
+LLAVA_BENCH = {"question": "What is it?", "category": "conv", "gpt_answer": "A cat."}
+VIZWIZ = {"question": "What is it?", "category": "other"}
 MMVET = {"question": "What is it?", "capability": "rec,ocr", "answer": "a <AND> b"}
 DOCUMENTS = {
     "pope": [POPE, POPE | {"answer": "no"}],
@@ -44,5 +49,20 @@ DOCUMENTS = {
         {"question_id": f"COCO_val2014_{i:012}.jpg", "answer": ["a cat", "the cat sits"]}
         for i in (1, 2)
     ],
+    "vizwiz": [
+        VIZWIZ | {"question_id": "VizWiz_val_00000001", "answers": ["cat"] * 10},
+        VIZWIZ | {"question_id": "VizWiz_val_00000002", "answers": ["2,000", *["it's a dog"] * 9]},
+    ],
+    "seedbench": [
+        SEEDBENCH | {"question_id": "1", "answer": "A"},
+        SEEDBENCH | {"question_id": "2", "answer": "B"},
+    ],
+    "mmmu": [
+        MMMU
+        | {"id": "validation_Art_1", "question_type": "multiple-choice"}
+        | {"options": "['cat', 'dog']", "answer": "A"},
+        MMMU | {"id": "validation_Math_2", "question_type": "open", "options": "[]", "answer": "2"},
+    ],
+    "llava_bench": [LLAVA_BENCH | {"question_id": n, "caption": "A cat."} for n in (0, 1)],
     "mmvet": [MMVET | {"question_id": "v1_0"}, MMVET | {"question_id": "v1_1"}],
 }

@@ -23,13 +23,14 @@ from tasks.cells import read_list
 from tasks.common import PROTOCOLS
 from vlmamba_core.errors import UserError
 
-# Every column of the ten benchmarks that scoring or a prompt takes as a list, with such a list.
+# Every column of the benchmarks that scoring or a prompt takes as a list, with such a list.
 # Commas, quotes of both kinds, brackets and line breaks are what a naive split would break at.
 LISTS = {
     ("scienceqa", "choices"): ["no, it's not", 'yes, "indeed"', "[both]"],
     ("vqav2", "answers"): [{"answer": text, "answer_id": i} for i, text in enumerate("ab" * 5)],
     ("textvqa", "answers"): ["it's 2,000", "a]", "\n", *["stop"] * 7],
     ("textvqa", "ocr_tokens"): ["STOP", "2,000", "it's"],
+    ("vizwiz", "answers"): ["it's 2,000", "a]", "\n", *["stop"] * 7],
     ("coco_cap", "answer"): ["A dog, a cat.", "It's a dog."],
     ("mmvet", "capability"): ["rec", "ocr"],
 }

@@ -20,7 +20,7 @@ from tasks.common import PROTOCOLS
 from vlmamba_core.errors import UserError
 
 FOLDER = Path(tasks.__file__).parent
-SCORED_BY_TEXT = [name for name in tasks.NAMES if name not in ("coco_cap", "mmvet")]
+SCORED_BY_TEXT = [name for name in tasks.NAMES if name not in ("coco_cap", "mmvet", "llava_bench")]
 PIECES = [*"ABCDEZabz.,:;()[]*'\" \n\t|=-/?0123", "yes", "No", "not", "The answer is ", "answer is"]
 PIECES += ["cat", "dog", "the ", "'s", "dont", "ten", "\u2028", "é", "\ud800"]
 ANSWERS = st.text() | st.lists(st.sampled_from(PIECES)).map("".join)

@@ -206,7 +206,10 @@ def test_options(judge, monkeypatch):
         judging.from_arguments(args, tasks)
     monkeypatch.setenv("K", KEY)
     assert judging.from_arguments(args, tasks) == Judge(judge.url, "m", "K")
-    with pytest.raises(UserError, match="'gqa' needs no judge; --judge is for mmbench and mmvet"):
+    with pytest.raises(
+        UserError,
+        match="'gqa' needs no judge; --judge is for llava_bench, mmbench, mmbench_cn, mmvet",
+    ):
         judging.from_arguments(args, tasks[:1])
 
 

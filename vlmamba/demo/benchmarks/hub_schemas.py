@@ -105,6 +105,32 @@ COLUMNS: dict[str, dict] = {
     },
 }
 
+# Without rows in the demo:
+COLUMNS["vizwiz"] = {
+    "question_id": STRING,
+    "image": "image",
+    "question": STRING,
+    "answers": [STRING],
+    "category": STRING,
+}
+COLUMNS["seedbench"] = {
+    **dict.fromkeys(("answer", "choice_a", "choice_b", "choice_c", "choice_d"), STRING),
+    **dict.fromkeys(("data_id", "data_type", "question", "question_id"), STRING),
+    "question_type_id": "int16",
+    "image": ["image"],
+    "segment": ["int64"],
+}
+COLUMNS["mmmu"] = {
+    **dict.fromkeys(("id", "question", "options", "explanation"), STRING),
+    **{f"image_{number}": "image" for number in range(1, 8)},
+    **dict.fromkeys(("img_type", "answer", "topic_difficulty", "question_type"), STRING),
+    "subfield": STRING,
+}
+COLUMNS["llava_bench"] = {
+    **dict.fromkeys(("question_id", "question"), STRING),
+    "image": "image",
+    **dict.fromkeys(("category", "image_id", "gpt_answer", "caption"), STRING),
+}
 COLUMNS["mmbench_cn"] = COLUMNS["mmbench"]
 
 
