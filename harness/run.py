@@ -9,6 +9,7 @@
     python -m harness.run --tasks pope --model hf:llava-hf/llava-1.5-7b-hf --template vicuna_v1
     python -m harness.run --tasks pope --model api:http://localhost:8000/v1,model=llava
     python -m harness.run --tasks pope --model lmms:llava_hf,pretrained=FOLDER,device_map=auto
+    python -m harness.run --list                                  # tasks, and what --model takes
     python -m harness.run --from-record runs/final/record.json --out runs/again
     accelerate launch --multi_gpu --num_processes 2 -m harness.run --tasks pope   # CPUs too
 
@@ -36,7 +37,7 @@ from harness import models
 from harness.data import questions
 from harness.data.sources import STYLES, Source, choose_tasks
 from harness.models import BUNDLED_MODELS, ranks
-from harness.models.registry import OWN, ModelOptions, eval_models
+from harness.models.registry import ABOUT, OWN, ModelOptions, eval_models
 from harness.models.resumable import Resumable
 from harness.reporting import render
 from harness.runs import evaluation, rerun
@@ -77,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
+    add("--list", action="store_true", help="show the tasks and what --model takes, then stop")
     add("--tasks", help=f"comma-separated, or all: {', '.join(tasks.NAMES)}")
     kinds = ", ".join(f"{kind}:NAME" for kind in eval_models if kind != OWN)
     others = f", or another kind of model: {kinds}" if kinds else ""
@@ -124,7 +126,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.from_record:
         parser.set_defaults(**read_arguments(args.from_record))
         args = parser.parse_args(argv)
-    if not args.tasks:
+    if not args.tasks and not args.list:
         raise UserError(f"--tasks is missing; give some of {', '.join(tasks.NAMES)}, or all")
     for kind, known in (("protocol", PROTOCOLS), ("backend", BACKENDS), ("dtype", DTYPES)):
         if getattr(args, kind) not in known:
@@ -244,6 +246,16 @@ def stay_offline(args: argparse.Namespace, source: Source) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def listing(source: Source) -> str:
+    """Every task with the size of its published data, and what `--model` takes."""
+    chosen = [tasks.load(name) for name in tasks.NAMES]
+    absent = {task.name for task in chosen if not source.has(task)}
+    rows = [[t.name, t.size, "" if t.name in absent else "yes", t.description] for t in chosen]
+    known = render.text_table(("task", "published", f"in {source.name}", "what it asks"), rows)
+    models = render.text_table(("--model", "what it is"), [list(row) for row in ABOUT.items()])
+    return f"{known}\n\n{models}"
+
+
 @cli
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
@@ -255,6 +267,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         dataset=args.data_id,
         revision=args.data_revision,
     )
+    if args.list:
+        print(listing(source))
+        return 0
     chosen = with_prompts(choose_tasks(args.tasks, source), args)
     if args.submit:
         make_submit_folder(args.submit, chosen)

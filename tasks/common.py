@@ -8,6 +8,7 @@ A benchmark is pure Python (no torch): the same object scores a model's run, a p
 from __future__ import annotations
 
 import copy
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -118,6 +119,7 @@ class Benchmark(ABC):
     _prompt: Mapping[str, str] = {}  # what was chosen of them, see `with_prompt`
 
     name: str
+    size: str = ""  # of the hub's split, for lists: "9,000 questions on 500 images"
     headline: str  # the metric key that tables show
     metrics: tuple[str, ...]  # metric keys of any full data set, the headline first
     points: bool = False  # True: metrics are totals (MME), else fractions 0..1
@@ -148,6 +150,11 @@ class Benchmark(ABC):
     submission_suffix: str | None = None  # of the file that the benchmark's test server takes
     submission_split: str | None = None  # whose every question that file must have; None: as asked
     submission_column: str = "question_id"  # what that file knows a question by
+
+    @property
+    def description(self) -> str:
+        """What the benchmark is, in a line: the first one of its module."""
+        return (sys.modules[type(self).__module__].__doc__ or self.name).strip().split("\n")[0]
 
     @abstractmethod
     def prompt(self, doc: Doc, protocol: str) -> str:

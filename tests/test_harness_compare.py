@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -12,9 +13,9 @@ from scipy import stats
 
 from harness import compare as compare_command
 from harness import report, tables
-from harness.reporting import paper, render
+from harness.reporting import compare, paper, render
 from harness.runs.store import EvaluationRun, distinct_names
-from harness.scoring.paired import paired
+from harness.scoring.paired import holm, paired
 
 
 def test_one_question_an_image_is_the_paired_t_interval():
@@ -206,3 +207,79 @@ def test_blind_and_held_out_rows_say_so_in_the_row(tmp_path, capsys):
     assert "<td>pope (blind)</td>" in html and "<td>pope (B held-out style)</td>" in html
     assert '"runs":["plain","dark (blind)","other (held-out style, first 9 questions)"]' in html
     assert ">dark (blind)</th>" in html  # its column of terms
+
+
+def test_holms_correction_by_hand():
+    """Sorted 0.005, 0.01, 0.03, 0.04: times 4, 3, 2, 1, and never below the one before."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.02]) == [0.02]
+    assert holm([]) == []
+
+
+THREE = {  # one image each: McNemar's exact test
+    "a": [1.0] * 10 + [0.0] * 10,
+    "b": [1.0] * 4 + [0.0] * 16,
+    "c": [0.0] * 20,
+}
+
+
+def three_runs(folder: Path) -> list[str]:
+    for name, scores in THREE.items():
+        spread = [score for score in scores for _ in range(2)]  # two questions an image
+        write_run(folder / name, spread)
+    return [str(folder / name) for name in THREE]
+
+
+def test_many_runs_are_a_matrix_with_corrected_p_values(tmp_path, capsys):
+    folders = three_runs(tmp_path)
+    files = [tmp_path / "pairs.json", tmp_path / "pairs.csv"]
+    options = ["--json", str(files[0]), "--csv", str(files[1])]
+    assert compare_command.main([*folders, *options]) == 0
+    single = {"ab": 2 * 0.5**6, "ac": 2 * 0.5**10, "bc": 2 * 0.5**4}  # 6, 10 and 4 images to none
+    corrected = {"ac": 3 * single["ac"], "ab": 2 * single["ab"], "bc": single["bc"]}
+    shown = capsys.readouterr().out
+    assert "A: a: model nano" in shown
+    assert f"A +30.0 (p {corrected['ab']:.2g}) +50.0" in re.sub(" +", " ", shown)
+    assert f"-50.0 (p {corrected['ac']:.2g})" in shown
+    assert "by Holm's method over 3 comparisons" in shown
+    found = json.loads(files[0].read_text())
+    assert [(one["a"], one["b"]) for one in found] == [("a", "b"), ("a", "c"), ("b", "c")]
+    for one in found:
+        pair = one["a"] + one["b"]
+        assert one["p_value"] == pytest.approx(single[pair])
+        assert one["p_holm"] == pytest.approx(corrected[pair])
+        expected = np.mean(THREE[one["a"]]) - np.mean(THREE[one["b"]])
+        assert one["difference"] == pytest.approx(expected)
+        assert one["mean_a"] - one["mean_b"] == pytest.approx(expected)
+    with files[1].open() as file:
+        rows = list(csv.DictReader(file))
+    assert [{k: str(v) for k, v in one.items()} for one in found] == rows
+
+
+def test_two_runs_print_as_before_and_are_written_too(tmp_path, capsys):
+    a, b, _ = three_runs(tmp_path)
+    assert compare_command.main([a, b]) == 0
+    plain = capsys.readouterr().out
+    assert compare_command.main([a, b, "--json", str(tmp_path / "x.json")]) == 0
+    assert capsys.readouterr().out == plain
+    (one,) = json.loads((tmp_path / "x.json").read_text())
+    assert one["p_holm"] == one["p_value"]
+
+
+def test_many_runs_that_cannot_be_compared(tmp_path, capsys):
+    folders = three_runs(tmp_path)
+    assert compare_command.main(folders[:1]) == 2
+    assert "one run is no comparison" in capsys.readouterr().err
+    other = write_run(tmp_path / "other", [1.0] * 40, truth="no")
+    assert compare_command.main([*folders, str(other)]) == 2
+    assert "is not the same question" in capsys.readouterr().err
+    empty = [str(write_run(tmp_path / f"none{n}", [None] * 4)) for n in range(3)]
+    assert compare_command.main(empty) == 2
+    assert "share a scored question" in capsys.readouterr().err
+    assert compare_command.main([*folders, "--csv", str(tmp_path)]) == 2
+    assert "cannot write to" in capsys.readouterr().err
+
+
+def test_more_runs_than_letters_have_names():
+    assert compare.letters(28)[24:] == ["Y", "Z", "R27", "R28"]

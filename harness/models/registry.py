@@ -80,8 +80,16 @@ class EvalModels(dict[str, Factory | str]):
 eval_models = EvalModels(
     {
         OWN: "harness.models.vlmamba:load",
-        "hf": "harness.models.transformers:load",  # any image-text-to-text model of transformers
-        "lmms": "harness.models.lmms_models:load",  # any of lmms-eval's model classes
-        "api": "harness.models.api:load",  # behind an OpenAI-compatible endpoint
+        "hf": "harness.models.transformers:load",
+        "lmms": "harness.models.lmms_models:load",
+        "api": "harness.models.api:load",
     }
 )
+ABOUT = {  # what `--model` takes, for lists
+    "nano": "the bundled demo model",
+    "FOLDER": "a checkpoint of this package",
+    "ORG/NAME": "such a checkpoint on the hub",
+    "hf:FOLDER_OR_ID": "any image-text-to-text model of transformers",
+    "lmms:NAME,KEY=VALUE,...": "any of lmms-eval's model classes",
+    "api:URL,model=NAME": "a model behind an OpenAI-compatible endpoint",
+}

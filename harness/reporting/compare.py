@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
 
 from harness.data.questions import NO_IMAGE
 from harness.reporting.render import p_text, paired_interval_text
 from harness.runs.schema import Sample, with_marks
 from harness.runs.store import NAMED, EvaluationRun
 from harness.runs.store import marks as marks_of
-from harness.scoring.paired import Paired, paired
+from harness.scoring.paired import Paired, holm, paired
 from vlmamba_core.errors import UserError
 
 HEADERS = ("task", "mean A", "mean B", "A - B", "95 % interval", "p", "n", "images", "A/B better")
@@ -111,4 +113,80 @@ def rows(found: Sequence[TaskComparison]) -> list[list[str]]:
             f"{c.paired.better}/{c.paired.worse}",
         ]
         for c in found
+    ]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two of several runs on one task; p_corrected: by Holm over all pairs and tasks compared."""
+
+    a: str
+    b: str
+    found: TaskComparison
+    p_corrected: float
+
+
+def letters(count: int) -> list[str]:
+    """A name for each of several runs: A to Z, then R27, R28..."""
+    return [chr(ord("A") + n) if n < 26 else f"R{n + 1}" for n in range(count)]
+
+
+def compare_all(runs: Sequence[EvaluationRun], *, seed: int = 0) -> list[Pair]:
+    """Every two runs on every task that both scored, task by task.
+
+    Raises UserError where no two have anything in common, or where one row asks two of them
+    something else.
+    """
+    named = list(zip(letters(len(runs)), runs, strict=True))
+    tasks = dict.fromkeys(task for run in runs for task in run.tasks)
+    compared = [
+        (first, second, found)
+        for task in tasks
+        for (first, a), (second, b) in combinations(named, 2)
+        if task in a.tasks and task in b.tasks
+        if (found := compare_task(a, b, task, seed)) is not None
+    ]
+    if not compared:
+        raise UserError(f"no two of {', '.join(run.name for run in runs)} share a scored question")
+    corrected = holm([found.paired.p_value for _, _, found in compared])
+    return [Pair(*one, p) for one, p in zip(compared, corrected, strict=True)]
+
+
+def matrix(
+    pairs: Sequence[Pair], task: str, runs: Sequence[EvaluationRun]
+) -> tuple[list[str], list[list[str]]]:
+    """(headers, rows) of a task: a row's run minus a column's in points, with the corrected p."""
+    named = dict(zip(letters(len(runs)), runs, strict=True))
+    cells = {}
+    for pair in pairs:
+        if pair.found.task == task:
+            points, p = 100 * pair.found.paired.difference, p_text(pair.p_corrected)
+            cells[pair.a, pair.b] = f"{points:+.1f} (p {p})"
+            cells[pair.b, pair.a] = f"{-points + 0.0:+.1f} (p {p})"
+    shown = [name for name in named if any(name in pair for pair in cells)]
+    rows = [
+        [
+            with_marks(a, marks_of(named[a].record["arguments"], task)),
+            *(cells.get((a, b), "" if a == b else "-") for b in shown),
+        ]
+        for a in shown
+    ]
+    return [task, *(f"- {name}" for name in shown)], rows
+
+
+def records(pairs: Sequence[Pair], runs: Sequence[EvaluationRun]) -> list[dict[str, Any]]:
+    """One flat entry a comparison, for JSON and CSV; scores and differences as fractions."""
+    known = dict(zip(letters(len(runs)), runs, strict=True))
+    return [
+        {
+            "task": pair.found.task,
+            "a": known[pair.a].name,
+            "b": known[pair.b].name,
+            "mean_a": pair.found.mean_a,
+            "mean_b": pair.found.mean_b,
+            **asdict(pair.found.paired),
+            "p_holm": pair.p_corrected,
+            "marks": ", ".join(pair.found.marks),
+        }
+        for pair in pairs
     ]

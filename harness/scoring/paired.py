@@ -70,6 +70,18 @@ def paired(
     )
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: p-values such that comparing each with 0.05 keeps the chance of
+    one false difference among all of them below that (Holm, 1979).
+    """
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected
+
+
 def _half_width(sums: np.ndarray, sizes: np.ndarray, mean: float) -> float | None:
     """Half of the 95 % interval of the mean difference."""
     from scipy import stats

@@ -17,6 +17,7 @@ class CocoCaptions(Benchmark):
     """Corpus-level caption metrics; both protocols prompt and score alike."""
 
     name = "coco_cap"
+    size = "5,000 images"
     headline = "CIDEr"
     metrics = ("CIDEr", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE_L")
     columns = ("answer",)

@@ -13,6 +13,7 @@ class EasyVQA(ExactMatch):
     """Exact match by the rules that GQA has under each protocol."""
 
     name = "easy_vqa"
+    size = "9,673 questions on 1,000 images"
     hub = Hub("easy-vqa", split="test")  # not on the hub: a package of that name on PyPI
     cluster_columns = ("image_id", "question_id")
 

@@ -15,6 +15,7 @@ class GQA(ExactMatch):
     """Exact match on the balanced questions of testdev."""
 
     name = "gqa"
+    size = "12,578 questions"
     paper_column = PaperColumn(2, "GQA")
     layout = published.layout
     llava = LlavaAnswers(id_column="id")

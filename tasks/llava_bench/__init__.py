@@ -21,6 +21,7 @@ class LlavaBench(Benchmark):
     """The answers' mean rating over the references', overall and by category."""
 
     name = "llava_bench"
+    size = "60 questions on 24 images"
     headline = "score"
     metrics = ("score",)
     columns = ("question_id", "question", "category")

@@ -35,6 +35,7 @@ class MmBench(Benchmark):
     """Circular accuracy (the headline), vanilla accuracy (unrotated rows), and by L2 category."""
 
     name = "mmbench"
+    size = "4,329 rows of 1,164 questions"
     paper_column: PaperColumn | None = PaperColumn(7, "MMB")  # of this edition alone
     headline = "accuracy"
     metrics = ("accuracy", "vanilla_accuracy")

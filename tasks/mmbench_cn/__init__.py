@@ -14,6 +14,7 @@ class MmBenchCn(MmBench):
     """MMBench in Chinese: other prompts, the same readings and metrics."""
 
     name = "mmbench_cn"
+    size = "4,329 rows of 1,164 questions"
     paper_column = None
     table_name = "mmbench"
     demo = False

@@ -23,6 +23,7 @@ class Mme(Benchmark):
     """Totals over the perception and the cognition subtasks, in points."""
 
     name = "mme"
+    size = "2,374 questions on 1,187 images"
     paper_column = PaperColumn(6, "MME")
     headline = "perception"
     metrics = ("perception", "cognition")

@@ -34,6 +34,7 @@ class Mmmu(Benchmark):
     """Accuracy over all questions, and by the six disciplines."""
 
     name = "mmmu"
+    size = "900 questions"
     headline = "accuracy"
     metrics = ("accuracy",)
     columns = ("id", "question", "options", "answer", "question_type")

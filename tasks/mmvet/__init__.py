@@ -35,6 +35,7 @@ class MMVet(Benchmark):
     """Mean grade of the answers, overall and for the questions that need each ability."""
 
     name = "mmvet"
+    size = "218 questions on 200 images"
     paper_column = PaperColumn(8, "MM-Vet")
     headline = "score"
     metrics = ("score",)

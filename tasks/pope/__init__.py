@@ -25,6 +25,7 @@ class Pope(Benchmark):
     """Yes/no questions about objects, in three categories of how the absent ones were drawn."""
 
     name = "pope"
+    size = "9,000 questions on 500 images"
     paper_column = PaperColumn(5, "POPE")
     headline = "f1"
     metrics = ("f1", "accuracy", "precision", "recall", "yes_ratio")

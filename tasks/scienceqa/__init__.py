@@ -25,6 +25,7 @@ class ScienceQa(Benchmark):
     """Accuracy on the questions that have an image (the headline), and on all questions."""
 
     name = "scienceqa"
+    size = "4,241 questions"
     paper_column = PaperColumn(3, "SQA-I")
     headline = "accuracy"
     text_only_questions = True

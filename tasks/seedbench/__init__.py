@@ -27,6 +27,7 @@ class SeedBench(Benchmark):
     """Accuracy on the questions about images, overall and by ability."""
 
     name = "seedbench"
+    size = "14,233 questions"
     headline = "accuracy"
     metrics = ("accuracy",)
     columns = ("question_id", "question", *(f"choice_{letter.lower()}" for letter in LETTERS))

@@ -24,6 +24,7 @@ class TextVQA(vqa_answers.PeoplesAnswers):
     """Accuracy of short answers against ten people's; `paper` shows the OCR tokens too."""
 
     name = "textvqa"
+    size = "5,000 questions on 3,166 images"
     paper_column = PaperColumn(4, "TextVQA")
     metrics = ("accuracy",)
     prompt_options = ("ocr",)

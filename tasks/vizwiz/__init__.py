@@ -21,6 +21,7 @@ class VizWiz(vqa_answers.PeoplesAnswers):
     """
 
     name = "vizwiz"
+    size = "4,319 questions"
     metrics = ("accuracy",)
     columns = ("question_id", "question", "answers")
     list_columns = ("answers",)

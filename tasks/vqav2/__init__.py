@@ -25,6 +25,7 @@ class VQAv2(vqa_answers.PeoplesAnswers):
     """Accuracy of short answers against ten people's, overall and by type of answer."""
 
     name = "vqav2"
+    size = "214,354 questions on 40,504 images"
     paper_column = PaperColumn(1, "VQAv2")
     metrics = ("accuracy", *(f"{kind}/accuracy" for kind in ANSWER_TYPES))
     columns = ("question", "answers", "answer_type")

@@ -140,7 +140,7 @@ LINES: dict[str, str] = {
     "report a --paper gone.csv": "cannot read gone.csv",
     "report a --paper file": "is not a row of a known table|cannot read|has no column",
     "report a --paper binary": "cannot read binary",
-    "compare a": "required: b",
+    "compare a": "one run is no comparison",
     "compare a gone": "no record.json in gone",
     "compare a p": "holds a profile; expected a run of harness.run",
     "compare a b --seed -1": "--seed is -1",

@@ -49,3 +49,27 @@ def test_columns_of_the_paper_are_distinct_and_in_its_order():
     ]
     headings = ["VQAv2", "GQA", "SQA-I", "TextVQA", "POPE", "MME", "MMB", "MM-Vet"]
     assert list(paper.benchmarks().values()) == headings
+
+
+def test_every_benchmark_says_what_it_is_and_how_large():
+    for name in tasks.NAMES:
+        task = tasks.load(name)
+        assert task.size in (ROOT / "tasks" / name / "README.md").read_text(), name
+        assert task.size[0].isdigit(), name
+        assert task.description.endswith((".", ")", "?")), name
+
+
+def test_the_list_of_tasks_and_models(capsys):
+    from harness import run
+    from harness.models.registry import ABOUT, OWN, eval_models
+
+    assert run.main(["--list"]) == 0
+    shown = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in shown.splitlines() if line}
+    assert lines.keys() >= {*tasks.NAMES, *ABOUT}
+    assert " yes " in lines["pope"]
+    assert " yes " not in lines["mmmu"]  # the demo has none
+    assert "9,000 questions on 500 images" in lines["pope"]
+    assert {kind for kind in eval_models if kind != OWN} == {
+        k.split(":")[0] for k in ABOUT if ":" in k
+    }
