@@ -1,5 +1,6 @@
 """MMMU against its own evaluation (stored cases) and lmms-eval's functions."""
 
+import datasets
 import pytest
 import yaml
 from lmms_eval.tasks._task_utils import mmmu_mcq_utils
@@ -96,3 +97,20 @@ def test_submission():
     docs = [DOC, OPEN | {"id": "test_Art_2"}, DOC | {"id": "test_Art_3"}]
     sent = task.submission(docs, ["(A)\n", " 24 V", "hm"])
     assert sent == {"validation_Art_Theory_1": "A", "test_Art_2": "24 V", "test_Art_3": ""}
+
+
+def test_a_copy_of_the_hubs_repository_with_a_config_a_subject(tmp_path):
+    from harness.data.sources import Source
+
+    for subject in ("Math", "Art_Theory", "Art"):
+        for split in ("dev", "validation"):
+            file = tmp_path / "MMMU" / subject / f"{split}-00000-of-00001.parquet"
+            row = DOC | {"id": f"{split}_{subject}_1", "image_1": None}
+            write_parquet([row], file)
+    rows = Source.parse(str(tmp_path)).rows(task)
+    assert rows["id"] == [f"validation_{name}_1" for name in ("Art", "Art_Theory", "Math")]
+
+
+def write_parquet(rows, file):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_list(rows).to_parquet(file)
