@@ -135,8 +135,10 @@ def demo(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-def test_two_processes_on_the_demo_follow_the_curve_of_one(stage, demo, tmp_path):
+@pytest.mark.parametrize(
+    ("way", "stage"), [("ddp", "pretrain"), ("ddp", "finetune"), ("fsdp", "finetune")]
+)
+def test_two_processes_on_the_demo_follow_the_curve_of_one(way, stage, demo, tmp_path):
     """The bundled model, its encoder and its data; the cache of features is filled by one."""
     arguments = ["--preset", "nano+vss_l2+bsm", "--stage", stage, "--init", "nano", "--cpu"]
     arguments += ["--data", str(demo / f"{stage}.json"), "--images", str(demo)]
@@ -144,7 +146,7 @@ def test_two_processes_on_the_demo_follow_the_curve_of_one(stage, demo, tmp_path
     arguments += ["--batch-size", "4", "--micro-batch", "2", "--max-length", "256"]
     # at the recipe's rate three steps raise the loss by a third, and what rounding differs with it
     arguments += ["--lr", "1e-4"]
-    train_in_two_processes("ddp", *arguments, "--out", str(tmp_path / "two"))
+    train_in_two_processes(way, *arguments, "--out", str(tmp_path / "two"))
     assert train.main([*arguments, "--out", str(tmp_path / "one")]) == 0
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == 3

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from test_llava_data import conversation, write
+from test_train_cli import train_in_two_processes
 from test_wrapped_language_model import FAMILIES, language_model
 from tiny import TINY_CLIP
 from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModel
@@ -31,6 +33,7 @@ from vlmamba.models.language import WrappedLM
 from vlmamba.processing import VLMambaProcessor
 from vlmamba_core.errors import UserError
 
+TWICE = {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]}
 NAMES = ("llama", "gpt_neox", "zamba2")
 WORDS = 320  # of the tokenizer; the models' vocabulary is as large, so that `<image>` needs room
 
@@ -40,7 +43,7 @@ def published(request, tmp_path_factory, tokenizer) -> Path:
     """A language model's folder as the hub has it: config.json, safetensors, tokenizer."""
     folder = tmp_path_factory.mktemp(request.param)
     FAMILIES[request.param]["vocab_size"], before = WORDS, FAMILIES[request.param]["vocab_size"]
-    model = language_model(request.param).model
+    model = language_model(request.param, TWICE if request.param == "zamba2" else {}).model
     FAMILIES[request.param]["vocab_size"] = before
     model.save_pretrained(folder / "lm")
     tokenizer.save_pretrained(folder / "lm")
@@ -189,3 +192,19 @@ def test_what_is_not_exact_is_measured_at_load_and_told(saved, tmp_path, capsys,
     assert evaluate([*command, "--out", str(tmp_path / "p")]) == 0
     told = json.loads((tmp_path / "p" / "record.json").read_text())["events"]
     assert told[-1].startswith(f"{family} is not exact in batches")
+
+
+@pytest.mark.parametrize("published", ["zamba2"], indirect=True)
+def test_a_hybrid_with_shared_blocks_is_sharded(published, tmp_path):
+    """Zamba2's attention has one set of weights in several layers."""
+    command = arguments(published, tmp_path / "one", "pretrain")
+    assert train.main(command) == 0
+    init = ["--init", str(tmp_path / "one" / "final")]
+    assert train.main(arguments(published, tmp_path / "tuned", "finetune", *init)) == 0
+    more = arguments(published, tmp_path / "two", "finetune", *init)
+    train_in_two_processes("fsdp", *more)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "tuned"), rel=1e-4)
+    one, two = (
+        load_file(tmp_path / name / "final" / "model.safetensors") for name in ("tuned", "two")
+    )
+    assert one.keys() == two.keys()

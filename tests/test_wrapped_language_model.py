@@ -27,9 +27,9 @@ SHARES = {"llama": True, "gpt_neox": True, "phi": True, "zamba2": False}
 LENGTHS = (9, 5, 2)
 
 
-def language_model(name: str) -> WrappedLM:
+def language_model(name: str, changes: dict | None = None) -> WrappedLM:
     torch.manual_seed(0)
-    model = WrappedLM(AutoConfig.for_model(name, **FAMILIES[name])).eval()
+    model = WrappedLM(AutoConfig.for_model(name, **(FAMILIES[name] | (changes or {})))).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.2)

@@ -31,7 +31,7 @@ from accelerate import Accelerator
 from transformers.utils import logging
 
 from vlmamba import checkpoints
-from vlmamba.training import data_setup, init_model, loop, resume, trainer_state
+from vlmamba.training import data_setup, init_model, loop, resume, sharded, trainer_state
 from vlmamba.training.arguments import RunArguments
 from vlmamba.training.estimate import estimate, table
 from vlmamba.training.plan import Plan, resolve
@@ -89,7 +89,7 @@ def dry_run(plan: Plan) -> None:
     at_once = plan.hyper.micro_batch * accelerator.num_processes
     hyper = replace(plan.hyper, batch_size=min(plan.hyper.batch_size, at_once))
     plan = replace(plan, hyper=hyper)
-    model, processor = start(plan)
+    model, processor = sharded.read_once(lambda: start(plan), accelerator)
     model.to(accelerator.device)
     data = data_setup.first_examples(plan, model, processor, accelerator)
     job = loop.Run(model, processor, data, plan.stage, hyper, Path(), {}, strict=plan.args.strict)
@@ -119,11 +119,14 @@ def train(plan: Plan, accelerator: Accelerator) -> Path:
     if resume_from is not None:
         saved = trainer_state.read_state(resume_from)["settings"]
         resume.check_same_run(saved, plan, digests, resume_from)
-        model, processor = checkpoints.load(str(resume_from), adapter=False)
+        folder = str(resume_from)
+        model, processor = sharded.read_once(
+            lambda: checkpoints.load(folder, adapter=False), accelerator
+        )
         # from the tokenizer, as where it is built
         plan.config.image_token_id = model.config.image_token_id
     else:
-        model, processor = start(plan)
+        model, processor = sharded.read_once(lambda: start(plan), accelerator)
     settings = resume.run_settings(plan, digests)
     if accelerator.is_main_process:
         (out / "summary.json").unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from vlmamba.data import examples, feature_cache, index, llava, text
@@ -99,13 +100,13 @@ def image_source(
         return None
     if root is None:
         return PixelImages(images, processor)
-    with accelerator.main_process_first():
-        cache = feature_cache.open_cache(root, images, model, processor)
-        if accelerator.is_main_process:
-            wanted = (image for i in found.usable for image in file[int(i)].images)
-            if broken := feature_cache.fill_cache(cache, wanted, model, processor):
-                tqdm.write(f"{broken} broken image files: their samples are left out")
-    return cache
+    opened: list[Any] = [None]
+    if accelerator.is_main_process:  # under FSDP it alone has the encoder's weights
+        opened = [feature_cache.open_cache(root, images, model, processor)]
+        wanted = (image for i in found.usable for image in file[int(i)].images)
+        if broken := feature_cache.fill_cache(opened[0], wanted, model, processor):
+            tqdm.write(f"{broken} broken image files: their samples are left out")
+    return broadcast_object_list(opened)[0]
 
 
 def index_terms(plan: Plan, model: Any, digest: str) -> dict[str, Any]:

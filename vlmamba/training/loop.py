@@ -30,7 +30,7 @@ from vlmamba.data.collate import Batch, MicroBatches
 from vlmamba.data.examples import Examples
 from vlmamba.data.sampler import MicroBatchOrder
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
-from vlmamba.training import lora, trainer_state
+from vlmamba.training import lora, sharded, trainer_state
 from vlmamba.training.evaluation import Evaluation, benchmark, mean_loss, summed_loss
 from vlmamba.training.optimizer import build_optimizer
 from vlmamba.training.plot import draw
@@ -79,7 +79,9 @@ def make_accelerator(hyper: Hyperparameters, cpu: bool = False) -> Accelerator:
     """
     precision = "bf16" if hyper.dtype == "bf16" else "no"
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
-    return Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[patience])
+    accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[patience])
+    sharded.shard_on_cpus(accelerator)
+    return accelerator
 
 
 def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -> Path:
@@ -150,7 +152,7 @@ def prepare(
         # block by block: they are alike, so one compilation serves all, for every length
         for block in run.model.language_model.blocks():
             block.compile(dynamic=True)
-    return accelerator.prepare(run.model, build_optimizer(run.model, hyper))
+    return sharded.prepare(accelerator, run.model, build_optimizer(run.model, hyper))
 
 
 def set_learning_rate(

@@ -106,6 +106,8 @@ def write_model(
     weights = accelerator.get_state_dict(model)
     if accelerator.is_main_process:
         whole = accelerator.unwrap_model(model)
+        for copy in whole.all_tied_weights_keys:  # gathered shards no longer share their memory
+            weights.pop(copy, None)
         if hyper.lora:
             weights, adapter = lora.split(whole, weights)
             lora.save(folder, adapter, hyper)
