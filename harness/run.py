@@ -112,6 +112,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--backend", default="auto", help=f"selective scan: {', '.join(BACKENDS)}")
     add("--seed", type=int, default=0, help="seed of all generators")
+    add(
+        "--cost",
+        action="store_true",
+        help="also measure seconds to the first token, and 256 new tokens over the whole time",
+    )
     add("--submit", type=Path, metavar="DIR", help="write the test servers' files here")
     judging.add_arguments(parser)
     add("--from-record", type=Path, metavar="FILE", help="repeat the run of a record.json")
@@ -307,6 +312,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if rank == 0:
                 rerun.warn(before, evaluation.terms_of(arguments, model))
             predictions = evaluation.ask(model, asked, args.protocol)
+            if args.cost and rank == 0:
+                model.cost = evaluation.measure_cost(model, asked, args.protocol)
         if predictions is not None:  # every process but the first is done
             if args.overwrite:
                 folder.clear()
@@ -348,6 +355,8 @@ def finish(
     kept = f" ({resumed} answers were already there)" if resumed else ""
     print(f"written to {run.folder.path}: record.json, table.md, samples_*.jsonl{kept}")
     print(evaluation.say_where_the_time_went(record["timing"]))
+    if line := evaluation.say_cost(record["cost"]):
+        print(line)
     for line in evaluation.check(run, record, asked, outcomes):
         print(f"warning: {line}", file=sys.stderr)
     return record

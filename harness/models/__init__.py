@@ -2,6 +2,7 @@
 
 base        what the harness asks of any model: `EvalModel`, a `Request`, its `Picture`s
 resumable   journal, unreadable images, batches that do not fit, timing: around any model
+cost        what one question costs, measured the same way for every kind of model
 ranks       processes of one run: whose question is whose, and what one does when another dies
 registry    models by kind: `--model KIND:NAME`
 vlmamba     this project's checkpoints: grouped by image, one prefill shared by its questions

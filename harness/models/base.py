@@ -94,6 +94,7 @@ class EvalModel(ABC):
     batch_size: int = 1
     parameters: int | None = None
     notes: tuple[str, ...] = ()  # what a record and its reader must know of how answers are made
+    device: Any = None  # torch's, where the model runs in this process
 
     @abstractmethod
     def provenance(self) -> dict[str, Any]:
@@ -123,3 +124,11 @@ class EvalModel(ABC):
     def describe(self) -> dict[str, Any]:
         """What a record says of the model besides its name."""
         return {}
+
+    def generate_tokens(self, request: Request, new_tokens: int) -> int | None:
+        """Decode `new_tokens` for one request, past any end token where the model can do that.
+
+        Returns how many came; None where nobody can say.  For `harness.models.cost`: greedy, the
+        request alone, nothing kept from an earlier call.
+        """
+        raise NotImplementedError("it has no generate_tokens")

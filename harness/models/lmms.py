@@ -72,7 +72,7 @@ class VLMamba(lmms):
             revision=revision,
         )
         model = eval_models.load(pretrained, options)
-        self.device = getattr(model, "device", torch.device("cpu"))  # lmms-eval gathers there
+        self.device = model.device or torch.device("cpu")  # lmms-eval gathers there
         self.batch_size = model.batch_size
         self.answers = Resumable(model)
 

@@ -81,6 +81,7 @@ class LmmsModel(EvalModel):
                 f"{type(error).__name__}: {one_line(str(error))[:300]}"
             ) from error
         self.weights = getattr(self.inner, "model", None)
+        self.device = getattr(self.inner, "device", None)
         if isinstance(self.weights, torch.nn.Module):
             self.parameters = sum(p.numel() for p in self.weights.parameters())
 
@@ -136,6 +137,14 @@ class LmmsModel(EvalModel):
                     on_done(index, alone[0])
                 else:
                     on_done(index, None, why)
+
+    def generate_tokens(self, request: Request, new_tokens: int) -> int | None:
+        """Ask for up to `new_tokens`; counted by the class's tokenizer, where it shows one."""
+        texts, problem = self._ask([request], Limits(new_tokens))
+        if problem is not None:
+            raise UserError(f"{self.name}: {problem}")
+        encode = getattr(getattr(self.inner, "tokenizer", None), "encode", None)
+        return len(encode(texts[0], add_special_tokens=False)) if encode else None
 
     def _ask(self, requests: Sequence[Request], limits: Limits) -> tuple[list[str], str | None]:
         """The answers, and what went wrong (None: nothing)."""

@@ -45,6 +45,7 @@ class Resumable:
             "images": 0,
             "resumed_answers": 0,
         }
+        self.cost: dict[str, Any] = {}  # of one question, where it was measured
         self._batch_size = model.batch_size
         self._answered = self._refusals = 0
         self.provenance = model.provenance() if journal is not None else {}

@@ -118,6 +118,22 @@ class VLMambaModel(EvalModel):
         with use_backend(self.backend):
             generator.generate(questions, limits.max_new_tokens, batch_size, on_done)
 
+    @torch.inference_mode()
+    def generate_tokens(self, request: Request, new_tokens: int) -> int:
+        """Decode exactly `new_tokens` for one request, by generate()."""
+        question = self._question(request)
+        inputs = self.processor(
+            text=[question.prompt],
+            images=[[picture.image for picture in request.pictures]] if request.pictures else None,
+            return_tensors="pt",
+        ).to(self.device)
+        with use_backend(self.backend):
+            generate: Any = self.model.generate
+            generate(
+                **inputs, do_sample=False, max_new_tokens=new_tokens, min_new_tokens=new_tokens
+            )
+        return new_tokens
+
     def _question(self, request: Request) -> Question:
         text = request.prompt.replace(IMAGE, "")  # a question cannot bring image tokens along
         if not request.pictures:

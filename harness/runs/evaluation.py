@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harness.data.images import UnreadableImage
 from harness.data.questions import NO_IMAGE, Question
 from harness.data.sources import Source
-from harness.models import ranks
+from harness.models import cost, ranks
 from harness.models.base import EvalModel, Limits, Picture, Request
 from harness.models.resumable import Resumable
 from harness.runs import schema
@@ -172,6 +173,7 @@ def write(
         "lmms_eval_check": {one.task.name: "not made yet" for one in asked},
         "lmms_eval_check_against": {one.task.name: official.NOTHING for one in asked},
         **terms_of(arguments, model),
+        "cost": cost_of(model),
         "events": model.events,
         "timing": {**model.timing, "total_s": time.perf_counter() - started},
         "finished": schema.now(),
@@ -253,6 +255,46 @@ def write_submission(
     if unreadable:
         notes.append(f"{unreadable} answers in it are empty: their images are unreadable")
     return notes + about
+
+
+def measure_cost(model: Resumable, asked: Sequence[Asked], protocol: str) -> dict[str, Any]:
+    """What one question costs, measured on the first with a picture; empty where none can be read.
+
+    A model that offers no way to measure it is noted.
+    """
+    for question in (question for one in asked for question in one.questions):
+        request = request_of(question, protocol)
+        if not request.pictures or question.image_key is None:
+            continue
+        try:
+            return cost.measure(model.model, request).record()
+        except UnreadableImage:
+            continue
+        except UserError as error:
+            model.note(str(error))
+            break
+    return {}
+
+
+def cost_of(model: Resumable) -> dict[str, Any]:
+    """The record's part on cost: what every run tells, and what `measure_cost` found."""
+    timing = model.timing
+    rate = timing["questions"] / timing["generate_s"] if timing["generate_s"] else None
+    found = {"parameters": model.model.parameters, "questions_per_s": rate}
+    return found | model.cost
+
+
+def say_cost(found: Mapping[str, Any]) -> str:
+    """One line on what was measured by `measure_cost`; empty where nothing was."""
+    if "total_s" not in found:
+        return ""
+    parts = [f"first token after {found['first_token_s']:.3g} s"]
+    if found["tokens_per_s"] is not None:
+        rate = f"{found['tokens_per_s']:.3g} tokens/s"
+        parts.append(f"{found['new_tokens']} new tokens / total time, batch 1: {rate}")
+    if found["peak_mem_bytes"] is not None:
+        parts.append(f"peak memory {found['peak_mem_bytes'] / 2**30:.3g} GiB")
+    return "one question: " + ", ".join(parts)
 
 
 def terms_of(arguments: Arguments, model: Resumable) -> dict[str, Any]:
