@@ -28,7 +28,8 @@ from harness.models import ranks
 from harness.models.base import EvalModel, Limits, OnDone, Request
 from harness.models.registry import ModelOptions
 from harness.models.resumable import is_out_of_memory
-from harness.models.vlmamba import choose_device, model_sha256
+from harness.models.vlmamba import choose_device
+from vlmamba.weight_files import weights_sha256
 from vlmamba_core.errors import UserError, one_line, unknown
 
 SPLIT = "test"  # one for all: the class only looks documents up by it
@@ -166,7 +167,7 @@ class LmmsModel(EvalModel):
         return texts, None
 
     def _sha256(self) -> str | None:
-        return model_sha256(self.weights) if isinstance(self.weights, torch.nn.Module) else None
+        return weights_sha256(self.weights) if isinstance(self.weights, torch.nn.Module) else None
 
 
 def _instance(request: Request, number: int, limits: Limits) -> Instance:

@@ -49,8 +49,7 @@ from vlmamba_core.errors import UserError, one_line
 
 AGREEMENT = 8  # questions of the run that are also asked one by one
 MODES = (BATCHED, EQUAL, ALONE)
-# What generate() would do besides taking the most likely token; only the first is done here too
-PENALTY = "repetition_penalty"
+# What generate() would do besides taking the most likely token and penalising repetition
 OTHER_RULES = (
     *("no_repeat_ngram_size", "bad_words_ids", "min_length", "min_new_tokens", "suppress_tokens"),
     *("begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "sequence_bias"),
@@ -105,6 +104,8 @@ class TransformersModel(EvalModel):
         self.reasons: list[str] = []  # why not a faster mode
         self.error: float | None = None
         self.mode = mode or self._choose_mode()
+        if self.reasons:  # a run that is slower than it might be says why
+            self.notes = (f"questions are answered {self.mode}: {'; '.join(self.reasons)}",)
         self.checked = self.different = 0
         self._agreement = agreement
         self._kept_images: dict[str, Any] | None = None
