@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -210,3 +212,12 @@ def test_a_question_brings_no_image_tokens_along(folders, demo_requests):
 def test_what_is_no_such_model_is_one_line(tmp_path):
     with pytest.raises(UserError, match="cannot load .* as an image-text-to-text model"):
         TransformersModel(str(tmp_path))
+
+
+def test_the_command_that_times_shared_prefixes_runs(capsys):
+    tool = Path(__file__).resolve().parents[1] / "tools" / "time_shared_prefix.py"
+    assert runpy.run_path(str(tool))["main"](["--small", "--images", "1", "--repeats", "1"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (found["shared_tokens"], found["question_tokens"]) == (765, 24)
+    assert (found["questions"], found["different_answers"]) == (18, 0)
+    assert found["mode"] == BATCHED and found["times_faster"]["alone"] > 0
