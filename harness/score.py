@@ -27,16 +27,17 @@ from typing import Any
 import tasks
 from harness.data.readers import is_file, read_documents, read_task_rows, repeat_note
 from harness.reporting import render
-from harness.runs import schema
+from harness.runs import rescore, schema
+from harness.runs.rescore import Answers
 from harness.runs.schema import TaskResult
 from harness.runs.store import marks
-from harness.scoring import imports, rescore, submit
+from harness.scoring import imports, submit
 from harness.scoring import judge as judging
 from harness.scoring.llava_answers import Joined
-from harness.scoring.rescore import Answers
 from tasks.common import PROTOCOLS, Benchmark, Case, Report, check_protocol
 from vlmamba_core.cli import Parser, cli
 from vlmamba_core.errors import UserError
+from vlmamba_core.folder import write_atomically
 
 SHOWN = 20  # changed rows that --compare prints without --per-case
 
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         content = as_json(task, rows, report, args.protocol)
         write_json(args.json, content | (judge.terms() if judge else {}))
     if args.out:
-        rescore.write_run(
+        run = rescore.write_run(
             args.out,
             task,
             answers,
@@ -104,6 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             truth=args.truth,
             overwrite=args.overwrite,
         )
+        label = run.record["label"]
+        title = f"{run.title}\n{label}" if label else run.title
+        table = render.report(run.results(), title, markdown=True)
+        write_atomically(args.out / "table.md", table)
     result = schema.result_of(task, [row.doc for row in rows], report, args.protocol)
     apart = marks((answers.record or {}).get("arguments", {}))
     print(summary(replace(result, marks=tuple(apart)), args.protocol, answers.missing))

@@ -16,7 +16,7 @@ from vlmamba.checkpoints import load
 from vlmamba.config import VLMambaConfig
 from vlmamba.models.selective_scan import use_backend
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
-from vlmamba.processing import SYSTEM, build_image_processor
+from vlmamba.processing import SYSTEM
 from vlmamba_core.errors import UserError
 
 
@@ -209,7 +209,8 @@ def test_the_demo_encoders_features_are_standardised():
     model.vision_encoder.load_pretrained()
     folder = Path(vlmamba.__file__).parent / "assets" / "backgrounds"
     photos = [Image.open(path).convert("RGB").resize((224, 224)) for path in folder.glob("*.jpg")]
-    pixels = build_image_processor(model.config.vision_config)(photos, return_tensors="pt")
+    transform = model.config.vision_encoder.transform(model.config.vision_config)
+    pixels = transform(photos, return_tensors="pt")
     with torch.no_grad():
         features = model.encode_images(pixels["pixel_values"])
     assert abs(features.mean()) < 0.3 and 0.5 < features.std() < 2

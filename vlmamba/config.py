@@ -1,7 +1,8 @@
 """The model's configuration, and the named presets.
 
 A preset is `LLM[+ENCODER][+CONNECTOR][+SCAN]`, in any order after the first, for instance
-`2.8b-slimpj+siglip-so400m-384+vss_l2+bsm` (the paper's final model) or `nano` (the demo).
+`2.8b-slimpj+siglip-so400m-384+vss_l2+bsm` (the paper's final model) or `nano` (the demo). Several
+encoders are fused, patch by patch: `2.8b+dinov2-l-384+siglip-so400m-384+mlp`.
 `hf:FOLDER_OR_ID[@REVISION]` as LLM is any causal language model of transformers in its published
 form, for instance `hf:EleutherAI/pythia-1.4b+clip-l-336+mlp`; nothing in it may contain a `+`.
 Sizes: `state-spaces/mamba-*` and `mamba2-*`; connectors and scans: VL-Mamba, section 3.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +96,18 @@ VISION_ENCODERS: dict[str, dict[str, Any]] = {
         "vision_use_head": False,
     },
 }
+VISION_ENCODERS["dinov2-l-384"] = {
+    "model_type": "dinov2",
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 518,  # of its position embeddings, interpolated to
+    "resolution": 384,
+    "patch_size": 14,
+    "layer_norm_eps": 1e-6,
+}
 VISION_MODEL_IDS = {
+    "dinov2-l-384": "facebook/dinov2-large",
     "clip-l-336": "openai/clip-vit-large-patch14-336",
     "siglip-so400m-384": "google/siglip-so400m-patch14-384",
 }
@@ -126,6 +139,24 @@ class EfficientNetLite0Config(PretrainedConfig):
 
 
 AutoConfig.register("efficientnet_lite0", EfficientNetLite0Config, exist_ok=True)
+
+
+class FusedVisionConfig(PretrainedConfig):
+    """Several encoders of one picture side by side: `encoders` holds their configurations."""
+
+    model_type = "fused_vision_model"
+
+    def __init__(self, encoders: Sequence[Any] = (), **kwargs: Any):
+        given = [e if isinstance(e, PretrainedConfig) else _vision_config(e) for e in encoders]
+        self.encoders = given
+        super().__init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers writes it, the parts as objects."""
+        return super().to_dict() | {"encoders": [encoder.to_dict() for encoder in self.encoders]}
+
+
+AutoConfig.register("fused_vision_model", FusedVisionConfig, exist_ok=True)
 
 
 class MambaConfig(PretrainedConfig):
@@ -296,25 +327,38 @@ class VLMambaConfig(PretrainedConfig):
         _check_type("scan_shared", self.scan_shared, bool, "true or false")
         for name in ("vision_model_id", "language_model_id", "tokenizer_id"):
             _check_type(name, getattr(self, name), str | None, "text or null")
-        for name in VISION_SIZES:
-            if hasattr(self.vision_config, name):
-                value = getattr(self.vision_config, name)
+        for vision in getattr(self.vision_config, "encoders", [self.vision_config]):
+            self._check_encoder(vision)
+        if self.grid[0] > LARGEST_GRID:
+            raise UserError(f"config: {self.grid[0]} patches a side; expected up to {LARGEST_GRID}")
+
+    def _check_encoder(self, vision: PretrainedConfig) -> None:
+        for name in (*VISION_SIZES, "resolution"):
+            if hasattr(vision, name):
+                value = getattr(vision, name)
                 if value != 0 or name not in MAY_BE_ZERO:
                     _check_size(f"vision_config.{name}", value, LARGEST.get(name, LARGEST_SIZE))
-        layers = getattr(self.vision_config, "num_hidden_layers", 0)
+        layers = getattr(vision, "num_hidden_layers", 0)
         if layers and not -layers - 1 <= self.vision_feature_layer <= layers:
             raise UserError(
                 f"config: vision_feature_layer is {self.vision_feature_layer}; the encoder has "
                 f"{layers} layers"
             )
-        if self.grid[0] > LARGEST_GRID:
-            raise UserError(f"config: {self.grid[0]} patches a side; expected up to {LARGEST_GRID}")
+
+    @property
+    def vision_encoder(self) -> Any:
+        """The encoder's class (vlmamba.models.vision): what knows its width, grid and transform."""
+        return registry.vision_encoders[self.vision_config.model_type]
 
     @property
     def grid(self) -> tuple[int, int]:
         """Patch rows and columns of one image."""
-        side = self.vision_config.image_size // self.vision_config.patch_size
-        return side, side
+        return self.vision_encoder.grid(self.vision_config)
+
+    @property
+    def vision_width(self) -> int:
+        """Dv: the width of a patch."""
+        return self.vision_encoder.width(self.vision_config)
 
     @property
     def num_patches(self) -> int:
@@ -346,10 +390,10 @@ class VLMambaConfig(PretrainedConfig):
             raise unknown("language model preset", llm, [*LANGUAGE_MODELS, "hf:FOLDER_OR_ID"])
         if overrides.get("text_config") is not None:  # another language model altogether
             fields = {"language_model_id": None}
-        encoder = DEFAULT_ENCODER.get(llm, "siglip-so400m-384")
+        encoders = []
         for part in parts:
             if part in VISION_ENCODERS:
-                encoder = part
+                encoders.append(part)
             elif part in registry.connectors:
                 fields["connector"] = part
             elif part in SCANS:
@@ -357,8 +401,7 @@ class VLMambaConfig(PretrainedConfig):
             else:
                 known = [*VISION_ENCODERS, *registry.connectors, *SCANS]
                 raise unknown("preset part", part, known)
-        fields["vision_config"] = VISION_ENCODERS[encoder]
-        fields["vision_model_id"] = VISION_MODEL_IDS.get(encoder)
+        fields |= _encoders(encoders or [DEFAULT_ENCODER.get(llm, "siglip-so400m-384")])
         if "tokenizer_id" not in fields:
             fields["tokenizer_id"] = TOKENIZER_ID if fields["language_model_id"] else None
         return cls(**{**fields, **overrides})
@@ -453,13 +496,27 @@ def _sub_config(name: str, fields: dict[str, Any]) -> PretrainedConfig:
         raise UserError(f"config: {name}: {' '.join(str(error).split())}") from error
 
 
+def _encoders(names: list[str]) -> dict[str, Any]:
+    """The fields of one encoder, or of several fused ones, by their preset names."""
+    if len(names) == 1:
+        return {
+            "vision_config": VISION_ENCODERS[names[0]],
+            "vision_model_id": VISION_MODEL_IDS.get(names[0]),
+        }
+    parts = [VISION_ENCODERS[name] for name in names]
+    ids = [VISION_MODEL_IDS.get(name) for name in names]
+    return {
+        "vision_config": {"model_type": "fused_vision_model", "encoders": parts},
+        "vision_model_id": ",".join(map(str, ids)) if all(ids) else None,
+    }
+
+
 def _vision_config(fields: Any) -> PretrainedConfig:
     if not isinstance(fields, dict):
         raise UserError(f"config: vision_config is {fields!r}; expected a JSON object")
-    known = {encoder["model_type"] for encoder in VISION_ENCODERS.values()}
     kind = str(fields.get("model_type"))
-    if kind not in known:
-        raise unknown("vision encoder", kind, known)
+    if kind not in registry.vision_encoders:
+        raise unknown("vision encoder", kind, registry.vision_encoders)
     return _sub_config("vision_config", fields)
 
 

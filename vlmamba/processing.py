@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from PIL import Image
-from transformers import AutoProcessor, PretrainedConfig, ProcessorMixin
+from transformers import AutoProcessor, ProcessorMixin
 
 from vlmamba import hub_files
 from vlmamba.chat_template import CHAT_TEMPLATE, SYSTEM
@@ -88,7 +88,7 @@ class VLMambaProcessor(ProcessorMixin):
         config.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE)
         _follow(config, tokenizer)
         return cls(
-            image_processor=build_image_processor(config.vision_config),
+            image_processor=config.vision_encoder.transform(config.vision_config),
             tokenizer=tokenizer,
             num_image_tokens=config.num_image_tokens,
         )
@@ -305,24 +305,6 @@ def conversation_text(conversations: list[dict[str, str]]) -> str:
     """A conversation in the `vicuna_v1` template as one text, without images."""
     pieces = _vicuna(without_images(conversations))
     return "".join(piece.text + "\n" * piece.ends for piece in pieces)
-
-
-def build_image_processor(vision_config: PretrainedConfig) -> Any:
-    """The encoder's published image transform, as a transformers image processor."""
-    from transformers import CLIPImageProcessor, SiglipImageProcessor
-
-    kind, side = vision_config.model_type, vision_config.image_size
-    square = {"height": side, "width": side}
-    if kind == "siglip_vision_model":
-        return SiglipImageProcessor(size=square)
-    if kind == "efficientnet_lite0":
-        return CLIPImageProcessor(
-            size=square,
-            do_center_crop=False,
-            image_mean=[127 / 255] * 3,
-            image_std=[128 / 255] * 3,
-        )
-    return CLIPImageProcessor(size={"shortest_edge": side}, crop_size=square)
 
 
 AutoProcessor.register(VLMambaConfig, VLMambaProcessor, exist_ok=True)

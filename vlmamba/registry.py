@@ -37,6 +37,11 @@ class Registry(dict[str, Any]):
 
         return register
 
+    def check(self, name: str) -> None:
+        """Raise UserError, naming the known ones, unless there is a part of this name."""
+        if name not in self:
+            raise unknown(self.kind, name, self)
+
     def __missing__(self, name: str) -> Any:
         raise unknown(self.kind, name, self)
 

@@ -210,13 +210,13 @@ def _check_sizes(config: dict[str, Any], files: Sequence[Path]) -> None:
     # older folders have the language model's settings beside the rest
     text = config.get("text_config")
     config = {**(text if isinstance(text, dict) else {}), **config}
-    wanted = [config.get("vocab_size"), config.get("d_model")]
+    wanted = [config.get("vocab_size"), config.get("d_model", config.get("hidden_size"))]
     if shape is not None and shape != wanted:
         raise UserError(
             f"the checkpoint has wrong shapes for {EMBEDDING}: {shape}, but config.json gives "
             f"{wanted}"
         )
-    if layers and len(layers) != config.get("n_layer"):
+    if layers and "n_layer" in config and len(layers) != config["n_layer"]:
         raise UserError(
             f"config.json asks for {config.get('n_layer')!r} layers, the checkpoint lacks or "
             f"exceeds them with {len(layers)}"

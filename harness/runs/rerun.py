@@ -93,11 +93,13 @@ def refuse_another(
         )
 
 
-def refuse_other_weights(folder: Path, before: Mapping[str, Any] | None, sha256: str) -> None:
+def refuse_other_weights(
+    folder: Path, before: Mapping[str, Any] | None, sha256: str | None
+) -> None:
     """Raise UserError where the run in `folder` was made by a model of the same name, not this."""
     model = before.get("model") if before else None
     found = model.get("sha256") if isinstance(model, Mapping) else None
-    if found not in (None, sha256):
+    if sha256 is not None and found not in (None, sha256):
         raise UserError(
             f"{folder} holds a finished run of other weights of this name (sha256 "
             f"{_text(found)}); give another --out, or --overwrite to replace it"

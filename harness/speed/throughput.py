@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from harness.speed.language_model import Models
 from harness.speed.timing import VL_MAMBA, Comparison, Contender, Effort, side_by_side
@@ -88,8 +88,8 @@ class GivenFeatures(VisionEncoder):
 
     weights_in_checkpoint = True
 
-    def __init__(self, features: Tensor):
-        super().__init__()
+    def __init__(self, features: Tensor, vision: PretrainedConfig):
+        super().__init__(vision, -1, None)
         self.features = features  # (1, P, Dv)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -102,9 +102,9 @@ def throughput(shape: Shape, models_: Models, effort: Effort) -> Comparison:
     """Seconds for a question, grouped and one at a time."""
     model = models_.vl_mamba
     baseline = cast(Any, models_.direct())  # a PreTrainedModel, and a GenerationMixin
-    patches = model.config.num_image_tokens, model.config.vision_config.hidden_size
+    patches = model.config.num_patches, model.config.vision_width
     features = torch.randn(1, *patches).to(model.device, model.dtype)
-    model.vision_encoder = GivenFeatures(features)
+    model.vision_encoder = GivenFeatures(features, model.config.vision_config)
     tokenizer = word_tokenizer([SYSTEM, question(" ".join(OBJECTS)), "USER: ASSISTANT:"])
     processor = VLMambaProcessor.from_config(model.config, tokenizer)
     work = requests(shape, processor)

@@ -141,7 +141,7 @@ def sample(model: VLMambaForConditionalGeneration) -> tuple[Tensor, Tensor]:
     """Image features (1, P, Dv) and text (1, T) of one sample."""
     config = model.config
     generator = torch.Generator().manual_seed(0)
-    shape = (1, config.num_image_tokens, config.vision_config.hidden_size)
+    shape = (1, config.num_patches, config.vision_width)
     features = torch.randn(shape, generator=generator)
     return features, torch.randint(2, 1000, (1, TEXT_TOKENS), generator=generator)
 

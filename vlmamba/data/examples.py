@@ -89,11 +89,11 @@ class ConversationExamples:
         shown, length = len(sample.images), self.max_length
         if len(ids) <= length:
             return Example(ids, labels), shown
-        patches = self.processor.num_image_tokens
+        per_image = self.processor.num_image_tokens
         image_tokens = (ids == self.image_token_id).nonzero().flatten().tolist()
-        while shown and image_tokens[shown * patches - 1] >= length:
+        while shown and image_tokens[shown * per_image - 1] >= length:
             shown -= 1
-            length = min(length, image_tokens[shown * patches])
+            length = min(length, image_tokens[shown * per_image])
         ids, labels = ids[:length], labels[:length]
         if (labels == IGNORE).all():
             cut = shown < len(sample.images)

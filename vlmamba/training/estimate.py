@@ -15,15 +15,12 @@ and communication buffers come on top, on a CPU some 1 GiB of Python and its lib
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlmamba.config import VLMambaConfig
-from vlmamba.models.mixers.base import Mixer
-from vlmamba.models.scan2d import scan_orders
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.training import lora
 from vlmamba.training.recipe import Hyperparameters
@@ -73,7 +70,7 @@ def estimate(config: VLMambaConfig, stage: Stage, hyper: Hyperparameters) -> Est
     text = hyper.max_length - (config.num_image_tokens if has_images else 0)
     sample = _language_flops(model, max(1, text), stage, hyper)
     if has_images:
-        sample += _vision_flops(model, config) + _connector_flops(model, config)
+        sample += _vision_flops(model, config) + 3 * model.connector.flops()
     return Estimate(
         parameters,
         trainable,
@@ -101,20 +98,11 @@ def _language_flops(
     return forward * (1 + backward + again) + head * (1 + backward)
 
 
-def _connector_flops(model: VLMambaForConditionalGeneration, config: VLMambaConfig) -> float:
-    """Forward and backward of one image; the scanned layer runs once per direction."""
-    scanned = sum(p.numel() for n, p in model.connector.named_parameters() if "vss." in n)
-    directions = len(scan_orders(config.scan, *config.grid)[0])
-    repeats = directions if config.scan_shared else 1  # unshared: each direction has its own
-    once = _count(model.connector) - scanned
-    return 3 * 2 * config.num_image_tokens * (once + repeats * scanned)
-
-
 def _vision_flops(model: VLMambaForConditionalGeneration, config: VLMambaConfig) -> float:
     """Forward of one image, counted by running the encoder on the meta device."""
-    side = config.vision_config.image_size
+    pixels = torch.empty(1, *config.vision_encoder.pixels(config.vision_config), device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.vision_encoder.eval()(torch.empty(1, 3, side, side, device="meta"))
+        model.vision_encoder.eval()(pixels)
     return counter.get_total_flops()
 
 
@@ -135,8 +123,9 @@ def _activation_bytes(
     kept, at_work = (hyper.max_length * size for size in of_token)
     encoder = 0
     if text is not None:
-        kept += _connector_bytes(model, element)
-        encoder = _encoder_bytes(config)
+        kept += model.connector.activation_bytes(element)
+        vision = config.vision_config
+        encoder = config.vision_encoder.working_bytes(vision)
     in_forward, in_backward = _cast_bytes(model, hyper)
     # float32: logits and their log-softmax, then that and the gradients of both
     loss = rows * labels * config.vocab_size
@@ -149,29 +138,6 @@ def _tied_bytes(model: VLMambaForConditionalGeneration) -> int:
     """A gradient of the embedding, which is the output head too."""
     weight = model.get_input_embeddings().weight
     return 4 * weight.numel() if weight.requires_grad else 0
-
-
-def _connector_bytes(model: VLMambaForConditionalGeneration, element: int) -> int:
-    """What the backward pass keeps of one image: a few rows of its width, and what is scanned."""
-    config = model.config
-    width = config.vision_config.hidden_size if config.connector != "vss_l2" else config.d_model
-    rows = 4 * width + 2 * config.d_model
-    kept = 4 * rows
-    if config.connector != "mlp":
-        directions = len(scan_orders(config.scan, *config.grid)[0])
-        mixer = cast(Mixer, model.get_submodule("connector.vss.layers.0"))
-        kept += directions * (2 * 4 * width + mixer.activation_bytes(element)[0])
-    return config.num_image_tokens * kept
-
-
-def _encoder_bytes(config: VLMambaConfig) -> int:
-    """The frozen encoder's forward of one image: all its hidden states and one wide layer."""
-    vision = config.vision_config
-    layers = getattr(vision, "num_hidden_layers", None)
-    if layers is None:  # EfficientNet: the first blocks' 96 channels at half the side, in and out
-        return 2 * 4 * 96 * (vision.image_size // 2) ** 2
-    token = (layers + 1 + 4) * vision.hidden_size + 2 * vision.intermediate_size
-    return 4 * token * config.num_image_tokens
 
 
 def _cast_bytes(model: VLMambaForConditionalGeneration, hyper: Hyperparameters) -> tuple[int, int]:

@@ -36,6 +36,7 @@ from vlmamba.data.collate import Batch, MicroBatches
 from vlmamba.data.examples import Examples
 from vlmamba.data.sampler import micro_batches
 from vlmamba.training import trainer_state
+from vlmamba.training.objectives import Objective
 from vlmamba.training.recipe import Hyperparameters
 from vlmamba_core.errors import UserError
 
@@ -72,9 +73,10 @@ def mean_loss(
     Raises UserError where no example has a label.
     """
     total = torch.zeros(3, dtype=torch.float64)  # loss, labels, samples left out
+    cross_entropy = Objective(hyper)
     with torch.no_grad(), _without_dropout(model):
         for batch in _batches(examples, pad_token_id, hyper, accelerator):
-            loss = summed_loss(model, batch, accelerator.device)
+            loss = cross_entropy(model, batch, accelerator.device)
             total += torch.tensor([float(loss), batch.n_labels, len(batch.skipped)])
     if accelerator.num_processes > 1:
         total = accelerator.reduce(total.float().to(accelerator.device), "sum").double().cpu()
@@ -84,15 +86,6 @@ def mean_loss(
     if skipped and accelerator.is_main_process:
         tqdm.write(f"evaluation: {skipped:.0f} of {len(examples.lengths)} samples left out")
     return loss / labels
-
-
-def summed_loss(model: nn.Module, batch: Batch, device: torch.device) -> torch.Tensor:
-    """The loss summed over the batch's scored tokens; zero, with gradients, if there are none."""
-    inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
-    if batch.n_labels:
-        return model(**inputs).loss * batch.n_labels
-    del inputs["labels"]
-    return model(**inputs).logits.sum() * 0.0
 
 
 def _batches(

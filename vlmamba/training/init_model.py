@@ -80,9 +80,13 @@ def tiny(config: VLMambaConfig) -> VLMambaConfig:
     else:
         fields["text_config"] = shrunk(config.text_config)
     vision = fields["vision_config"]
-    if "num_hidden_layers" in vision:
-        vision |= {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
-        vision |= {"num_attention_heads": 2, "image_size": 4 * vision["patch_size"]}
+    for part in vision.get("encoders", [vision]):
+        if "num_hidden_layers" in part:
+            part |= {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
+            part |= {"num_attention_heads": 2, "image_size": 4 * part["patch_size"]}
+            part |= {"resolution": part["image_size"]} if "resolution" in part else {}
+            for backbone in ("stage_names", "out_features", "out_indices"):  # made by depth
+                part.pop(backbone, None)
     return VLMambaConfig(**fields)
 
 

@@ -31,7 +31,8 @@ from vlmamba.data.examples import Examples
 from vlmamba.data.sampler import MicroBatchOrder
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.training import lora, sharded, trainer_state
-from vlmamba.training.evaluation import Evaluation, benchmark, mean_loss, summed_loss
+from vlmamba.training.evaluation import Evaluation, benchmark, mean_loss
+from vlmamba.training.objectives import Objective, build_objective
 from vlmamba.training.optimizer import build_optimizer
 from vlmamba.training.plot import draw
 from vlmamba.training.recipe import Hyperparameters
@@ -248,7 +249,8 @@ def update(
     A global batch without a label makes no step, since weight decay and moments would still move
     the weights; its loss and norm are None.
     """
-    counts = _count(batches, accelerator)
+    objective = build_objective(hyper)
+    counts = _count(batches, objective, accelerator)
     if not counts["labels"]:
         return None, None, counts
     scored = counts["labels"]
@@ -256,7 +258,7 @@ def update(
     for number, batch in enumerate(batches):
         last = number == len(batches) - 1
         with nullcontext() if last else accelerator.no_sync(model):
-            loss = summed_loss(model, batch, accelerator.device) / scored
+            loss = objective(model, batch, accelerator.device) / scored
             # DDP and FSDP average over processes, the batch's loss is a sum over them
             accelerator.backward(loss * accelerator.num_processes)
         total_loss += loss.detach()
@@ -270,10 +272,10 @@ def update(
     return mean_loss, norm, counts
 
 
-def _count(batches: list[Batch], accelerator: Accelerator) -> dict[str, int]:
+def _count(batches: list[Batch], objective: Objective, accelerator: Accelerator) -> dict[str, int]:
     """Scored tokens, tokens and skipped samples of the global batch."""
     local = [
-        sum(batch.n_labels for batch in batches),
+        sum(objective.count(batch) for batch in batches),
         sum(batch.n_tokens for batch in batches),
         sum(len(batch.skipped) for batch in batches),
     ]

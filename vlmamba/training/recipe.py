@@ -12,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from vlmamba import registry
 from vlmamba.config import VLMambaConfig
 from vlmamba.training.flags import OnResume, flag
 from vlmamba.training.schedule import SCHEDULES
@@ -28,7 +29,8 @@ class Hyperparameters:
     process; steps: number of updates, or None to follow `epochs`; max_length in tokens;
     connector_lr: the connector's own rate, where it should differ from lr; lora: rank of LoRA on
     the language model (None: all of it learns), lora_alpha (None: twice the rank), lora_dropout,
-    lora_targets (comma-separated projections; None: all that the family names).
+    lora_targets (comma-separated projections; None: all that the family names); objective: what is
+    made small (objectives.py).
     """
 
     lr: float
@@ -45,6 +47,7 @@ class Hyperparameters:
     clip_norm: float = 1.0
     max_length: int = 2048
     dtype: str = "bf16"
+    objective: str = "cross_entropy"
     gradient_checkpointing: bool = flag(False, on_resume=OnResume.FREE)
     compile: bool = flag(False, on_resume=OnResume.FREE)
     lora: int | None = None
@@ -77,6 +80,7 @@ class Hyperparameters:
             raise UserError(f"lora is {self.lora}; expected a rank of at least 1")
         if self.schedule not in SCHEDULES:
             raise unknown("schedule", self.schedule, SCHEDULES)
+        registry.objectives.check(self.objective)
         if self.dtype not in DTYPES:
             raise unknown("dtype", self.dtype, DTYPES)
 

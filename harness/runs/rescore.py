@@ -18,7 +18,6 @@ from typing import Any
 
 from harness.data.questions import NO_IMAGE, without_images
 from harness.data.readers import Row, read_documents
-from harness.reporting import render
 from harness.runs import rerun, schema
 from harness.runs.schema import Sample, TaskResult
 from harness.runs.store import NAMED, RECORD, EvaluationRun
@@ -138,8 +137,8 @@ def write_run(
     format: str | None = None,
     truth: Sequence[Path] = (),
     overwrite: bool = False,
-) -> None:
-    """Write the scored answers of the file `path` into the folder `out`: record, samples, table.
+) -> EvaluationRun:
+    """Write the scored answers of the file `path` into the folder `out`: record and samples.
 
     A folder with other tasks of this model and protocol gets one more. Raises UserError where
     another run, or another file's answers to this task, stand there and `overwrite` is not given.
@@ -158,9 +157,7 @@ def write_run(
         record["data"][task.name]["rows_digest"] = digest(rows)
         folder.write(f"samples_{task.name}.jsonl", schema.samples_text(samples))
         folder.write(RECORD, schema.record_text(record))
-        run = EvaluationRun(out.resolve().name, out, record)
-        title = f"{run.title}\n{record['label']}" if record["label"] else run.title
-        folder.write("table.md", render.report(run.results(), title, markdown=True))
+    return EvaluationRun(out.resolve().name, out, record)
 
 
 def _arguments(

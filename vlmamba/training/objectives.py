@@ -1,0 +1,54 @@
+"""What a training step makes small: a loss summed over what it counts, one class an objective.
+
+    @registry.objectives.add("cross_entropy_twice")
+    class Twice(Objective):
+        def summed(self, model, inputs, batch):
+            return 2 * super().summed(model, inputs, batch)
+
+The step's loss is the sum over all micro-batches and processes, divided by the sum of `count`, so
+it does not depend on how the batch was cut.  A recipe names one by stage (`objective = "..."`), as
+does `--objective`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vlmamba import registry
+from vlmamba.data.collate import Batch
+from vlmamba.training.recipe import Hyperparameters
+
+
+@registry.objectives.add("cross_entropy")
+class Objective:
+    """Cross-entropy of the supervised tokens."""
+
+    def __init__(self, hyper: Hyperparameters) -> None:
+        """hyper: the run's, for an objective that has settings."""
+        self.hyper = hyper
+
+    def count(self, batch: Batch) -> int:
+        """What the summed loss is divided by; zero: nothing to learn from this batch."""
+        return batch.n_labels
+
+    def summed(self, model: nn.Module, inputs: dict[str, Tensor], batch: Batch) -> Tensor:
+        """The loss (scalar) summed over what `count` counts, which is above zero.
+
+        model: the VLM, perhaps wrapped for several processes; call it once, with `inputs` (the
+        batch's own, on the model's device) and whatever else its forward takes.
+        """
+        return model(**inputs).loss * batch.n_labels
+
+    def __call__(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
+        """The summed loss; zero, with gradients, where there is nothing to count."""
+        inputs = {k: tensor.to(device, non_blocking=True) for k, tensor in batch.inputs.items()}
+        if self.count(batch):
+            return self.summed(model, inputs, batch)
+        del inputs["labels"]  # every process must give every parameter a gradient
+        return model(**inputs).logits.sum() * 0.0
+
+
+def build_objective(hyper: Hyperparameters) -> Objective:
+    """The objective that the recipe or --objective names. Raises UserError for an unknown one."""
+    return registry.objectives[hyper.objective](hyper)
