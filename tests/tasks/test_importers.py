@@ -11,8 +11,9 @@ from sample_documents import DOCUMENTS
 
 import tasks
 from harness import score
+from harness.models.lmms import OwnTask
 from harness.scoring import imports
-from harness.scoring.official import OFFICIAL, OfficialTask
+from harness.scoring.official import OFFICIAL
 from harness.scoring.submit import write_spreadsheet
 from tasks.common import OPTION_LETTER, SHORT_ANSWER, lmms_eval_functions
 from tasks.mme.prompt import short_question
@@ -309,7 +310,7 @@ def logged_by_lmms_eval(name, docs):
     """What lmms-eval's own task of a benchmark logs of the documents: prompt, target, results."""
     official = OFFICIAL[name]
     rows = [official.prepare(doc) for doc in docs]
-    task = OfficialTask(official.file, rows)
+    task = OwnTask(official.file, rows)
     return [
         {
             "doc_id": doc_id,
