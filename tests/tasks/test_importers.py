@@ -346,6 +346,20 @@ SWAPPED = {  # documents that differ by little, for the benchmarks whose first t
     "mmbench": [
         {"index": i, "question": "Which?", "A": "cat", "B": "dog", "answer": "A"} for i in (1, 2)
     ],
+    "mmbench_cn": [
+        {"index": i, "question": "图中是什么？", "A": "猫", "B": "狗", "answer": "A"}
+        for i in (1, 2)
+    ],
+    "mmmu": [
+        {"id": f"validation_Art_{i}", "question": f"What is {x} in <image 1>?", "answer": "A"}
+        | {"question_type": "multiple-choice", "options": "['cat', 'dog']"}
+        for i, x in enumerate("ab", 1)
+    ],
+    "vizwiz": [
+        {"question": f"What is {x}?", "answers": [x] * 10, "question_id": f"{x}.jpg"}
+        | {"category": "other"}
+        for x in "ab"
+    ],
     "coco_cap": [
         {"question_id": f"COCO_val2014_{i:012}.jpg", "id": i, "answer": [f"a cat {i}"]}
         for i in (1, 2)
