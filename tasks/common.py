@@ -121,6 +121,7 @@ class Benchmark(ABC):
     name: str
     size: str = ""  # of the hub's split, for lists: "9,000 questions on 500 images"
     headline: str  # the metric key that tables show
+    headline_needs_image: bool = False  # it leaves text-only questions out; so do paired tests
     metrics: tuple[str, ...]  # metric keys of any full data set, the headline first
     points: bool = False  # True: metrics are totals (MME), else fractions 0..1
     columns: tuple[str, ...]  # columns a document must have, besides the image

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -283,3 +284,25 @@ def test_many_runs_that_cannot_be_compared(tmp_path, capsys):
 
 def test_more_runs_than_letters_have_names():
     assert compare.letters(28)[24:] == ["Y", "Z", "R27", "R28"]
+
+
+def test_text_only_questions_are_not_compared_where_the_headline_leaves_them_out(tmp_path):
+    """ScienceQA's accuracy is over its questions with an image: so are its paired tests."""
+    from harness.runs.schema import samples_text
+
+    runs = []
+    for name, scores in (("a", [1.0, 1.0, 1.0]), ("b", [0.0, 1.0, 0.0])):
+        folder = write_run(tmp_path / name, scores)
+        record = json.loads((folder / "record.json").read_text())
+        record["tasks"]["scienceqa"] = record["tasks"]["pope"]
+        (folder / "record.json").write_text(json.dumps(record))
+        run = EvaluationRun.read(folder, name)
+        kept = [replace(s, image="none" if n else "k0") for n, s in enumerate(run.samples("pope"))]
+        for task in ("pope", "scienceqa"):
+            (folder / f"samples_{task}.jsonl").write_text(samples_text(kept))
+        runs.append(run)
+    assert len(runs[0].samples("scienceqa")) == 3
+    assert [s.doc_id for s in runs[0].headline_samples("scienceqa")] == [0]
+    assert len(runs[0].headline_samples("pope")) == 3
+    found = {one.task: one for one in compare.compare(*runs)}
+    assert (found["scienceqa"].paired.n, found["pope"].paired.n) == (1, 3)

@@ -96,4 +96,4 @@ def _test(
 
 
 def _question_scores(run: EvaluationRun, task: str) -> dict[tuple[int, str | None], float]:
-    return {(s.doc_id, s.image): s.score for s in run.samples(task) if s.score is not None}
+    return {(s.doc_id, s.image): s.score for s in run.headline_samples(task) if s.score is not None}

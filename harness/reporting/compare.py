@@ -51,9 +51,9 @@ def compare_task(
     a: EvaluationRun, b: EvaluationRun, task: str, seed: int = 0
 ) -> TaskComparison | None:
     """One task; None without questions that have a score in both runs."""
-    ours = {sample.doc_id: sample for sample in a.samples(task)}
+    ours = {sample.doc_id: sample for sample in a.headline_samples(task)}
     rows = []
-    for other in b.samples(task):
+    for other in b.headline_samples(task):
         mine = ours.get(other.doc_id)
         if mine is None:
             continue

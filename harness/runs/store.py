@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import tasks
+from harness.data.questions import NO_IMAGE
 from harness.data.readers import read_rows
 from harness.data.sources import Source
 from harness.runs.schema import Sample, TaskResult, with_marks
@@ -143,6 +144,13 @@ class EvaluationRun:
         return [
             replace(task_result(name, entry), marks=tuple(marks(self.record["arguments"], name)))
             for name, entry in self.record["tasks"].items()
+        ]
+
+    def headline_samples(self, task: str) -> list[Sample]:
+        """The samples that the task's headline metric covers."""
+        with_image = task in tasks.NAMES and tasks.load(task).headline_needs_image
+        return [
+            sample for sample in self.samples(task) if not (with_image and sample.image == NO_IMAGE)
         ]
 
     def samples(self, task: str) -> list[Sample]:

@@ -28,6 +28,7 @@ class ScienceQa(Benchmark):
     size = "4,241 questions"
     paper_column = PaperColumn(3, "SQA-I")
     headline = "accuracy"
+    headline_needs_image = True
     text_only_questions = True
     metrics = ("accuracy", "accuracy_all")
     columns = ("question", "choices", "answer", "hint")
