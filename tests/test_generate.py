@@ -152,7 +152,7 @@ WRONG = {
     ),
     "a picture without a tag": (
         lambda inputs: inputs.update(input_ids=inputs["input_ids"].clamp(min=5)),
-        "holds 0 image tokens but 3 images of 4 patches",
+        "holds 0 image tokens but 3 images of 4 tokens",
     ),
     "a picture too many": (
         lambda inputs: inputs.update(pixel_values=inputs["pixel_values"].repeat(2, 1, 1, 1)),

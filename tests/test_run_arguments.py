@@ -38,14 +38,14 @@ def test_what_a_resumed_run_may_change():
 def test_a_new_flag_is_one_field():
     @dataclass(frozen=True)
     class More(Hyperparameters):
-        objective: str = flag("cross_entropy", help="what is minimised")
+        sharpness: str = flag("cross_entropy", help="what is minimised")
 
     p = Parser(prog="p")
     flags.add_flags(p, More, overriding=True)
-    chosen = flags.given(More, p.parse_args(["--objective", "focal", "--no-compile"]))
-    assert (chosen["objective"], chosen["compile"], chosen["lr"]) == ("focal", False, None)
-    assert flags.settings(More(1e-3, 2, 1, objective="focal"))["objective"] == "focal"
-    assert "objective" in names(More, OnResume.SAME)
+    chosen = flags.given(More, p.parse_args(["--sharpness", "focal", "--no-compile"]))
+    assert (chosen["sharpness"], chosen["compile"], chosen["lr"]) == ("focal", False, None)
+    assert flags.settings(More(1e-3, 2, 1, sharpness="focal"))["sharpness"] == "focal"
+    assert "sharpness" in names(More, OnResume.SAME)
 
 
 def test_arguments_have_the_types_of_their_fields():

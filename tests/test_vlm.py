@@ -126,7 +126,7 @@ def test_a_piece_that_is_all_padding_leaves_a_row_as_it_is(model, backend, start
 
 def test_images_and_their_tokens_must_agree(model, processor):
     inputs = batch(processor, ["What?"])
-    with pytest.raises(ValueError, match="4 image tokens but 2 images of 4 patches"):
+    with pytest.raises(ValueError, match="4 image tokens but 2 images of 4 tokens"):
         model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"].repeat(2, 1, 1, 1))
 
 

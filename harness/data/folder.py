@@ -132,6 +132,9 @@ def undecoded(rows: datasets.Dataset, task: Benchmark, where: str) -> datasets.D
         kind = rows.features[column]
         stored: Any = datasets.Image(decode=False)
         several = isinstance(kind, datasets.List | datasets.LargeList)
+        inner = kind.feature if several else kind
+        if isinstance(inner, dict) and not {"bytes", "path"} & set(inner):
+            raise UserError(f"{where}: column {column!r} holds {kind}, not images")
         try:
             rows = rows.cast_column(column, datasets.List(stored) if several else stored)
         except (pa.ArrowException, TypeError, ValueError, KeyError) as error:

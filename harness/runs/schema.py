@@ -46,7 +46,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # in record.json, points.jsonl, train.jsonl and summary.json is the same, killed and resumed or not.
 TIMING_FIELDS = frozenset(
     (
-        *("timing", "finished"),  # record.json
+        *("timing", "finished", "cost"),  # record.json
         *("machine", "summary", "load_average", "decode_s", "prefill_s", "ttft_s"),  # a profile's
         *("decode_tok_per_s", "prefill_energy_j", "decode_energy_j_per_tok"),
         *("loaded_mem_bytes", "prefill_peak_mem_bytes", "decode_peak_mem_bytes"),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any, Literal
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from vlmamba.data.decode import BrokenPicture, decode_picture
 from vlmamba.generation import Request
 from vlmamba_core.errors import first_line
 
@@ -173,15 +173,15 @@ def decode(url: str) -> tuple[Image.Image, str]:
         raise BadRequest("pictures must be data:image/...;base64 URLs; others are not opened")
     try:
         data = base64.b64decode(found["data"], validate=True)
-        with Image.open(io.BytesIO(data)) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise BadRequest(f"a picture of more than {MAX_PIXELS} pixels")
-            picture.load()
-            return picture, hashlib.sha256(data).hexdigest()
     except binascii.Error:
         raise BadRequest("a picture that is not base64") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadRequest(f"a picture that cannot be read: {type(error).__name__}") from None
+    try:
+        picture = decode_picture(data)
+    except BrokenPicture as error:
+        raise BadRequest(f"a picture that cannot be read: {error}") from None
+    if picture.width * picture.height > MAX_PIXELS:
+        raise BadRequest(f"a picture of more than {MAX_PIXELS} pixels")
+    return picture, hashlib.sha256(data).hexdigest()
 
 
 def first(reasons: Sequence[Any]) -> str:
