@@ -47,7 +47,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TIMING_FIELDS = frozenset(
     (
         *("timing", "finished", "cost"),  # record.json
-        *("machine", "summary", "load_average", "decode_s", "prefill_s", "ttft_s"),  # a profile's
+        *("machine", "summary", "load_average", "other_load_cores"),  # a profile's
+        *("decode_s", "prefill_s", "ttft_s"),
         *("decode_tok_per_s", "prefill_energy_j", "decode_energy_j_per_tok"),
         *("loaded_mem_bytes", "prefill_peak_mem_bytes", "decode_peak_mem_bytes"),
         *("seconds", "tokens_per_s", "peak_mem_bytes"),  # the trainer's
