@@ -56,15 +56,17 @@ def test_batch_size_and_order_change_nothing(model, processor, requests, batch_s
     assert answers == [expected[n] for n in order]
 
 
-def test_one_encoder_pass_per_distinct_image(model, processor, requests):
+def test_one_encoder_pass_per_distinct_image(model, processor, requests, monkeypatch):
     seen = []
+    encode = model.encode_images
 
-    def features(pixels):
+    def encode_images(pixels):
         seen.append(len(pixels))
-        return model.encode_images(pixels)
+        return encode(pixels)
 
+    monkeypatch.setattr(model, "encode_images", encode_images)
     done = {}
-    generator = GroupedGenerator(model, processor, features=features)
+    generator = GroupedGenerator(model, processor)
     answers = generator.generate(requests, 4, 2, on_done=done.__setitem__)
     assert sum(seen) == 4 + 2 + 3  # four single ones, a pair and a triple
     assert [done[n] for n in range(len(requests))] == answers

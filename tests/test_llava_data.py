@@ -90,7 +90,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         "    lines = open('/proc/self/status').read().splitlines()\n"
         "    return sum(int(x.split()[1]) for x in lines if x.startswith('RssAnon'))\n"
         "before = anonymous(); file = llava.LlavaFile(sys.argv[1])\n"
-        "found = llava.index_samples(file, None, patches=4, progress=False)\n"
+        "found = llava.index_samples(file, None, image_tokens=4, progress=False)\n"
         "print(len(found.usable), (anonymous() - before) / 1024)"
     )
     done = subprocess.run(
@@ -125,7 +125,7 @@ def test_an_index_counts_what_cannot_be_used(tmp_path, images):
     }
     text_only = {"conversations": conversation("hello?")}
     file = llava.LlavaFile(write(tmp_path, [*UNUSABLE.values(), "words", good, several, text_only]))
-    found = llava.index_samples(file, images, patches=4, progress=False)
+    found = llava.index_samples(file, images, image_tokens=4, progress=False)
     assert found.usable.tolist() == [6, 7, 8]
     assert found.skipped == {**dict.fromkeys(UNUSABLE, 1), "no conversations": 2}
     assert found.lengths[1] - found.lengths[2] >= 8  # two images of four tokens
@@ -140,7 +140,7 @@ def test_an_index_counts_what_cannot_be_used(tmp_path, images):
 def test_strict_stops_at_the_first_unusable_record(tmp_path, images, reason):
     file = llava.LlavaFile(write(tmp_path, [UNUSABLE[reason]]))
     with pytest.raises(UserError, match="record 0"):
-        llava.index_samples(file, images, patches=4, strict=True, progress=False)
+        llava.index_samples(file, images, image_tokens=4, strict=True, progress=False)
 
 
 def test_a_record_of_broken_json_does_not_hide_the_others(tmp_path):
@@ -149,7 +149,7 @@ def test_a_record_of_broken_json_does_not_hide_the_others(tmp_path):
         '[{"id": oops}, {"id": "ok", "conversations": ' + json.dumps(conversation("q")) + "}]"
     )
     file = llava.LlavaFile(path)
-    found = llava.index_samples(file, None, patches=4, progress=False)
+    found = llava.index_samples(file, None, image_tokens=4, progress=False)
     assert found.skipped == {"record is not valid JSON": 1}
     assert found.usable.tolist() == [1]
 
@@ -170,7 +170,7 @@ def test_published_oddities(tmp_path):
 
 def build(tmp_path, images, processor, records, template="vicuna_v1", max_length=200):
     file = llava.LlavaFile(write(tmp_path, records))
-    found = llava.index_samples(file, images, patches=4, progress=False)
+    found = llava.index_samples(file, images, image_tokens=4, progress=False)
     source = PixelImages(images, processor)
     return ConversationExamples(file, found, processor, template, max_length, source)
 
@@ -233,7 +233,7 @@ def test_captions_are_one_picture_question_and_answer(tmp_path, images, processo
     rounds = one | {"conversations": [*conversation(), *conversation("more?")]}
     records = [one, {"conversations": conversation("write")}, pair, rounds, one]
     file = llava.LlavaFile(write(tmp_path, records))
-    found = llava.index_samples(file, images, patches=4, progress=False, template="plain")
+    found = llava.index_samples(file, images, image_tokens=4, progress=False, template="plain")
     assert found.usable.tolist() == [0, 2, 4]
     assert found.skipped == {
         "no image, where captions are learnt": 1,
@@ -246,7 +246,7 @@ def test_captions_are_one_picture_question_and_answer(tmp_path, images, processo
     assert batch.inputs["pixel_values"].shape[0] == 4
     image_tokens = (batch.inputs["input_ids"] == processor.image_token_id).sum(1)
     assert image_tokens.tolist() == [4, 8, 4]
-    anything = llava.index_samples(file, images, patches=4, progress=False)  # of another stage
+    anything = llava.index_samples(file, images, image_tokens=4, progress=False)  # of another stage
     examples = ConversationExamples(file, anything, processor, "plain", 99, pixels)
     batch = collate.MicroBatches(examples, 0)[[0, 1, 2, 3, 4]]
     assert sorted(reason for _, reason in batch.skipped) == sorted(found.skipped)
@@ -329,8 +329,8 @@ def test_feature_cache_equals_the_live_encoder(tmp_path, images, model, processo
         cache, ["a.png", "b.png", "a.png", "broken.png"], model, processor
     )
     assert (len(cache), broken) == (2, 1)
-    pixels = PixelImages(images, processor).load(("b.png", "a.png"))
-    live = model.encode_images(pixels)
+    pixels = torch.cat(PixelImages(images, processor).load(("b.png", "a.png")))
+    live = list(model.encode_images(pixels).split(1))
     torch.testing.assert_close(cache.load(("b.png", "a.png")), live, rtol=1e-3, atol=1e-3)
     with pytest.raises(llava.SampleError, match="broken"):
         cache.load(("broken.png",))
@@ -358,8 +358,8 @@ def test_feature_cache_drops_what_a_killed_writer_left(tmp_path, images, model, 
         file.write(b"half a row")
     reopened = feature_cache.open_cache(tmp_path / "cache", images, model, processor)
     feature_cache.fill_cache(reopened, ["b.png"], model, processor)
-    live = model.encode_images(PixelImages(images, processor).load(("b.png",)))
-    torch.testing.assert_close(reopened.load(("b.png",)), live, rtol=1e-3, atol=1e-3)
+    live = model.encode_images(PixelImages(images, processor).load(("b.png",))[0])
+    torch.testing.assert_close(reopened.load(("b.png",)), [live], rtol=1e-3, atol=1e-3)
 
 
 def test_packed_text_holds_every_document_in_order(tmp_path, processor):
@@ -395,7 +395,7 @@ def test_a_damaged_cache_entry_is_encoded_anew(damage, tmp_path, images, model, 
     names = ["a.png", "b.png"]
     cache = feature_cache.open_cache(tmp_path / "cache", images, model, processor)
     feature_cache.fill_cache(cache, names, model, processor)
-    before = cache.load(("a.png", "b.png")).clone()
+    before = [features.clone() for features in cache.load(("a.png", "b.png"))]
     rows = cache.folder / "features.f16"
     if damage == "cut":
         os.truncate(rows, rows.stat().st_size - 5)

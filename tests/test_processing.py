@@ -251,7 +251,7 @@ def test_one_picture_is_one_tensor_in_every_form(encoder, tokenizer, tmp_path, a
         )
         assert torch.equal(chat["pixel_values"], expected), name
         assert torch.equal(chat["input_ids"], inputs["input_ids"])
-    trained = PixelImages(tmp_path, processor).load(("wide.png",))
+    [trained] = PixelImages(tmp_path, processor).load(("wide.png",))
     assert torch.equal(trained, expected)
 
 

@@ -30,7 +30,7 @@ def test_what_a_resumed_run_may_change():
     assert names(Hyperparameters, OnResume.LENGTH) == {"steps", "epochs"}
     free = {"micro_batch", "save_every", "keep", "gradient_checkpointing", "compile"}
     assert names(Hyperparameters, OnResume.FREE) == free
-    fixed = {"stage", "preset", "data", "init", "set", "image_aspect_ratio"}
+    fixed = {"stage", "preset", "data", "init", "set", "image_aspect_ratio", "image_layout"}
     assert names(RunArguments, OnResume.SAME) == fixed
     assert names(RunArguments, OnResume.FREE) == {"images", "recipe"}
 
@@ -60,7 +60,7 @@ def test_arguments_have_the_types_of_their_fields():
 def test_a_run_saved_before_a_flag_existed_had_its_default():
     here = plan()
     saved = resume.run_settings(here, ["1"])
-    del saved["image_aspect_ratio"], saved["hyperparameters"]["lora_dropout"]
+    del saved["image_aspect_ratio"], saved["image_layout"], saved["hyperparameters"]["lora_dropout"]
     resume.check_same_run(saved, here, ["1"], Path("o"))
     for other, message in (
         (plan("--image-aspect-ratio", "resize"), "was 'pad' and is now 'resize'"),

@@ -106,8 +106,14 @@ VISION_ENCODERS["dinov2-l-384"] = {
     "patch_size": 14,
     "layer_norm_eps": 1e-6,
 }
+# With four register tokens: what Prismatic, Cobra and ML-Mamba fuse with SigLIP
+VISION_ENCODERS["dinov2-reg-l-384"] = VISION_ENCODERS["dinov2-l-384"] | {
+    "model_type": "dinov2_with_registers",
+    "num_register_tokens": 4,
+}
 VISION_MODEL_IDS = {
     "dinov2-l-384": "facebook/dinov2-large",
+    "dinov2-reg-l-384": "facebook/dinov2-with-registers-large",
     "clip-l-336": "openai/clip-vit-large-patch14-336",
     "siglip-so400m-384": "google/siglip-so400m-patch14-384",
 }
@@ -148,7 +154,7 @@ class FusedVisionConfig(PretrainedConfig):
 
     def __init__(self, encoders: Sequence[Any] = (), **kwargs: Any):
         given = [e if isinstance(e, PretrainedConfig) else _vision_config(e) for e in encoders]
-        self.encoders = given
+        self.encoders = [part for one in given for part in getattr(one, "encoders", [one])]
         super().__init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """Exact batched greedy decoding with one image prefill shared by all its questions.
 
 Requests are grouped by image.  The system sentence and the image are prefilled once per distinct
-image; because a Mamba state is a small value, every question of the image starts from a copy of
-it.  Questions are right-padded, padded steps leave the state untouched, and rows that have
-answered leave the batch, so an answer does not depend on its neighbours.
+image (with all its tiles); because a Mamba state is a small value, every question of the image
+starts from a copy of it.  Questions are right-padded, padded steps leave the state untouched, and
+rows that have answered leave the batch, so an answer does not depend on its neighbours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from PIL import Image
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from vlmamba.models.language import Cache
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
-from vlmamba.processing import VLMambaProcessor, check_tags
+from vlmamba.processing import VLMambaProcessor, check_tags, split_text
 from vlmamba_core.chunks import chunks
 from vlmamba_core.errors import UserError
 from vlmamba_core.tokens import IMAGE
@@ -50,16 +51,19 @@ class Request:
 
 
 class GroupedGenerator:
-    """Greedy answers for many requests; `features` replaces the encoder (blind runs)."""
+    """Greedy answers for many requests.
+
+    stand_in: features (1, P, Dv) that are shown in place of every picture, as its one tile (blind
+    runs); no picture is loaded then.
+    """
 
     def __init__(
         self,
         model: VLMambaForConditionalGeneration,
         processor: VLMambaProcessor,
-        features: Callable[[Tensor], Tensor] | None = None,
+        stand_in: Tensor | None = None,
     ):
-        self.model, self.processor = model, processor
-        self.features = features or model.encode_images
+        self.model, self.processor, self.stand_in = model, processor, stand_in
 
     @torch.inference_mode()
     def generate(
@@ -112,12 +116,13 @@ class GroupedGenerator:
         rows = [row for row, first in enumerate(firsts) if first.prefix]
         at_once = len(rows)
         if rows and self.model.device.type == "cpu":
-            longest = max(len(firsts[row].prefix) for row in rows)
+            longest = max(self._longest(firsts[row].prefix) for row in rows)
             at_once = max(1, CACHED_TOKENS // longest)
         for some in chunks(rows, max(1, at_once)):
-            ids, lengths = _right_pad([firsts[row].prefix for row in some], self.model)
-            pictures = [requests[firsts[row].index] for row in some]
-            embeds, _ = self.model.embed(ids, image_features=self._image_features(pictures))
+            features, tiles = self._image_features([requests[firsts[row].index] for row in some])
+            prefixes = [firsts[row].prefix for row in some]
+            ids, lengths = _right_pad(list(map(self.processor.encode, prefixes, tiles)), self.model)
+            embeds, _ = self.model.embed(ids, image_features=features)
             _, prefilled = self.model.language_model(embeds, None, lengths)
             state.write_rows(torch.tensor(some, device=self.model.device), prefilled)
         return state
@@ -131,25 +136,44 @@ class GroupedGenerator:
         """
         keys = [requests[item.index].image_key for item in items]
         distinct = {key: requests[i.index] for key, i in zip(keys, items, strict=True) if key}
-        features = self._image_features(list(distinct.values())) if distinct else None
+        features, tiles = self._image_features(list(distinct.values()))
+        counts = dict(zip(distinct, tiles, strict=True))
         if features is not None:
-            counts = [len(request.pictures) for request in distinct.values()]
-            places = dict(zip(distinct, torch.arange(len(features)).split(counts), strict=True))
+            sizes = [sum(of_one) for of_one in tiles]
+            places = dict(zip(distinct, torch.arange(len(features)).split(sizes), strict=True))
             features = features[torch.cat([places[key] for key in keys if key])]
-        ids, lengths = _right_pad([[*item.prefix, *item.suffix] for item in items], self.model)
+        prompts = [
+            self.processor.encode(item.prefix, counts[key] if key else []) + item.suffix
+            for key, item in zip(keys, items, strict=True)
+        ]
+        ids, lengths = _right_pad(prompts, self.model)
         embeds, _ = self.model.embed(ids, image_features=features)
         hidden, cache = self.model.language_model(embeds, None, lengths)
         last = hidden[torch.arange(len(items), device=ids.device), lengths - 1]
         return greedy(self.model, last, cache, max_new_tokens)
 
-    def _image_features(self, requests: Sequence[Request]) -> Tensor | None:
-        """Of all pictures of these requests, one after the other: (pictures, P, Dv)."""
+    def _image_features(self, requests: Sequence[Request]) -> tuple[Tensor | None, list[list[int]]]:
+        """Of all tiles of these requests, one after the other: (tiles, P, Dv) or None.
+
+        And of each request the number of tiles of each of its pictures.
+        """
         pictures = [picture for request in requests for picture in request.pictures]
-        images = [picture() if callable(picture) else picture for picture in pictures]
-        if not images:
-            return None
-        pixels = self.processor.pixel_values(images).to(self.model.device)
-        return self.features(pixels)
+        if not pictures:
+            return None, [[] for _ in requests]
+        if self.stand_in is not None:
+            counts = [1] * len(pictures)
+            features = self.stand_in.expand(len(pictures), -1, -1)
+        else:
+            images = [picture() if callable(picture) else picture for picture in pictures]
+            pixels, counts = self.processor.tiled(images)
+            features = self.model.encode_images(pixels.to(self.model.device))
+        of_each = iter(counts)
+        return features, [list(islice(of_each, len(request.pictures))) for request in requests]
+
+    def _longest(self, prefix: str) -> int:
+        """Tokens of a prefix whose pictures have as many tiles as the layout may give."""
+        most = 1 if self.stand_in is not None else self.processor.most_tiles
+        return len(self.processor.encode(prefix, [most] * prefix.count(IMAGE)))
 
     def _answer(
         self, state: Cache, suffixes: list[list[int]], max_new_tokens: int
@@ -199,8 +223,8 @@ def greedy(
 @dataclass(frozen=True)
 class _Question:
     index: int
-    prefix: tuple[int, ...]
-    suffix: list[int]
+    prefix: str  # up to and with the last image
+    suffix: list[int]  # the tokens of the rest
 
 
 def _check(request: Request, number: int) -> None:
@@ -216,12 +240,12 @@ def _check(request: Request, number: int) -> None:
 
 
 def _by_prefix(requests: Sequence[Request], processor: VLMambaProcessor) -> dict:
-    """Requests that share image and prefix tokens, in order of first appearance."""
+    """Requests that share image and prefix, in order of first appearance."""
     groups: dict[tuple, list[_Question]] = {}
     for index, request in enumerate(requests):
-        prefix, suffix = processor.split_prompt(request.prompt)
-        question = _Question(index, tuple(prefix), suffix)
-        groups.setdefault((request.image_key, question.prefix), []).append(question)
+        prefix, suffix = split_text(request.prompt)
+        question = _Question(index, prefix, processor.encode(suffix))
+        groups.setdefault((request.image_key, prefix), []).append(question)
     return groups
 
 

@@ -16,14 +16,16 @@ to its last `<image>` never depend on the question (one prefill serves all quest
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 from PIL import Image
-from transformers import AutoProcessor, ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
-from vlmamba import hub_files
+from vlmamba import hub_files, image_layouts, registry
 from vlmamba.chat_template import CHAT_TEMPLATE, SYSTEM
 from vlmamba.config import VLMambaConfig
 from vlmamba.data.decode import BrokenPicture, rgb_picture
@@ -34,10 +36,11 @@ TEMPLATES = ("plain", "vicuna_v1")
 
 
 class VLMambaProcessor(ProcessorMixin):
-    """Tokenizer and image processor in one; expands each `<image>` to its patches' tokens.
+    """Tokenizer and image processor in one; expands each `<image>` to its tiles' tokens.
 
-    num_image_tokens: P, tokens an image takes.  image_aspect_ratio: "pad" (to a square with the
-    mean colour, as LLaVA-1.5 does) or "resize" (stretch).
+    num_image_tokens: what the connector makes of a tile.  image_layout: how a picture becomes tiles
+    (`vlmamba.image_layouts`; "whole": itself).  image_aspect_ratio: "pad" (a tile to a square with
+    the encoder's mean colour, as LLaVA-1.5 does) or "resize" (stretch).
     """
 
     def __init__(
@@ -47,10 +50,13 @@ class VLMambaProcessor(ProcessorMixin):
         chat_template: str | None = None,
         num_image_tokens: int = 49,
         image_aspect_ratio: str = "pad",
+        image_layout: str = image_layouts.WHOLE,
         **kwargs: Any,
     ):
+        registry.image_layouts.check(image_layout)
         self.num_image_tokens = num_image_tokens
         self.image_aspect_ratio = image_aspect_ratio
+        self.image_layout = image_layout
         self.image_token = IMAGE
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE)
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
@@ -128,18 +134,32 @@ class VLMambaProcessor(ProcessorMixin):
         return self.prepare(images)
 
     def prepare(self, image: Any) -> Image.Image:
-        """One picture, in any form that `rgb_picture` takes, as the image processor gets it.
-
-        Raises UserError for what is no whole picture.
-        """
+        """One picture, in any form that `rgb_picture` takes. UserError for what is no whole one."""
         try:
-            picture = rgb_picture(image)
+            return rgb_picture(image)
         except BrokenPicture as error:
             raise UserError(f"a picture cannot be read: {error}") from error
-        return self.pad_to_square(picture) if self.image_aspect_ratio == "pad" else picture
 
-    def pad_to_square(self, image: Image.Image) -> Image.Image:
-        """Centre the image on a square of the encoder's mean colour."""
+    def tiles(self, image: Any) -> list[Image.Image]:
+        """What the encoder is shown of one picture, as `prepare` takes it."""
+        picture = self.prepare(image)
+        return image_layouts.tiles(self.image_layout, picture, self._resolution)
+
+    @property
+    def most_tiles(self) -> int:
+        """How many tiles a picture has at most."""
+        return image_layouts.most_tiles(self.image_layout)
+
+    @functools.cached_property
+    def _resolution(self) -> tuple[int, int]:
+        """(H, W) of what the image transform makes of a tile; of several, the largest."""
+        parts = getattr(self.image_processor, "parts", [self.image_processor])
+        tile = Image.new("RGB", (32, 32))
+        shapes = [part(tile, return_tensors="pt")["pixel_values"].shape for part in parts]
+        return max((shape[-2], shape[-1]) for shape in shapes)
+
+    def pad_to_square(self, image: Image.Image, mean: Sequence[float] | None = None) -> Image.Image:
+        """Centre the image on a square of a mean colour, the encoder's if none is given."""
         width, height = image.size
         if width == height:
             return image
@@ -148,20 +168,48 @@ class VLMambaProcessor(ProcessorMixin):
         if side > most:  # a strip, whose square would be what Pillow calls a decompression bomb
             image = image.convert("RGB")
             image.thumbnail((most, most))
-            return self.pad_to_square(image)
-        mean = tuple(int(255 * channel) for channel in self.image_processor.image_mean)
-        square = Image.new("RGB", (side, side), mean)
+            return self.pad_to_square(image, mean)
+        colour = self.image_processor.image_mean if mean is None else mean
+        square = Image.new("RGB", (side, side), tuple(int(255 * channel) for channel in colour))
         square.paste(image.convert("RGB"), ((side - width) // 2, (side - height) // 2))
         return square
 
-    def pixel_values(self, images: Sequence[Any]) -> Any:
-        """Pictures, as `prepare` takes them -> (n, 3, H, W) normalised pixels."""
-        prepared = [self.prepare(image) for image in images]
-        return self.image_processor(prepared, return_tensors="pt")["pixel_values"]
+    def _transformed(self, tiles: Sequence[Image.Image], **kwargs: Any) -> BatchFeature:
+        """`pixel_values` (tiles, ...): of fused encoders, each one pads with its own mean."""
+        parts = getattr(self.image_processor, "parts", None)
+        if parts is None:
+            return self.image_processor(self._squares(tiles, self.image_processor), **kwargs)
+        kwargs |= {"return_tensors": "pt"}
+        of_each = [part(self._squares(tiles, part), **kwargs) for part in parts]
+        return self.image_processor.joined(of_each)
 
-    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
-        """transformers' hook: what stands for one `<image>` in the text."""
-        return IMAGE * self.num_image_tokens
+    def _squares(self, tiles: Sequence[Image.Image], transform: Any) -> list[Image.Image]:
+        if self.image_aspect_ratio != "pad":
+            return list(tiles)
+        return [self.pad_to_square(tile, transform.image_mean) for tile in tiles]
+
+    def tiled(self, images: Sequence[Any]) -> tuple[Any, list[int]]:
+        """Pictures, as `prepare` takes them -> pixels of all their tiles, and how many each has."""
+        of_each = [self.tiles(image) for image in images]
+        everything = [tile for tiles in of_each for tile in tiles]
+        pixels = self._transformed(everything, return_tensors="pt")["pixel_values"]
+        return pixels, [len(tiles) for tiles in of_each]
+
+    def tile_counts(self, images: Sequence[Any]) -> list[int]:
+        """How many tiles each of the pictures has."""
+        if self.most_tiles == 1:
+            return [1] * len(images)
+        return [len(self.tiles(image)) for image in images]
+
+    def pixel_values(self, images: Sequence[Any]) -> Any:
+        """Pictures, as `prepare` takes them -> (tiles, 3, H, W) normalised pixels."""
+        return self.tiled(images)[0]
+
+    def _process_images(self, images: Any, **kwargs: Any) -> tuple[BatchFeature, list[str]]:
+        """transformers' hook: the pixels, and what stands for each `<image>` in the text."""
+        of_each = [self.tiles(image) for image in _flat(images)]
+        pixels = self._transformed([tile for tiles in of_each for tile in tiles], **kwargs)
+        return pixels, [IMAGE * (len(tiles) * self.num_image_tokens) for tiles in of_each]
 
     @property
     def model_input_names(self) -> list[str]:
@@ -178,30 +226,38 @@ class VLMambaProcessor(ProcessorMixin):
             question, images = images_first(question), 0
         return f"{SYSTEM} USER: {(IMAGE + chr(10)) * images}{question} ASSISTANT:"
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt, every `<image>` as num_image_tokens copies."""
-        pieces = text.split(IMAGE)
-        ids = self._tokens(pieces[0])
-        for piece in pieces[1:]:
-            ids += [self.image_token_id] * self.num_image_tokens + self._tokens(piece)
+    def encode(self, text: str, tiles: Sequence[int] | None = None) -> list[int]:
+        """Token ids of a prompt, every `<image>` as num_image_tokens copies for each of its tiles.
+
+        tiles: how many each picture has (None: one).
+        """
+        first, *pieces = text.split(IMAGE)
+        ids = self._tokens(first)
+        counts = [1] * len(pieces) if tiles is None else tiles
+        for count, piece in zip(counts, pieces, strict=True):
+            ids += [self.image_token_id] * (count * self.num_image_tokens) + self._tokens(piece)
         return ids
 
-    def split_prompt(self, prompt: str) -> tuple[list[int], list[int]]:
+    def split_prompt(
+        self, prompt: str, tiles: Sequence[int] | None = None
+    ) -> tuple[list[int], list[int]]:
         """Token ids up to and with the last image, and the rest; together `encode(prompt)`."""
-        head, image, tail = prompt.rpartition(IMAGE)
-        return self.encode(head + image), self._tokens(tail)
+        head, tail = split_text(prompt)
+        return self.encode(head, tiles), self._tokens(tail)
 
     def training_example(
         self,
         conversations: list[dict[str, str]],
         images: int | None = None,
         template: str = "vicuna_v1",
+        tiles: Sequence[int] | None = None,
     ) -> tuple[list[int], list[int]]:
         """Token ids and labels of one LLaVA sample; labels are -100 except on the answers.
 
         conversations: LLaVA's [{"from": "human"|"gpt", "value": ...}, ...], whose `<image>` tags
-        say where the images belong; images: how many there are, checked if given.  `plain`
-        (stage 1): images, caption, newline.  `vicuna_v1` (stage 2): see the module's text.
+        say where the images belong; images: how many there are, checked if given; tiles: how many
+        each has (None: one).  `plain` (stage 1): images, caption, newline.  `vicuna_v1` (stage 2):
+        see the module's text.
         Raises UserError where tags and images disagree, for a tag in an answer, and for what
         `plain` has no place for.
         """
@@ -216,8 +272,10 @@ class VLMambaProcessor(ProcessorMixin):
         segments = (_plain if template == "plain" else _vicuna)(conversations)
         ids: list[int] = []
         labels: list[int] = []
+        counts = None if tiles is None else iter(tiles)
         for text, supervised, ends in segments:
-            tokens = self.encode(text) + [self.tokenizer.eos_token_id] * ends
+            shown = None if counts is None else list(islice(counts, text.count(IMAGE)))
+            tokens = self.encode(text, shown) + [self.tokenizer.eos_token_id] * ends
             ids += tokens
             labels += tokens if supervised else [IGNORE] * len(tokens)
         return ids, labels
@@ -234,11 +292,23 @@ def images_first(text: str) -> str:
     return lead + text.replace(IMAGE, "").strip()
 
 
-def _pictures(images: Any) -> int:
-    """How many pictures there are in lists of them, or one by itself."""
+def split_text(prompt: str) -> tuple[str, str]:
+    """A prompt up to and with its last `<image>`, and the rest."""
+    head, image, tail = prompt.rpartition(IMAGE)
+    return head + image, tail
+
+
+def _flat(images: Any) -> Iterator[Any]:
+    """The pictures in lists of them, or one by itself."""
     if isinstance(images, list):
-        return sum(map(_pictures, images))
-    return int(images is not None)
+        for image in images:
+            yield from _flat(image)
+    elif images is not None:
+        yield images
+
+
+def _pictures(images: Any) -> int:
+    return sum(1 for _ in _flat(images))
 
 
 def check_tags(tags: int, images: int) -> None:

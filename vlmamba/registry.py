@@ -7,7 +7,8 @@
 
 Tables: language_models (by the text configuration's model_type; what is in none of ours is a
 causal language model of transformers), vision_encoders (by the vision configuration's model_type),
-connectors and objectives (by name).  An unknown name is an error that lists the known ones.
+connectors, image_layouts and objectives (by name).  An unknown name is an error that lists the
+known ones.
 """
 
 from __future__ import annotations
@@ -49,4 +50,5 @@ class Registry(dict[str, Any]):
 language_models = Registry("language model")
 vision_encoders = Registry("vision encoder")
 connectors = Registry("connector")
+image_layouts = Registry("image layout")
 objectives = Registry("objective")

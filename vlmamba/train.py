@@ -31,6 +31,7 @@ from accelerate import Accelerator
 from transformers.utils import logging
 
 from vlmamba import checkpoints
+from vlmamba.image_layouts import most_tiles
 from vlmamba.training import data_setup, init_model, loop, resume, sharded, trainer_state
 from vlmamba.training.arguments import RunArguments
 from vlmamba.training.estimate import estimate, table
@@ -50,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.estimate:
         if args.devices < 1:
             raise UserError(f"--devices is {args.devices}; expected at least 1")
-        print(table(estimate(plan.config, plan.stage, plan.hyper), plan.hyper, args.devices))
+        tiles = most_tiles(args.image_layout)
+        found = estimate(plan.config, plan.stage, plan.hyper, tiles)
+        print(table(found, plan.hyper, args.devices))
         return
     args.check_paths()
     if args.dry_run:
@@ -106,6 +109,7 @@ def start(plan: Plan) -> tuple[Any, Any]:
         plan.config, plan.stage, args.init, texts, plan.hyper.seed
     )
     processor.image_aspect_ratio = args.image_aspect_ratio
+    processor.image_layout = args.image_layout
     return model, processor
 
 

@@ -8,7 +8,7 @@ Greedy, batched over images of equal limits; exact whatever the batch (vlmamba.g
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from harness.models.registry import ModelOptions
 from vlmamba import checkpoints
 from vlmamba.generation import GroupedGenerator
 from vlmamba.generation import Request as Question
+from vlmamba.image_layouts import WHOLE
 from vlmamba.models.language import LanguageModel
 from vlmamba.models.selective_scan import BACKENDS, resolve_backend, use_backend
 from vlmamba.weight_files import weights_sha256
@@ -75,7 +76,7 @@ class VLMambaModel(EvalModel):
         )
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.notes = reading_notes(self.model.language_model)
-        self._features: Callable[[Tensor], Tensor] | None = None
+        self._stand_in: Tensor | None = None
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -83,8 +84,13 @@ class VLMambaModel(EvalModel):
         return weights_sha256(self.model)
 
     def provenance(self) -> dict[str, Any]:
-        """Weights, code, device, numeric type, kernel and library versions."""
-        return {
+        """Weights, code, device, numeric type, kernel, library versions, how pictures are shown."""
+        shown = {
+            "image_aspect_ratio": self.processor.image_aspect_ratio,
+            "image_layout": self.processor.image_layout,
+        }
+        usual = {"image_aspect_ratio": "pad", "image_layout": WHOLE}  # of all older journals
+        return {name: value for name, value in shown.items() if value != usual[name]} | {
             "model_sha256": self.sha256,
             "code_sha256": code_sha256(),
             "device": self.device.type,
@@ -104,8 +110,7 @@ class VLMambaModel(EvalModel):
         """A blind run sees the mean of the task's images: a digest of them, else None."""
         if not self.blind:
             return None
-        mean = self._mean_features(pictures, batch_size)
-        self._features = lambda pixel_values: mean.expand(len(pixel_values), -1, -1)
+        self._stand_in = self._mean_features(pictures, batch_size)
         return digest(sorted(picture.key for picture in pictures))
 
     @torch.inference_mode()
@@ -113,7 +118,7 @@ class VLMambaModel(EvalModel):
         self, requests: Sequence[Request], limits: Limits, batch_size: int, on_done: OnDone
     ) -> None:
         """Greedy answers; requests of one image share its prefill."""
-        generator = GroupedGenerator(self.model, self.processor, self._features)
+        generator = GroupedGenerator(self.model, self.processor, self._stand_in)
         questions = [self._question(request) for request in requests]
         with use_backend(self.backend):
             generator.generate(questions, limits.max_new_tokens, batch_size, on_done)
@@ -144,7 +149,7 @@ class VLMambaModel(EvalModel):
         return Question(self.processor.conversation_prompt(text, count), key, images)
 
     def _mean_features(self, pictures: Sequence[Picture], batch_size: int) -> Tensor:
-        """The mean per patch over the readable pictures, (1, P, Dv): the text-only control."""
+        """The mean per patch over the readable pictures' tiles, (1, P, Dv): text-only control."""
         total, count = torch.zeros((), dtype=torch.float64), 0
         for first in range(0, len(pictures), batch_size):
             images = []
@@ -156,7 +161,7 @@ class VLMambaModel(EvalModel):
             if images:
                 pixels = self.processor.pixel_values(images).to(self.device)
                 features = self.model.encode_images(pixels).double().cpu()
-                total, count = total + features.sum(0, keepdim=True), count + len(images)
+                total, count = total + features.sum(0, keepdim=True), count + len(features)
         return (total / max(count, 1)).to(self.device, self.dtype)
 
 

@@ -104,7 +104,7 @@ def test_a_broken_record_is_counted_and_the_others_train(name, tmp_path, images)
     path = tmp_path / "data.json"
     whole = f"[{json.dumps(GOOD)}, {record}, {json.dumps(TEXT)}]"
     path.write_bytes(whole.encode("utf-8", "surrogateescape"))
-    found = llava.index_samples(llava.LlavaFile(path), images, patches=4, progress=False)
+    found = llava.index_samples(llava.LlavaFile(path), images, image_tokens=4, progress=False)
     assert found.usable.tolist() == [0, 2]
     assert found.skipped == {reason: 1}
     assert found.first == {reason: 1}
@@ -135,7 +135,7 @@ def test_a_broken_file_is_refused(name, tmp_path, images):
     (tmp_path / "data.json").write_bytes(content)
     with pytest.raises(UserError, match=message):
         llava.index_samples(
-            llava.LlavaFile(tmp_path / "data.json"), images, patches=4, progress=False
+            llava.LlavaFile(tmp_path / "data.json"), images, image_tokens=4, progress=False
         )
 
 
@@ -309,7 +309,7 @@ def test_a_feature_cache_cut_by_hand_is_filled_again(tmp_path, images):
 
     cache = feature_cache.FeatureCache(tmp_path / "cache", images, patches=2, width=3)
     with cache.writing():
-        cache.append(["a.png"], torch.ones(1, 2, 3))
+        cache.append(["a.png"], torch.ones(1, 2, 3), [1])
     assert cache.row("a.png") == 0
     (tmp_path / "cache" / "features.f16").write_bytes(b"\0" * 11)
     again = feature_cache.FeatureCache(tmp_path / "cache", images, patches=2, width=3)

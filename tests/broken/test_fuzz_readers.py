@@ -95,7 +95,7 @@ def safetensors(header: bytes, length: int | None = None) -> bytes:
 
 
 def read_llava(path: Path) -> None:
-    llava.index_samples(llava.LlavaFile(path), None, patches=4, progress=False)
+    llava.index_samples(llava.LlavaFile(path), None, image_tokens=4, progress=False)
 
 
 def load_data(path: Path) -> None:

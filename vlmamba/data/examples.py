@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +21,7 @@ from vlmamba_core.tokens import IGNORE, IMAGE
 class Example:
     """One training sequence. input_ids, labels: int64 (T,).
 
-    images: None or float (n_images, 3, H, W) or (n_images, P, D_v), see `ImageSource`.
+    images: None or float (tiles, 3, H, W) or (tiles, P, D_v), see `ImageSource`.
     """
 
     input_ids: torch.Tensor
@@ -67,33 +68,39 @@ class ConversationExamples:
 
     def __getitem__(self, position: int) -> Example:
         sample = self.file[int(self.records[position])]
-        example, shown = self.tokenize(sample)
+        loaded = None
+        if self.images is not None and sample.images and self.processor.most_tiles > 1:
+            loaded = self.images.load(sample.images)  # only the picture tells how many tiles it has
+        tiles = [1] * len(sample.images) if loaded is None else list(map(len, loaded))
+        example, shown = self.tokenize(sample, tiles)
         if not shown or self.images is None:
             return example
-        pixels = self.images.load(sample.images[:shown])
+        if loaded is None:
+            loaded = self.images.load(sample.images[:shown])
+        pixels = torch.cat(loaded[:shown])
         return Example(example.input_ids, example.labels, pixels, example.truncated)
 
-    def tokenize(self, sample: Sample) -> tuple[Example, int]:
+    def tokenize(self, sample: Sample, tiles: list[int]) -> tuple[Example, int]:
         """Template, tokens and labels, cut at max_length; and how many images are left.
 
-        An image that would be cut, and all behind it, is left out.  SampleError if no answer is
-        left.
+        tiles: of each image.  An image that would be cut, and all behind it, is left out.
+        SampleError if no answer is left.
         """
         check_template(sample, self.template)
         ids, labels = map(
             torch.as_tensor,
             self.processor.training_example(
-                sample.conversations, images=len(sample.images), template=self.template
+                sample.conversations, len(sample.images), self.template, tiles
             ),
         )
         shown, length = len(sample.images), self.max_length
         if len(ids) <= length:
             return Example(ids, labels), shown
-        per_image = self.processor.num_image_tokens
+        ends = [0, *accumulate(count * self.processor.num_image_tokens for count in tiles)]
         image_tokens = (ids == self.image_token_id).nonzero().flatten().tolist()
-        while shown and image_tokens[shown * per_image - 1] >= length:
+        while shown and image_tokens[ends[shown] - 1] >= length:
             shown -= 1
-            length = min(length, image_tokens[shown * per_image])
+            length = min(length, image_tokens[ends[shown]])
         ids, labels = ids[:length], labels[:length]
         if (labels == IGNORE).all():
             cut = shown < len(sample.images)

@@ -1,12 +1,14 @@
 """Cache of the frozen vision encoder's output: images are encoded once, not once an epoch.
 
 A folder per encoder (named by a hash of its configuration and weights) holds
-    features.f16   float16 (n_images, P, D_v), appended to, read by memory map
-    keys.u64       one 64-bit key per row: relative path, size and modification time of the image
+    features.f16   float16 (tiles, P, D_v), appended to, read by memory map
+    keys.u64       one 64-bit key per row: relative path, size and modification time of the image;
+                   of an image of several tiles the last has it, the others say that it goes on
     sums.u32       one checksum (CRC-32) per row
     meta.json      what the encoder is, P and D_v
-Rows and sums are written before keys, so a killed run leaves a shorter but correct cache.  Before
-images are used their rows are checked; a damaged one loses its key and is encoded anew.
+Rows and sums are written before keys, and an image's last tile after the others, so a killed run
+leaves a shorter but correct cache.  Before images are used their rows are checked; an image with a
+damaged one loses its key and is encoded anew.
 """
 
 from __future__ import annotations
@@ -27,9 +29,13 @@ from tqdm import tqdm
 
 from vlmamba.data.images import open_image
 from vlmamba.data.llava import SampleError
+from vlmamba.image_layouts import WHOLE
 from vlmamba_core.chunks import chunks
 from vlmamba_core.errors import UserError
 from vlmamba_core.folder import lock_folder
+
+NOBODY = 0  # key of a row that counts no more
+GOES_ON = 1  # key of a tile that is not the last of its image
 
 
 class FeatureCache:
@@ -54,6 +60,9 @@ class FeatureCache:
         keys = np.fromfile(self.folder / "keys.u64", dtype=np.uint64)
         self._sums = np.fromfile(self.folder / "sums.u32", dtype=np.uint32)
         keys = keys[: min(len(self._sums), self._whole_rows())]  # cut by hand or a full disk
+        while len(keys) and keys[-1] == GOES_ON:  # of an image whose last tile was not written
+            keys = keys[:-1]
+        self._keys = keys
         self._rows = np.argsort(keys, kind="stable")
         self._sorted = keys[self._rows]
         self._features: np.memmap | None = None
@@ -92,18 +101,26 @@ class FeatureCache:
         return self.__dict__ | {"_features": None}
 
     def row(self, image: str) -> int | None:
-        """Row of an image's features, or None if it is not in the cache."""
+        """Row of an image's features, its last tile's, or None if it is not in the cache."""
         key = image_key(self.images, image)
         place = int(np.searchsorted(self._sorted, key))
         found = place < len(self._sorted) and self._sorted[place] == key
         return int(self._rows[place]) if found else None
 
-    def load(self, images: tuple[str, ...]) -> torch.Tensor:
-        """float32 (n_images, P, D_v); raises SampleError for an image that could not be encoded."""
+    def _tiles(self, last: int) -> range:
+        """Rows of the image whose last tile has the row `last`."""
+        first = last
+        while first and self._keys[first - 1] == GOES_ON:
+            first -= 1
+        return range(first, last + 1)
+
+    def load(self, images: tuple[str, ...]) -> list[torch.Tensor]:
+        """float32 (tiles, P, D_v) each; SampleError for an image that could not be encoded."""
         rows = [row for image in images if (row := self.row(image)) is not None]
         if len(rows) < len(images):
             raise SampleError("broken image file")
-        return torch.from_numpy(self._mapped()[rows].astype(np.float32))
+        tiles = [self._mapped()[self._tiles(row)].astype(np.float32) for row in rows]
+        return list(map(torch.from_numpy, tiles))
 
     def _mapped(self) -> np.memmap:
         if self._features is None:
@@ -112,22 +129,29 @@ class FeatureCache:
         return self._features
 
     def drop_damaged(self, images: Iterable[str]) -> int:
-        """Take the key of every row that its checksum does not fit; only inside `writing()`.
+        """Take the key of every image with a row whose checksum does not fit; inside `writing()`.
 
         Returns how many there were.
         """
         rows = sorted({row for image in images if (row := self.row(image)) is not None})
-        damaged = [row for row in rows if zlib.crc32(self._mapped()[row]) != self._sums[row]]
+        damaged = [row for row in rows if not all(map(self._is_sound, self._tiles(row)))]
         with open(self.folder / "keys.u64", "r+b") as keys:
             for row in damaged:
                 keys.seek(8 * row)
-                keys.write(bytes(8))
+                keys.write(np.uint64(NOBODY).tobytes())
         self.reload()
         return len(damaged)
 
-    def append(self, images: list[str], features: torch.Tensor) -> None:
-        """Write the features (n_images, P, D_v) of new images; only inside `writing()`."""
-        keys = np.array([image_key(self.images, image) for image in images], dtype=np.uint64)
+    def _is_sound(self, row: int) -> bool:
+        return zlib.crc32(self._mapped()[row]) == self._sums[row]
+
+    def append(self, images: list[str], features: torch.Tensor, tiles: list[int]) -> None:
+        """Write the features (tiles, P, D_v) of new images; only inside `writing()`.
+
+        tiles: how many each has.
+        """
+        keys = np.full(sum(tiles), GOES_ON, dtype=np.uint64)
+        keys[np.cumsum(tiles) - 1] = [image_key(self.images, image) for image in images]
         rows = features.half().cpu().numpy()
         _append(self.folder / "features.f16", rows.tobytes())
         _append(self.folder / "sums.u32", _sums(rows))
@@ -175,6 +199,8 @@ def open_cache(root: Path, images: Path, model: Any, processor: Any) -> FeatureC
         "transform": processor.image_processor.to_dict(),
         "image_aspect_ratio": processor.image_aspect_ratio,
     }
+    if processor.image_layout != WHOLE:  # the name of a cache of whole pictures stays what it was
+        description["image_layout"] = processor.image_layout
     name = f"{vision.model_type}-{encoder_fingerprint(model.vision_encoder, description)}"
     cache = FeatureCache(
         Path(root) / name, images, model.config.num_patches, model.config.vision_width
@@ -206,8 +232,10 @@ def fill_cache(
             decoded = {name: image for name in names if (image := _try_open(cache, name))}
             broken += len(names) - len(decoded)
             if decoded:
-                pixels = processor.pixel_values(list(decoded.values()))
-                cache.append(list(decoded), model.encode_images(pixels.to(device)))
+                pixels, tiles = processor.tiled(list(decoded.values()))
+                some = pixels.to(device).split(batch_size)
+                features = torch.cat([model.encode_images(pixels) for pixels in some])
+                cache.append(list(decoded), features, tiles)
             progress.update(len(names))
     return broken
 

@@ -17,21 +17,23 @@ class ImageSource(Protocol):
 
     argument: str  # "pixel_values" or "image_features"
 
-    def load(self, images: tuple[str, ...]) -> torch.Tensor:
-        """Tensor with one leading row per image; raises SampleError for a broken one."""
+    def load(self, images: tuple[str, ...]) -> list[torch.Tensor]:
+        """A tensor for each image, a row for each of its tiles; SampleError for a broken one."""
         ...
 
 
 class PixelImages:
-    """Images decoded and transformed when they are needed: (n_images, 3, H, W)."""
+    """Images decoded and transformed when they are needed: (tiles, 3, H, W) each."""
 
     argument = "pixel_values"
 
     def __init__(self, folder: Path, processor: Any):
         self.folder, self.processor = Path(folder), processor
 
-    def load(self, images: tuple[str, ...]) -> torch.Tensor:
-        return self.processor.pixel_values([open_image(self.folder / image) for image in images])
+    def load(self, images: tuple[str, ...]) -> list[torch.Tensor]:
+        opened = [open_image(self.folder / image) for image in images]
+        pixels, tiles = self.processor.tiled(opened)
+        return list(pixels.split(tiles))
 
 
 def open_image(path: Path) -> Image.Image:

@@ -224,14 +224,14 @@ class SampleIndex:
 def index_samples(
     file: LlavaFile,
     images: Path | None,
-    patches: int,
+    image_tokens: int,
     strict: bool = False,
     progress: bool = True,
     template: str = "vicuna_v1",
 ) -> SampleIndex:
     """Parse every record once, see that its image files exist, estimate its length in tokens.
 
-    `patches` is the number of tokens of one image; `template` decides which records fit.  Raises
+    image_tokens: how many an image becomes, at most; template: decides which records fit.  Raises
     UserError at the first unusable record if `strict`, or if no record is usable.
     """
     usable, lengths = array("q"), array("q")
@@ -252,7 +252,7 @@ def index_samples(
             first.setdefault(reason, index)
             continue
         usable.append(index)
-        lengths.append(sample.characters // 4 + patches * len(sample.images))
+        lengths.append(sample.characters // 4 + image_tokens * len(sample.images))
     found = SampleIndex(
         np.frombuffer(usable, dtype=np.int64),
         np.frombuffer(lengths, dtype=np.int64),

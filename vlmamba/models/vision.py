@@ -12,9 +12,10 @@ its width, its grid of patches and its image transform.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, BatchFeature, PretrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
 from transformers.utils import logging
 
 from vlmamba import registry
@@ -33,10 +35,11 @@ if TYPE_CHECKING:
     from timm.models.efficientnet import EfficientNet
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TENSORS = {"return_tensors": "pt"}
 
 
 class VisionEncoder(nn.Module):
-    """What the model asks of an encoder, besides forward: (n, C, H, W) -> (n, P, Dv)."""
+    """What the model asks of an encoder, besides forward: (n, *pixels(vision)) -> (n, P, Dv)."""
 
     weights_in_checkpoint: bool  # or do they come from elsewhere at every load?
 
@@ -61,8 +64,8 @@ class VisionEncoder(nn.Module):
         raise NotImplementedError
 
     @staticmethod
-    def pixels(vision: PretrainedConfig) -> tuple[int, int, int]:
-        """(C, H, W) of what the transform makes of one picture."""
+    def pixels(vision: PretrainedConfig) -> tuple[int, ...]:
+        """The shape, here (C, H, W), of what the transform makes of one picture."""
         return 3, vision.image_size, vision.image_size
 
     @staticmethod
@@ -150,7 +153,9 @@ class TransformersEncoder(VisionEncoder):
         depth = self.layer if self.layer >= 0 else layers + 1 + self.layer
         if found := re.match(r"encoder\.layers?\.(\d+)\.", key):
             return int(found[1]) < depth
-        return not key.startswith(("post_layernorm.", "head.", "layernorm."))
+        return not key.startswith(
+            ("post_layernorm.", "head.", "layernorm.", "embeddings.mask_token")
+        )
 
 
 @registry.vision_encoders.add("clip_vision_model")
@@ -200,7 +205,7 @@ class Dinov2Encoder(TransformersEncoder):
         return side, side
 
     @staticmethod
-    def pixels(vision: PretrainedConfig) -> tuple[int, int, int]:
+    def pixels(vision: PretrainedConfig) -> tuple[int, ...]:
         """At the resolution that pictures are brought to."""
         return 3, _resolution(vision), _resolution(vision)
 
@@ -330,8 +335,8 @@ class EfficientNetLite0Encoder(VisionEncoder):
 class FusedEncoder(VisionEncoder):
     """Several encoders of one picture, their patches concatenated: Dv is the sum of theirs.
 
-    The pixels of all, each by its own transform, are stacked as channels.  Raises UserError where
-    their grids or resolutions differ.
+    Each sees the picture through its own transform and at its own resolution.  Raises UserError
+    where their grids differ.
     """
 
     def __init__(self, vision: PretrainedConfig, layer: int, model_id: str | None):
@@ -347,8 +352,7 @@ class FusedEncoder(VisionEncoder):
         self.parts = nn.ModuleList(
             _class(part)(part, layer, one) for part, one in zip(parts, ids, strict=True)
         )
-        self.pixels(vision)
-        self.split = [_class(part).pixels(part)[0] for part in parts]
+        self.shapes = [_class(part).pixels(part) for part in parts]
         self.weights_in_checkpoint = all(part.weights_in_checkpoint for part in self.parts)
         if not self.weights_in_checkpoint and any(p.weights_in_checkpoint for p in self.parts):
             raise UserError("encoders with and without weights in the checkpoint cannot be fused")
@@ -361,25 +365,24 @@ class FusedEncoder(VisionEncoder):
     @staticmethod
     def grid(vision: PretrainedConfig) -> tuple[int, int]:
         """The grid of every part."""
-        found = {_class(part).grid(part): part.model_type for part in vision.encoders}
-        if len(found) != 1:
-            shown = ", ".join(f"{kind} {rows} x {cols}" for (rows, cols), kind in found.items())
+        if not vision.encoders:
+            raise UserError("fused_vision_model has no encoders; expected two or more")
+        grids = [_class(part).grid(part) for part in vision.encoders]
+        if len(set(grids)) != 1:
+            kinds = [part.model_type for part in vision.encoders]
+            shown = ", ".join(f"{k} {g[0]} x {g[1]}" for k, g in zip(kinds, grids, strict=True))
             raise UserError(f"encoders of different grids cannot be fused: {shown} patches")
-        return next(iter(found))
+        return grids[0]
 
     @staticmethod
     def transform(vision: PretrainedConfig) -> Any:
         """Each part's own."""
-        return FusedImageProcessor([_class(p).transform(p).to_dict() for p in vision.encoders])
+        return FusedImageProcessor([_class(part).transform(part) for part in vision.encoders])
 
     @staticmethod
-    def pixels(vision: PretrainedConfig) -> tuple[int, int, int]:
-        """The channels of all parts."""
-        found = [_class(part).pixels(part) for part in vision.encoders]
-        if len({one[1:] for one in found}) != 1:
-            shown = ", ".join(f"{height} x {width}" for _, height, width in found)
-            raise UserError(f"encoders of different resolutions cannot be fused: {shown} pixels")
-        return sum(one[0] for one in found), *found[0][1:]
+    def pixels(vision: PretrainedConfig) -> tuple[int, ...]:
+        """(K,): the pixels of all parts, one after the other."""
+        return (sum(math.prod(_class(part).pixels(part)) for part in vision.encoders),)
 
     @staticmethod
     def working_bytes(vision: PretrainedConfig) -> int:
@@ -387,9 +390,10 @@ class FusedEncoder(VisionEncoder):
         return max(_class(part).working_bytes(part) for part in vision.encoders)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """(n, C, H, W), the parts' channels in turn -> (n, P, Dv)."""
-        pixels = pixel_values.split(self.split, dim=1)
-        return torch.cat([part(x) for part, x in zip(self.parts, pixels, strict=True)], dim=-1)
+        """(n, K), the parts' pixels in turn -> (n, P, Dv)."""
+        pixels = pixel_values.split([math.prod(shape) for shape in self.shapes], dim=1)
+        of_each = zip(self.parts, pixels, self.shapes, strict=True)
+        return torch.cat([part(x.unflatten(1, shape)) for part, x, shape in of_each], dim=-1)
 
     def load_pretrained(self, **kwargs: Any) -> None:
         """Take over the published weights of each part."""
@@ -398,35 +402,40 @@ class FusedEncoder(VisionEncoder):
 
 
 class FusedImageProcessor(BaseImageProcessor):
-    """Several image processors' pixels of one picture as the channels of one tensor."""
+    """Several image processors' pixels of one picture, flattened one after the other.
+
+    parts: the processors, or what `to_dict` made of them.
+    """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012
 
-    def __init__(self, parts: list[dict[str, Any]] | None = None, **kwargs: Any):
+    def __init__(self, parts: Sequence[Any] = (), **kwargs: Any):
         super().__init__(**kwargs)
-        self.parts = parts or []
-        self._made = [_image_processor(part) for part in self.parts]
-
-    @property
-    def image_mean(self) -> list[float]:
-        """The first one's: what pads a picture to a square."""
-        return self._made[0].image_mean
+        self.parts = [_image_processor(p) if isinstance(p, dict) else p for p in parts]
 
     def __call__(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:  # type: ignore[override]
-        """`pixel_values` (n, C, H, W)."""
-        pixels = [part(images, **kwargs)["pixel_values"] for part in self._made]
+        """`pixel_values` (n, K); a picture that each part sees differently: see `joined`."""
+        return self.joined([part(images, **kwargs | TENSORS) for part in self.parts])
+
+    @staticmethod
+    def joined(of_each: Sequence[BatchFeature]) -> BatchFeature:
+        """What the parts made of the same pictures, as tensors -> `pixel_values` (n, K)."""
+        pixels = [features["pixel_values"].flatten(1) for features in of_each]
         return BatchFeature({"pixel_values": torch.cat(pixels, dim=1)})
 
     def to_dict(self) -> dict[str, Any]:
         """What preprocessor_config.json holds."""
-        return {"image_processor_type": type(self).__name__, "parts": self.parts}
+        parts = [part.to_dict() for part in self.parts]
+        return {"image_processor_type": type(self).__name__, "parts": parts}
 
 
 def _image_processor(fields: dict[str, Any]) -> Any:
-    import transformers
-
-    name = str(fields["image_processor_type"])
-    return getattr(transformers, name)(**fields)
+    """The image processor of transformers, or one registered with it, that `fields` describe."""
+    name = str(fields.get("image_processor_type"))
+    found = get_image_processor_class_from_name(name)
+    if found is None:
+        raise UserError(f"unknown image processor {name!r} in a fused one; import its module first")
+    return found(**{key: value for key, value in fields.items() if key != "image_processor_type"})
 
 
 def _class(vision: PretrainedConfig) -> type[VisionEncoder]:

@@ -238,6 +238,7 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         cache_params: Cache | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | list[int] | None = None,
+        output_logits: bool = False,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
@@ -249,7 +250,8 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         With logits_to_keep=1 the logits (B, 1, V) are those after each row's last real token.
         labels (B, L): -100 is not supervised.  In training mode with labels only the loss is
         computed, at the supervised positions: the mean over them, or with num_items_in_batch (the
-        supervised tokens of a batch that is given in parts) their sum over that number.
+        supervised tokens of a batch that is given in parts) their sum over that number; logits
+        come with it where output_logits asks for them.
         image_features (n, P, Dv) stand in for pixel_values (cached features, blind runs).
         Raises ValueError where images and `<image>` tokens disagree (see `embed`); one token that
         continues a state is exempt, for a sampled one may be any.
@@ -274,7 +276,7 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
 
         loss = None if labels is None else self._loss(hidden, labels, num_items_in_batch)
         logits = None
-        if labels is None or not self.training:
+        if labels is None or not self.training or output_logits:
             logits = self.language_model.head(_keep(hidden, attention_mask, logits_to_keep)).float()
         if cache_params is not None:
             cache_params.write(state)

@@ -133,12 +133,13 @@ class Engine:
         sent = ""
         generator = torch.Generator(self.model.device)
         generator.manual_seed(job.seed if job.seed is not None else time.time_ns() % 2**63)
-        prefix, suffix = self.processor.split_prompt(job.request.prompt)
-        ids = torch.tensor([[*prefix, *suffix]], device=self.model.device)
         features = None
+        tiles: list[int] = []
         if job.pictures:
-            pixels = self.processor.pixel_values(list(job.pictures)).to(self.model.device)
-            features = self.model.encode_images(pixels)
+            pixels, tiles = self.processor.tiled(job.pictures)
+            features = self.model.encode_images(pixels.to(self.model.device))
+        prompt = self.processor.encode(job.request.prompt, tiles)
+        ids = torch.tensor([prompt], device=self.model.device)
         embeds, _ = self.model.embed(ids, image_features=features)
         language_model = self.model.language_model
         hidden, cache = language_model(embeds, None, torch.tensor([ids.shape[1]]))
@@ -170,7 +171,8 @@ class Engine:
         return self.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
     def _finished(self, job: Job, text: str, seconds: float) -> Answer:
-        prompt = len(self.processor.encode(job.request.prompt))
+        tiles = self.processor.tile_counts(job.pictures)
+        prompt = len(self.processor.encode(job.request.prompt, tiles))
         made = len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
         return Answer(job.cut(text), prompt, made, seconds, made < job.max_new_tokens)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from vlmamba import image_layouts
 from vlmamba.training.evaluation import split_command
 from vlmamba.training.flags import OnResume, add_flags, flag, given
 from vlmamba.training.recipe import Hyperparameters
@@ -51,6 +52,9 @@ class RunArguments:
     )
     image_aspect_ratio: Literal["pad", "resize"] = flag(
         "pad", help="pad to a square, as LLaVA-1.5 does (default), or stretch"
+    )
+    image_layout: str = flag(
+        image_layouts.WHOLE, help="how a picture becomes tiles (default whole: it is the one tile)"
     )
     recipe: str | None = flag(
         None, on_resume=FREE, help="recipe name or .toml file (default: by preset)"

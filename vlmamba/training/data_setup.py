@@ -38,7 +38,7 @@ def build_examples(
             if accelerator.is_main_process:
                 text.tokenize_documents(args.data, processor, tokens)
         return text.PackedText(tokens, plan.hyper.max_length)
-    terms = index_terms(plan, model, digests[0])
+    terms = index_terms(plan, processor, digests[0])
     file, found = index_once(plan, terms, accelerator, resuming)
     accelerator.print(found.describe())
     source = image_source(plan, file, found, model, processor, accelerator)
@@ -55,8 +55,8 @@ def first_examples(
         wanted = plan.hyper.batch_size * length
         return text.PackedText(text.first_tokens(args.data, processor, wanted), length)
     file, main = llava.LlavaFile(one_file(plan)), accelerator.is_main_process
-    patches = model.config.num_image_tokens
-    found = llava.index_samples(file, args.images, patches, args.strict, main, template)
+    most = image_tokens(processor)
+    found = llava.index_samples(file, args.images, most, args.strict, main, template)
     accelerator.print(found.describe())
     source = PixelImages(args.images, processor) if args.images else None
     return examples.ConversationExamples(file, found, processor, template, length, source)
@@ -109,12 +109,17 @@ def image_source(
     return broadcast_object_list(opened)[0]
 
 
-def index_terms(plan: Plan, model: Any, digest: str) -> dict[str, Any]:
-    """What the samples that can be used depend on."""
+def image_tokens(processor: Any) -> int:
+    """How many tokens a picture becomes, at most."""
+    return processor.num_image_tokens * processor.most_tiles
+
+
+def index_terms(plan: Plan, processor: Any, digest: str) -> dict[str, Any]:
+    """What the samples that can be used depend on, under the names that older runs wrote."""
     return {
         "data": digest,
         "images": str(plan.args.images),
-        "patches": model.config.num_image_tokens,
+        "patches": image_tokens(processor),
         "template": plan.stage.template,
     }
 
@@ -130,9 +135,9 @@ def index_once(
     with accelerator.main_process_first():
         known = index.read(target, data, terms) if resuming else None
         if accelerator.is_main_process and (known is None or (strict and known[1].skipped)):
-            file, patches = llava.LlavaFile(data), terms["patches"]
+            file, tokens = llava.LlavaFile(data), terms["patches"]
             found = llava.index_samples(
-                file, plan.args.images, patches, strict, template=terms["template"]
+                file, plan.args.images, tokens, strict, template=terms["template"]
             )
             index.write(target, file, found, terms)
     known = index.read(target, data, terms)

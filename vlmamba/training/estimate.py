@@ -4,7 +4,8 @@
         --estimate --devices 8
 
 Parameters are counted on the model itself, built on the meta device (no memory).  FLOPs and
-memory are bounds for sequences of `max_length` tokens, one image each: a multiply-add is two
+memory are bounds for sequences of `max_length` tokens, one image each (as many tiles as its layout
+may give): a multiply-add is two
 FLOPs; a backward pass costs twice the forward, or once where the weights are frozen; gradient
 checkpointing adds one forward.  Memory is the highest of an update's moments: weights and AdamW's
 moments are always there; what the backward pass keeps is at its most where the loss is made, when
@@ -57,8 +58,10 @@ class Estimate:
         return (self.state_bytes - gradients) // shards + max(at_loss, at_end)
 
 
-def estimate(config: VLMambaConfig, stage: Stage, hyper: Hyperparameters) -> Estimate:
-    """Bounds for one update of `stage`."""
+def estimate(
+    config: VLMambaConfig, stage: Stage, hyper: Hyperparameters, tiles: int = 1
+) -> Estimate:
+    """Bounds for one update of `stage`; tiles: of an image, at most."""
     with torch.device("meta"):
         model = VLMambaForConditionalGeneration(config)
     freeze(model, stage)
@@ -67,17 +70,17 @@ def estimate(config: VLMambaConfig, stage: Stage, hyper: Hyperparameters) -> Est
         lora.attach(model, hyper)
     trainable = {part: _count(model.get_submodule(part), trainable=True) for part in PARTS}
     has_images = stage.template is not None
-    text = hyper.max_length - (config.num_image_tokens if has_images else 0)
+    text = hyper.max_length - (tiles * config.num_image_tokens if has_images else 0)
     sample = _language_flops(model, max(1, text), stage, hyper)
     if has_images:
-        sample += _vision_flops(model, config) + 3 * model.connector.flops()
+        sample += tiles * (_vision_flops(model, config) + 3 * model.connector.flops())
     return Estimate(
         parameters,
         trainable,
         flops_per_step=sample * hyper.batch_size,
         tokens_per_step=hyper.max_length * hyper.batch_size,
         at_once=(hyper.batch_size, hyper.micro_batch),
-        activation_bytes=_activation_bytes(model, text if has_images else None, hyper),
+        activation_bytes=_activation_bytes(model, text if has_images else None, hyper, tiles),
         # the tied embedding's gradient comes from the head and from the input, then both are added
         last_bytes=_tied_bytes(model),
     )
@@ -99,7 +102,7 @@ def _language_flops(
 
 
 def _vision_flops(model: VLMambaForConditionalGeneration, config: VLMambaConfig) -> float:
-    """Forward of one image, counted by running the encoder on the meta device."""
+    """Forward of one tile, counted by running the encoder on the meta device."""
     pixels = torch.empty(1, *config.vision_encoder.pixels(config.vision_config), device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.vision_encoder.eval()(pixels)
@@ -107,7 +110,7 @@ def _vision_flops(model: VLMambaForConditionalGeneration, config: VLMambaConfig)
 
 
 def _activation_bytes(
-    model: VLMambaForConditionalGeneration, text: int | None, hyper: Hyperparameters
+    model: VLMambaForConditionalGeneration, text: int | None, hyper: Hyperparameters, tiles: int
 ) -> int:
     """The most that one micro-batch holds beside weights, moments and gradients.
 
@@ -123,9 +126,8 @@ def _activation_bytes(
     kept, at_work = (hyper.max_length * size for size in of_token)
     encoder = 0
     if text is not None:
-        kept += model.connector.activation_bytes(element)
-        vision = config.vision_config
-        encoder = config.vision_encoder.working_bytes(vision)
+        kept += tiles * model.connector.activation_bytes(element)
+        encoder = tiles * config.vision_encoder.working_bytes(config.vision_config)
     in_forward, in_backward = _cast_bytes(model, hyper)
     # float32: logits and their log-softmax, then that and the gradients of both
     loss = rows * labels * config.vocab_size

@@ -5,6 +5,14 @@
         def summed(self, model, inputs, batch):
             return 2 * super().summed(model, inputs, batch)
 
+    @registry.objectives.add("z_loss")
+    class ZLoss(Objective):
+        outputs = ("logits",)
+
+        def summed(self, model, inputs, batch):
+            output = self.forward(model, inputs)
+            ...                                   # output.loss, output.logits (B, T, V)
+
 The step's loss is the sum over all micro-batches and processes, divided by the sum of `count`, so
 it does not depend on how the batch was cut.  A recipe names one by stage (`objective = "..."`), as
 does `--objective`.
@@ -12,21 +20,41 @@ does `--objective`.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor, nn
 
 from vlmamba import registry
 from vlmamba.data.collate import Batch
-from vlmamba.training.recipe import Hyperparameters
+from vlmamba_core.errors import unknown
+
+if TYPE_CHECKING:  # the recipe checks its objective's name, so it loads this file
+    from vlmamba.training.recipe import Hyperparameters
+
+OUTPUTS = ("logits", "hidden_states")
 
 
 @registry.objectives.add("cross_entropy")
 class Objective:
-    """Cross-entropy of the supervised tokens."""
+    """Cross-entropy of the supervised tokens.
+
+    outputs: what it needs of the model besides the loss: "logits" (B, T, V), "hidden_states" (a
+    tuple of (B, T, D), see `VLMambaOutput`).  They are made at every position and take memory.
+    """
+
+    outputs: tuple[str, ...] = ()
 
     def __init__(self, hyper: Hyperparameters) -> None:
-        """hyper: the run's, for an objective that has settings."""
+        """hyper: the run's, for an objective that has settings. Raises UserError."""
         self.hyper = hyper
+        for name in self.outputs:
+            if name not in OUTPUTS:
+                raise unknown(f"output of objective {hyper.objective!r}", name, OUTPUTS)
+
+    def forward(self, model: nn.Module, inputs: dict[str, Tensor]) -> Any:
+        """The model's output for `inputs`, with what `outputs` names."""
+        return model(**inputs, **{f"output_{name}": True for name in self.outputs})
 
     def count(self, batch: Batch) -> int:
         """What the summed loss is divided by; zero: nothing to learn from this batch."""
@@ -35,10 +63,10 @@ class Objective:
     def summed(self, model: nn.Module, inputs: dict[str, Tensor], batch: Batch) -> Tensor:
         """The loss (scalar) summed over what `count` counts, which is above zero.
 
-        model: the VLM, perhaps wrapped for several processes; call it once, with `inputs` (the
-        batch's own, on the model's device) and whatever else its forward takes.
+        model: the VLM, perhaps wrapped for several processes; run it once, by `forward`.  inputs:
+        the batch's own, on the model's device.
         """
-        return model(**inputs).loss * batch.n_labels
+        return self.forward(model, inputs).loss * batch.n_labels
 
     def __call__(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
         """The summed loss; zero, with gradients, where there is nothing to count."""

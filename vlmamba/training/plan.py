@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vlmamba import registry
 from vlmamba.checkpoints import read_config
 from vlmamba.config import MambaConfig, VLMambaConfig
 from vlmamba.training.arguments import RunArguments
@@ -32,6 +33,7 @@ def resolve(args: RunArguments, flags: dict[str, Any]) -> Plan:
 
     The model is the preset's, of the flag or the recipe, or else that of --init.
     """
+    registry.image_layouts.check(args.image_layout)
     stage, changes = get_stage(args.stage), config_fields(args.set)
     recipe = load_recipe(args.recipe) if args.recipe else {}
     args = replace(args, preset=args.preset or recipe.get("preset"))

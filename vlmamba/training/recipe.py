@@ -14,6 +14,7 @@ from typing import Any
 
 from vlmamba import registry
 from vlmamba.config import VLMambaConfig
+from vlmamba.training import objectives  # noqa: F401  # fills the registry
 from vlmamba.training.flags import OnResume, flag
 from vlmamba.training.schedule import SCHEDULES
 from vlmamba_core.errors import UserError, unknown
