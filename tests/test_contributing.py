@@ -1,4 +1,4 @@
-"""The worked example of CONTRIBUTING.md: its files are written out and its test is run."""
+"""The worked examples of CONTRIBUTING.md are run: a benchmark's files and test, and the parts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,32 @@ import subprocess
 import sys
 from pathlib import Path
 
+from test_ablate import training_world
+
 import tasks
 
 ROOT = Path(__file__).resolve().parents[1]
+PART = re.compile(
+    r"^```python\n# part: (?P<name>[^\n]+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+# Words of a training command, and of two evaluations, on all the parts
+COMMANDS = """
+import sys
+from harness import run
+from vlmamba import train
+start = ["--cpu", "--dtype", "fp32", "--batch-size", "2", "--micro-batch", "2", "--steps", "2"]
+start += ["--preset", "nano+pool", "--objective", "z_loss", "--image-layout", "halves"]
+start += ["--set", 'vision_config={"model_type": "colours"}', 'text_config={"model_type": "decay"}']
+start += ["--data", f"{sys.argv[1]}/finetune.json"]
+shown = [*start, "--images", sys.argv[1], "--max-length", "512"]
+code = train.main([*start, "--stage", "text", "--max-length", "32", "--out", "text"])
+code += train.main([*shown, "--stage", "pretrain", "--init", "text/final", "--out", "aligned"])
+code += train.main([*shown, "--stage", "finetune", "--init", "aligned/final", "--out", "done"])
+for number, model in enumerate(("done/final", "constant:yes")):
+    evaluation = ["--tasks", "pope", "--limit", "3", "--out", f"run{number}"]
+    code += run.main([*evaluation, "--model", model])
+sys.exit(code)
+"""
 FILE = re.compile(r"^### `(?P<path>[^`]+)`\n\n```\w+\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -34,3 +57,24 @@ def test_worked_example_is_complete_and_passes_its_test(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "10 passed" in done.stdout
+
+
+def test_the_parts_train_and_are_evaluated_as_they_stand(tmp_path):
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    parts = {match["name"]: match["text"] for match in PART.finditer(text)}
+    assert set(parts) == {
+        *("imports", "language model", "vision encoder", "connector", "objective", "image layout"),
+        "model under evaluation",
+    }
+    world = training_world(tmp_path)
+    (tmp_path / "parts.py").write_text("\n".join([*parts.values(), COMMANDS]))
+    done = subprocess.run(
+        [sys.executable, "parts.py", str(world)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert (tmp_path / "run0" / "record.json").is_file()
+    assert (tmp_path / "run1" / "record.json").is_file()

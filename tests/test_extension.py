@@ -1,7 +1,8 @@
 """What the field adds every month, each defined here through public registration alone.
 
 A language-model family, a pair of vision encoders, a connector that gives fewer tokens than there
-are patches, a training objective, and a model under evaluation: trained or evaluated on the demo.
+are patches, training objectives, a layout of a picture in tiles, and a model under evaluation:
+trained or evaluated on the demo.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from transformers import AutoConfig, CLIPImageProcessor, PretrainedConfig
 from harness import run
 from harness.models.base import EvalModel
 from harness.models.registry import eval_models
+from harness.speed import models
 from vlmamba import checkpoints, registry, train
 from vlmamba.generation import GroupedGenerator, Request
+from vlmamba.image_layouts import ImageLayout
 from vlmamba.models.connector import Connector
 from vlmamba.models.language import Cache, LanguageModel
 from vlmamba.models.vision import VisionEncoder
 from vlmamba.training.objectives import Objective
+from vlmamba_core.errors import UserError
 
 WIDTH = 16
 
@@ -168,11 +172,35 @@ class Pool(Connector):
         return self.linear(nn.functional.avg_pool2d(square, 2).flatten(2).transpose(1, 2))
 
 
+class Quarters(ImageLayout):
+    """A picture is its four quarters and a thumbnail."""
+
+    most = 5
+
+    def tiles(self, picture, resolution):
+        width, height = picture.size
+        across, down = (0, width // 2, width), (0, height // 2, height)
+        boxes = [(across[i], down[j], across[i + 1], down[j + 1]) for j in (0, 1) for i in (0, 1)]
+        return [*map(picture.crop, boxes), picture.resize(resolution)]
+
+
 class Doubled(Objective):
     """Twice the cross-entropy."""
 
     def summed(self, model, inputs, batch):
         return 2 * super().summed(model, inputs, batch)
+
+
+class ZLoss(Objective):
+    """Cross-entropy, and how far each softmax's normaliser is from 1 (PaLM, section 5)."""
+
+    outputs = ("logits", "hidden_states")
+
+    def summed(self, model, inputs, batch):
+        output = self.forward(model, inputs)
+        assert output.hidden_states[-1].shape[:2] == inputs["input_ids"].shape
+        z = output.logits[:, :-1][inputs["labels"][:, 1:] != -100].logsumexp(-1)
+        return output.loss * batch.n_labels + 1e-4 * z.square().sum()
 
 
 @pytest.fixture
@@ -184,9 +212,12 @@ def registered() -> Iterator[None]:
     registry.vision_encoders.add("colours")(Colours)
     registry.connectors.add("pool")(Pool)
     registry.objectives.add("doubled")(Doubled)
+    registry.objectives.add("z_loss")(ZLoss)
+    registry.image_layouts.add("quarters")(Quarters)
     yield
     del registry.language_models["decay_text"], registry.vision_encoders["colours"]
-    del registry.connectors["pool"], registry.objectives["doubled"]
+    del registry.connectors["pool"], registry.image_layouts["quarters"]
+    del registry.objectives["doubled"], registry.objectives["z_loss"]
 
 
 def losses(folder) -> list[float]:
@@ -207,19 +238,27 @@ def test_new_parts_train_answer_and_are_evaluated_together(tmp_path, capsys):
     align = [*shown, "--steps", "2"]
     align[1:3] = ["pretrain", "--data"]
     align += ["--init", str(tmp_path / "text" / "final")]
-    for objective in ("cross_entropy", "doubled"):
+    for objective in ("cross_entropy", "doubled", "z_loss"):
         out = ["--objective", objective, "--out", str(tmp_path / objective)]
         assert train.main([*parts, *align, *out]) == 0
-    plain, twice = (losses(tmp_path / name)[0] for name in ("cross_entropy", "doubled"))
+    plain, twice, z_loss = (
+        losses(tmp_path / name)[0] for name in ("cross_entropy", "doubled", "z_loss")
+    )
     assert twice == pytest.approx(2 * plain, rel=1e-5)
-    init = ["--init", str(tmp_path / "doubled" / "final"), "--out", str(tmp_path / "done")]
-    assert train.main([*parts, *shown, "--steps", "2", *init]) == 0
+    assert plain < z_loss < plain + 0.1  # logsumexp of 512 equal logits: 6.2 ** 2 / 10 ** 4
+    init = ["--init", str(tmp_path / "doubled" / "final"), "--image-layout", "quarters"]
+    for name in ("done", "cached"):
+        cache = ["--features-cache", str(tmp_path / "cache")] if name == "cached" else []
+        command = [*parts, *shown, "--steps", "2", *init, *cache, "--out", str(tmp_path / name)]
+        assert train.main(command) == 0
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "done"), rel=1e-3)
     assert train.main([*parts, *shown, *init, "--estimate"]) == 0
 
     model, processor = checkpoints.load(str(tmp_path / "done" / "final"))
     assert isinstance(model.language_model, DecayLM)
     assert (model.config.num_patches, model.config.num_image_tokens) == (16, 4)
     assert model.config.vision_width == 14
+    assert processor.image_layout == "quarters"
     from PIL import Image
 
     pictures = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
@@ -231,6 +270,8 @@ def test_new_parts_train_answer_and_are_evaluated_together(tmp_path, capsys):
     alone = GroupedGenerator(model, processor).generate(asked, 8, 1)
     assert GroupedGenerator(model, processor).generate(asked, 8, 6) == alone
     inputs = processor(text=asked[0].prompt, images=[pictures[0]], return_tensors="pt")
+    assert len(inputs["pixel_values"]) == 5
+    assert (inputs["input_ids"] == processor.image_token_id).sum() == 5 * 4
     made = model.eval().generate(**inputs, max_new_tokens=8, do_sample=False)
     new = made[0, inputs["input_ids"].shape[1] :]
     assert processor.tokenizer.decode(new, skip_special_tokens=True).strip() == alone[0]
@@ -238,6 +279,14 @@ def test_new_parts_train_answer_and_are_evaluated_together(tmp_path, capsys):
     command = ["--tasks", "pope", "--limit", "4", "--out", str(tmp_path / "run")]
     assert run.main([*command, "--model", str(tmp_path / "done" / "final")]) == 0
     assert "pope" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("registered")
+def test_speed_is_measured_of_a_connector_that_pools():
+    subject = models.build("vl-mamba-130m", connector="pool", image_tokens=9, tiny=True)
+    assert (subject.config.num_patches, subject.config.num_image_tokens) == (36, 9)
+    with pytest.raises(UserError, match="'pool' makes 8 tokens of no square grid"):
+        models.build("vl-mamba-130m", connector="pool", image_tokens=8, tiny=True)
 
 
 class Constant(EvalModel):
@@ -268,3 +317,4 @@ def test_a_model_that_is_not_ours_is_evaluated(tmp_path):
     samples = (tmp_path / "run" / "samples_pope.jsonl").read_text().splitlines()
     truths = [json.loads(line) for line in samples]
     assert record["tasks"]["pope"]["n"] == len(truths) == 6
+    assert {one["prediction"] for one in truths} == {"yes"}

@@ -13,17 +13,17 @@ Shapes: B batch, P patches, T text tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness.runs.points import VL_MAMBA
-from vlmamba.config import LANGUAGE_MODELS, VISION_ENCODERS, VLMambaConfig
+from vlmamba import registry
+from vlmamba.config import LANGUAGE_MODELS, LARGEST_GRID, VISION_ENCODERS, VLMambaConfig
 from vlmamba.models.language import Cache, LanguageModel
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
-from vlmamba_core.errors import unknown
+from vlmamba_core.errors import UserError, unknown
 
 ENCODER = "siglip-so400m-384"
 # What `tiny` lays over a shape: the same architecture for tests, in no time.
@@ -82,19 +82,29 @@ def build(
     """The model called `name` with random weights, in inference mode.
 
     With encoder_layers 0, image features are given and no encoder takes memory; SigLIP has 27.
-    image_tokens: P, a square number (default: SigLIP's 729).  tiny: every dimension shrunk.
-    Raises UserError that lists the known names.
+    image_tokens: what the connector makes of a picture (default: of SigLIP's 27 x 27 patches).
+    tiny: every dimension shrunk.  Raises UserError that lists the known names, and where no square
+    grid of patches becomes so many tokens.
     """
     check(name)
     vision = VISION_ENCODERS[ENCODER] | {"num_hidden_layers": encoder_layers}
     vision |= TINY_ENCODER if tiny else {}
     if image_tokens is not None:
-        vision |= {"image_size": vision["patch_size"] * math.isqrt(image_tokens)}
+        vision |= {"image_size": vision["patch_size"] * _side(connector, image_tokens)}
     shape = _language_model(name, tiny)
     config = VLMambaConfig(**shape, connector=connector, vision_config=vision)
     torch.manual_seed(seed)
     model: Any = VLMambaForConditionalGeneration(config)  # transformers hides the type of `to`
     return model.to(device=device, dtype=dtype).eval()
+
+
+def _side(connector: str, image_tokens: int) -> int:
+    """Patches along a side of the grid of which the connector makes so many tokens."""
+    tokens = registry.connectors[connector].tokens
+    for side in range(1, LARGEST_GRID + 1):
+        if tokens((side, side)) == image_tokens:
+            return side
+    raise UserError(f"connector {connector!r} makes {image_tokens} tokens of no square grid")
 
 
 def _language_model(name: str, tiny: bool) -> dict[str, Any]:

@@ -49,13 +49,14 @@ def load(point: Point) -> Subject:
 def inputs(subject: Subject, point: Point, seq_len: int) -> tuple[Tensor, Tensor | None]:
     """(input_ids (B, T), image features (B, P, Dv) or None) of `seq_len` tokens together."""
     generator = torch.Generator().manual_seed(0)
-    patches = point.image_tokens if point.image_tokens < seq_len else 0
-    shape = (point.batch_size, seq_len - patches)
+    image_tokens = point.image_tokens if point.image_tokens < seq_len else 0
+    shape = (point.batch_size, seq_len - image_tokens)
     ids = torch.randint(1000, shape, generator=generator).to(point.terms.device)
-    if not patches:
+    if not image_tokens:
         return ids, None
-    width = subject.model.config.vision_config.hidden_size
-    features = torch.randn(point.batch_size, patches, width, generator=generator)
+    config = subject.model.config
+    patches = point.batch_size, config.num_patches, config.vision_width
+    features = torch.randn(patches, generator=generator)
     return ids, features.to(subject.model.device, subject.model.dtype)
 
 
