@@ -30,3 +30,12 @@ def test_checking_arguments_loads_no_torch():
         "assert code == 2 and 'torch' not in sys.modules and 'lmms_eval' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_whoever_imports_the_manifest_first_keeps_lmms_eval_whole():
+    code = (
+        "import harness.models.manifest\n"
+        "from lmms_eval.models import MODEL_REGISTRY_V2\n"
+        "assert 'vlmamba' in MODEL_REGISTRY_V2.list_model_names()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

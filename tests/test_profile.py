@@ -23,7 +23,7 @@ from harness.runs.points import (
     Row,
 )
 from harness.speed import certainty, energy, models
-from harness.speed.sweep import fits, lengths, measure, subject, summary, tables
+from harness.speed.sweep import fits, lengths, measure, subject, summary, tables, worker
 from harness.speed.sweep.points import Journal, Point, Terms, plan, row_of
 
 TERMS = Terms(
@@ -320,7 +320,28 @@ def test_one_command_profiles_and_continues(tmp_path, capsys):
     assert record["machine"]["gemm_flops_per_s"] > 0
     little = Terms(**{**TERMS.__dict__, "memory_limit_bytes": 100 * 2**20})
     row = lengths.launch(Point(VL_MAMBA, 32, 1, little))
-    assert row.status == OUT_OF_MEMORY
+    assert row.status == OUT_OF_MEMORY, row.detail
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "libc10.so: failed to map segment from shared object",
+        "libgomp: Thread creation failed: Resource temporarily unavailable",
+        "can't start new thread",
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 14112 bytes",
+    ],
+)
+def test_a_lack_of_memory_is_known_by_its_cause(text):
+    """A library that imports on demand names another module first, the cause below."""
+    try:
+        try:
+            raise OSError(text)
+        except OSError as error:
+            raise RuntimeError("Failed to import a module; look up to see why") from error
+    except RuntimeError as error:
+        assert worker.caused_by_lack_of_memory(error)
+    assert not worker.caused_by_lack_of_memory(ValueError("shapes do not match"))
 
 
 @pytest.mark.parametrize(

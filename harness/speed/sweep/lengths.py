@@ -26,6 +26,7 @@ from harness.runs.points import (
     Row,
 )
 from harness.runs.schema import ROOT
+from harness.speed.sweep import worker
 from harness.speed.sweep.points import Journal, Point, Terms, row_of
 from vlmamba_core import processes
 from vlmamba_core.errors import UserError
@@ -47,8 +48,9 @@ def launch(point: Point) -> Row:
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
         return row_of(point, KILLED, f"ended by {name}, most likely because memory ran out")
-    if done.returncode:
-        return row_of(point, FAILED, _last_line(done.stderr))
+    if done.returncode:  # by a library that ends the process, such as OpenMP without a thread
+        status = OUT_OF_MEMORY if worker.exhausted(done.stderr) else FAILED
+        return row_of(point, status, _last_line(done.stderr))
     found = json.loads(_last_line(done.stdout))
     return row_of(point, found["status"], found["detail"], found["result"])
 

@@ -18,13 +18,31 @@ from harness.runs.points import FAILED, OK, OUT_OF_MEMORY
 from harness.speed.sweep.points import Point, Terms
 from vlmamba_core.errors import first_line
 
-EXHAUSTED = (
-    "can't allocate memory",
-    "cannot allocate memory",
+EXHAUSTED = (  # as told by allocators, the loader of shared libraries and makers of threads
+    "can't allocate",
+    "cannot allocate",
+    "cannot map",
+    "failed to map segment",
     "not enough memory",
     "out of memory",
     "bad_alloc",
+    "can't start new thread",
+    "thread creation failed",
+    "resource temporarily unavailable",
 )
+
+
+def exhausted(text: str) -> bool:
+    """Whether an error's text says that memory ran out."""
+    return any(phrase in text.lower() for phrase in EXHAUSTED)
+
+
+def caused_by_lack_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, in the error or in one that it was raised for."""
+    if isinstance(error, MemoryError) or exhausted(str(error)):
+        return True
+    cause = error.__cause__ or error.__context__
+    return cause is not None and caused_by_lack_of_memory(cause)
 
 
 @contextlib.contextmanager
@@ -55,8 +73,7 @@ def outcome(point: Point) -> dict[str, Any]:
             return {"status": OK, "detail": None, "result": measure(point)}
     except Exception as error:  # a lack of memory comes as many classes, also wrapped in others
         text = first_line(error, 300)
-        exhausted = isinstance(error, MemoryError) or any(x in text.lower() for x in EXHAUSTED)
-        if exhausted:
+        if caused_by_lack_of_memory(error):
             return {"status": OUT_OF_MEMORY, "detail": text, "result": None}
         return {"status": FAILED, "detail": f"{type(error).__name__}: {text}", "result": None}
 
