@@ -335,8 +335,10 @@ READ: dict[str, tuple[str, Builder, int]] = {
 @pytest.mark.parametrize("name", READ)
 def test_read(name, tmp_path):
     task, build, count = READ[name]
-    build(tmp_path)
-    rows = Source.parse(str(tmp_path)).load(tasks.load(task), "paper")
+    folder = tmp_path / "data"  # what stands beside it is the test's own
+    folder.mkdir()
+    build(folder)
+    rows = Source.parse(str(folder)).load(tasks.load(task), "paper")
     assert len(rows) == count
     assert None not in [row["image"] for row in rows]
 
