@@ -34,7 +34,7 @@ from harness.runs.points import Row
 from harness.speed.certainty import NOISY
 from harness.speed.sweep import lengths as lengths_run
 from harness.speed.sweep import summary, tables
-from harness.speed.sweep.points import Journal, Terms, plan
+from harness.speed.sweep.points import Journal, Settings, plan
 from vlmamba_core.cli import Parser, cli
 from vlmamba_core.errors import UserError, unknown
 from vlmamba_core.folder import RunFolder
@@ -91,16 +91,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     models = [name.strip() for name in args.models.split(",") if name.strip()]
     lengths = _numbers("--seq-lens", args.seq_lens)
     batches = _numbers("--batch-sizes", args.batch_sizes)
-    terms = _terms(args)
+    settings = _settings(args)
     _check_models(models)
     rerun.refuse_another(args.out, rerun.finished(args.out), "profile")
     started = time.perf_counter()
     with RunFolder(args.out) as folder:
         rows = lengths_run.run(
-            plan(models, lengths, batches, terms), Journal(args.out / "points.jsonl")
+            plan(models, lengths, batches, settings), Journal(args.out / "points.jsonl")
         )
-        machine = lengths_run.measure_machine(terms)
-        record = _record(args, terms, machine, rows, time.perf_counter() - started)
+        machine = lengths_run.measure_machine(settings)
+        record = _record(args, settings, machine, rows, time.perf_counter() - started)
         folder.write("record.json", schema.record_text(record))
     profile = summary.Profile.from_record(args.out.name, record)
     for title, headers, cells in tables.tables(profile):
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _terms(args: argparse.Namespace) -> Terms:
+def _settings(args: argparse.Namespace) -> Settings:
     """What all points share. Raises UserError for values that make no sense."""
     if args.dtype not in DTYPES:
         raise unknown("dtype", args.dtype, DTYPES)
@@ -123,7 +123,7 @@ def _terms(args: argparse.Namespace) -> Terms:
     limit = args.memory_limit_gib
     if limit is not None and not 0 < limit < math.inf:
         raise UserError(f"--memory-limit-gib is {limit}; expected a positive number")
-    return Terms(
+    return Settings(
         image_tokens=args.image_tokens,
         decode=args.decode,
         dtype=args.dtype,
@@ -155,7 +155,7 @@ def _device(name: str) -> str:
 def _most_bytes() -> int:
     """Four fifths of the machine's memory, to the GiB.
 
-    Not what is free now: the limit belongs to a point's terms, and a resumed sweep has the same.
+    Not what is free now: the limit belongs to a point's settings, and a resumed sweep has the same.
     """
     return max(1, total_bytes() * 4 // 5 // 2**30) * 2**30
 
@@ -180,14 +180,18 @@ def _check_models(models: Sequence[str]) -> None:
 
 
 def _record(
-    args: argparse.Namespace, terms: Terms, machine: dict[str, Any], rows: list[Row], total_s: float
+    args: argparse.Namespace,
+    settings: Settings,
+    machine: dict[str, Any],
+    rows: list[Row],
+    total_s: float,
 ) -> dict[str, Any]:
     record = {
         "schema": schema.SCHEMA,
         "kind": "profile",
-        "label": "tiny models, for tests only" if terms.tiny else None,
+        "label": "tiny models, for tests only" if settings.tiny else None,
         "arguments": {name: str(value) for name, value in vars(args).items() if name != "out"},
-        "terms": asdict(terms) | {"weights": "random"} | schema.environment(),
+        "settings": asdict(settings) | {"weights": "random"} | schema.environment(),
         "machine": machine,
         "points": [asdict(row) for row in rows],
         "timing": {"total_s": total_s},

@@ -40,7 +40,7 @@ from harness.models import BUNDLED_MODELS, ranks
 from harness.models.registry import ABOUT, OWN, ModelOptions, eval_models
 from harness.models.resumable import Resumable
 from harness.reporting import render
-from harness.runs import evaluation, rerun
+from harness.runs import evaluation, older, rerun
 from harness.runs.evaluation import Asked
 from harness.scoring import judge as judging
 from harness.scoring import submit
@@ -165,7 +165,7 @@ def check_model(name: str) -> None:
 def read_arguments(path: Path) -> dict[str, Any]:
     """The arguments that a record was made with. Raises UserError for any other file."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = older.record(json.loads(path.read_text(encoding="utf-8")))
         kept = record["arguments"]
         found = {"tasks": kept["tasks"]} | {name: kept[name] for name in KEPT if name in kept}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

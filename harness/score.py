@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.excluded["unreadable image"] = len(answers.unreadable)
     if args.json:  # before a word is printed: the reader of a pipe may leave
         content = as_json(task, rows, report, args.protocol)
-        write_json(args.json, content | (judge.terms() if judge else {}))
+        write_json(args.json, content | (judge.settings() if judge else {}))
     if args.out:
         run = rescore.write_run(
             args.out,
@@ -228,7 +228,7 @@ def comparison(task: Benchmark, rows: Sequence[Joined], limit: int | None = None
     values = {name: [report.metrics.get(name) for report in reports] for name in names}
     lines = [f"| metric | {' | '.join(PROTOCOLS)} |", "|---" * 3 + "|"]
     for name, pair in values.items():
-        if pair[0] != pair[1] or name == task.headline:
+        if pair[0] != pair[1] or name == task.primary_metric:
             lines.append(f"| {name} | {' | '.join(map(_number, pair))} |")
     changed = [
         (row, *cases)
@@ -245,7 +245,7 @@ def comparison(task: Benchmark, rows: Sequence[Joined], limit: int | None = None
 
 
 def _changed_line(task: Benchmark, row: Joined, *cases: Case) -> str:
-    cells = [row.case_id, task.truth(row.doc), row.prediction]
+    cells = [row.case_id, task.reference(row.doc), row.prediction]
     cells += [cell for case in cases for cell in (case.score, case.parsed)]
     return f"| {' | '.join(_cell(cell).replace('|', chr(92) + '|') for cell in cells)} |"
 

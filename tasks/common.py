@@ -12,7 +12,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 from tasks.answer_files import AnswerFormat, LlavaAnswers
 from tasks.cells import looks_like_list
@@ -111,6 +111,8 @@ PROMPT_OPTIONS = {
     ),
 }
 
+Unit = Literal["fraction", "points"]
+
 
 class Benchmark(ABC):
     """A benchmark. Subclasses are stateless; one instance per folder is exported as `task`."""
@@ -120,14 +122,18 @@ class Benchmark(ABC):
 
     name: str
     size: str = ""  # of the hub's split, for lists: "9,000 questions on 500 images"
-    headline: str  # the metric key that tables show
-    headline_needs_image: bool = False  # it leaves text-only questions out; so do paired tests
-    metrics: tuple[str, ...]  # metric keys of any full data set, the headline first
-    points: bool = False  # True: metrics are totals (MME), else fractions 0..1
+    primary_metric: str  # the metric key that tables show
+    primary_metric_needs_image: bool = (
+        False  # it leaves text-only questions out; so do paired tests
+    )
+    metrics: tuple[str, ...]  # metric keys of any full data set, the primary one first
+    unit: Unit = "fraction"  # of its metrics: 0..1, or totals (MME)
     columns: tuple[str, ...]  # columns a document must have, besides the image
     list_columns: tuple[str, ...] = ()  # columns that hold a list: of choices, of references...
     text_lists: bool = False  # True: plain text in them is one entry, or names joined by commas
-    text_is_no_truth: tuple[str, ...] = ()  # those where plain text is a missing truth, counted
+    text_is_no_reference: tuple[
+        str, ...
+    ] = ()  # those where plain text is a missing reference, counted
     empty_cell: str = ""  # what the hub's copy has where a published table has an empty cell
     table_name: str = ""  # what its published tables are called, where not as the task
     demo: bool = True  # the demo world has rows of it
@@ -162,8 +168,8 @@ class Benchmark(ABC):
         """The text after "<image>\\n" in the user's turn."""
 
     @abstractmethod
-    def truth(self, doc: Doc) -> Any:
-        """The reference answer(s), JSON-serialisable; None where the truth is hidden."""
+    def reference(self, doc: Doc) -> Any:
+        """The reference answer(s), JSON-serialisable; None where it is hidden."""
 
     @abstractmethod
     def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
@@ -403,7 +409,7 @@ def check_lists(task: Benchmark, doc: Doc) -> None:
     for column in task.list_columns:
         value = doc.get(column)
         if isinstance(value, str) and value.strip():
-            alone = task.text_lists or column in task.text_is_no_truth
+            alone = task.text_lists or column in task.text_is_no_reference
             if not alone or looks_like_list(value):
                 raise TypeError("expected a list, not text")
 
@@ -425,7 +431,7 @@ def lmms_eval_functions(task: Benchmark) -> dict[str, Callable]:
     """
     functions: dict[str, Callable] = {
         "doc_to_visual": task.images,
-        "doc_to_target": task.truth,
+        "doc_to_target": task.reference,
         "process_docs": task.process_docs,
     }
     for protocol in PROTOCOLS:

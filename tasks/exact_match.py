@@ -36,7 +36,7 @@ def _lower_without_punctuation(text: str) -> str:
 class ExactMatch(Benchmark):
     """A benchmark of short answers with one reference each, right or wrong."""
 
-    headline = "accuracy"
+    primary_metric = "accuracy"
     metrics = ("accuracy",)
     columns = ("question", "answer")
     token_limits = PerProtocol(paper=128, lmms=16)
@@ -44,19 +44,21 @@ class ExactMatch(Benchmark):
     def prompt(self, doc: Doc, protocol: str) -> str:
         return f"{doc['question']}\n{SHORT_ANSWER}"
 
-    def truth(self, doc: Doc) -> str | None:
+    def reference(self, doc: Doc) -> str | None:
         """The reference; None where it is hidden, empty or not text."""
         answer = doc["answer"]
         return answer if isinstance(answer, str) and answer.strip() else None
 
     def exclude(self, docs: Sequence[Doc], protocol: str) -> dict[int, str]:
         return {
-            row: "no reference answer" for row, doc in enumerate(docs) if self.truth(doc) is None
+            row: "no reference answer"
+            for row, doc in enumerate(docs)
+            if self.reference(doc) is None
         }
 
     def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
         answer = parse(prediction, protocol)
-        truth = self.truth(doc)
+        truth = self.reference(doc)
         right = None if truth is None else float(answer == comparable(truth, protocol))
         return Case(right, answer or None)
 

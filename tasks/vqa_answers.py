@@ -121,11 +121,11 @@ def missing_references(docs: Sequence[Doc], needed: int | None) -> dict[int, str
 class PeoplesAnswers(Benchmark):
     """A benchmark whose reference is what ten people answered."""
 
-    headline = "accuracy"
-    text_is_no_truth = ("answers",)
+    primary_metric = "accuracy"
+    text_is_no_reference = ("answers",)
     cluster_columns: tuple[str, ...] = ("image_id", "question_id")
 
-    def truth(self, doc: Doc) -> list[str] | None:
+    def reference(self, doc: Doc) -> list[str] | None:
         """The people's answers; None where they are hidden."""
         return references(doc)
 

@@ -110,7 +110,7 @@ def test_any_model_is_evaluated(tmp_path, parrots, capsys):
     assert all(len(request.pictures) == 1 for request in parrot.asked)
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["model"] == {"name": "parrot:yes"}
-    assert record["terms"]["answer"] == "yes"
+    assert record["settings"]["answer"] == "yes"
     assert record["tasks"]["pope"]["metrics"]["yes_ratio"]["value"] == 1.0
     assert " questions/s; decoding images " in capsys.readouterr().out
     assert run.main(["--tasks", "pope", "--model", "parot:yes"]) == 2

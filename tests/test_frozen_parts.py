@@ -46,8 +46,8 @@ def test_what_does_not_learn_gets_no_graph_in_training(stage, checkpointing, lor
         loop.train(run, accelerator())
     assert seen["connector"]  # the watch works
     assert seen["encoder"] == []
-    learns = run.model.language_model.embedding.weight.requires_grad
-    assert bool(seen["embedding"]) == learns == (stage == "finetune" and not lora)
+    trainable = run.model.language_model.embedding.weight.requires_grad
+    assert bool(seen["embedding"]) == trainable == (stage == "finetune" and not lora)
 
 
 def encoded(model: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:

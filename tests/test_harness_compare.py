@@ -99,7 +99,7 @@ def write_run(folder: Path, scores: list[float | None], **sample: object) -> Pat
     """A run's folder with just what comparing and reporting read."""
     folder.mkdir(parents=True)
     n = sum(score is not None for score in scores)
-    entry = {"n": n, "n_unparsed": 0, "excluded": {}, "points": False, "notes": []}
+    entry = {"n": n, "n_unparsed": 0, "excluded": {}, "unit": "fraction", "notes": []}
     entry["metrics"] = {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6, "method": "test"}}
     record = {
         "schema": 1,
@@ -116,7 +116,7 @@ def write_run(folder: Path, scores: list[float | None], **sample: object) -> Pat
             "question": f"Is there a dog in image {row // 2}?",
             "prediction": "yes" if score else "no",
             "parsed": "yes" if score else "no",
-            "truth": "yes",
+            "reference": "yes",
             "score": score,
             "image": f"image {row // 2}",
             "excluded": None,
@@ -149,7 +149,10 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"truth": "no"}, "row 1 of a and b is not the same question; compare runs on the same"),
+        (
+            {"reference": "no"},
+            "row 1 of a and b is not the same question; compare runs on the same",
+        ),
         ({"doc_id": 77}, "a and b share no scored question (tasks: pope; pope)"),
     ],
 )
@@ -207,7 +210,7 @@ def test_blind_and_held_out_rows_say_so_in_the_row(tmp_path, capsys):
     html = page.read_text()
     assert "<td>pope (blind)</td>" in html and "<td>pope (B held-out style)</td>" in html
     assert '"runs":["plain","dark (blind)","other (held-out style, first 9 questions)"]' in html
-    assert ">dark (blind)</th>" in html  # its column of terms
+    assert ">dark (blind)</th>" in html  # its column of settings
 
 
 def test_holms_correction_by_hand():
@@ -272,7 +275,7 @@ def test_many_runs_that_cannot_be_compared(tmp_path, capsys):
     folders = three_runs(tmp_path)
     assert compare_command.main(folders[:1]) == 2
     assert "one run is no comparison" in capsys.readouterr().err
-    other = write_run(tmp_path / "other", [1.0] * 40, truth="no")
+    other = write_run(tmp_path / "other", [1.0] * 40, reference="no")
     assert compare_command.main([*folders, str(other)]) == 2
     assert "is not the same question" in capsys.readouterr().err
     empty = [str(write_run(tmp_path / f"none{n}", [None] * 4)) for n in range(3)]
@@ -302,7 +305,7 @@ def test_text_only_questions_are_not_compared_where_the_headline_leaves_them_out
             (folder / f"samples_{task}.jsonl").write_text(samples_text(kept))
         runs.append(run)
     assert len(runs[0].samples("scienceqa")) == 3
-    assert [s.doc_id for s in runs[0].headline_samples("scienceqa")] == [0]
-    assert len(runs[0].headline_samples("pope")) == 3
+    assert [s.doc_id for s in runs[0].primary_metric_samples("scienceqa")] == [0]
+    assert len(runs[0].primary_metric_samples("pope")) == 3
     found = {one.task: one for one in compare.compare(*runs)}
     assert (found["scienceqa"].paired.n, found["pope"].paired.n) == (1, 3)

@@ -375,8 +375,8 @@ def test_easy_vqa_on_the_hub_is_its_package(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "demo_benchmark", lambda task, split: tmp_path)
     task = tasks.load("easy_vqa")
     rows = Source.parse("hub").load(task, "paper")
-    terms = Source.parse("hub").describe(task, rows)
-    assert (terms["path"], terms["revision"]) == ("easy-vqa", "1.0")
+    settings = Source.parse("hub").describe(task, rows)
+    assert (settings["path"], settings["revision"]) == ("easy-vqa", "1.0")
 
 
 def test_hub_data_are_described_by_the_commit_they_came_from(monkeypatch):
@@ -391,9 +391,9 @@ def test_hub_data_are_described_by_the_commit_they_came_from(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     source = Source.parse("hub", split="dev", dataset="lmms-lab-encoder/POPE", revision="v2")
-    terms = source.describe(POPE, source.load(POPE, "paper"))
+    settings = source.describe(POPE, source.load(POPE, "paper"))
     assert asked == [("lmms-lab-encoder/POPE", None, "dev", "v2")]
-    assert terms == {
+    assert settings == {
         "source": "hub-dev",
         "path": "lmms-lab-encoder/POPE",
         "name": None,

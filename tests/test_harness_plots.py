@@ -24,7 +24,7 @@ def write_profile(folder: Path) -> Path:
         "schema": 1,
         "kind": "profile",
         "label": None,
-        "terms": {"threads": 2},
+        "settings": {"threads": 2},
         "machine": MACHINE | {"device": "cpu", "dtype": "float32", "processor": "Test CPU"},
         "points": [asdict(row) for row in profile.rows],
     }

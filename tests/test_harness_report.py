@@ -43,7 +43,7 @@ def world(tmp_path) -> Path:
         record = json.loads(path.read_text())
         record["arguments"]["data"] = str(tmp_path / "data")
         record["label"] = "demo: not comparable with published numbers"
-        record["terms"] = {"dtype": "torch.float32", "packages": {"torch": "2.x"}}
+        record["settings"] = {"dtype": "torch.float32", "packages": {"torch": "2.x"}}
         path.write_text(json.dumps(record))
         file = folder / "samples_pope.jsonl"
         samples = [json.loads(line) for line in file.read_text().splitlines()]
@@ -116,11 +116,11 @@ def test_a_limit_is_stated(world):
 
 
 def test_questions_without_an_image_and_several_truths(world):
-    sample = {"image": NO_IMAGE, "truth": ["cat", "cat", "dog"], "prediction": None}
+    sample = {"image": NO_IMAGE, "reference": ["cat", "cat", "dog"], "prediction": None}
     write_run(world / "c", [1.0, None], **sample)
     [task] = data(make(world, str(world / "c")))["tasks"]
     question = task["questions"][0]
-    assert (question["imageNote"], question["truth"]) == ("text only", "cat (2), dog")
+    assert (question["imageNote"], question["reference"]) == ("text only", "cat (2), dog")
     assert task["questions"][1]["answers"][0]["score"] is None
 
 

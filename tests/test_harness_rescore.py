@@ -37,7 +37,7 @@ def finished_run(root: Path) -> Path:
                 question=f"{row['question']}\nAnswer the question using a single word or phrase.",
                 prediction=None if unread else PATTERN[number],
                 parsed=None if unread else said.lower(),
-                truth=row["answer"],
+                reference=row["answer"],
                 score=None if unread else float(said.lower() == row["answer"]),
                 image=None if unread else image_key(row["image"]),
                 excluded="unreadable image" if unread else None,
@@ -66,7 +66,7 @@ def entry(n: int) -> dict:
         "n": n,
         "n_unparsed": 0,
         "excluded": {},
-        "points": False,
+        "unit": "fraction",
         "metrics": {},
         "notes": [],
     }

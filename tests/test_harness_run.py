@@ -77,12 +77,12 @@ def test_run_writes_record_samples_and_table(world, capsys):
     assert record["tasks"]["mme"]["n"] == 8
     assert record["protocol"] == "paper"
     assert record["label"] is None  # not the demo's data
-    assert record["terms"]["backend"] == "torch"
-    assert record["terms"]["dtype"] == "torch.float32"
-    assert record["terms"]["packages"]["lmms-eval"]
+    assert record["settings"]["backend"] == "torch"
+    assert record["settings"]["dtype"] == "torch.float32"
+    assert record["settings"]["packages"]["lmms-eval"]
     samples = lines(world, "pope")
     assert [sample["doc_id"] for sample in samples] == list(range(24))
-    keys = {"doc_id", "question", "prediction", "parsed", "truth", "score", "image", "excluded"}
+    keys = {"doc_id", "question", "prediction", "parsed", "reference", "score", "image", "excluded"}
     assert samples[0].keys() == keys
     assert len({sample["image"] for sample in samples}) == 4
     assert record["timing"]["images"] == 4 + 2  # one prefill for an image's questions
@@ -209,9 +209,9 @@ def test_a_rerun_from_a_record_warns_of_each_difference(world, capsys):
 
     path = Path(world["out"]) / "record.json"
     record = json.loads(path.read_text())
-    installed = record["terms"]["packages"].pop("torch")
-    record["terms"]["packages"]["torch"] = "1.0"
-    record["terms"]["packages"]["mamba-ssm"] = "2.2"
+    installed = record["settings"]["packages"].pop("torch")
+    record["settings"]["packages"]["torch"] = "1.0"
+    record["settings"]["packages"]["mamba-ssm"] = "2.2"
     record["model"]["sha256"] = "0" * 64
     record["data"]["pope"]["rows_digest"] = "other"
     path.write_text(json.dumps(record))
@@ -220,8 +220,8 @@ def test_a_rerun_from_a_record_warns_of_each_difference(world, capsys):
     warnings = [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning: not as")]
     told = [line.removeprefix("warning: not as in the record: ") for line in warnings]
     assert told[0].startswith("model.sha256 was 000000")
-    assert told[1] == f"terms.packages.torch was 1.0, here it is {installed}"
-    assert told[2] == "terms.packages.mamba-ssm was 2.2, here it is absent"
+    assert told[1] == f"settings.packages.torch was 1.0, here it is {installed}"
+    assert told[2] == "settings.packages.mamba-ssm was 2.2, here it is absent"
     assert told[3].startswith("data.pope.rows_digest was other, here it is ")
     assert len(told) == 4
 

@@ -17,8 +17,8 @@ from harness.scoring.intervals import Interval
 
 MME = TaskResult(
     task="mme",
-    points=True,
-    headline_metrics=("perception", "cognition"),
+    unit="points",
+    overall_metrics=("perception", "cognition"),
     metrics={"perception": 190.0, "existence/acc": 0.95, "existence/score": 190.0},
     intervals={
         "perception": Interval(170.25, 200, "bootstrap"),

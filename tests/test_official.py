@@ -58,7 +58,7 @@ def checked(name, protocol, docs=None, answers=None):
             row,
             sample.prediction,
             sample.parsed,
-            sample.truth,
+            sample.reference,
             with_image=sample.image != NO_IMAGE,
             excluded=sample.excluded,
         )

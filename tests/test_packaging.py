@@ -149,8 +149,8 @@ def test_the_commands_of_the_wheel_work_in_an_empty_folder(python, tmp_path):
     works("-m", "harness.run", "--tasks", "pope", "--limit", "4", "--out", "runs/a")
     record = json.loads((tmp_path / "runs" / "a" / "record.json").read_text())
     assert record["tasks"]["pope"]["n"] == 4
-    assert record["terms"]["commit"] is None
-    assert record["terms"]["packages"][project()["name"]] == project()["version"]
+    assert record["settings"]["commit"] is None
+    assert record["settings"]["packages"][project()["name"]] == project()["version"]
     works("-m", "harness.score", "pope", "runs/a/samples_pope.jsonl", "--out", "runs/b")
     works("-m", "harness.report", "runs/a", "runs/b", "--out", "report.html")
     works("-m", "harness.tables", "--from", "runs", "--out", "tables")

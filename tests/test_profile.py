@@ -24,9 +24,9 @@ from harness.runs.points import (
 )
 from harness.speed import certainty, energy, models
 from harness.speed.sweep import fits, lengths, measure, subject, summary, tables, worker
-from harness.speed.sweep.points import Journal, Point, Terms, plan, row_of
+from harness.speed.sweep.points import Journal, Point, Settings, plan, row_of
 
-TERMS = Terms(
+SETTINGS = Settings(
     image_tokens=16,
     decode=3,
     dtype="float32",
@@ -67,7 +67,7 @@ def synthetic(point: Point) -> Row:
 
 
 def sweep_of(*lengths: int) -> summary.Profile:
-    rows = [synthetic(point) for point in plan([VL_MAMBA, PYTHIA], lengths, [1], TERMS)]
+    rows = [synthetic(point) for point in plan([VL_MAMBA, PYTHIA], lengths, [1], SETTINGS)]
     return summary.Profile("p", MACHINE, {}, rows)
 
 
@@ -119,7 +119,7 @@ def test_crossovers(model, baseline, length, note):
 def test_a_crossover_says_how_far_repeats_leave_it_open():
     times = {VL_MAMBA: ([2, 2, 2.5], [2, 2, 2]), PYTHIA: ([1, 1, 1], [4, 4, 4])}
     rows = [
-        row_of(Point(model, n, 1, TERMS), OK, result=result(1, 1000) | {"prefill_s": runs})
+        row_of(Point(model, n, 1, SETTINGS), OK, result=result(1, 1000) | {"prefill_s": runs})
         for model, both in times.items()
         for n, runs in zip((100, 400), both, strict=True)
     ]
@@ -144,7 +144,7 @@ def test_summary_of_a_sweep_with_known_growth():
 
 
 def test_distance_from_the_machines_floor():
-    [row] = [synthetic(Point(VL_MAMBA, 100, 1, TERMS))]
+    [row] = [synthetic(Point(VL_MAMBA, 100, 1, SETTINGS))]
     assert summary.floors(row, MACHINE) == {
         "prefill": pytest.approx(0.1 / 0.01),
         "decode": pytest.approx(0.01 / ((10**8 + 1000) / 1e10)),
@@ -160,7 +160,7 @@ def test_finished_points_are_not_repeated_and_failed_ones_are(tmp_path):
             return row_of(point, FAILED, "ModuleNotFoundError")
         return synthetic(point)
 
-    points = plan([VL_MAMBA, PYTHIA], [32, 64], [1], TERMS)
+    points = plan([VL_MAMBA, PYTHIA], [32, 64], [1], SETTINGS)
     path = tmp_path / "points.jsonl"
     first = lengths.run(points, Journal(path), start)
     assert [row.status for row in first] == [OK, OK, FAILED, FAILED]
@@ -180,7 +180,7 @@ def test_longer_points_of_a_model_that_ran_out_are_left_out(tmp_path, status, ca
         too_much = point.model == PYTHIA and point.seq_len >= 64
         return row_of(point, status, "why") if too_much else synthetic(point)
 
-    points = plan([VL_MAMBA, PYTHIA], [32, 64, 128], [1], TERMS)
+    points = plan([VL_MAMBA, PYTHIA], [32, 64, 128], [1], SETTINGS)
     rows = lengths.run(points, Journal(tmp_path / "points.jsonl"), start)
     assert [row.status for row in rows] == [OK, OK, OK, status, OK, NOT_RUN]
     assert rows[-1].detail == f"64 tokens: {status}"
@@ -193,7 +193,7 @@ def test_longer_points_of_a_model_that_ran_out_are_left_out(tmp_path, status, ca
 
 
 def test_a_child_that_dies_or_hangs_is_reported(monkeypatch):
-    point = Point(VL_MAMBA, 32, 1, TERMS)
+    point = Point(VL_MAMBA, 32, 1, SETTINGS)
 
     def run_code(code: str) -> Row:
         command = [sys.executable, "-c", code]
@@ -215,24 +215,24 @@ def test_a_child_that_dies_or_hangs_is_reported(monkeypatch):
 
 def test_a_key_covers_the_terms():
     keys = {
-        Point(VL_MAMBA, 32, 1, TERMS).key,
-        Point(VL_MAMBA, 64, 1, TERMS).key,
-        Point(VL_MAMBA, 32, 2, TERMS).key,
-        Point(PYTHIA, 32, 1, TERMS).key,
-        Point(VL_MAMBA, 32, 1, Terms(**{**TERMS.__dict__, "compile": True})).key,
+        Point(VL_MAMBA, 32, 1, SETTINGS).key,
+        Point(VL_MAMBA, 64, 1, SETTINGS).key,
+        Point(VL_MAMBA, 32, 2, SETTINGS).key,
+        Point(PYTHIA, 32, 1, SETTINGS).key,
+        Point(VL_MAMBA, 32, 1, Settings(**{**SETTINGS.__dict__, "compile": True})).key,
     }
     assert len(keys) == 5
-    point = Point(VL_MAMBA, 32, 1, TERMS)
+    point = Point(VL_MAMBA, 32, 1, SETTINGS)
     assert Point.from_json(point.to_json()) == point
 
 
 def test_a_sequence_too_short_for_the_image_is_text_only():
-    assert [Point(VL_MAMBA, n, 1, TERMS).image_tokens for n in (16, 17)] == [0, 16]
+    assert [Point(VL_MAMBA, n, 1, SETTINGS).image_tokens for n in (16, 17)] == [0, 16]
 
 
 @pytest.mark.parametrize("model", [VL_MAMBA, PYTHIA, "llama-160m"])
 def test_a_point_measures_what_it_claims(model):
-    short, long = (measure.measure(Point(model, n, 2, TERMS)) for n in (8, 24))
+    short, long = (measure.measure(Point(model, n, 2, SETTINGS)) for n in (8, 24))
     for r, n in ((short, 8), (long, 24)):
         assert len(r["decode_s"]) == 3
         assert all(0 < p <= t for p, t in zip(r["prefill_s"], r["ttft_s"], strict=True))
@@ -291,9 +291,9 @@ def test_compile_is_applied_to_every_side_alike(monkeypatch):
 
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda f: compiled.append(f.__name__) or f)
-    terms = Terms(**{**TERMS.__dict__, "compile": True})
+    settings = Settings(**{**SETTINGS.__dict__, "compile": True})
     for model in (VL_MAMBA, PYTHIA):
-        subject.load(Point(model, 8, 1, terms))
+        subject.load(Point(model, 8, 1, settings))
     assert compiled == ["prefill", "step"] * 2
 
 
@@ -315,10 +315,10 @@ def test_one_command_profiles_and_continues(tmp_path, capsys):
     found = json.loads(printed[-1])
     assert found["models"][VL_MAMBA]["state_bytes"]["32"] > 0
     record = json.loads((out / "record.json").read_text())
-    assert record["terms"]["weights"] == "random"
+    assert record["settings"]["weights"] == "random"
     assert record["points"][0]["result"]["dtype"] == "float32"
     assert record["machine"]["gemm_flops_per_s"] > 0
-    little = Terms(**{**TERMS.__dict__, "memory_limit_bytes": 100 * 2**20})
+    little = Settings(**{**SETTINGS.__dict__, "memory_limit_bytes": 100 * 2**20})
     row = lengths.launch(Point(VL_MAMBA, 32, 1, little))
     assert row.status == OUT_OF_MEMORY, row.detail
 

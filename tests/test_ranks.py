@@ -118,7 +118,7 @@ def test_a_killed_rank_ends_the_run_and_both_then_give_the_answers_of_one(
     for name in ("samples_pope.jsonl", "samples_mme.jsonl", "table.md"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
     ours, theirs = (json.loads((out / "record.json").read_text()) for out in (one, two))
-    assert (ours["terms"].pop("processes"), theirs["terms"].pop("processes")) == (1, 2)
+    assert (ours["settings"].pop("processes"), theirs["settings"].pop("processes")) == (1, 2)
     assert without_timing(ours) == without_timing(theirs)
     assert theirs["timing"]["resumed_answers"] == kept
     assert theirs["timing"]["questions"] == 20 - kept

@@ -34,8 +34,8 @@ def test_every_task_is_above_its_blind_baseline():
     sees, blind = (EvaluationRun.read(RESULTS / "runs" / n) for n in ("demo", "demo-blind"))
     assert sees.tasks == blind.tasks == [n for n in tasks.NAMES if tasks.load(n).demo]
     for ours, without in zip(sees.results(), blind.results(), strict=True):
-        headline = tasks.load(ours.task).headline
+        primary_metric = tasks.load(ours.task).primary_metric
         if ours.task == "mmvet":  # its score takes a judge
-            assert headline not in ours.metrics
+            assert primary_metric not in ours.metrics
         else:
-            assert ours.intervals[headline].low > without.metrics[headline], ours.task
+            assert ours.intervals[primary_metric].low > without.metrics[primary_metric], ours.task

@@ -234,7 +234,7 @@ def evil_run(folder: Path) -> Path:
         question=EVIL,
         prediction=EVIL,
         parsed=EVIL,
-        truth=[EVIL, EVIL, "x"],
+        reference=[EVIL, EVIL, "x"],
         image=EVIL,
         excluded=EVIL,
     )
@@ -248,7 +248,10 @@ def evil_run(folder: Path) -> Path:
     parts = ("language_model_id", "vision_model_id", "connector", "scan")
     record["model"] = {"sha256": EVIL, "parameters": EVIL, "config": dict.fromkeys(parts, EVIL)}
     names = ("commit", "device", "device_name", "dtype", "backend", "python", "platform")
-    record["terms"] = dict.fromkeys(names, EVIL) | {"packages": {EVIL: EVIL}, "seeds": {EVIL: EVIL}}
+    record["settings"] = dict.fromkeys(names, EVIL) | {
+        "packages": {EVIL: EVIL},
+        "seeds": {EVIL: EVIL},
+    }
     (folder / "record.json").write_text(json.dumps(record))
     return folder
 
@@ -275,7 +278,7 @@ def evil_ablation(folder: Path) -> Path:
         "arguments": {"seeds": [0, 1]},
         "cells": [{"variant": EVIL, "seed": s, "metrics": {EVIL: 1.0}} for s in (0, 1)],
         "tests": [test | {"seed_differences": [0.1], "seeds_alike": 1}],
-        "terms": {"commit": EVIL},
+        "settings": {"commit": EVIL},
     }
     (folder / "record.json").write_text(json.dumps(record))
     return folder

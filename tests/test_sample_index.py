@@ -19,7 +19,7 @@ from vlmamba import train
 from vlmamba.data import index, llava
 from vlmamba.training import trainer_state
 
-TERMS = {"data": "1", "images": "there", "patches": 4, "template": "vicuna_v1"}
+SETTINGS = {"data": "1", "images": "there", "patches": 4, "template": "vicuna_v1"}
 
 
 @pytest.fixture
@@ -42,8 +42,8 @@ def world(tmp_path) -> Path:
 
 def test_an_index_gives_back_what_was_found(file, tmp_path):
     found = llava.index_samples(file, tmp_path, 4, progress=False)
-    index.write(tmp_path / "i.npz", file, found, TERMS)
-    again, known = index.read(tmp_path / "i.npz", file.path, TERMS)
+    index.write(tmp_path / "i.npz", file, found, SETTINGS)
+    again, known = index.read(tmp_path / "i.npz", file.path, SETTINGS)
     assert [again[i] for i in (0, 2, 3)] == [file[i] for i in (0, 2, 3)]
     assert known.describe() == found.describe()
     assert "first: record 1" in known.describe()
@@ -51,21 +51,21 @@ def test_an_index_gives_back_what_was_found(file, tmp_path):
         assert np.array_equal(getattr(known, name), getattr(found, name))
 
 
-@pytest.mark.parametrize("change", TERMS)
+@pytest.mark.parametrize("change", SETTINGS)
 def test_an_index_of_other_terms_is_none(change, file, tmp_path):
     index.write(
-        tmp_path / "i.npz", file, llava.index_samples(file, tmp_path, 4, progress=False), TERMS
+        tmp_path / "i.npz", file, llava.index_samples(file, tmp_path, 4, progress=False), SETTINGS
     )
-    assert index.read(tmp_path / "i.npz", file.path, TERMS | {change: "another"}) is None
+    assert index.read(tmp_path / "i.npz", file.path, SETTINGS | {change: "another"}) is None
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK", b"not an index"])
 def test_a_damaged_index_is_none(damage, file, tmp_path):
     path = tmp_path / "i.npz"
-    assert index.read(path, file.path, TERMS) is None
-    index.write(path, file, llava.index_samples(file, tmp_path, 4, progress=False), TERMS)
+    assert index.read(path, file.path, SETTINGS) is None
+    index.write(path, file, llava.index_samples(file, tmp_path, 4, progress=False), SETTINGS)
     path.write_bytes(damage or path.read_bytes()[:-30])
-    assert index.read(path, file.path, TERMS) is None
+    assert index.read(path, file.path, SETTINGS) is None
 
 
 SPY = """

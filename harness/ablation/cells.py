@@ -76,7 +76,7 @@ def run_cell(
 ) -> None:
     """Do what is left of a cell; with `quiet`, its progress goes to log.txt in its folder.
 
-    Raises UserError where a command fails or the terms changed.
+    Raises UserError where a command fails or the settings changed.
     """
     log = cell.folder(root) / "log.txt" if quiet else None
     start = start or functools.partial(execute, log=log)
@@ -118,18 +118,18 @@ def evaluating(budget: Budget, folder: Path, seed: int) -> list[str]:
 
 
 def _check_terms(file: Path, cell: Cell, budget: Budget) -> None:
-    """Keep the terms of a new cell; refuse to mix an old one with others."""
-    terms = json.loads(json.dumps({"variant": asdict(cell.variant), **asdict(budget)}))
-    del terms["variant"]["name"]  # axes may call the same model differently
+    """Keep the settings of a new cell; refuse to mix an old one with others."""
+    settings = json.loads(json.dumps({"variant": asdict(cell.variant), **asdict(budget)}))
+    del settings["variant"]["name"]  # axes may call the same model differently
     if not file.exists():
-        write_atomically(file, json.dumps(terms, indent=2) + "\n")
+        write_atomically(file, json.dumps(settings, indent=2) + "\n")
         return
     before = json.loads(file.read_text(encoding="utf-8"))
-    for key in terms:
-        if before.get(key) != terms[key]:
+    for key in settings:
+        if before.get(key) != settings[key]:
             raise UserError(
                 f"{file.parent} was begun with {key} {before.get(key)!r}, now it is "
-                f"{terms[key]!r}; give the same flags or another --out"
+                f"{settings[key]!r}; give the same flags or another --out"
             )
 
 

@@ -53,18 +53,18 @@ def record(axis: str, cells: Sequence[Cell], budget: Budget, root: Path) -> dict
         "final": reference.name,
         "cells": scores,
         "tests": [test for test in tests if "difference" in test],
-        "terms": first.get("terms", {}),
+        "settings": first.get("settings", {}),
         "finished": schema.now(),
     }
 
 
 def _headlines(run: EvaluationRun) -> dict[str, float]:
-    """The headline metric of each task, in the paper's unit."""
+    """The primary metric of each task, in the paper's unit."""
     found = {}
     for result in run.results():
-        value = result.metrics.get(tasks.load(result.task).headline)
+        value = result.metrics.get(tasks.load(result.task).primary_metric)
         if value is not None:
-            found[result.task] = value if result.points else 100 * value
+            found[result.task] = value if result.unit == "points" else 100 * value
     return found
 
 
@@ -76,24 +76,28 @@ def _test(
     seeds: Sequence[int],
 ) -> dict[str, Any]:
     """The paired difference of one variant on one task; empty where no question has a score."""
-    ours = [_question_scores(runs[variant, seed], task) for seed in seeds]
-    theirs = [_question_scores(runs[reference, seed], task) for seed in seeds]
-    shared = [key for key in ours[0] if all(key in found for found in (*ours, *theirs))]
+    varied = [_question_scores(runs[variant, seed], task) for seed in seeds]
+    baseline = [_question_scores(runs[reference, seed], task) for seed in seeds]
+    shared = [key for key in varied[0] if all(key in found for found in (*varied, *baseline))]
     if not shared:
         return {}
     images = [f"row {row}" if image in (None, NO_IMAGE) else image for row, image in shared]
     test: Paired = paired(
-        [fmean(found[key] for found in ours) for key in shared],
-        [fmean(found[key] for found in theirs) for key in shared],
+        [fmean(found[key] for found in varied) for key in shared],
+        [fmean(found[key] for found in baseline) for key in shared],
         images,
     )
     differences = [
         fmean(a[key] for key in shared) - fmean(b[key] for key in shared)
-        for a, b in zip(ours, theirs, strict=True)
+        for a, b in zip(varied, baseline, strict=True)
     ]
     alike = sum(math.copysign(1, d) == math.copysign(1, test.difference) for d in differences if d)
     return asdict(test) | {"seed_differences": differences, "seeds_alike": alike}
 
 
 def _question_scores(run: EvaluationRun, task: str) -> dict[tuple[int, str | None], float]:
-    return {(s.doc_id, s.image): s.score for s in run.headline_samples(task) if s.score is not None}
+    return {
+        (s.doc_id, s.image): s.score
+        for s in run.primary_metric_samples(task)
+        if s.score is not None
+    }

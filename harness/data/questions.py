@@ -42,7 +42,7 @@ class Question:
     row: int
     doc: Row
     prompt: str
-    truth: Any
+    reference: Any
     images: tuple[Any, ...] = ()
     image_key: str | None = NO_IMAGE
     trouble: str = ""
@@ -107,7 +107,7 @@ def read(
 def check_usable(task: Benchmark, rows: datasets.Dataset, protocol: str) -> None:
     """Raise UserError naming the first row and column whose value the task cannot use."""
     for number, (row, _) in enumerate(_each(task, without_images(rows), None)):
-        _prompt_and_truth(task, number, row, protocol)
+        _prompt_and_reference(task, number, row, protocol)
 
 
 def without_images(rows: datasets.Dataset) -> datasets.Dataset:
@@ -130,7 +130,7 @@ def _question(task: Benchmark, number: int, row: Row, stored: Row, protocol: str
     if task.text_only_questions:  # a column of that name in the data does not count
         doc = {column: cell for column, cell in row.items() if column != HAS_IMAGE}
         doc[HAS_IMAGE] = bool(task.image_cells(stored))
-    prompt, truth = _prompt_and_truth(task, number, doc, protocol)
+    prompt, reference = _prompt_and_reference(task, number, doc, protocol)
     images = [or_gap(image) for image in task.image_cells({**row, **stored})]
     if not images and not task.text_only_questions:
         images = [or_gap(None)]
@@ -139,16 +139,16 @@ def _question(task: Benchmark, number: int, row: Row, stored: Row, protocol: str
             key = "+".join(map(image_key, images))
         except UnreadableImage as error:
             key, trouble = None, str(error)
-    return Question(task, number, doc, prompt, truth, tuple(images), key, trouble)
+    return Question(task, number, doc, prompt, reference, tuple(images), key, trouble)
 
 
-def _prompt_and_truth(task: Benchmark, number: int, row: Row, protocol: str) -> tuple[str, Any]:
+def _prompt_and_reference(task: Benchmark, number: int, row: Row, protocol: str) -> tuple[str, Any]:
     doc = _Watched(row)
     try:
         if "question" in task.columns and not isinstance(doc["question"], str):
             raise TypeError("expected text")
         check_lists(task, doc)
-        prompt, truth = task.prompt(doc, protocol), task.truth(doc)
+        prompt, reference = task.prompt(doc, protocol), task.reference(doc)
         task.cluster(doc)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         value = repr(row.get(doc.last))[:60]
@@ -156,7 +156,7 @@ def _prompt_and_truth(task: Benchmark, number: int, row: Row, protocol: str) -> 
             f"{task.name}: row {number + 1} cannot be used: column {doc.last!r} is {value} "
             f"({type(error).__name__}: {first_line(error)})"
         ) from error
-    return prompt, truth
+    return prompt, reference
 
 
 class _Watched(Mapping[str, Any]):

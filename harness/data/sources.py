@@ -101,19 +101,24 @@ class Source:
         return dataclasses.replace(hub, **{name: value for name, value in choices.items() if value})
 
     def describe(self, task: Benchmark, rows: datasets.Dataset | None = None) -> dict[str, Any]:
-        """The terms of a task's data, for the record: which data set, and which version of it.
+        """The settings of a task's data, for the record: which data set, and which version of it.
 
         rows: as they were loaded, of data on the hub, where they know their commit.
         """
-        terms: dict[str, Any] = {"source": self.name}
+        settings: dict[str, Any] = {"source": self.name}
         if self.root is not None:
             files = folder.find(self.root, task, self.hub(task))
-            return terms | {"files": folder.names(files, self.root)}
+            return settings | {"files": folder.names(files, self.root)}
         if self.kind == "hub":
             hub = self.hub(task)
             version = self._version(hub, rows)
-            terms |= {"path": hub.path, "name": hub.name, "split": hub.split, "revision": version}
-        return terms
+            settings |= {
+                "path": hub.path,
+                "name": hub.name,
+                "split": hub.split,
+                "revision": version,
+            }
+        return settings
 
     def _version(self, hub: Hub, rows: datasets.Dataset | None) -> str | None:
         if _is_package(hub):

@@ -1,7 +1,7 @@
 """The single answers of some runs for the report's browser: questions, answers, small pictures.
 
-Questions of several runs are the same where task, row, image and truth agree.  Pictures come from
-the run's own data source; one whose content is not what the run saw is not shown.
+Questions of several runs are the same where task, row, image and reference agree.  Pictures come
+from the run's own data source; one whose content is not what the run saw is not shown.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ Identity = tuple[int, str | None, str]
 
 
 def _identity(sample: Sample) -> Identity:
-    return sample.doc_id, sample.image, json.dumps(sample.truth, sort_keys=True)
+    return sample.doc_id, sample.image, json.dumps(sample.reference, sort_keys=True)
 
 
 def _question(
@@ -77,7 +77,7 @@ def _question(
     return {
         "id": f"row {first.doc_id + 1}",
         "question": first.question,
-        "truth": _truth_text(first.truth),
+        "reference": _reference_text(first.reference),
         "image": first.image if first.image in images else None,
         "imageNote": _why_no_image(first),
         "answers": [None if sample is None else _answer(sample) for sample in found],
@@ -92,12 +92,12 @@ def _answer(sample: Sample) -> dict[str, Any]:
     }
 
 
-def _truth_text(truth: Any) -> str | None:
+def _reference_text(reference: Any) -> str | None:
     """Short: ten annotators' answers as a count of each."""
-    if isinstance(truth, list) and all(isinstance(x, str) for x in truth):
-        counts = {answer: truth.count(answer) for answer in truth}
+    if isinstance(reference, list) and all(isinstance(x, str) for x in reference):
+        counts = {answer: reference.count(answer) for answer in reference}
         return ", ".join(a if n == 1 else f"{a} ({n})" for a, n in counts.items())
-    return truth if truth is None or isinstance(truth, str) else json.dumps(truth)
+    return reference if reference is None or isinstance(reference, str) else json.dumps(reference)
 
 
 def _why_no_image(sample: Sample) -> str:

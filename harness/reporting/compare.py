@@ -51,10 +51,10 @@ def compare_task(
     a: EvaluationRun, b: EvaluationRun, task: str, seed: int = 0
 ) -> TaskComparison | None:
     """One task; None without questions that have a score in both runs."""
-    ours = {sample.doc_id: sample for sample in a.headline_samples(task)}
+    of_a = {sample.doc_id: sample for sample in a.primary_metric_samples(task)}
     rows = []
-    for other in b.headline_samples(task):
-        mine = ours.get(other.doc_id)
+    for other in b.primary_metric_samples(task):
+        mine = of_a.get(other.doc_id)
         if mine is None:
             continue
         if not same_question(mine, other):
@@ -81,12 +81,12 @@ def compare_task(
 
 
 def same_question(mine: Sample, other: Sample) -> bool:
-    """Whether two samples of one row have one truth and one picture.
+    """Whether two samples of one row have one reference and one picture.
 
     Answers that came in a file know a picture by its name, or not at all: beside those of a run,
     which know its content, the question's text has to be the same instead.
     """
-    if mine.truth != other.truth:
+    if mine.reference != other.reference:
         return False
     if mine.image == other.image:
         return True

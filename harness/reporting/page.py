@@ -23,7 +23,7 @@ from harness.speed.sweep.tables import tables as profile_tables
 from vlmamba_core.errors import UserError
 
 REASONS = {paper.NOT_RECORDED, paper.NOT_REPORTED, "not run"}
-TERMS = {  # label -> where a record has it
+SETTINGS = {  # label -> where a record has it
     "label": ("label",),
     "model": ("arguments", "model"),
     "weights, sha256": ("model", "sha256"),
@@ -33,18 +33,18 @@ TERMS = {  # label -> where a record has it
     "protocol": ("protocol",),
     "questions limited to": ("arguments", "limit"),
     "blind": ("arguments", "blind"),
-    "commit": ("terms", "commit"),
-    "device": ("terms", "device"),
-    "device name": ("terms", "device_name"),
-    "dtype": ("terms", "dtype"),
-    "batch size": ("terms", "batch_size"),
-    "scan backend": ("terms", "backend"),
-    "threads": ("terms", "threads"),
-    "processes": ("terms", "processes"),
-    "seeds": ("terms", "seeds"),
-    "python": ("terms", "python"),
-    "platform": ("terms", "platform"),
-    "packages": ("terms", "packages"),
+    "commit": ("settings", "commit"),
+    "device": ("settings", "device"),
+    "device name": ("settings", "device_name"),
+    "dtype": ("settings", "dtype"),
+    "batch size": ("settings", "batch_size"),
+    "scan backend": ("settings", "backend"),
+    "threads": ("settings", "threads"),
+    "processes": ("settings", "processes"),
+    "seeds": ("settings", "seeds"),
+    "python": ("settings", "python"),
+    "platform": ("settings", "platform"),
+    "packages": ("settings", "packages"),
     "finished": ("finished",),
 }
 
@@ -125,7 +125,7 @@ def page(
         "Beside the paper": _paper(inputs.evaluations, file),
         "Ablations": _ablations(inputs.ablations),
         "Speed and memory": _profiles(inputs.profiles),
-        "Terms": _terms(inputs),
+        "Settings": _settings(inputs),
     }
     present = {name: blocks for name, blocks in sections.items() if blocks}
     environment = Environment(
@@ -192,8 +192,8 @@ def _comparisons(runs: Sequence[EvaluationRun]) -> list[Block]:
 def _paper(runs: Sequence[EvaluationRun], file: Path) -> list[Block]:
     """The paper's tables, measured runs below the first; an empty cell says why it is empty."""
     note = (
-        "Shaded rows are measured here, under the terms below; the others are quoted. In per cent, "
-        "MME in points. “Not reported”: the paper has no number."
+        "Shaded rows are measured here, with the settings below; the others are quoted. In per "
+        "cent, MME in points. “Not reported”: the paper has no number."
     )
     blocks = [Block(note=note)]
     for name, title in paper.TITLES.items():
@@ -229,11 +229,11 @@ def _profiles(found: Sequence[Found]) -> list[Block]:
     return blocks
 
 
-def _terms(inputs: Inputs) -> list[Block]:
-    """Under which terms each run was made: one column a run."""
+def _settings(inputs: Inputs) -> list[Block]:
+    """Under which settings each run was made: one column a run."""
     named = inputs.records()
     rows = []
-    for label, path in TERMS.items():
+    for label, path in SETTINGS.items():
         values = [_term(record, path) for _, record in named]
         if any(values):
             rows.append([label, *(value or "-" for value in values)])

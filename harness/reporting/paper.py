@@ -142,11 +142,11 @@ def _measured_cell(run: EvaluationRun, name: str) -> Cell:
     found = {result.task: result for result in run.results()}
     if name not in found:
         return Cell("", "not run")
-    result, metric = found[name], tasks.load(name).headline
+    result, metric = found[name], tasks.load(name).primary_metric
     if metric not in result.metrics:
         return Cell("", result.counts_note() or "no score")
     value = result.metrics[metric]
-    return Cell(f"{value if result.points else 100 * value:.1f}")
+    return Cell(f"{value if result.unit == 'points' else 100 * value:.1f}")
 
 
 def table(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from harness.runs.schema import TaskResult, with_marks
 from harness.scoring.intervals import Interval, NoInterval, too_few
 from harness.scoring.paired import Paired
+from tasks.common import Unit
 
 HEADERS = ("task", "metric", "value", "95 % interval", "n", "note")
 
@@ -65,7 +66,7 @@ def _latex(cell: str) -> str:
 
 
 def report(results: Sequence[TaskResult], title: str, markdown: bool = False) -> str:
-    """All tables of a run under a title line that carries its terms."""
+    """All tables of a run under a title line that carries its settings."""
     render = markdown_table if markdown else text_table
     blocks = [title, render(HEADERS, result_rows(results))]
     for result in results:
@@ -81,7 +82,7 @@ def report(results: Sequence[TaskResult], title: str, markdown: bool = False) ->
 
 
 def result_rows(results: Sequence[TaskResult]) -> list[list[str]]:
-    """Cells under HEADERS: one row per headline metric of each task."""
+    """Cells under HEADERS: one row per primary metric of each task."""
     return [row for result in results for row in _rows(result)]
 
 
@@ -108,18 +109,18 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     return "\n".join("| " + " | ".join(map(_escape, row)) + " |" for row in lines)
 
 
-def value_text(value: float, points: bool) -> str:
+def value_text(value: float, unit: Unit) -> str:
     """A fraction as per cent with one decimal, points with one decimal."""
-    return f"{value:.1f}" if points else f"{100 * value:.1f}%"
+    return f"{value:.1f}" if unit == "points" else f"{100 * value:.1f}%"
 
 
-def interval_text(interval: Interval | NoInterval | None, points: bool) -> str:
+def interval_text(interval: Interval | NoInterval | None, unit: Unit) -> str:
     """ "low to high", or why there is no interval; a dash where nothing is known of it."""
     if interval is None:
         return "-"
     if isinstance(interval, NoInterval):
         return interval.reason
-    low, high = value_text(interval.low, points), value_text(interval.high, points)
+    low, high = value_text(interval.low, unit), value_text(interval.high, unit)
     return f"{low.rstrip('%')} to {high.rstrip('%')}"
 
 
@@ -140,12 +141,12 @@ def _rows(result: TaskResult) -> list[list[str]]:
         [
             with_marks(result.task, result.marks),
             metric,
-            value_text(result.metrics[metric], result.points),
-            interval_text(result.intervals.get(metric), result.points),
+            value_text(result.metrics[metric], result.unit),
+            interval_text(result.intervals.get(metric), result.unit),
             str(result.metric_n.get(metric, result.n)),
             "",
         ]
-        for metric in result.headline_metrics
+        for metric in result.overall_metrics
         if metric in result.metrics
     ]
     if not rows:
@@ -177,11 +178,11 @@ def _scores(
     """A part's values; its first metric carries the interval in brackets."""
     cells = []
     for metric in metrics:
-        points = result.points and metric == "score"  # MME: acc is a fraction, score is points
-        cell = value_text(scores[metric], points) if metric in scores else "-"
+        unit = result.unit if metric == "score" else "fraction"  # MME's acc, beside its points
+        cell = value_text(scores[metric], unit) if metric in scores else "-"
         interval = result.intervals.get(f"{part}/{metric}")
         if interval is not None and metric in (metrics[0], "score"):
-            cell += f" [{interval_text(interval, points)}]"
+            cell += f" [{interval_text(interval, unit)}]"
         cells.append(cell)
     return cells
 

@@ -1,6 +1,6 @@
 """An ablation's record as tables: scores by variant, and each variant against the final model.
 
-A score is the mean over seeds of a benchmark's headline metric; its interval is Student's t over
+A score is the mean over seeds of a benchmark's primary metric; its interval is Student's t over
 the seeds, inside the metric's range.  Fewer than five seeds are too few for one: the lowest and the
 highest are shown.  The last column of the second table says in how many seeds the difference has
 the same sign.
@@ -68,9 +68,11 @@ def _mean_text(cells: Sequence[Mapping[str, float]], task: str) -> str:
 
 
 def _maximum(task: str) -> float:
-    """Of the headline metric, in the paper's unit."""
+    """Of the primary metric, in the paper's unit."""
     benchmark = tasks.load(task)
-    return benchmark.maximum(benchmark.headline, ()) * (1 if benchmark.points else 100)
+    return benchmark.maximum(benchmark.primary_metric, ()) * (
+        1 if benchmark.unit == "points" else 100
+    )
 
 
 def _paired_table(found: Mapping[str, Any]) -> Table:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -110,7 +110,7 @@ class Task(Part):
 
     n: Count
     n_unparsed: Count
-    points: bool
+    unit: Literal["fraction", "points"]
     notes: list[Text]
     excluded: dict[Text, Count]
     metrics: dict[Text, Metric]
@@ -168,7 +168,7 @@ class Profile(Part):
 
     label: Text | None = None
     machine: Machine
-    terms: Mapped
+    settings: Mapped
     points: Annotated[list[Point], Field(min_length=1)]
 
 
@@ -221,7 +221,7 @@ class Ablation(Part):
 
 
 class Answer(Part):
-    """A line of samples_TASK.jsonl; `truth` may be anything."""
+    """A line of samples_TASK.jsonl; `reference` may be anything."""
 
     doc_id: Count
     question: Text

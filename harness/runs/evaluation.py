@@ -137,7 +137,7 @@ def score(run: Run, asked: Asked, predictions: Sequence[Answer]) -> Outcome:
         doc_ids=[question.row for question in questions],
         image_keys=[question.image_key for question in questions],
         prompts=[question.prompt for question in questions],
-        truths=[question.truth for question in questions],
+        references=[question.reference for question in questions],
         seed=run.arguments["seed"],
         judge=run.judge,
     )
@@ -157,7 +157,7 @@ def write(
     data: dict[str, dict[str, Any]] = {}
     for task, outcome in zip(asked, outcomes, strict=True):
         name, samples = task.task.name, outcome.samples
-        rows = [[sample.question, sample.truth, sample.image] for sample in samples]
+        rows = [[sample.question, sample.reference, sample.image] for sample in samples]
         which = source.describe(task.task, run.rows(task.task) if source.kind == "hub" else None)
         data[name] = {**which, "rows_digest": digest(rows)}
         run.folder.write(f"samples_{name}.jsonl", schema.samples_text(samples))
@@ -216,7 +216,7 @@ def compare(run: Run, asked: Asked, outcome: Outcome) -> tuple[str, str]:
             row=question.doc,
             answer=sample.prediction,
             parsed=sample.parsed,
-            truth=sample.truth,
+            reference=sample.reference,
             with_image=sample.image != NO_IMAGE,
             excluded=sample.excluded,
         )
@@ -298,15 +298,15 @@ def say_cost(found: Mapping[str, Any]) -> str:
 
 
 def terms_of(arguments: Arguments, model: Resumable) -> dict[str, Any]:
-    """The record's parts that are known before the first question: model and terms."""
+    """The record's parts that are known before the first question: model and settings."""
     return {
         "model": {"name": arguments["model"], **model.model.describe()},
-        "terms": terms(arguments, model) | schema.environment(),
+        "settings": settings(arguments, model) | schema.environment(),
     }
 
 
-def terms(arguments: Arguments, model: Resumable) -> dict[str, Any]:
-    """Under which terms the answers were made."""
+def settings(arguments: Arguments, model: Resumable) -> dict[str, Any]:
+    """Under which settings the answers were made."""
     torch = sys.modules.get("torch")  # where the model has a use for it
     seeded = ("bootstrap", "python", "numpy", "torch")
     return {

@@ -1,6 +1,6 @@
-"""`harness.run --from-record FILE`: what differs between the record's terms and those at hand.
+"""`harness.run --from-record FILE`: what differs between the record's settings and those at hand.
 
-    for line in rerun.differences(before, {"model": {"sha256": ...}, "terms": {...}}): ...
+    for line in rerun.differences(before, {"model": {"sha256": ...}, "settings": {...}}): ...
 
 A rerun with other weights, rows, packages or code may give other answers.  It is made all the same;
 every difference is one line of warning, known before the first question where that is possible.
@@ -15,10 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.runs import older
 from vlmamba_core.errors import UserError
 
-COMPARED = {"model": ("sha256",), "data": None, "terms": None}  # None: all of it
-TWICE = ("terms.torch", "terms.transformers")  # among the packages too
+COMPARED = {"model": ("sha256",), "data": None, "settings": None}  # None: all of it
+TWICE = ("settings.torch", "settings.transformers")  # among the packages too
 SHOWN = 60  # characters of a value
 # arguments that say how answers are made or graded, not which; a run may go on under others
 HOW = frozenset(("batch_size", "device", "backend", "judge", "judge_model", "judge_key_env"))
@@ -40,7 +41,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def read(file: Path | None) -> dict[str, Any] | None:
     """The record in `file`, which `harness.run` has checked; None where the run is no rerun."""
-    return json.loads(file.read_text(encoding="utf-8")) if file else None
+    return older.record(json.loads(file.read_text(encoding="utf-8"))) if file else None
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
@@ -50,7 +51,7 @@ def finished(folder: Path) -> dict[str, Any] | None:
     """
     file = folder / "record.json"
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = older.record(json.loads(file.read_text(encoding="utf-8")))
         return {"kind": record["kind"], **record}
     except (FileNotFoundError, NotADirectoryError):
         return None

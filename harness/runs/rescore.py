@@ -18,7 +18,7 @@ from typing import Any
 
 from harness.data.questions import NO_IMAGE, without_images
 from harness.data.readers import Row, read_documents
-from harness.runs import rerun, schema
+from harness.runs import older, rerun, schema
 from harness.runs.schema import Sample, TaskResult
 from harness.runs.store import NAMED, RECORD, EvaluationRun
 from harness.scoring.llava_answers import Joined
@@ -44,7 +44,7 @@ class Answers:
 
 def is_samples(rows: Sequence[Row]) -> bool:
     """Whether these are lines of a samples_TASK.jsonl of `harness.run`."""
-    return Sample.__dataclass_fields__.keys() <= rows[0].keys()
+    return Sample.__dataclass_fields__.keys() <= older.answer(rows[0]).keys()
 
 
 def read_samples(
@@ -75,6 +75,7 @@ def read_samples(
 
 
 def _sample(row: Row, path: Path, number: int) -> Sample:
+    row = older.answer(row)
     sample = Sample(**{name: row[name] for name in Sample.__dataclass_fields__})
     answered = sample.prediction is None or isinstance(sample.prediction, str)
     if type(sample.doc_id) is not int or sample.doc_id < 0 or not answered:
@@ -116,8 +117,8 @@ def _check_same(
 
 
 def _is_about(task: Benchmark, sample: Sample, doc: Doc) -> bool:
-    """The same truth, and the same question, whichever prompt it was put in."""
-    if json.loads(json.dumps(task.truth(doc))) != sample.truth:
+    """The same reference, and the same question, whichever prompt it was put in."""
+    if json.loads(json.dumps(task.reference(doc))) != sample.reference:
         return False
     if sample.question in {schema.question_of(task, doc, p) for p in PROTOCOLS}:
         return True
@@ -153,7 +154,7 @@ def write_run(
         if overwrite:
             folder.clear()
         record = _record(before, task, result, arguments, file, answers, truth)
-        rows = [[sample.question, sample.truth, sample.image] for sample in samples]
+        rows = [[sample.question, sample.reference, sample.image] for sample in samples]
         record["data"][task.name]["rows_digest"] = digest(rows)
         folder.write(f"samples_{task.name}.jsonl", schema.samples_text(samples))
         folder.write(RECORD, schema.record_text(record))
@@ -178,7 +179,7 @@ def _check_may_grow(
     arguments: Mapping[str, Any],
     file: Mapping[str, Any],
 ) -> None:
-    """Raise UserError unless the run in `out` is of these answers' model and terms."""
+    """Raise UserError unless the run in `out` is of these answers' model and settings."""
     scored = before.get("scored_from")
     if not isinstance(scored, dict):
         raise UserError(
@@ -254,7 +255,7 @@ def _record(
         "tasks": entries,
         "scored_from": {**old.get("scored_from", {}), task.name: dict(file)},
         **({"model": model} if model else {}),
-        "terms": {"seeds": {"bootstrap": arguments["seed"]}} | schema.environment(),
+        "settings": {"seeds": {"bootstrap": arguments["seed"]}} | schema.environment(),
         "finished": schema.now(),
     }
 

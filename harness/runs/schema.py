@@ -1,4 +1,4 @@
-"""What a run leaves behind: scores with their terms, and one line per question.
+"""What a run leaves behind: scores with their settings, and one line per question.
 
 `record.json` holds everything a rerun needs (arguments, commit, packages, device, seeds) beside
 the scores; `samples_TASK.jsonl` holds every answer; `table.md` is for reading.
@@ -23,7 +23,7 @@ from harness.models.code import code_sha256
 from harness.scoring import judge as judging
 from harness.scoring.intervals import Interval, NoInterval, intervals
 from harness.scoring.judge import Judge
-from tasks.common import Benchmark, Case, Report
+from tasks.common import Benchmark, Case, Report, Unit
 from vlmamba_core.errors import UserError
 
 SCHEMA = 1
@@ -61,8 +61,8 @@ class TaskResult:
     """A task's scores: `metrics` in their own unit, with intervals or why there are none."""
 
     task: str
-    points: bool
-    headline_metrics: tuple[str, ...]
+    unit: Unit
+    overall_metrics: tuple[str, ...]
     metrics: dict[str, float]
     intervals: Mapping[str, Interval | NoInterval]
     n: int
@@ -93,7 +93,7 @@ class Sample:
     question: str
     prediction: str | None
     parsed: str | None
-    truth: Any
+    reference: Any
     score: float | None
     image: str | None
     excluded: str | None = None
@@ -108,19 +108,19 @@ def score_task(
     doc_ids: Sequence[int] | None = None,
     image_keys: Sequence[str | None] | None = None,
     prompts: Sequence[str] | None = None,
-    truths: Sequence[Any] | None = None,
+    references: Sequence[Any] | None = None,
     seed: int = 0,
     judge: Judge | None = None,
     report: Report | None = None,
 ) -> tuple[TaskResult, list[Sample]]:
     """Scores, intervals and per-sample lines. A prediction of None: the image was unreadable.
 
-    `prompts` and `truths`: of the documents, where they are made already. `judge` helps with the
-    tasks that need a model to grade or read answers. `report`: of the readable answers, where they
-    are scored already.
+    `prompts` and `references`: of the documents, where they are made already. `judge` helps with
+    the tasks that need a model to grade or read answers. `report`: of the readable answers, where
+    they are scored already.
     """
     prompts = prompts or [question_of(task, doc, protocol) for doc in docs]
-    truths = truths or [task.truth(doc) for doc in docs]
+    references = references or [task.reference(doc) for doc in docs]
     doc_ids = range(len(docs)) if doc_ids is None else doc_ids
     image_keys = [None] * len(docs) if image_keys is None else image_keys
     readable = [row for row, prediction in enumerate(predictions) if prediction is not None]
@@ -148,7 +148,7 @@ def score_task(
             question=prompts[row],
             prediction=prediction,
             parsed=case.parsed if (case := cases.get(row)) else None,
-            truth=truths[row],
+            reference=references[row],
             score=case.score if case else None,
             image=image_keys[row],
             excluded=why.get(row, "unreadable image"),
@@ -169,8 +169,8 @@ def result_of(
     """A report with its intervals."""
     return TaskResult(
         task=task.name,
-        points=task.points,
-        headline_metrics=tuple(m for m in task.metrics if "/" not in m),
+        unit=task.unit,
+        overall_metrics=tuple(m for m in task.metrics if "/" not in m),
         metrics={k: v for k, v in report.metrics.items() if math.isfinite(v)},
         intervals=intervals(task, docs, report, protocol, seed=seed),
         n=report.n,
@@ -221,7 +221,7 @@ def result_entry(result: TaskResult) -> dict[str, Any]:
         "n": result.n,
         "n_unparsed": result.n_unparsed,
         "excluded": result.excluded,
-        "points": result.points,
+        "unit": result.unit,
         "metrics": metrics,
         "notes": result.notes,
     }

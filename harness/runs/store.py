@@ -18,6 +18,7 @@ import tasks
 from harness.data.questions import NO_IMAGE
 from harness.data.readers import read_rows
 from harness.data.sources import Source
+from harness.runs import older
 from harness.runs.schema import Sample, TaskResult, with_marks
 from harness.scoring.intervals import Interval, NoInterval
 from vlmamba_core.errors import UserError
@@ -82,7 +83,7 @@ def read_record(folder: Path, kind_of: str | None = None) -> Mapping[str, Any]:
     """
     file = folder / RECORD
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = older.record(json.loads(file.read_text(encoding="utf-8")))
         kind = record["kind"]
     except FileNotFoundError as error:
         raise UserError(f"no {RECORD} in {folder}; expected a finished run's folder") from error
@@ -146,9 +147,9 @@ class EvaluationRun:
             for name, entry in self.record["tasks"].items()
         ]
 
-    def headline_samples(self, task: str) -> list[Sample]:
-        """The samples that the task's headline metric covers."""
-        with_image = task in tasks.NAMES and tasks.load(task).headline_needs_image
+    def primary_metric_samples(self, task: str) -> list[Sample]:
+        """The samples that the task's primary metric covers."""
+        with_image = task in tasks.NAMES and tasks.load(task).primary_metric_needs_image
         return [
             sample for sample in self.samples(task) if not (with_image and sample.image == NO_IMAGE)
         ]
@@ -159,7 +160,7 @@ class EvaluationRun:
         if not file.exists():
             return []
         try:
-            samples = [Sample(**row) for row in read_rows(file)]
+            samples = [Sample(**older.answer(row)) for row in read_rows(file)]
         except TypeError as error:
             raise UserError(f"{file} does not hold samples of harness.run: {error}") from error
         from harness.runs.checks import check_samples
@@ -185,8 +186,8 @@ def task_result(name: str, entry: Mapping[str, Any]) -> TaskResult:
     known = tasks.load(name).metrics if name in tasks.NAMES else tuple(metrics)
     return TaskResult(
         task=name,
-        points=entry["points"],
-        headline_metrics=tuple(m for m in known if "/" not in m),
+        unit=entry["unit"],
+        overall_metrics=tuple(m for m in known if "/" not in m),
         metrics={key: found["value"] for key, found in metrics.items()},
         intervals={
             key: interval for key, found in metrics.items() if (interval := _interval(found))

@@ -84,7 +84,7 @@ class Judge:
                 "not the key itself"
             )
 
-    def terms(self) -> dict[str, str]:
+    def settings(self) -> dict[str, str]:
         """What a record of the scores says about their judge."""
         return {"judge_url": self.url, "judge_model": self.model}
 

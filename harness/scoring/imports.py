@@ -122,8 +122,8 @@ def _disagreement(sample: Row, doc: Row, task: Benchmark) -> str:
         if _bare(text) not in _bare(str(prompt)):
             return f"its prompt is {prompt!r:.60}, the document has {text!r:.60}"
     # a column that the data set lacks is logged by its name; a hidden truth says nothing
-    if target not in (None, "answer") and task.truth(doc) is not None:
-        known = [doc.get("answer"), task.truth(doc)]
+    if target not in (None, "answer") and task.reference(doc) is not None:
+        known = [doc.get("answer"), task.reference(doc)]
         if _bare(str(target)) not in {_bare(str(value)) for value in known}:
             return f"its target is {target!r:.60}, the document's {known[0]!r:.60}"
     for logged in (value for value in sample.values() if isinstance(value, dict)):

@@ -38,7 +38,7 @@ class Given:
     row: Row
     answer: str
     parsed: str | None
-    truth: Any
+    reference: Any
     with_image: bool
     excluded: str | None = None
 
@@ -202,7 +202,7 @@ def check(
     if official is None:
         return [], NOTHING
     reads = protocol == "lmms" or official.same_in_both
-    known = [one for one in given if one.truth is not None]
+    known = [one for one in given if one.reference is not None]
     if not known or (not reads and official.reading is None):
         return [], NOTHING
     name = Path(official.file).stem
@@ -211,13 +211,13 @@ def check(
     trouble = ""
     for rows, which in ((known, ""), (scored, " (rows scored here)")):
         try:
-            theirs = _values(official, rows, protocol, reads)
+            expected = _values(official, rows, protocol, reads)
         # Foreign code, on rows that it may not be made for: whatever it raises is its answer.
         except Exception as error:
             trouble = f"; lmms-eval's own {name} cannot take these rows: {error!r}"[:200]
         else:
             return _differences(
-                theirs, metrics, name, official.digits
+                expected, metrics, name, official.digits
             ), f"lmms-eval's own {name}: {what}{which}"
     return [], NOTHING + trouble
 
@@ -265,12 +265,12 @@ def _silence() -> Iterator[None]:
 
 
 def _differences(
-    theirs: Mapping[str, float], ours: Mapping[str, float], name: str, digits: int | None
+    expected: Mapping[str, float], found: Mapping[str, float], name: str, digits: int | None
 ) -> list[str]:
     tolerance = 1e-9 if digits is None else 0.51 * 10**-digits
     return [
-        f"{metric}: {ours.get(metric, math.nan)} here, {value} by lmms-eval's own {name}"
-        for metric, value in theirs.items()
-        if math.isfinite(value) != (metric in ours)
-        or (metric in ours and not math.isclose(value, ours[metric], abs_tol=tolerance))
+        f"{metric}: {found.get(metric, math.nan)} here, {value} by lmms-eval's own {name}"
+        for metric, value in expected.items()
+        if math.isfinite(value) != (metric in found)
+        or (metric in found and not math.isclose(value, found[metric], abs_tol=tolerance))
     ]

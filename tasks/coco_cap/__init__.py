@@ -18,7 +18,7 @@ class CocoCaptions(Benchmark):
 
     name = "coco_cap"
     size = "5,000 images"
-    headline = "CIDEr"
+    primary_metric = "CIDEr"
     metrics = ("CIDEr", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE_L")
     columns = ("answer",)
     list_columns = ("answer",)
@@ -33,7 +33,7 @@ class CocoCaptions(Benchmark):
     def prompt(self, doc: Doc, protocol: str) -> str:
         return "Provide a one-sentence caption for the provided image."
 
-    def truth(self, doc: Doc) -> list[str] | None:
+    def reference(self, doc: Doc) -> list[str] | None:
         """The reference captions; None where they are hidden: absent, not text, or all blank."""
         answer = doc["answer"]
         if isinstance(answer, Mapping) or not isinstance(answer, Iterable):
@@ -49,7 +49,9 @@ class CocoCaptions(Benchmark):
 
     def exclude(self, docs: Sequence[Doc], protocol: str) -> dict[int, str]:
         return {
-            row: "no reference captions" for row, doc in enumerate(docs) if self.truth(doc) is None
+            row: "no reference captions"
+            for row, doc in enumerate(docs)
+            if self.reference(doc) is None
         }
 
     def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
@@ -77,7 +79,7 @@ class CocoCaptions(Benchmark):
         return replace(report, cases=cases, notes=[*report.notes, *not_run])
 
     def _measure(self, docs: Sequence[Doc], cases: Sequence[Case]) -> scorer.Measured:
-        references = tuple(tuple(self.truth(doc) or ()) for doc in docs)
+        references = tuple(tuple(self.reference(doc) or ()) for doc in docs)
         return scorer.measure(references, tuple(case.parsed or "" for case in cases))
 
     def vlmevalkit(self, row: Row) -> list[Row]:

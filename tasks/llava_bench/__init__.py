@@ -22,7 +22,7 @@ class LlavaBench(Benchmark):
 
     name = "llava_bench"
     size = "60 questions on 24 images"
-    headline = "score"
+    primary_metric = "score"
     metrics = ("score",)
     columns = ("question_id", "question", "category")
     layout = published.layout
@@ -36,7 +36,7 @@ class LlavaBench(Benchmark):
     def prompt(self, doc: Doc, protocol: str) -> str:
         return doc["question"]
 
-    def truth(self, doc: Doc) -> str | None:
+    def reference(self, doc: Doc) -> str | None:
         """GPT-4's answer, which is rated beside the model's."""
         answer = doc.get("gpt_answer")
         return answer if isinstance(answer, str) and answer.strip() else None

@@ -94,7 +94,7 @@ def review_answers(
     refusals: list[str] = []
     cases: list[Case | None] = []
     for doc, prediction in zip(docs, predictions, strict=True):
-        case, reference = None, task.truth(doc)
+        case, reference = None, task.reference(doc)
         if reference is not None:
             try:
                 question = request(doc, reference, prediction.strip())

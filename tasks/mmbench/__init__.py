@@ -37,7 +37,7 @@ class MmBench(Benchmark):
     name = "mmbench"
     size = "4,329 rows of 1,164 questions"
     paper_column: PaperColumn | None = PaperColumn(7, "MMB")  # of this edition alone
-    headline = "accuracy"
+    primary_metric = "accuracy"
     metrics = ("accuracy", "vanilla_accuracy")
     scored_alone = False
     columns = ("index", "question", "A", "B")
@@ -63,7 +63,7 @@ class MmBench(Benchmark):
     def asked(self, doc: Doc) -> list[str]:
         return super().asked(doc) + [f"{c}. {text}" for c, text in self.options(doc).items()]
 
-    def truth(self, doc: Doc) -> str | None:
+    def reference(self, doc: Doc) -> str | None:
         """The right option's letter; None on the test split, where it is hidden."""
         answer = doc.get("answer")
         return answer if isinstance(answer, str) and answer in self.options(doc) else None
@@ -81,9 +81,9 @@ class MmBench(Benchmark):
         truly missing, `notes` says.
         """
         reasons = {
-            row: "no truth: answer is not the letter of an option"
+            row: "no reference: answer is not the letter of an option"
             for row, doc in enumerate(docs)
-            if self.truth(doc) is None
+            if self.reference(doc) is None
         }
         hidden = {self.cluster(docs[row]) for row in reasons if any(map(_is_rotated, docs))}
         asked = {self.cluster(doc) for doc in docs if not _is_rotated(doc)}
@@ -91,7 +91,7 @@ class MmBench(Benchmark):
             if self.cluster(doc) not in asked:
                 reasons.setdefault(row, "its question has no unrotated row")
             elif self.cluster(doc) in hidden:
-                reasons.setdefault(row, "another rotation of its question has no truth")
+                reasons.setdefault(row, "another rotation of its question has no reference")
         return reasons
 
     def evaluate_judged(
@@ -118,7 +118,7 @@ class MmBench(Benchmark):
             letter = scorer.read_paper(prediction, self.options(doc))
         else:
             letter = scorer.read_lmms(prediction, _options_lmms(doc))
-        return Case(float(letter == self.truth(doc)), letter)
+        return Case(float(letter == self.reference(doc)), letter)
 
     def aggregate(
         self, docs: Sequence[Doc], cases: Sequence[Case], protocol: str

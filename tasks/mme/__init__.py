@@ -25,9 +25,9 @@ class Mme(Benchmark):
     name = "mme"
     size = "2,374 questions on 1,187 images"
     paper_column = PaperColumn(6, "MME")
-    headline = "perception"
+    primary_metric = "perception"
     metrics = ("perception", "cognition")
-    points = True
+    unit = "points"
     scored_alone = False
     columns = ("question_id", "question", "answer", "category")
     layout = published.layout
@@ -42,7 +42,7 @@ class Mme(Benchmark):
         """Some prompts of lmms-eval take off the request for yes or no."""
         return [question.replace(YES_OR_NO, "") for question in super().asked(doc)]
 
-    def truth(self, doc: Doc) -> str | None:
+    def reference(self, doc: Doc) -> str | None:
         """ "yes", "no", or None where the column holds something else."""
         answer = str(doc["answer"]).strip().lower().replace(".", "")
         return answer if answer in ("yes", "no") else None
@@ -60,13 +60,13 @@ class Mme(Benchmark):
         return 200.0 if metric.endswith("/score") else 1.0
 
     def exclude(self, docs: Sequence[Doc], protocol: str) -> dict[int, str]:
-        """Rows without truth or a known subtask, then what is left of their images' pairs."""
+        """Rows without a reference or a known subtask, then what is left of their images' pairs."""
         reasons: dict[int, str] = {}
         for row, doc in enumerate(docs):
             if str(doc["category"]) not in scorer.KNOWN:
                 reasons[row] = f"unknown subtask {doc['category']!r}"
-            elif self.truth(doc) is None:
-                reasons[row] = "no truth: answer is neither yes nor no"
+            elif self.reference(doc) is None:
+                reasons[row] = "no reference: answer is neither yes nor no"
         kept = {row: self.cluster(doc) for row, doc in enumerate(docs) if row not in reasons}
         questions = Counter(kept.values())
         unpaired = {
@@ -82,7 +82,7 @@ class Mme(Benchmark):
     def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
         read = scorer.read_paper if protocol == "paper" else scorer.read_lmms
         label = read(prediction)
-        return Case(float(label == self.truth(doc)), label)
+        return Case(float(label == self.reference(doc)), label)
 
     def aggregate(
         self, docs: Sequence[Doc], cases: Sequence[Case], protocol: str

@@ -35,7 +35,7 @@ class Mmmu(Benchmark):
 
     name = "mmmu"
     size = "900 questions"
-    headline = "accuracy"
+    primary_metric = "accuracy"
     metrics = ("accuracy",)
     columns = ("id", "question", "options", "answer", "question_type")
     image_column = "image_1"
@@ -69,7 +69,7 @@ class Mmmu(Benchmark):
         columns = [f"image_{number}" for number in sorted(set(named))]
         return [doc.get(column) for column in columns or [self.image_column]]
 
-    def truth(self, doc: Doc) -> str | list[str] | None:
+    def reference(self, doc: Doc) -> str | list[str] | None:
         """The right option's letter, or what an open answer may be; None where it is hidden."""
         answer = doc["answer"]
         if doc["question_type"] == CHOICE:
@@ -81,13 +81,15 @@ class Mmmu(Benchmark):
 
     def exclude(self, docs: Sequence[Doc], protocol: str) -> dict[int, str]:
         return {
-            row: "no reference answer" for row, doc in enumerate(docs) if self.truth(doc) is None
+            row: "no reference answer"
+            for row, doc in enumerate(docs)
+            if self.reference(doc) is None
         }
 
     def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
         if doc["question_type"] == CHOICE:
             letter = scorer.read_choice(prediction, self.options(doc), protocol)
-            return Case(float(letter is not None and letter == self.truth(doc)), letter)
+            return Case(float(letter is not None and letter == self.reference(doc)), letter)
         # lmms-eval takes a list of answers for one text, as the hub's column has it
         answer = doc["answer"]
         accepted = [answer] if protocol == "lmms" and isinstance(answer, str) else _accepted(answer)

@@ -37,7 +37,7 @@ class MMVet(Benchmark):
     name = "mmvet"
     size = "218 questions on 200 images"
     paper_column = PaperColumn(8, "MM-Vet")
-    headline = "score"
+    primary_metric = "score"
     metrics = ("score",)
     columns = ("question_id", "question")
     list_columns = ("capability",)
@@ -54,7 +54,7 @@ class MMVet(Benchmark):
     def prompt(self, doc: Doc, protocol: str) -> str:
         return doc["question"] if protocol == "paper" else STEP_BY_STEP + doc["question"]
 
-    def truth(self, doc: Doc) -> str | None:
+    def reference(self, doc: Doc) -> str | None:
         """The reference answer, in which <AND> and <OR> join elements."""
         answer = doc.get("answer")
         return answer if isinstance(answer, str) and answer.strip() else None
@@ -94,7 +94,7 @@ class MMVet(Benchmark):
 
     def judge_prompt(self, doc: Doc, prediction: str, protocol: str) -> str:
         """What the judge model is asked about one answer (its reference must be known)."""
-        truth = str(self.truth(doc)).replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+        truth = str(self.reference(doc)).replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
         row = f"{doc['question']} | {truth} | {prediction} |"
         # The two evaluators differ in the space that follows the last bar.
         return f"{rubric(protocol)}\n{row}{' ' if protocol == 'paper' else ''}"

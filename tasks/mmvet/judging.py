@@ -72,7 +72,7 @@ def grade_answers(
     cases: list[Case | None] = []
     for doc, prediction in zip(docs, predictions, strict=True):
         case = None
-        if task.truth(doc) is not None:
+        if task.reference(doc) is not None:
             try:
                 question = prompt(doc, prediction.strip(), protocol)
                 case = _graded(question, prediction, protocol, judge)

@@ -27,7 +27,7 @@ class Pope(Benchmark):
     name = "pope"
     size = "9,000 questions on 500 images"
     paper_column = PaperColumn(5, "POPE")
-    headline = "f1"
+    primary_metric = "f1"
     metrics = ("f1", "accuracy", "precision", "recall", "yes_ratio")
     columns = ("question", "answer", "category")
     layout = published.layout
@@ -38,7 +38,7 @@ class Pope(Benchmark):
     def prompt(self, doc: Doc, protocol: str) -> str:
         return short_question(doc["question"])
 
-    def truth(self, doc: Doc) -> str | None:
+    def reference(self, doc: Doc) -> str | None:
         """ "yes", "no", or None where the column holds something else."""
         answer = str(doc["answer"]).strip().lower()
         return answer if answer in ("yes", "no") else None
@@ -48,8 +48,8 @@ class Pope(Benchmark):
         for row, doc in enumerate(docs):
             if not isinstance(doc["category"], str):
                 reasons[row] = "no category"
-            elif self.truth(doc) is None:
-                reasons[row] = "no truth: answer is neither yes nor no"
+            elif self.reference(doc) is None:
+                reasons[row] = "no reference: answer is neither yes nor no"
         return reasons
 
     def vlmevalkit(self, row: Row) -> list[Row]:
@@ -58,14 +58,14 @@ class Pope(Benchmark):
     def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
         read = scorer.read_paper if protocol == "paper" else scorer.read_lmms
         label = read(prediction)
-        return Case(float(label == self.truth(doc)), label)
+        return Case(float(label == self.reference(doc)), label)
 
     def aggregate(
         self, docs: Sequence[Doc], cases: Sequence[Case], protocol: str
     ) -> dict[str, float]:
         by_category: dict[str, scorer.Counts] = defaultdict(Counter)
         for doc, case in zip(docs, cases, strict=True):
-            by_category[doc["category"]][self.truth(doc), case.parsed] += 1
+            by_category[doc["category"]][self.reference(doc), case.parsed] += 1
         return scorer.summarise(by_category, protocol)
 
     def notes(self, docs: Sequence[Doc], protocol: str) -> list[str]:

@@ -27,8 +27,8 @@ class ScienceQa(Benchmark):
     name = "scienceqa"
     size = "4,241 questions"
     paper_column = PaperColumn(3, "SQA-I")
-    headline = "accuracy"
-    headline_needs_image = True
+    primary_metric = "accuracy"
+    primary_metric_needs_image = True
     text_only_questions = True
     metrics = ("accuracy", "accuracy_all")
     columns = ("question", "choices", "answer", "hint")
@@ -47,7 +47,7 @@ class ScienceQa(Benchmark):
         letters = zip(ascii_uppercase, doc["choices"], strict=False)
         return super().asked(doc) + [f"{letter}. {text}" for letter, text in letters]
 
-    def truth(self, doc: Doc) -> str | None:
+    def reference(self, doc: Doc) -> str | None:
         """The right choice's letter; None where `answer` is not the index of a choice."""
         answer, choices = doc["answer"], doc["choices"]
         if isinstance(answer, str) and answer.isdecimal():  # as a table has it
@@ -58,9 +58,9 @@ class ScienceQa(Benchmark):
 
     def exclude(self, docs: Sequence[Doc], protocol: str) -> dict[int, str]:
         return {
-            row: "no truth: answer is not the index of a choice"
+            row: "no reference: answer is not the index of a choice"
             for row, doc in enumerate(docs)
-            if self.truth(doc) is None
+            if self.reference(doc) is None
         }
 
     def vlmevalkit(self, row: Row) -> list[Row]:
@@ -69,7 +69,7 @@ class ScienceQa(Benchmark):
     def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
         read = scorer.read_paper if protocol == "paper" else scorer.read_lmms
         letter = read(prediction)
-        return Case(float(letter == self.truth(doc)), letter)
+        return Case(float(letter == self.reference(doc)), letter)
 
     def aggregate(
         self, docs: Sequence[Doc], cases: Sequence[Case], protocol: str

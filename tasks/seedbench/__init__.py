@@ -28,7 +28,7 @@ class SeedBench(Benchmark):
 
     name = "seedbench"
     size = "14,233 questions"
-    headline = "accuracy"
+    primary_metric = "accuracy"
     metrics = ("accuracy",)
     columns = ("question_id", "question", *(f"choice_{letter.lower()}" for letter in LETTERS))
     part = ("data_type", "image")
@@ -51,7 +51,7 @@ class SeedBench(Benchmark):
     def asked(self, doc: Doc) -> list[str]:
         return super().asked(doc) + [f"{c}. {text}" for c, text in self.options(doc).items()]
 
-    def truth(self, doc: Doc) -> str | None:
+    def reference(self, doc: Doc) -> str | None:
         """The right option's letter; None where it is hidden."""
         answer = doc.get("answer")
         return answer if isinstance(answer, str) and answer in tuple(LETTERS) else None
@@ -61,14 +61,16 @@ class SeedBench(Benchmark):
         for row, doc in enumerate(docs):
             if doc.get("data_type", "image") != "image":
                 reasons[row] = "not about an image"
-            elif self.truth(doc) is None:
-                reasons[row] = "no truth: answer is not the letter of an option"
+            elif self.reference(doc) is None:
+                reasons[row] = "no reference: answer is not the letter of an option"
         return reasons
 
     def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
         """Under `paper` the answer has to be the letter, under `lmms` to start with it."""
         letter = prediction if protocol == "paper" else prediction[:1].upper()
-        return Case(float(letter == self.truth(doc)), letter if letter in tuple(LETTERS) else None)
+        return Case(
+            float(letter == self.reference(doc)), letter if letter in tuple(LETTERS) else None
+        )
 
     def aggregate(
         self, docs: Sequence[Doc], cases: Sequence[Case], protocol: str

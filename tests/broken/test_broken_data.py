@@ -354,10 +354,10 @@ def answers_of(rows: list[dict]) -> dict[str, int]:
 
 # name -> (what is odd in one of six rows, why it is left out)
 LEFT_OUT = {
-    "an answer of null": ({"answer": None}, "no truth: answer is neither yes nor no"),
-    "an answer of NaN": ({"answer": float("nan")}, "no truth: answer is neither yes nor no"),
-    "an answer that is a number": ({"answer": 1}, "no truth: answer is neither yes nor no"),
-    "an empty answer": ({"answer": ""}, "no truth: answer is neither yes nor no"),
+    "an answer of null": ({"answer": None}, "no reference: answer is neither yes nor no"),
+    "an answer of NaN": ({"answer": float("nan")}, "no reference: answer is neither yes nor no"),
+    "an answer that is a number": ({"answer": 1}, "no reference: answer is neither yes nor no"),
+    "an empty answer": ({"answer": ""}, "no reference: answer is neither yes nor no"),
     "a category of null": ({"category": None}, "no category"),
     "a category that is a list": ({"category": []}, "no category"),
 }

@@ -49,7 +49,7 @@ def test_task_files_say_in_lmms_eval_what_the_task_says(name, protocol, monkeypa
     assert config["generation_kwargs"]["max_new_tokens"] == task.max_new_tokens(protocol)
     assert tuple(config["generation_kwargs"]["until"]) == task.stop(protocol)
     assert config["doc_to_text"](docs[0], None) == task.prompt(docs[0], protocol)
-    assert config["doc_to_target"](docs[0]) == task.truth(docs[0])
+    assert config["doc_to_target"](docs[0]) == task.reference(docs[0])
     answers = ["A", "yes"]
     items = [config["process_results"](*pair) for pair in zip(docs, [["A"], ["yes"]], strict=True)]
     metrics = task.evaluate(docs, answers, protocol).metrics

@@ -423,16 +423,16 @@ def test_references_in_one_cell_are_a_list(suffix, as_text, tmp_path):
             writer.writerow(row)
     task = tasks.load("coco_cap")
     rows, _ = imports.load("vlmevalkit", task, path)
-    assert task.truth(rows[0].doc) == CAPTIONS
+    assert task.reference(rows[0].doc) == CAPTIONS
     rows = score.read(task, path).rows
-    assert task.truth(rows[0].doc) == CAPTIONS
+    assert task.reference(rows[0].doc) == CAPTIONS
 
 
 def test_a_single_caption_in_a_cell_is_one_reference(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("question_id,answer,prediction\n1,A [red] cat.,A cat.\n")
     rows = score.read(tasks.load("coco_cap"), path).rows
-    assert tasks.load("coco_cap").truth(rows[0].doc) == ["A [red] cat."]
+    assert tasks.load("coco_cap").reference(rows[0].doc) == ["A [red] cat."]
 
 
 @pytest.mark.parametrize(

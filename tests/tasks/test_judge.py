@@ -192,7 +192,7 @@ def test_a_bad_key_variable_is_named(monkeypatch, value):
 
 def test_the_key_is_in_no_record(judge):
     assert KEY not in repr(judge)
-    assert judge.terms() == {"judge_url": judge.url, "judge_model": "judge-1"}
+    assert judge.settings() == {"judge_url": judge.url, "judge_model": "judge-1"}
 
 
 def test_options(judge, monkeypatch):

@@ -171,8 +171,8 @@ def test_a_row_without_truth_takes_its_question_along():
     report = task.evaluate(docs, right_answers(docs), "paper")
     assert report.n == 2
     assert report.excluded == {
-        "no truth: answer is not the letter of an option": 1,
-        "another rotation of its question has no truth": 1,
+        "no reference: answer is not the letter of an option": 1,
+        "another rotation of its question has no reference": 1,
     }
 
 

@@ -84,7 +84,7 @@ def test_images_are_those_that_question_and_options_name():
     ],
 )
 def test_truth(doc, truth):
-    assert task.truth(doc) == truth
+    assert task.reference(doc) == truth
 
 
 def test_hidden_answers_are_left_out_and_counted():

@@ -81,7 +81,7 @@ def test_headline_is_the_mean_over_categories_under_paper_and_pooled_under_lmms(
 def test_rows_without_truth_are_left_out_and_counted():
     report = task.evaluate([row(), row(None), row("maybe")], ["Yes"] * 3, "paper")
     assert report.n == 1
-    assert report.excluded == {"no truth: answer is neither yes nor no": 2}
+    assert report.excluded == {"no reference: answer is neither yes nor no": 2}
     assert report.cases[1:] == [None, None]
 
 

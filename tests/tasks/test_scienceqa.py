@@ -128,4 +128,4 @@ def test_only_images_and_no_image_at_all_are_said():
 def test_rows_without_truth_are_left_out_and_counted(answer):
     report = task.evaluate([row(answer=answer), row()], ["B", "B"], "paper")
     assert report.n == 1
-    assert report.excluded == {"no truth: answer is not the index of a choice": 1}
+    assert report.excluded == {"no reference: answer is not the index of a choice": 1}

@@ -63,12 +63,12 @@ def test_json_has_the_documented_form(write, tmp_path, capsys):
 @pytest.mark.parametrize("name", BY_LABEL)
 def test_every_task_scores_right_answers_as_full_marks(name, write, tmp_path, capsys):
     task = tasks.load(name)
-    rows = [doc | {"prediction": task.truth(doc)} for doc in ROWS[name]]
+    rows = [doc | {"prediction": task.reference(doc)} for doc in ROWS[name]]
     out = tmp_path / "out.json"
     assert run(capsys, name, write(rows), "--json", out)[0] == 0
     content = json.loads(out.read_text())
     assert list(content["per_case"]) == ["0", "1"]
-    assert content["metrics"][task.headline] == (200 if task.points else 1)
+    assert content["metrics"][task.primary_metric] == (200 if task.unit == "points" else 1)
 
 
 def test_intervals_units_and_n_are_those_of_a_run(write, capsys):

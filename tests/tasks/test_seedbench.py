@@ -49,7 +49,7 @@ def test_what_is_no_image_question_is_left_out_and_counted():
     docs = [DOC, DOC | {"data_type": "video", "question_type_id": 10}, DOC | {"answer": None}]
     report = task.evaluate(docs, ["B"] * 3, "paper")
     assert report.metrics == {"accuracy": 1.0, "Instances Counting/accuracy": 1.0}
-    reasons = {"not about an image": 1, "no truth: answer is not the letter of an option": 1}
+    reasons = {"not about an image": 1, "no reference: answer is not the letter of an option": 1}
     assert report.excluded == reasons
     unknown = task.evaluate([DOC | {"question_type_id": "x"}], ["B"], "paper")
     assert unknown.metrics == {"accuracy": 1.0}

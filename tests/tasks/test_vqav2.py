@@ -107,7 +107,7 @@ def test_missing_truth_is_counted(answers, protocol):
     report = task.evaluate(docs, ["cat", "cat"], protocol)
     assert report.excluded == {"no reference answers": 1}
     assert (report.n, report.cases[1], report.metrics["accuracy"]) == (1, None, 1.0)
-    assert task.truth(docs[1]) is None
+    assert task.reference(docs[1]) is None
     assert task.score_case(docs[1], "cat", protocol).score is None
 
 

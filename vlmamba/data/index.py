@@ -30,10 +30,10 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def write(path: Path, file: LlavaFile, found: SampleIndex, terms: dict[str, Any]) -> None:
-    """Write the index; `terms` say what it holds for, as JSON. A killed writer leaves none."""
+def write(path: Path, file: LlavaFile, found: SampleIndex, settings: dict[str, Any]) -> None:
+    """Write the index; `settings` say what it holds for, as JSON. A killed writer leaves none."""
     partial = path.with_name(f".{path.name}.partial")
-    notes = {"terms": terms, "skipped": dict(found.skipped), "first": found.first}
+    notes = {"settings": settings, "skipped": dict(found.skipped), "first": found.first}
     held = (file.starts, file.ends, found.usable, found.lengths)
     arrays: dict[str, Any] = dict(zip(ARRAYS, held, strict=True))
     arrays["notes"] = np.frombuffer(json.dumps(notes).encode(), dtype=np.uint8)
@@ -44,15 +44,15 @@ def write(path: Path, file: LlavaFile, found: SampleIndex, terms: dict[str, Any]
     partial.replace(path)
 
 
-def read(path: Path, data: Path, terms: dict[str, Any]) -> tuple[LlavaFile, SampleIndex] | None:
-    """The data file and what was found in it; None if no index of these terms is there."""
+def read(path: Path, data: Path, settings: dict[str, Any]) -> tuple[LlavaFile, SampleIndex] | None:
+    """The data file and what was found in it; None if no index of these settings is there."""
     try:
         with np.load(path) as saved:
             notes = json.loads(saved["notes"].tobytes())
             starts, ends, usable, lengths = (saved[name] for name in ARRAYS)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    if notes["terms"] != json.loads(json.dumps(terms)):
+    if notes.get("settings") != json.loads(json.dumps(settings)):
         return None
     found = SampleIndex(usable, lengths, Counter(notes["skipped"]), notes["first"])
     return LlavaFile(data, (starts, ends)), found

@@ -137,12 +137,12 @@ class TransformersEncoder(VisionEncoder):
     def _agree_with(self, published: PretrainedConfig) -> None:
         """Take over what changes results but no shape; UserError where the rest is another's."""
         wanted = {name: getattr(self.config, name, None) for name in ("model_type", *VISION_SIZES)}
-        for name, ours in wanted.items():
-            theirs = getattr(published, name, None)
-            if theirs != ours:
+        for name, expected in wanted.items():
+            found = getattr(published, name, None)
+            if found != expected:
                 raise UserError(
-                    f"{self.model_id}: the vision encoder's {name} is {theirs!r}, the preset's "
-                    f"{ours!r}; choose the preset of this encoder, or give --set vision_config"
+                    f"{self.model_id}: the vision encoder's {name} is {found!r}, the preset's "
+                    f"{expected!r}; choose the preset of this encoder, or give --set vision_config"
                 )
         for name in ("hidden_act", "layer_norm_eps"):
             setattr(self.config, name, getattr(published, name))

@@ -158,9 +158,9 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
 
         A frozen encoder makes no graph, whatever hooks ask its inputs for one.
         """
-        learns = any(p.requires_grad for p in self.vision_encoder.parameters())
+        trainable = any(p.requires_grad for p in self.vision_encoder.parameters())
         with torch.set_grad_enabled(
-            torch.is_grad_enabled() and (learns or pixel_values.requires_grad)
+            torch.is_grad_enabled() and (trainable or pixel_values.requires_grad)
         ):
             return self.vision_encoder(pixel_values.to(self.dtype))
 

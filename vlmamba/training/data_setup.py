@@ -38,8 +38,8 @@ def build_examples(
             if accelerator.is_main_process:
                 text.tokenize_documents(args.data, processor, tokens)
         return text.PackedText(tokens, plan.hyper.max_length)
-    terms = index_terms(plan, processor, digests[0])
-    file, found = index_once(plan, terms, accelerator, resuming)
+    settings = index_settings(plan, processor, digests[0])
+    file, found = index_once(plan, settings, accelerator, resuming)
     accelerator.print(found.describe())
     source = image_source(plan, file, found, model, processor, accelerator)
     template, length = stage.template, plan.hyper.max_length
@@ -114,7 +114,7 @@ def image_tokens(processor: Any) -> int:
     return processor.num_image_tokens * processor.most_tiles
 
 
-def index_terms(plan: Plan, processor: Any, digest: str) -> dict[str, Any]:
+def index_settings(plan: Plan, processor: Any, digest: str) -> dict[str, Any]:
     """What the samples that can be used depend on, under the names that older runs wrote."""
     return {
         "data": digest,
@@ -125,7 +125,7 @@ def index_terms(plan: Plan, processor: Any, digest: str) -> dict[str, Any]:
 
 
 def index_once(
-    plan: Plan, terms: dict[str, Any], accelerator: Accelerator, resuming: bool
+    plan: Plan, settings: dict[str, Any], accelerator: Accelerator, resuming: bool
 ) -> tuple[llava.LlavaFile, llava.SampleIndex]:
     """The data file and its usable samples, looked for by the main process alone.
 
@@ -133,14 +133,14 @@ def index_once(
     """
     data, target, strict = one_file(plan), plan.args.folder / "samples.npz", plan.args.strict
     with accelerator.main_process_first():
-        known = index.read(target, data, terms) if resuming else None
+        known = index.read(target, data, settings) if resuming else None
         if accelerator.is_main_process and (known is None or (strict and known[1].skipped)):
-            file, tokens = llava.LlavaFile(data), terms["patches"]
+            file, tokens = llava.LlavaFile(data), settings["patches"]
             found = llava.index_samples(
-                file, plan.args.images, tokens, strict, template=terms["template"]
+                file, plan.args.images, tokens, strict, template=settings["template"]
             )
-            index.write(target, file, found, terms)
-    known = index.read(target, data, terms)
+            index.write(target, file, found, settings)
+    known = index.read(target, data, settings)
     if known is None:
         raise UserError(f"cannot read {target}, which the main process wrote; is --out shared?")
     return known

@@ -92,9 +92,9 @@ def tiny(config: VLMambaConfig) -> VLMambaConfig:
 
 def adopt(model: nn.Module, donor: nn.Module, part: str, source: str) -> None:
     """Take over the donor's weights of one submodule; UserError naming what does not fit."""
-    theirs, ours = donor.get_submodule(part).state_dict(), model.get_submodule(part).state_dict()
-    wrong = [k for k in ours if k not in theirs or theirs[k].shape != ours[k].shape]
-    wrong += [k for k in theirs if k not in ours]
+    donated, own = donor.get_submodule(part).state_dict(), model.get_submodule(part).state_dict()
+    wrong = [k for k in own if k not in donated or donated[k].shape != own[k].shape]
+    wrong += [k for k in donated if k not in own]
     if part == "connector":
         for name in ("connector", "scan", "scan_merge", "scan_shared"):
             if getattr(model.config, name) != getattr(donor.config, name):
@@ -104,6 +104,6 @@ def adopt(model: nn.Module, donor: nn.Module, part: str, source: str) -> None:
             f"the {part} of {source} does not fit this preset: {', '.join(sorted(wrong)[:5])} "
             "differ; use the preset it was trained with"
         )
-    hollow = any(weight.is_meta for weight in ours.values())
-    model.get_submodule(part).load_state_dict(theirs, assign=hollow)  # the same memory
+    hollow = any(weight.is_meta for weight in own.values())
+    model.get_submodule(part).load_state_dict(donated, assign=hollow)  # the same memory
     take_buffers(model.get_submodule(part), donor.get_submodule(part))

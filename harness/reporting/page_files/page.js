@@ -61,7 +61,7 @@
     if (a === null || (TWO_RUNS.has(state.filter) && b === null)) return false;
     if (!FILTERS[state.filter](a, b)) return false;
     const wanted = state.search.toLowerCase();
-    const searched = [question.question, question.truth, text(a), text(b)];
+    const searched = [question.question, question.reference, text(a), text(b)];
     return !wanted || searched.some((part) => part && part.toLowerCase().includes(wanted));
   }
 
@@ -96,7 +96,7 @@
     const body = element("div");
     body.append(
       element("div", "question", question.question),
-      element("div", "truth", question.truth === null ? "truth hidden" : `truth: ${question.truth}`),
+      element("div", "reference", question.reference === null ? "reference hidden" : `reference: ${question.reference}`),
       answerLine(question.answers[state.a], "A", data.runs[state.a]),
     );
     if (state.b >= 0 && question.answers[state.b] !== null) {

@@ -27,7 +27,7 @@ from harness.runs.points import (
 )
 from harness.runs.schema import ROOT
 from harness.speed.sweep import worker
-from harness.speed.sweep.points import Journal, Point, Terms, row_of
+from harness.speed.sweep.points import Journal, Point, Settings, row_of
 from vlmamba_core import processes
 from vlmamba_core.errors import UserError
 
@@ -40,7 +40,7 @@ Launch = Callable[[Point], Row]
 
 def launch(point: Point) -> Row:
     """Measure a point in a child process and say what came of it."""
-    limit = point.terms.time_limit_s
+    limit = point.settings.time_limit_s
     try:
         done = _child([point.to_json()], limit)
     except subprocess.TimeoutExpired:
@@ -55,10 +55,10 @@ def launch(point: Point) -> Row:
     return row_of(point, found["status"], found["detail"], found["result"])
 
 
-def measure_machine(terms: Terms) -> dict[str, Any]:
+def measure_machine(settings: Settings) -> dict[str, Any]:
     """The machine's limits, measured in a child as well. Raises UserError where that fails."""
     try:
-        done = _child(["machine", json.dumps(asdict(terms))], MACHINE_LIMIT_S)
+        done = _child(["machine", json.dumps(asdict(settings))], MACHINE_LIMIT_S)
         return json.loads(_last_line(done.stdout))
     except (subprocess.TimeoutExpired, ValueError) as error:
         raise UserError(f"the machine's own rates could not be measured: {error}") from error

@@ -21,7 +21,7 @@ from harness.speed import machine, models
 from harness.speed.certainty import OtherLoad
 from harness.speed.energy import EnergyMeter
 from harness.speed.memory import Memory
-from harness.speed.sweep.points import Point, Terms
+from harness.speed.sweep.points import Point, Settings
 from harness.speed.sweep.subject import Subject, inputs, load, warm_up
 from harness.speed.timing import QUICK, Effort, synchronize
 from vlmamba.models.language import Cache
@@ -37,7 +37,7 @@ def measure(point: Point) -> dict[str, Any]:
     with the model loaded; prefill_/decode_peak_mem_bytes: the most held at once during each.
     other_load_cores: cores that other processes kept busy meanwhile.
     """
-    memory, energy = Memory(point.terms.device), EnergyMeter(point.terms.device)
+    memory, energy = Memory(point.settings.device), EnergyMeter(point.settings.device)
     subject = load(point)
     warm_up(subject, point)
     load_before, others = psutil.getloadavg()[0], OtherLoad()
@@ -67,7 +67,7 @@ def measure(point: Point) -> dict[str, Any]:
         "load_average": load_before,
         "other_load_cores": others.cores(),
         "prefill_flops": point.batch_size * models.prefill_flops(language_model, point.seq_len),
-        "dtype": point.terms.dtype,
+        "dtype": point.settings.dtype,
         "threads": torch.get_num_threads(),
     }
 
@@ -84,8 +84,8 @@ class Prefilled:
 
 
 def prefill(subject: Subject, point: Point, energy: EnergyMeter) -> Prefilled:
-    """Repeats until terms.seconds are over, at least once: a long run needs no second one."""
-    device = point.terms.device
+    """Repeats until settings.seconds are over, at least once: a long run needs no second one."""
+    device = point.settings.device
     ids, features = inputs(subject, point, point.seq_len)
     prefill_s: list[float] = []
     ttft_s: list[float] = []
@@ -104,7 +104,7 @@ def prefill(subject: Subject, point: Point, energy: EnergyMeter) -> Prefilled:
         synchronize(device)
         ttft_s.append(time.perf_counter() - begin)
         prefill_s.append(read - embedded)
-        if len(ttft_s) == MOST_RUNS or time.perf_counter() - started > point.terms.seconds:
+        if len(ttft_s) == MOST_RUNS or time.perf_counter() - started > point.settings.seconds:
             break
         del embeds, logits, cache, token  # no two caches at once
     return Prefilled(prefill_s, ttft_s, energy.since(joules, len(ttft_s)), token, cache)
@@ -116,21 +116,21 @@ def decode(
     """(seconds of every step, joules of all steps); the cache grows or changes in place."""
     token, steps = read.token, []
     joules = energy.joules()
-    for _ in range(point.terms.decode):
-        synchronize(point.terms.device)
+    for _ in range(point.settings.decode):
+        synchronize(point.settings.device)
         begin = time.perf_counter()
         token = subject.step(token, read.cache).argmax(-1)
-        synchronize(point.terms.device)
+        synchronize(point.settings.device)
         steps.append(time.perf_counter() - begin)
     return steps, energy.since(joules, 1)
 
 
-def measure_machine(terms: Terms) -> dict[str, Any]:
+def measure_machine(settings: Settings) -> dict[str, Any]:
     """The machine's limits, as `harness.speed.machine` measures them."""
-    torch.set_num_threads(terms.threads)
-    if terms.tiny:
+    torch.set_num_threads(settings.threads)
+    if settings.tiny:
         machine.BUFFER_BYTES, machine.GEMM_SHAPES = 2**20, ((16, 16, 16), (8, 8, 8))
-    effort = Effort(least=1, most=2, seconds=0) if terms.tiny else QUICK
-    dtype = getattr(torch, terms.dtype)
-    limits = asdict(machine.measure(effort, terms.device, dtype))
-    return limits | machine.state(terms.device, dtype)
+    effort = Effort(least=1, most=2, seconds=0) if settings.tiny else QUICK
+    dtype = getattr(torch, settings.dtype)
+    limits = asdict(machine.measure(effort, settings.device, dtype))
+    return limits | machine.state(settings.device, dtype)

@@ -1,6 +1,6 @@
-"""Points of a profile: what is measured, under which terms, and the journal of finished ones.
+"""Points of a profile: what is measured, under which settings, and the journal of finished ones.
 
-    points = plan(["vl-mamba-130m", "pythia-160m"], [256, 512], [1], terms)
+    points = plan(["vl-mamba-130m", "pythia-160m"], [256, 512], [1], settings)
 
 A point is one model at one batch size and sequence length.  Its key covers everything the
 measurement depends on, so that a journal finds it again.  No torch here.
@@ -23,7 +23,7 @@ from vlmamba_core.folder import digest
 
 
 @dataclass(frozen=True)
-class Terms:
+class Settings:
     """What all points of a sweep share.
 
     decode: tokens generated after the prompt; image_tokens: how many of a sequence are an image's;
@@ -50,7 +50,7 @@ class Point:
     model: str
     seq_len: int
     batch_size: int
-    terms: Terms
+    settings: Settings
 
     @property
     def key(self) -> str:
@@ -60,7 +60,7 @@ class Point:
     @property
     def image_tokens(self) -> int:
         """Tokens of the image; none where the sequence is too short to hold it and a question."""
-        return self.terms.image_tokens if self.terms.image_tokens < self.seq_len else 0
+        return self.settings.image_tokens if self.settings.image_tokens < self.seq_len else 0
 
     @property
     def name(self) -> str:
@@ -71,7 +71,7 @@ class Point:
     def from_json(cls, text: str) -> Point:
         """The inverse of `to_json`."""
         fields = json.loads(text)
-        return cls(**fields | {"terms": Terms(**fields["terms"])})
+        return cls(**fields | {"settings": Settings(**fields["settings"])})
 
     def to_json(self) -> str:
         """One line, for the child's command line."""
@@ -85,11 +85,11 @@ def row_of(point: Point, status: str, detail: str | None = None, result: Any = N
 
 
 def plan(
-    models: Sequence[str], seq_lens: Sequence[int], batch_sizes: Sequence[int], terms: Terms
+    models: Sequence[str], seq_lens: Sequence[int], batch_sizes: Sequence[int], settings: Settings
 ) -> list[Point]:
     """Every point, short sequences first, models in turn: an early stop leaves whole lengths."""
     return [
-        Point(model, seq_len, batch_size, terms)
+        Point(model, seq_len, batch_size, settings)
         for batch_size in sorted(set(batch_sizes))
         for seq_len in sorted(set(seq_lens))
         for model in dict.fromkeys(models)

@@ -31,17 +31,17 @@ class Subject:
 
 def load(point: Point) -> Subject:
     """The model, compiled where the sweep asks for it: the same two functions of every model."""
-    terms = point.terms
-    torch.set_num_threads(terms.threads)
+    settings = point.settings
+    torch.set_num_threads(settings.threads)
     model = models.build(
         point.model,
-        image_tokens=terms.image_tokens or 1,
-        tiny=terms.tiny,
-        dtype=getattr(torch, terms.dtype),
-        device=terms.device,
+        image_tokens=settings.image_tokens or 1,
+        tiny=settings.tiny,
+        dtype=getattr(torch, settings.dtype),
+        device=settings.device,
     )
     prefill, step = models.prefill, models.step
-    if terms.compile:
+    if settings.compile:
         prefill, step = torch.compile(prefill), torch.compile(step)
     return Subject(model, functools.partial(prefill, model), functools.partial(step, model))
 
@@ -51,7 +51,7 @@ def inputs(subject: Subject, point: Point, seq_len: int) -> tuple[Tensor, Tensor
     generator = torch.Generator().manual_seed(0)
     image_tokens = point.image_tokens if point.image_tokens < seq_len else 0
     shape = (point.batch_size, seq_len - image_tokens)
-    ids = torch.randint(1000, shape, generator=generator).to(point.terms.device)
+    ids = torch.randint(1000, shape, generator=generator).to(point.settings.device)
     if not image_tokens:
         return ids, None
     config = subject.model.config

@@ -34,18 +34,18 @@ Curve = dict[int, float]  # sequence length -> value
 
 @dataclass(frozen=True)
 class Profile:
-    """A sweep with the machine's limits and its terms, as record.json holds it."""
+    """A sweep with the machine's limits and its settings, as record.json holds it."""
 
     name: str
     machine: Mapping[str, Any]
-    terms: Mapping[str, Any]
+    settings: Mapping[str, Any]
     rows: Sequence[Row]
 
     @classmethod
     def from_record(cls, name: str, record: Mapping[str, Any]) -> Profile:
         """The profile of a record.json of harness.profile."""
         rows = [Row(**row) for row in record["points"]]
-        return cls(name, record["machine"], record["terms"], rows)
+        return cls(name, record["machine"], record["settings"], rows)
 
     def models(self) -> list[str]:
         """In the order of the sweep."""

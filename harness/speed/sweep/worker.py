@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.runs.points import FAILED, OK, OUT_OF_MEMORY
-from harness.speed.sweep.points import Point, Terms
+from harness.speed.sweep.points import Point, Settings
 from vlmamba_core.errors import first_line
 
 EXHAUSTED = (  # as told by allocators, the loader of shared libraries and makers of threads
@@ -68,7 +68,9 @@ def outcome(point: Point) -> dict[str, Any]:
         from harness.speed.sweep.measure import measure  # all code before memory is limited
 
         transformers.utils.logging.set_verbosity_error()
-        limit = None if point.terms.device.startswith("cuda") else point.terms.memory_limit_bytes
+        limit = (
+            None if point.settings.device.startswith("cuda") else point.settings.memory_limit_bytes
+        )
         with memory_limit(limit):
             return {"status": OK, "detail": None, "result": measure(point)}
     except Exception as error:  # a lack of memory comes as many classes, also wrapped in others
@@ -83,7 +85,7 @@ def main(argv: list[str]) -> None:
     if argv[0] == "machine":
         from harness.speed.sweep.measure import measure_machine
 
-        print(json.dumps(measure_machine(Terms(**json.loads(argv[1])))))
+        print(json.dumps(measure_machine(Settings(**json.loads(argv[1])))))
     else:
         print(json.dumps(outcome(Point.from_json(argv[0])), allow_nan=False))
 

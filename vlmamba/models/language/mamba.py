@@ -224,11 +224,11 @@ class MambaLM(LanguageModel):
         what the layer at work makes again."""
         element, residual = dtype.itemsize, 4 * self.config.d_model
         block = cast(MambaBlock, self.layers[0])
-        learns = {name for name, p in block.named_parameters() if p.requires_grad}
+        trainable = {name for name, p in block.named_parameters() if p.requires_grad}
         kept, at_work = block.mixer.activation_bytes(element)
         layer = residual + kept
-        layer += residual if "norm.weight" in learns else 0
-        layer += element * self.config.d_model if any("in_proj" in n for n in learns) else 0
+        layer += residual if "norm.weight" in trainable else 0
+        layer += element * self.config.d_model if any("in_proj" in n for n in trainable) else 0
         at_work += 2 * residual
         ends = 3 * residual  # embeddings, the last residual and its norm
         if checkpointing:

@@ -82,16 +82,16 @@ def _layer_fields(published: dict[str, Any], width: int, path: Path) -> dict[str
     if kind not in kinds:
         raise unknown(f"layer in {path}", kind, kinds)
     fields: dict[str, Any] = {"mixer": kinds[kind], "d_conv": 4, "expand": 2}
-    ours = {name: name for name in ("d_state", "d_conv", "expand")}
+    known = {name: name for name in ("d_state", "d_conv", "expand")}
     if kind == "Mamba1":
         fields |= {"d_state": 16, "dt_rank": "auto"}
-        ours |= {"dt_rank": "dt_rank"}
+        known |= {"dt_rank": "dt_rank"}
     else:
         fields |= {"d_state": 128, "head_dim": 64, "n_groups": 1}
-        ours |= {"headdim": "head_dim", "ngroups": "n_groups"}
+        known |= {"headdim": "head_dim", "ngroups": "n_groups"}
     for name, value in published.items():
-        if name in ours:
-            fields[ours[name]] = value
+        if name in known:
+            fields[known[name]] = value
         elif name not in SAME_RESULT and (name, value) not in (
             ("bias", False),
             ("conv_bias", True),
@@ -142,10 +142,10 @@ def take_results_only(config: MambaConfig, published: dict[str, Any]) -> None:
 
 def check_agreement(config: MambaConfig, published: dict[str, Any], source: str | Path) -> None:
     """Raise UserError where the model is built in another way than its weights were trained."""
-    for name, theirs in published.items():
-        ours = getattr(config, name)
-        if ours != theirs and not (name == "vocab_size" and theirs <= ours):
+    for name, found in published.items():
+        expected = getattr(config, name)
+        if expected != found and not (name == "vocab_size" and found <= expected):
             raise UserError(
-                f"{source}: {name} is {theirs!r} in its config.json, and {ours!r} here; choose the "
-                f"preset of this model, or give --set {name}={json.dumps(theirs)}"
+                f"{source}: {name} is {found!r} in its config.json, and {expected!r} here; choose "
+                f"the preset of this model, or give --set {name}={json.dumps(found)}"
             )

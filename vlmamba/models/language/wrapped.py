@@ -491,7 +491,7 @@ def shrunk(config: PretrainedConfig) -> PretrainedConfig:
             fields[name] = [kept.index(layer) for layer in value if layer in kept]
         elif isinstance(value, list) and len(value) == config.num_hidden_layers:
             fields[name] = [value[layer] for layer in kept]
-    names = {theirs: ours for ours, theirs in type(config).attribute_map.items()}
+    names = {own: common for common, own in type(config).attribute_map.items()}
     fields |= {n: sizes[m] for n in fields if (m := n if n in sizes else names.get(n)) in sizes}
     for name in ("mamba_expand", "expand"):
         for heads_of in ("n_mamba_heads", "mamba_n_heads"):
@@ -538,9 +538,9 @@ def _every_parameter(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return module.named_parameters(remove_duplicate=False)
 
 
-def _check_settings(ours: PretrainedConfig, published: PretrainedConfig, source: Any) -> None:
+def _check_settings(expected: PretrainedConfig, published: PretrainedConfig, source: Any) -> None:
     """Raise UserError where the model is built in another way than its weights were trained."""
-    here, there = ours.to_dict(), published.to_dict()
+    here, there = expected.to_dict(), published.to_dict()
     for name in sorted(here.keys() | there.keys()):
         if name in SAME_RESULT or name.startswith("_") or here.get(name) == there.get(name):
             continue
