@@ -33,6 +33,9 @@ PRELOADED = [
     "harness.run",
     "harness.models.vlmamba",
     "harness.models.lmms",
+    "harness.models.lmms_models",
+    "harness.models.transformers",
+    "harness.models.api",
     "harness.ablate",
     "harness.profile",
 ]

@@ -175,7 +175,7 @@ def test_a_sliding_window_is_not_padded(tmp_path, demo_requests):
     folder = tiny_vlms.save("llava", tmp_path, text=MistralConfig, sliding_window=16)
     model = TransformersModel(str(folder), batch_size=4)
     assert Resumable(model).answer(demo_requests) == by_the_library(folder, demo_requests)
-    assert model.different == 0
+    assert model.agreement.different == 0
 
 
 def test_a_named_template_is_used_and_told(folders, demo_requests, tmp_path):

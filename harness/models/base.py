@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -87,6 +88,14 @@ class Request:
         return "+".join(picture.key for picture in self.pictures) or None
 
 
+@dataclass
+class Agreement:
+    """Requests of a run that were also answered alone, and how many of these had another answer."""
+
+    asked: int = 0
+    different: int = 0
+
+
 class EvalModel(ABC):
     """A model that can be evaluated. Its answers must not depend on their neighbours."""
 
@@ -95,6 +104,12 @@ class EvalModel(ABC):
     parameters: int | None = None
     notes: tuple[str, ...] = ()  # what a record and its reader must know of how answers are made
     device: Any = None  # torch's, where the model runs in this process
+    also_alone: int = 0  # the first requests of a run, which `answer_alone` is asked too
+
+    @functools.cached_property
+    def agreement(self) -> Agreement:
+        """What came of the requests that were asked both ways."""
+        return Agreement()
 
     @abstractmethod
     def provenance(self) -> dict[str, Any]:
@@ -113,6 +128,10 @@ class EvalModel(ABC):
         Raises torch.OutOfMemoryError or MemoryError where `batch_size` is too much: the rest is
         asked again with half of it.
         """
+
+    def answer_alone(self, request: Request) -> str:
+        """The answer by the plainest way there is: what `answer` must give too."""
+        raise NotImplementedError("it has no answer_alone")
 
     def begin_task(self, task: str, pictures: Sequence[Picture], batch_size: int) -> Any:
         """Called before a task's first answer with its distinct readable pictures.

@@ -121,9 +121,14 @@ class LmmsModel(EvalModel):
     def answer(
         self, requests: Sequence[Request], limits: Limits, batch_size: int, on_done: OnDone
     ) -> None:
-        """Ask for `batch_size` at a time; where something failed, for each of those alone."""
-        for first in range(0, len(requests), batch_size):
-            some = list(range(first, min(first + batch_size, len(requests))))
+        """Ask for as many at a time as the class does; where something failed, for each alone.
+
+        The class hands on nothing before all are answered: more at once would be lost with it.
+        """
+        own = self.settings.get("batch_size")
+        size = min(batch_size, own) if isinstance(own, int) else batch_size
+        for first in range(0, len(requests), size):
+            some = list(range(first, min(first + size, len(requests))))
             texts, problem = self._ask([requests[index] for index in some], limits)
             if problem is None:
                 for index, text in zip(some, texts, strict=True):

@@ -48,6 +48,7 @@ class Resumable:
         self.cost: dict[str, Any] = {}  # of one question, where it was measured
         self._batch_size = model.batch_size
         self._answered = self._refusals = 0
+        self._seen: dict[str, Any] = {}  # what begin_task said of each task
         self.provenance = model.provenance() if journal is not None else {}
 
     def answer(self, requests: Sequence[Request]) -> list[str | None]:
@@ -56,6 +57,16 @@ class Resumable:
         None too where the model refuses a request. Raises UserError where it refuses all.
         """
         answers: list[str | None] = [None] * len(requests)
+        try:
+            self._answer_all(requests, answers)
+            self._check_agreement(requests, answers)
+        finally:
+            if self.journal is not None:
+                self.journal.flush()
+        return answers
+
+    def _answer_all(self, requests: Sequence[Request], answers: list[str | None]) -> None:
+        """Fill in the answers, task by task."""
         started = time.perf_counter()
         with tqdm(total=len(requests), unit="q", disable=ranks.rank() != 0) as bar:
 
@@ -63,15 +74,10 @@ class Resumable:
                 answers[index] = text
                 bar.update()
 
-            try:
-                for task, indices in _by(requests, lambda r: r.task).items():
-                    bar.set_description(task)
-                    self._answer_task(requests, indices, keep)
-            finally:
-                if self.journal is not None:
-                    self.journal.flush()
+            for task, indices in _by(requests, lambda r: r.task).items():
+                bar.set_description(task)
+                self._answer_task(requests, indices, keep)
         self.timing["generate_s"] += time.perf_counter() - started
-        return answers
 
     def note(self, event: str) -> None:
         """Tell something in the record, once."""
@@ -93,7 +99,7 @@ class Resumable:
         """All requests of one task: those already answered from the journal, then the others."""
         task = requests[indices[0]].task
         distinct = {p.key: p for i in indices for p in requests[i].pictures}
-        seen = self._begin(task, list(distinct.values()))
+        seen = self._seen[task] = self._begin(task, list(distinct.values()))
         still_open = []
         for index in indices:
             key = self._key(requests[index], seen)
@@ -149,6 +155,34 @@ class Resumable:
                 limits.until,
             ]
         )
+
+    def _check_agreement(self, requests: Sequence[Request], answers: Sequence[str | None]) -> None:
+        """Have the first answers made alone too, and count those that differ.
+
+        They are kept as answers are: a run that is continued checks the same ones.
+        """
+        found = self.model.agreement
+        for request, answer in zip(requests, answers, strict=True):
+            if found.asked >= self.model.also_alone:
+                return
+            if answer is None:
+                continue
+            key = digest(["alone", self._key(request, self._seen[request.task])])
+            alone = self.journal.get(key) if self.journal is not None else None
+            if alone is None:
+                try:
+                    alone = cut(self.model.answer_alone(request), request.limits.until)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    self.note("out of memory: no more questions are also asked alone")
+                    return
+                if self.journal is not None:
+                    self.journal.add(key, alone)
+                for picture in request.pictures:
+                    picture.release()
+            found.asked += 1
+            found.different += alone != answer
 
     def _decode(self, requests: Sequence[Request], some: list[int], keep: Keep) -> list[int]:
         """The requests whose pictures can all be decoded; the others are noted and answered None.

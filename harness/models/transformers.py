@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from transformers import (
 from harness.models import ranks, templates
 from harness.models.base import EvalModel, Limits, OnDone, Picture, Request
 from harness.models.registry import ModelOptions
-from harness.models.resumable import cut, is_out_of_memory
+from harness.models.resumable import is_out_of_memory
 from harness.models.shared_prefix import (
     ALONE,
     BATCHED,
@@ -106,8 +106,7 @@ class TransformersModel(EvalModel):
         self.mode = mode or self._choose_mode()
         if self.reasons:  # a run that is slower than it might be says why
             self.notes = (f"questions are answered {self.mode}: {'; '.join(self.reasons)}",)
-        self.checked = self.different = 0
-        self._agreement = agreement
+        self.also_alone = 0 if self.mode == ALONE else agreement
         self._kept_images: dict[str, Any] | None = None
         self._keep_image_processing()
 
@@ -138,8 +137,8 @@ class TransformersModel(EvalModel):
                 "mode": self.mode,
                 "why_not_faster": self.reasons,
                 "logits_error": self.error,
-                "questions_also_asked_alone": self.checked,
-                "of_these_answered_differently": self.different,
+                "questions_also_asked_alone": self.agreement.asked,
+                "of_these_answered_differently": self.agreement.different,
             },
             "config": self.model.config.to_dict() | {"_name_or_path": self.name},
         }
@@ -149,21 +148,18 @@ class TransformersModel(EvalModel):
         self, requests: Sequence[Request], limits: Limits, batch_size: int, on_done: OnDone
     ) -> None:
         """Greedy answers; requests of the same pictures share their prefill."""
-        answers: dict[int, str] = {}
-
-        def keep(index: int, text: str | None, reason: str = "") -> None:
-            if text is not None and self.mode != ALONE:
-                answers[index] = text
-            on_done(index, text, reason)
-
         groups: dict[str | None, list[int]] = {}
         for index, request in enumerate(requests):
             groups.setdefault(request.image_key, []).append(index)
-        waiting = _Waiting(self, limits, batch_size, keep)
+        waiting = _Waiting(self, limits, batch_size, on_done)
         for same in groups.values():
-            self._answer_same_pictures(requests, same, limits, waiting, keep)
+            self._answer_same_pictures(requests, same, limits, waiting, on_done)
         waiting.flush()
-        self._check_agreement(requests, limits, answers)
+
+    @torch.inference_mode()
+    def answer_alone(self, request: Request) -> str:
+        """By the library's own generate(), whatever the mode."""
+        return self.text(self.alone(self.prompt(request), request.limits))
 
     def prompt(self, request: Request) -> Prompt:
         """What the model reads. Raises one of NOT_TAKEN for a request that it does not take."""
@@ -297,15 +293,6 @@ class TransformersModel(EvalModel):
             f"alone ({worst.tolerance:.2g} is allowed)"
         )
         return None
-
-    def _check_agreement(
-        self, requests: Sequence[Request], limits: Limits, answers: Mapping[int, str]
-    ) -> None:
-        """Ask the first questions of a run one by one too, and count other answers."""
-        for index in sorted(answers)[: self._agreement - self.checked]:
-            alone = self.text(self.alone(self.prompt(requests[index]), limits))
-            self.checked += 1
-            self.different += cut(alone, limits.until) != cut(answers[index], limits.until)
 
     def _keep_image_processing(self) -> None:
         """Within `_same_images` a picture is resized and normalised once for all its questions."""
