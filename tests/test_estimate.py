@@ -23,6 +23,7 @@ from vlmamba.data.collate import Batch
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.training import loop
 from vlmamba.training.estimate import estimate
+from vlmamba.training.objectives import build_objective
 from vlmamba.training.recipe import Hyperparameters
 from vlmamba.training.stages import get_stage
 from vlmamba_core.tokens import IGNORE
@@ -103,7 +104,7 @@ def measure(stage: str, model: dict, hyper: dict) -> int:
         prepared, optimizer = loop.prepare(part, accelerator)
         batches = [full(config, chosen)] * (chosen.batch_size // chosen.micro_batch)
         for _ in range(number):  # the second has moments
-            loop.update(prepared, optimizer, batches, chosen, accelerator)
+            loop.update(prepared, optimizer, batches, build_objective(chosen), accelerator)
 
     small = VLMambaConfig(**(model | {"d_model": 64, "n_layer": 1, "vocab_size": 64}))
     few = {"batch_size": 1, "micro_batch": 1, "max_length": small.num_image_tokens + 8}

@@ -70,6 +70,10 @@ class Run:
     tensorboard: bool = False
     wandb: str | None = None  # project
     evaluation: Evaluation | None = None
+    objective: Objective = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.objective = build_objective(self.hyper)
 
 
 def make_accelerator(hyper: Hyperparameters, cpu: bool = False) -> Accelerator:
@@ -110,7 +114,7 @@ def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -
     began = time.perf_counter()
     for batches in steps(run, progress.step, total, accelerator):
         lr = set_learning_rate(optimizer, hyper, progress.step, total)
-        loss, norm, counts = update(model, optimizer, batches, hyper, accelerator)
+        loss, norm, counts = update(model, optimizer, batches, run.objective, accelerator)
         _account(run, progress, batches, counts)
         seconds = time.perf_counter() - began
         progress.seconds += seconds
@@ -140,6 +144,7 @@ def prepare(
 ) -> tuple[nn.Module, Any]:
     """Model and optimizer on their devices: what is trainable is free, LoRA in place."""
     hyper = run.hyper
+    run.objective.prepare(run.model, run.processor, accelerator.device)
     freeze(run.model, run.stage)
     if hyper.lora:
         lora.attach(run.model, hyper)
@@ -194,7 +199,7 @@ def try_one_update(run: Run, accelerator: Accelerator) -> str:
     set_learning_rate(optimizer, hyper, 0, total)
     progress = Progress()
     for batch in micro_batches(run, 0, total, accelerator)[0]:
-        loss, norm, counts = update(model, optimizer, [batch], hyper, accelerator)
+        loss, norm, counts = update(model, optimizer, [batch], run.objective, accelerator)
         _account(run, progress, [batch], counts)
         if loss is not None:
             break
@@ -241,7 +246,7 @@ def update(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batches: list[Batch],
-    hyper: Hyperparameters,
+    objective: Objective,
     accelerator: Accelerator,
 ) -> tuple[float | None, float | None, dict[str, int]]:
     """One optimizer step; -> (mean loss per scored token, gradient norm, counts of the batch).
@@ -249,7 +254,6 @@ def update(
     A global batch without a label makes no step, since weight decay and moments would still move
     the weights; its loss and norm are None.
     """
-    objective = build_objective(hyper)
     counts = _count(batches, objective, accelerator)
     if not counts["labels"]:
         return None, None, counts
@@ -263,7 +267,7 @@ def update(
             accelerator.backward(loss * accelerator.num_processes)
         total_loss += loss.detach()
     trainable = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = float(accelerator.clip_grad_norm_(trainable, hyper.clip_norm))
+    norm = float(accelerator.clip_grad_norm_(trainable, objective.hyper.clip_norm))
     mean_loss = float(accelerator.reduce(total_loss, "sum"))
     if not (math.isfinite(mean_loss) and math.isfinite(norm)):
         raise UserError(f"loss {mean_loss}, gradient norm {norm}: training diverged; lower --lr")

@@ -30,6 +30,7 @@ from vlmamba.data.collate import Batch
 from vlmamba_core.errors import unknown
 
 if TYPE_CHECKING:  # the recipe checks its objective's name, so it loads this file
+    from vlmamba.models.vlm import VLMambaForConditionalGeneration
     from vlmamba.training.recipe import Hyperparameters
 
 OUTPUTS = ("logits", "hidden_states")
@@ -51,6 +52,11 @@ class Objective:
         for name in self.outputs:
             if name not in OUTPUTS:
                 raise unknown(f"output of objective {hyper.objective!r}", name, OUTPUTS)
+
+    def prepare(
+        self, model: VLMambaForConditionalGeneration, processor: Any, device: torch.device
+    ) -> None:
+        """Called once before the first step, with the model that is trained. Raises UserError."""
 
     def forward(self, model: nn.Module, inputs: dict[str, Tensor]) -> Any:
         """The model's output for `inputs`, with what `outputs` names."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from vlmamba import registry
 from vlmamba.config import VLMambaConfig
-from vlmamba.training import objectives  # noqa: F401  # fills the registry
+from vlmamba.training import distillation, objectives  # noqa: F401  # fill the registry
 from vlmamba.training.flags import OnResume, flag
 from vlmamba.training.schedule import SCHEDULES
 from vlmamba_core.errors import UserError, unknown
@@ -31,7 +31,8 @@ class Hyperparameters:
     connector_lr: the connector's own rate, where it should differ from lr; lora: rank of LoRA on
     the language model (None: all of it learns), lora_alpha (None: twice the rank), lora_dropout,
     lora_targets (comma-separated projections; None: all that the family names); objective: what is
-    made small (objectives.py).
+    made small (objectives.py).  Of objective distill: teacher (a model's name, folder or hub id),
+    distill_logits and distill_features (weights of the two terms), distill_temperature.
     """
 
     lr: float
@@ -49,6 +50,10 @@ class Hyperparameters:
     max_length: int = 2048
     dtype: str = "bf16"
     objective: str = "cross_entropy"
+    teacher: str | None = None
+    distill_logits: float = 1.0
+    distill_features: float = 1.0
+    distill_temperature: float = 1.0
     gradient_checkpointing: bool = flag(False, on_resume=OnResume.FREE)
     compile: bool = flag(False, on_resume=OnResume.FREE)
     lora: int | None = None
@@ -65,7 +70,8 @@ class Hyperparameters:
         for name in ("lr", "batch_size", "micro_batch", "epochs", "max_length", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)!r}; expected a positive number")
-        for name in ("connector_lr", "warmup_ratio", "weight_decay", "lora_dropout", "keep"):
+        at_least_zero = ("connector_lr", "warmup_ratio", "weight_decay", "lora_dropout", "keep")
+        for name in (*at_least_zero, "distill_logits", "distill_features"):
             if (getattr(self, name) or 0) < 0:
                 raise UserError(f"{name} is {getattr(self, name)!r}; expected 0 or more")
         for name in ("warmup_ratio", "lora_dropout"):
@@ -82,6 +88,12 @@ class Hyperparameters:
         if self.schedule not in SCHEDULES:
             raise unknown("schedule", self.schedule, SCHEDULES)
         registry.objectives.check(self.objective)
+        if self.distill_temperature <= 0:
+            raise UserError(
+                f"distill_temperature is {self.distill_temperature}; expected a positive number"
+            )
+        if (self.teacher is None) == (self.objective == "distill"):
+            raise UserError("--objective distill and --teacher MODEL belong together")
         if self.dtype not in DTYPES:
             raise unknown("dtype", self.dtype, DTYPES)
 
