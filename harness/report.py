@@ -5,8 +5,9 @@
     python -m harness.report runs/demo --no-images --max-samples 500
 
 A RUN is a folder with a record.json: of harness.run, harness.profile or harness.ablate. The page
-loads nothing: styles, script, plots and small pictures are inside. Everything that came from a
-model or from data is shown as text.
+asks no server for anything: styles, script, plots and pictures are inside. Large pictures that are
+too many for one file are in a folder beside it (report_pictures for report.html). Everything that
+came from a model or from data is shown as text.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def build_parser() -> Parser:
     add("--title", default="VL-Mamba report", help="heading of the page")
     add("--no-images", action="store_true", help="leave the pictures out")
     add("--max-samples", type=int, default=5000, help="questions of a task (default: 5000)")
-    add("--max-images", type=int, default=400, help="pictures of a task (default: 400)")
+    add("--max-images", type=int, default=1000, help="pictures of the page (default: 1000)")
+    add("--paper-tables", action="store_true", help="all of the paper's tables, whatever is run")
     add("--paper", type=Path, default=paper.FILE, help="default: results/paper.csv")
     return parser
 
@@ -54,12 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out.is_dir():
         raise UserError(f"--out {args.out} is a folder; give a file")
     images = 0 if args.no_images else args.max_images
-    browser = collect(inputs.evaluations, args.max_samples, images)
-    write_atomically(args.out, page(inputs, browser, args.title, args.paper))
+    folder = args.out.with_name(f"{args.out.stem}_pictures")
+    browser = collect(inputs.evaluations, args.max_samples, images, folder)
+    text = page(inputs, browser, args.title, args.paper, args.paper_tables)
+    write_atomically(args.out, text)
     for note in browser.notes:
         print(f"note: {note}", file=sys.stderr)
     pictures = f"{len(browser.images)} pictures, {args.out.stat().st_size / 2**20:.1f} MiB"
-    print(f"written to {args.out}: {len(inputs.records())} runs, {pictures}")
+    beside = f"; large pictures in {browser.folder}" if browser.folder else ""
+    print(f"written to {args.out}: {len(inputs.records())} runs, {pictures}{beside}")
     return 0
 
 

@@ -208,7 +208,8 @@ def test_blind_and_held_out_rows_say_so_in_the_row(tmp_path, capsys):
     folders = [str(folder) for folder in (plain, blind, held_out)]
     assert report.main([*folders, "--out", str(page)]) == 0
     html = page.read_text()
-    assert "<td>pope (blind)</td>" in html and "<td>pope (B held-out style)</td>" in html
+    assert "n 4, blind</span>" in html and "n 4, held-out style</span>" in html
+    assert ">pope (B held-out style)</th>" in html
     assert '"runs":["plain","dark (blind)","other (held-out style, first 9 questions)"]' in html
     assert ">dark (blind)</th>" in html  # its column of settings
 

@@ -17,6 +17,7 @@ from test_harness_plots import write_profile
 from harness import report
 from harness.data.images import image_key
 from harness.data.questions import NO_IMAGE
+from harness.reporting.browser import _shares
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
@@ -75,12 +76,114 @@ def test_the_page_holds_everything_and_loads_nothing(world, capsys):
     assert found["runs"] == ["a", "b"]
     [task] = found["tasks"]
     assert len(task["questions"]) == 24
-    assert all(image.startswith("data:image/jpeg;base64,") for image in found["images"].values())
+    images = found["images"].values()
+    assert all(image["src"].startswith("data:image/jpeg;base64,") for image in images)
     assert all(question["image"] in found["images"] for question in task["questions"])
-    for words in ("not reported", "CSM by 0.6 on", "not run", "torch.float32"):
-        assert words in page
+    assert "torch.float32" in page
     assert "demo: not comparable with published numbers" in page
     assert "+4.2" in page  # the difference of the two runs: 3 and 4 of 24 wrong
+
+
+def test_the_papers_rows_are_there_where_asked_or_filled(world):
+    asked = make(world, str(world / "a"), "--paper-tables")
+    for words in ("not reported", "CSM by 0.6 on", "not run"):
+        assert words in asked
+    assert "Beside the paper" not in make(world, str(world / "a"))  # labelled: not comparable
+    path = world / "b" / "record.json"
+    record = json.loads(path.read_text()) | {"label": None}
+    record["tasks"]["pope"]["metrics"]["f1"] = {"value": 0.75}
+    path.write_text(json.dumps(record))
+    page = make(world, str(world / "a"), str(world / "b"))
+    [table] = re.findall(r'<table class="paper">.*?</table>', page, re.DOTALL)
+    heads = re.findall(r'<th scope="col".*?>(.*?)</th>', table)
+    assert heads[5:] == ["POPE", "source"]
+    rows = [re.sub(r"<.*?>", " ", row).split() for row in table.split("<tr")[2:]]
+    assert "75.0" in rows[-1]
+    assert any("InstructBLIP" in row and "78.9" in row for row in rows)
+    assert not any("MiniGPT-4" in row or row[1] == "a" for row in rows)  # no POPE; labelled
+
+
+def cell(page: str, row: str, column: int) -> str:
+    """The text of a cell of the score table; `row` its heading's text."""
+    table = re.search(r'<table class="scores".*?</table>', page, re.DOTALL)[0]
+    for found in re.findall(r"<tr.*?</tr>", table, re.DOTALL):
+        cells = [" ".join(re.sub(r"<.*?>", " ", one).split()) for one in found.split("<td")]
+        if cells[0].removesuffix(" parts (1)") == row:
+            return cells[1 + column].split(">", 1)[-1].strip()
+    raise AssertionError(f"no row {row!r}")
+
+
+def test_scores_have_runs_across_and_metrics_down(world):
+    path = world / "b" / "record.json"
+    record = json.loads(path.read_text())
+    record["arguments"] |= {"blind": True, "limit": 24}
+    record["tasks"]["pope"]["metrics"] = {
+        "accuracy": {"value": 20 / 24, "low": 0.7, "high": 0.9, "method": "test"},
+        "f1": {"value": 0.5, "no_interval": "too few"},
+        "random/accuracy": {"value": 0.25},
+    }
+    path.write_text(json.dumps(record))
+    page = make(world, str(world / "a"), str(world / "b"))
+    assert cell(page, "pope accuracy", 0) == "50.0% 40.0 to 60.0, n 24"
+    assert cell(page, "pope accuracy", 1) == "83.3% 70.0 to 90.0, n 24, blind"
+    assert cell(page, "pope f1", 0) == "no score"
+    assert cell(page, "pope f1", 1) == "50.0% too few, n 24, blind"
+    assert cell(page, "random accuracy", 1) == "25.0% no interval, n 24, blind"
+    assert '<line class="c1" x1="70.00%" x2="90.00%"' in page
+    for mark in ("blind", "first 24 questions"):
+        assert f'<span class="badge">{mark}</span>' in page
+    for table in re.findall(r"<table.*?</table>", page, re.DOTALL):
+        assert "<caption" in table
+        assert not re.search(r"<th(?! scope)", table.replace("<thead", ""))
+
+
+def test_a_difference_has_an_interval_where_it_is_the_tested_one(world):
+    """20 and 21 of 24 are right: a difference of 4.2 points of the mean score."""
+    for name, value in (("a", 21 / 24), ("b", 20 / 24)):
+        path = world / name / "record.json"
+        record = json.loads(path.read_text())
+        metrics = {"f1": {"value": value / 2}, "accuracy": {"value": value}}
+        record["tasks"]["pope"]["metrics"] = metrics
+        path.write_text(json.dumps(record))
+    page = make(world, str(world / "a"), str(world / "b"))
+    paired = [json.loads(html.unescape(x)) for x in re.findall(r'data-paired="(.*?)"', page)]
+    assert [sorted(found) for found in paired] == [[], [], ["1"], ["0"]]  # f1, then accuracy
+    assert paired[2]["1"].startswith("too few")
+
+
+def test_large_pictures_that_are_too_many_are_files(world, monkeypatch, capsys):
+    page = make(world, str(world / "a"))
+    inside = data(page)["images"].values()
+    assert 'img-src data:">' in page
+    assert not (world / "report_pictures").exists()
+    monkeypatch.setattr("harness.reporting.pictures.SMALL_PX", 16)
+    monkeypatch.setattr("harness.reporting.pictures.LARGE_BYTES", 1)
+    page = make(world, str(world / "a"))
+    outside = data(page)["images"].values()
+    assert len(outside) == len(inside) == 4
+    for image in outside:
+        assert image["src"].startswith("data:image/jpeg;base64,")
+        assert max(image["width"], image["height"]) == 16
+        assert (world / image["large"]).read_bytes()[:2] == b"\xff\xd8"
+    assert "img-src data: 'self' file:" in html.unescape(page)
+    assert f"large pictures in {world / 'report_pictures'}" in capsys.readouterr().out
+    monkeypatch.setattr("harness.reporting.pictures.SMALL_BYTES", 1)
+    for image in data(make(world, str(world / "a")))["images"].values():
+        assert image["src"] == image["large"]
+        assert (world / image["src"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "limit", "shares"),
+    [
+        ({"a": 10, "b": 400, "c": 500}, 1000, {"a": 10, "b": 400, "c": 500}),
+        ({"a": 10, "b": 400, "c": 500}, 500, {"a": 10, "b": 245, "c": 245}),
+        ({"a": 10, "b": 400}, 0, {"a": 0, "b": 0}),
+        ({}, 5, {}),
+    ],
+)
+def test_tasks_share_the_pictures(wanted, limit, shares):
+    assert _shares(wanted, limit) == shares
 
 
 def test_what_a_model_says_stays_text(world):
@@ -155,8 +258,35 @@ def test_filter_and_difference_work_in_a_browser(world, tmp_path):
     assert rows("a=1&b=0&filter=differ") == {5, 6, 7, 9, 10}
     assert rows("a=1&filter=wrong&search=cat") == {4, 6}
     assert rows("filter=better") == set()  # one run: nothing to differ from
+    assert rows("b=1&filter=bothwrong") == {4}
+    assert rows("ref=yes&read=no") == {4, 9, 10}
+    assert rows("ref=yes&read=no&search=cat") == {4, 10}
     dom = browse(world / "report.html", "filter=wrong", tmp_path / "profile")
     assert html.escape(EVIL, quote=False).replace("\u2028", "") in dom.replace("\u2028", "")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_a_link_keeps_the_difference_and_the_order(world, tmp_path):
+    path = world / "b" / "record.json"
+    record = json.loads(path.read_text())
+    record["tasks"]["pope"]["metrics"]["accuracy"]["value"] = 0.25
+    entry = record["tasks"]["pope"]
+    metrics = {"accuracy": {"value": 0.75}, "b/accuracy": {"value": 1}, "a/accuracy": {"value": 0}}
+    record["tasks"]["vqav2"] = entry | {"metrics": metrics}
+    path.write_text(json.dumps(record))
+    make(world, str(world / "a"), str(world / "b"))
+
+    def shown(state: str) -> tuple[list[str], str]:
+        dom = browse(world / "report.html", state, tmp_path / "profile")
+        assert dom.count('aria-sort="none"') == 3 - ("sort" in state)
+        return re.findall(r'<tbody data-task="(\w+)"', dom), cell(dom, "pope accuracy", 1)
+
+    assert shown("") == (["vqav2", "pope"], "25.0% 40.0 to 60.0, n 24")
+    assert shown("sort=1.ascending") == (["pope", "vqav2"], "25.0% 40.0 to 60.0, n 24")
+    assert shown("sort=name.ascending&base=0") == (
+        ["pope", "vqav2"],
+        "25.0% -25.0 40.0 to 60.0, n 24",
+    )
 
 
 def browse(page: Path, state: str, profile: Path) -> str:

@@ -298,7 +298,8 @@ def test_everything_in_a_report_is_text(tmp_path):
     assert set(re.findall(r"<(\w+)", page.split("<script")[0])) <= {
         *("html", "head", "meta", "title", "style", "body", "main", "h1", "h2", "h3", "p", "nav"),
         *("a", "div", "table", "tr", "th", "td", "span", "img", "br", "label", "select", "option"),
-        *("input", "button"),
+        *("input", "button", "header", "section", "caption", "thead", "tbody", "figure", "dialog"),
+        *("figcaption", "ul", "li", "svg", "g", "path", "line", "rect", "text"),
     }
     held = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
     assert held["tasks"][0]["questions"][0]["answers"][0]["prediction"] == EVIL

@@ -1,8 +1,9 @@
 """One self-contained HTML page about some runs: scores, the paper's tables, plots, every answer.
 
-The page loads nothing: styles, script, plots and small pictures are inside. Everything that came
-from a model or from data is shown as text: the template (page_files/page.html) escapes whatever it
-is given.
+The page asks no server for anything: styles, script, plots and pictures are inside; only large
+pictures that are too many lie in a folder beside it (harness.reporting.pictures). Everything that
+came from a model or from data is shown as text: the template (page_files/page.html) escapes
+whatever it is given.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from harness.reporting import compare, paper, plots, publish, render
+from harness.reporting import compare, paper, plots, publish, render, scores
 from harness.reporting.browser import Browser
+from harness.reporting.scores import Scores
+from harness.runs.schema import Sample
 from harness.runs.store import EvaluationRun, Found, distinct_names, read_record
 from harness.speed.sweep.summary import Profile
 from harness.speed.sweep.tables import tables as profile_tables
@@ -49,6 +52,19 @@ SETTINGS = {  # label -> where a record has it
 }
 
 
+@dataclass(frozen=True)
+class ReadOnce(EvaluationRun):
+    """A run whose answers are read once, however many parts of the page need them."""
+
+    known: dict[str, list[Sample]] = field(default_factory=dict)
+
+    def samples(self, task: str) -> list[Sample]:
+        """See EvaluationRun."""
+        if task not in self.known:
+            self.known[task] = super().samples(task)
+        return self.known[task]
+
+
 @dataclass
 class Inputs:
     """The runs to show, by kind."""
@@ -64,7 +80,7 @@ class Inputs:
         for folder, name in zip(folders, distinct_names(folders), strict=True):
             record = read_record(folder)
             if record["kind"] == "evaluation":
-                found.evaluations.append(EvaluationRun(name, folder, record))
+                found.evaluations.append(ReadOnce(name, folder, record))
             else:
                 kind = found.profiles if record["kind"] == "profile" else found.ablations
                 kind.append(Found(name, folder, record))
@@ -100,7 +116,8 @@ class Block:
     """A part of a section: what of heading, note, plots and table there is, in this order.
 
     heading: its lines. trouble: in place of a table, why there is none. plots: what a picture shows
-    -> its data address.
+    -> its data address. caption: what the table is, for those who hear the page. scores: in place
+    of a table, the one with runs across.
     """
 
     heading: Sequence[str] = ()
@@ -108,52 +125,78 @@ class Block:
     trouble: str = ""
     plots: Mapping[str, str] = field(default_factory=dict)
     table: Cells | None = None
+    caption: str = ""
+    scores: Scores | None = None
 
 
 def page(
-    inputs: Inputs, browser: Browser, title: str = "VL-Mamba report", file: Path = paper.FILE
+    inputs: Inputs,
+    browser: Browser,
+    title: str = "VL-Mamba report",
+    file: Path = paper.FILE,
+    paper_tables: bool = False,
 ) -> str:
-    """The whole page as text; jinja2 escapes all but the page's own files and the answers' JSON."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    """The whole page as text; jinja2 escapes all but the page's own files and the answers' JSON.
+
+    paper_tables: all of the paper's tables; otherwise its rows stand beside comparable runs alone.
+    """
     from markupsafe import Markup
 
     folder = files("harness.reporting") / "page_files"
     script = (folder / "page.js").read_text(encoding="utf-8")
     sections = {
-        "Scores": _scores(inputs),
+        "Scores": _scores(inputs.evaluations),
         "Runs compared": _comparisons(inputs.evaluations),
-        "Beside the paper": _paper(inputs.evaluations, file),
+        "Beside the paper": _paper(inputs.evaluations, file, paper_tables),
         "Ablations": _ablations(inputs.ablations),
         "Speed and memory": _profiles(inputs.profiles),
         "Settings": _settings(inputs),
     }
     present = {name: blocks for name, blocks in sections.items() if blocks}
-    environment = Environment(
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=title,
+            policy=_policy(f"\n{script}\n", browser.folder is not None),
+            css=Markup((folder / "page.css").read_text(encoding="utf-8")),
+            colours=plots.COLOURS,
+            look=scores.look,
+            labels=dict.fromkeys(str(r["label"]) for _, r in inputs.records() if r.get("label")),
+            links={name: _id(name) for name in [*present, *["Answers"] * bool(browser.tasks)]},
+            sections=present,
+            reasons=REASONS,
+            runs=inputs.evaluations,
+            answers=browser.tasks,
+            notes=browser.notes,
+            data=Markup(browser.to_json()),
+            script=Markup(script),
+        )
+    )
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
         loader=PackageLoader("harness.reporting", "page_files"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
+        lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("page.html").render(
-        title=title,
-        policy=_policy(f"\n{script}\n"),
-        css=Markup((folder / "page.css").read_text(encoding="utf-8")),
-        labels=dict.fromkeys(str(r["label"]) for _, r in inputs.records() if r.get("label")),
-        links={name: _id(name) for name in [*present, "Answers"]},
-        sections=present,
-        reasons=REASONS,
-        notes=browser.notes,
-        data=Markup(browser.to_json()),
-        script=Markup(script),
-    )
 
 
-def _policy(script: str) -> str:
-    """What the page may do: this one script, inline styles, inlined pictures; no requests."""
+def _policy(script: str, with_files: bool) -> str:
+    """What the page may do: this one script, inline styles, inlined pictures; no requests.
+
+    with_files: pictures beside the page too.
+    """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    allowed = f"script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:"
-    return f"default-src 'none'; {allowed}"
+    images = "data: 'self' file:" if with_files else "data:"
+    allowed = f"script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src {images}"
+    return f"default-src 'none'; base-uri 'none'; form-action 'none'; {allowed}"
 
 
 def _id(name: str) -> str:
@@ -164,12 +207,9 @@ def _numeric(cell: str) -> bool:
     return cell in REASONS or cell.startswith("no score") or render.is_number(cell)
 
 
-def _scores(inputs: Inputs) -> list[Block]:
-    """Every metric of every run with its interval."""
-    rows = []
-    for run in inputs.evaluations:
-        rows += [[run.name, *row] for row in render.result_rows(run.results())]
-    return [Block(table=Cells(["run", *render.HEADERS], rows))] if rows else []
+def _scores(runs: Sequence[EvaluationRun]) -> list[Block]:
+    """Every metric of every run with its interval: runs across, metrics down."""
+    return [Block(scores=Scores.of(runs))] if runs else []
 
 
 def _comparisons(runs: Sequence[EvaluationRun]) -> list[Block]:
@@ -183,31 +223,58 @@ def _comparisons(runs: Sequence[EvaluationRun]) -> list[Block]:
         heading = [f"A: {runs[0].title}", f"B: {other.title}"]
         try:
             table = Cells(compare.HEADERS, compare.rows(compare.compare(runs[0], other)))
-            blocks.append(Block(heading, table=table))
+            blocks.append(Block(heading, table=table, caption=" against ".join(heading)))
         except UserError as error:
             blocks.append(Block(heading, trouble=f"not comparable: {error}"))
     return blocks
 
 
-def _paper(runs: Sequence[EvaluationRun], file: Path) -> list[Block]:
-    """The paper's tables, measured runs below the first; an empty cell says why it is empty."""
+def _paper(runs: Sequence[EvaluationRun], file: Path, asked: bool) -> list[Block]:
+    """The paper's tables, measured runs below the first; an empty cell says why it is empty.
+
+    Not asked for, only the first, and of it the columns that comparable runs fill: a run with a
+    label ("demo: not comparable with published numbers") is not.
+    """
+    below = runs if asked else [run for run in runs if not run.record.get("label")]
     note = (
         "Shaded rows are measured here, with the settings below; the others are quoted. In per "
         "cent, MME in points. “Not reported”: the paper has no number."
     )
-    blocks = [Block(note=note)]
-    for name, title in paper.TITLES.items():
-        below = runs if name == "main" else ()
-        headers, rows = paper.table(name, below, file)
-        measured = range(len(rows) - len(below), len(rows))
-        table = Cells(headers, rows, measured, "paper")
-        blocks.append(Block([title], paper.NOTES[name], table=table))
-    return blocks
+    blocks = []
+    for name, title in paper.TITLES.items() if asked else [("main", paper.TITLES["main"])]:
+        added = below if name == "main" else ()
+        headers, rows = paper.table(name, added, file)
+        if not asked:
+            headers, rows = _filled(headers, rows, len(added))
+        measured = range(len(rows) - len(added), len(rows))
+        if asked or rows:
+            table = Cells(headers, rows, measured, "paper")
+            blocks.append(Block([title], paper.NOTES[name], table=table, caption=title))
+    return [Block(note=note), *blocks] if blocks else []
+
+
+def _filled(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], measured: int
+) -> tuple[list[str], list[list[str]]]:
+    """The columns in which a measured run has a number, and the rows with a number in one."""
+    first, last = len(paper.SETUP), len(headers) - 1  # benchmarks stand between setup and source
+    below = rows[len(rows) - measured :] if measured else []
+    numbers = [i for i in range(first, last) if any(render.is_number(row[i]) for row in below)]
+    kept = [*range(first), *numbers, last]
+    shown = [
+        row
+        for place, row in enumerate(rows)
+        if numbers
+        and (place >= len(rows) - measured or any(render.is_number(row[i]) for i in numbers))
+    ]
+    return [headers[i] for i in kept], [[row[i] for i in kept] for row in shown]
 
 
 def _ablations(found: Sequence[Found]) -> list[Block]:
     return [
-        Block([table.title], table.note, table=Cells(table.headers, table.rows))
+        Block(
+            [table.title], table.note, table=Cells(table.headers, table.rows), caption=table.title
+        )
         for one in found
         for table in publish.ablation_tables(one).values()
     ]
@@ -225,7 +292,8 @@ def _profiles(found: Sequence[Found]) -> list[Block]:
         }
         blocks.append(Block([one.name], plots=images))
         for title, headers, rows in profile_tables(profile):
-            blocks.append(Block([title], table=Cells(headers, rows)))
+            caption = f"{one.name}: {title}"
+            blocks.append(Block([title], table=Cells(headers, rows), caption=caption))
     return blocks
 
 
@@ -237,7 +305,8 @@ def _settings(inputs: Inputs) -> list[Block]:
         values = [_term(record, path) for _, record in named]
         if any(values):
             rows.append([label, *(value or "-" for value in values)])
-    return [Block(table=Cells(["", *(name for name, _ in named)], rows, long=True))]
+    table = Cells(["setting", *(name for name, _ in named)], rows, long=True)
+    return [Block(table=table, caption="Settings of every run")]
 
 
 def _term(record: Mapping[str, Any], path: Sequence[str]) -> str:

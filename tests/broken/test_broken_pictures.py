@@ -12,7 +12,7 @@ from pictures import BROKEN, ODD
 
 from harness import run
 from harness.data.images import UnreadableImage, decode
-from harness.reporting.browser import thumbnail
+from harness.reporting.pictures import Pictures
 from vlmamba.data.images import open_image
 from vlmamba.data.llava import SampleError
 from vlmamba.generation import GroupedGenerator
@@ -67,7 +67,9 @@ def test_an_odd_picture_is_shown_to_the_model(name, files, evaluated, tmp_path):
     image = decode({"bytes": files[name], "path": None}).convert("RGB")
     (tmp_path / "picture").write_bytes(files[name])
     assert list(open_image(tmp_path / "picture").getdata())[:99] == list(image.getdata())[:99]
-    assert thumbnail({"bytes": files[name], "path": None}).startswith("data:image/jpeg;base64,")
+    pictures = Pictures()
+    pictures.add(name, {"bytes": files[name], "path": None})
+    assert pictures.shown()[name].small.startswith("data:image/jpeg;base64,")
 
 
 @pytest.mark.parametrize("name", BROKEN)
