@@ -137,6 +137,9 @@ class Benchmark(ABC):
     empty_cell: str = ""  # what the hub's copy has where a published table has an empty cell
     table_name: str = ""  # what its published tables are called, where not as the task
     demo: bool = True  # the demo world has rows of it
+    published: bool = (
+        True  # False: generated, there is no data of it on the hub; `all` leaves it out
+    )
     image_column: str = "image"  # a cell holds one image, or a list of them
     more_image_columns: tuple[str, ...] = ()  # of a question with several images
     configs: tuple[str, ...] = ()  # of the hub's repository, where its data are in several

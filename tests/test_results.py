@@ -32,7 +32,8 @@ def test_committed_files_are_what_the_runs_give(name, main, tmp_path):
 
 def test_every_task_is_above_its_blind_baseline():
     sees, blind = (EvaluationRun.read(RESULTS / "runs" / n) for n in ("demo", "demo-blind"))
-    assert sees.tasks == blind.tasks == [n for n in tasks.NAMES if tasks.load(n).demo]
+    every = [task.name for task in map(tasks.load, tasks.NAMES) if task.demo and task.published]
+    assert sees.tasks == blind.tasks == every
     for ours, without in zip(sees.results(), blind.results(), strict=True):
         primary_metric = tasks.load(ours.task).primary_metric
         if ours.task == "mmvet":  # its score takes a judge

@@ -318,6 +318,30 @@ def easy_vqa() -> Whole:
     return Whole("easy_vqa-{}.parquet", rows)
 
 
+def retrieval() -> Whole:
+    """Generated, one file of the name of the task; a question has one picture or several."""
+    asked = [("word", "taxi", "Taxi."), ("color", "red", "the red"), ("word", "taxi", "taxi!")]
+    asked += [("existence", "yes", "Yes")]
+    rows = [
+        {
+            "question_id": i,
+            "image": [picture(j) for j in range(1 + i % 3)],
+            "context": "some other text." * (i % 2),
+            "question": f"what is number {i}?",
+            "answer": truth,
+            "kind": kind,
+            "k": 1,
+            "distance": "pictures2" if i % 3 else "near",
+            "chance_in_view": 1.0,
+            "chance_blind": 0.5,
+            "image_source": f"01-{i:03}",
+            ASKED: answer,
+        }
+        for i, (kind, truth, answer) in enumerate(asked)
+    ]
+    return Whole("retrieval-{}.parquet", rows)
+
+
 def coco_cap() -> Whole:
     """Five references an image, and one with six, as published."""
     asked = [
@@ -472,6 +496,7 @@ BUILDERS = {
         vizwiz,
         gqa,
         easy_vqa,
+        retrieval,
         coco_cap,
         mmvet,
         seedbench,

@@ -129,13 +129,20 @@ class Source:
         """Whether the source holds the task (for a folder: has files for it)."""
         if self.kind == "demo":
             return task.demo
+        if self.kind == "hub":
+            return task.published
         return self.root is None or bool(folder.find(self.root, task, self.hub(task)))
 
     def check(self, task: Benchmark) -> None:
-        """Raise UserError when a folder has no files for the task, or the demo no rows."""
+        """Raise UserError when a folder has no files for the task, or the demo or hub no rows."""
         if self.kind == "demo" and not task.demo:
             raise UserError(
                 f"the demo has no rows of {task.name}; give --data hub, or a folder that has them"
+            )
+        if self.kind == "hub" and not task.published:
+            raise UserError(
+                f"{task.name} is generated, there is no data of it on the hub; give --data demo, "
+                "or a folder that has them"
             )
         if self.root is not None and not self.has(task):
             found = ", ".join(sorted(p.name for p in self.root.iterdir())[:8]) or "nothing"
@@ -302,9 +309,13 @@ def _commit(rows: datasets.Dataset) -> str | None:
 
 
 def choose_tasks(names: str, source: Source) -> list[Benchmark]:
-    """The benchmarks named; `all` means those that the source holds. Raises UserError."""
+    """The benchmarks named; `all` means the published ones that the source holds.
+
+    Raises UserError.
+    """
     if names == "all":
-        chosen = [task for name in tasks.NAMES if source.has(task := tasks.load(name))]
+        every = map(tasks.load, tasks.NAMES)
+        chosen = [task for task in every if task.published and source.has(task)]
         if not chosen:
             raise UserError(f"{source.root} holds no data of any task: {', '.join(tasks.NAMES)}")
         return chosen

@@ -17,6 +17,7 @@ MMMU = {"question": "What is in <image 1>?", "image_2": None}
 LLAVA_BENCH = {"question": "What is it?", "category": "conv", "gpt_answer": "A cat."}
 VIZWIZ = {"question": "What is it?", "category": "other"}
 MMVET = {"question": "What is it?", "capability": "rec,ocr", "answer": "a <AND> b"}
+RETRIEVAL = {"context": "", "k": 4, "distance": "near", "chance_in_view": 0.25}
 DOCUMENTS = {
     "pope": [POPE, POPE | {"answer": "no"}],
     "mme": [MME | {"answer": "Yes"}, MME | {"answer": "No"}],
@@ -44,6 +45,10 @@ DOCUMENTS = {
     "easy_vqa": [
         {"question": "what color is it?", "answer": answer, "image_id": 1}
         for answer in ("red", "yes")
+    ],
+    "retrieval": [
+        RETRIEVAL | {"question": "Which word is it?", "answer": "cat", "kind": "word"},
+        RETRIEVAL | {"question": "Is it?", "answer": "yes", "kind": "existence"},
     ],
     "coco_cap": [
         {"question_id": f"COCO_val2014_{i:012}.jpg", "answer": ["a cat", "the cat sits"]}

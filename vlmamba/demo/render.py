@@ -20,6 +20,7 @@ from vlmamba.demo.world import SIDE, Scene, Sign, Thing
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 FLAT_COLOURS = (4, 6, 9)  # palette sizes that imitate flat drawing
+SIGN_MARGIN, LABEL_MARGIN = 9, 3  # pixels around the text of a sign, and of a thing's small one
 
 
 def render(scene: Scene, augment: bool = False) -> Image.Image:
@@ -34,6 +35,8 @@ def render(scene: Scene, augment: bool = False) -> Image.Image:
         canvas.paste(picture, box[:2], picture)
     if scene.sign:
         _draw_sign(canvas, scene.sign, rng)
+    for label in scene.labels:
+        _draw_sign(canvas, label, rng, LABEL_MARGIN)
     return _augment_whole(canvas, rng) if augment else canvas
 
 
@@ -174,7 +177,9 @@ def _font(text: str, width: int, height: int) -> ImageFont.FreeTypeFont | ImageF
     return ImageFont.load_default(40 * min(width / (right - left), height / (bottom - top)))
 
 
-def _draw_sign(canvas: Image.Image, sign: Sign, rng: random.Random) -> None:
+def _draw_sign(
+    canvas: Image.Image, sign: Sign, rng: random.Random, margin: int = SIGN_MARGIN
+) -> None:
     draw = ImageDraw.Draw(canvas)
     fill = _shade(sign.colour, rng)
     ink = "white" if sum(COLOURS[sign.colour]) < 420 else "black"
@@ -184,9 +189,10 @@ def _draw_sign(canvas: Image.Image, sign: Sign, rng: random.Random) -> None:
         sign.x + sign.width // 2,
         sign.y + sign.height // 2,
     )
-    draw.rounded_rectangle(box, radius=6, fill=fill, outline=ink, width=2)
+    line = 2 if margin == SIGN_MARGIN else 1
+    draw.rounded_rectangle(box, radius=min(6, 2 * margin), fill=fill, outline=ink, width=line)
     text = sign.text.upper()
-    font = _font(text, sign.width - 18, sign.height - 18)
+    font = _font(text, sign.width - 2 * margin, sign.height - 2 * margin)
     draw.text((sign.x, sign.y), text, font=font, fill=ink, anchor="mm")
 
 

@@ -8,10 +8,15 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import lzma
+import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
+
+from vlmamba.demo.vocabulary import CLASSES, COLOURS, WORDS
 
 PACKED = Path(__file__).resolve().parents[1] / "assets" / "text" / "wordnet.txt.xz"
 _QUOTED = re.compile(r'"([^"]+)"')
@@ -44,3 +49,21 @@ def documents() -> Iterator[str]:
     """All definitions, then all examples: one line each, always in the same order."""
     yield from definitions()
     yield from examples()
+
+
+def filler(rng: random.Random, words: int) -> str:
+    """Exactly `words` words of definitions that name nothing a demo picture shows; "" for none."""
+    lines, text = neutral_definitions(), list[str]()
+    while len(text) < words:
+        text += rng.choice(lines).split()
+    return f"{' '.join(text[:words]).rstrip('.,;:')}." if words else ""
+
+
+@functools.cache
+def neutral_definitions() -> tuple[str, ...]:
+    """Every tenth definition, without a class, a colour or a sign's word of the demo world."""
+    shown = {part for name in (*CLASSES, *COLOURS, *WORDS) for part in name.split()}
+    named = re.compile(rf"\b(?:{'|'.join(sorted(shown))})", re.IGNORECASE)
+    plain = re.compile(r"[A-Za-z ,;.:'-]+")
+    some = itertools.islice(definitions(), 0, None, 10)
+    return tuple(line for line in some if plain.fullmatch(line) and not named.search(line))

@@ -67,6 +67,7 @@ class Scene:
     theme: str
     things: tuple[Thing, ...]
     sign: Sign | None = None
+    labels: tuple[Sign, ...] = ()  # of every thing its own, or none at all (`demo.labelled`)
 
     @property
     def counts(self) -> Counter[str]:

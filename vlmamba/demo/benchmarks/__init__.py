@@ -24,6 +24,7 @@ from vlmamba.demo.benchmarks.hub_schemas import features
 from vlmamba.demo.benchmarks.mme import mme
 from vlmamba.demo.benchmarks.multiple_choice import mmbench, scienceqa
 from vlmamba.demo.benchmarks.pope import pope
+from vlmamba.demo.benchmarks.retrieval import retrieval
 from vlmamba.demo.benchmarks.sentences import coco_cap, mmvet
 from vlmamba.demo.benchmarks.short_answers import gqa, textvqa, vqav2
 from vlmamba.demo.benchmarks.source import Source
@@ -31,7 +32,8 @@ from vlmamba.demo.render import render
 from vlmamba.demo.world import Scene, split_styles
 from vlmamba_core.errors import UserError, unknown
 
-# Task -> its rows, with hub columns; a picture is a `Scene` (drawn here), PNG bytes, or None.
+# Task -> its rows, with hub columns; a picture is a `Scene` (drawn here), PNG bytes, or None, and a
+# list of pictures where the column holds several.
 ROWS: dict[str, Callable[[Source], list[dict]]] = {
     "pope": pope,
     "mme": mme,
@@ -43,6 +45,7 @@ ROWS: dict[str, Callable[[Source], list[dict]]] = {
     "coco_cap": coco_cap,
     "mmvet": mmvet,
     "easy_vqa": easy_vqa,
+    "retrieval": retrieval,
 }
 BENCHMARKS = tuple(ROWS)
 REVISION = 1  # part of the cache's file names: raise it when rows or pictures change
@@ -108,10 +111,12 @@ def _write(rows: list[dict], task: str, path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _embedded(picture: Scene | bytes | None) -> dict | None:
-    """An image column's value: the encoded picture."""
+def _embedded(picture: Scene | bytes | list | None) -> dict | list | None:
+    """An image column's value: the encoded picture, or a list of them."""
     if picture is None:
         return None
+    if isinstance(picture, list):
+        return [_embedded(one) for one in picture]
     if isinstance(picture, bytes):
         return {"bytes": picture, "path": None}
     return {"bytes": _jpeg(picture), "path": None}

@@ -2,7 +2,7 @@
 
 Column names and types follow the data sets' cards (lmms-lab/POPE, MME, VQAv2, GQA, ScienceQA,
 textvqa, MMBench, COCO-Caption, MMVet).  GQA's second table, its images, is joined as a column
-`image`.  easy-VQA has no hub table; its columns are ours.
+`image`.  easy-VQA and `retrieval` have no hub table; their columns are ours.
 """
 
 from __future__ import annotations
@@ -102,6 +102,14 @@ COLUMNS: dict[str, dict] = {
         "image_id": "int64",
         "image": "image",
         **dict.fromkeys(("question", "answer"), STRING),
+    },
+    "retrieval": {
+        "question_id": "int64",
+        "image": ["image"],
+        **dict.fromkeys(("context", "question", "answer", "kind", "distance"), STRING),
+        "k": "int64",
+        **dict.fromkeys(("chance_in_view", "chance_blind"), "float64"),
+        "image_source": STRING,
     },
 }
 
