@@ -238,3 +238,12 @@ def test_a_page_that_is_no_endpoint_is_one_line(server):
     server.reply = lambda body, number: (200, ["hello"], {})
     with pytest.raises(UserError, match="sent no chat completion"):
         Resumable(model(server)).answer(requests(1))
+
+
+@pytest.mark.parametrize("after", ["soon", "Fri, 01 Jan 2100 00:00:00 GMT", "nan"])
+def test_a_wait_that_is_no_number_is_the_usual_one(server, after):
+    replies = iter([refused(529, "overloaded", **{"Retry-After": after}), said("yes")])
+    server.reply = lambda body, number: next(replies)
+    waits: list[float] = []
+    assert Resumable(model(server, waits)).answer(requests(1)) == ["yes"]
+    assert waits == [1.0]

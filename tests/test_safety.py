@@ -21,7 +21,7 @@ from test_harness_compare import write_run
 from test_harness_plots import write_profile
 
 from harness import report, run, score
-from harness.scoring.chat import Judge
+from harness.scoring.judge import Judge
 from vlmamba_core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -172,7 +172,7 @@ def echo(monkeypatch) -> Iterator[str]:
 def test_a_judges_key_is_told_to_nobody(echo, tmp_path, monkeypatch, capsys):
     """Not even where the judge sends it back."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("harness.scoring.chat.WAITS_S", (0.0,))
+    monkeypatch.setattr("harness.models.endpoint.WAITS_S", (0.0,))
     row = {"question_id": "v1_0", "question": "Who?", "answer": "a dog", "capability": "rec"}
     Path("p.jsonl").write_text(json.dumps(row | {"prediction": "a dog"}))
     judge = ["--judge", echo, "--judge-model", "m", "--judge-key-env", "JUDGE_KEY"]
@@ -183,7 +183,7 @@ def test_a_judges_key_is_told_to_nobody(echo, tmp_path, monkeypatch, capsys):
 
 
 def test_a_judges_key_is_in_no_error(echo, monkeypatch):
-    monkeypatch.setattr("harness.scoring.chat.WAITS_S", ())
+    monkeypatch.setattr("harness.models.endpoint.WAITS_S", ())
     judge = Judge(echo, "m", "JUDGE_KEY")
     with pytest.raises(UserError) as caught:
         judge.ask("?")
@@ -195,7 +195,7 @@ def test_a_judges_key_is_in_no_error(echo, monkeypatch):
 
 
 def test_a_judges_key_is_in_no_file_of_a_run(echo, tmp_path, model, processor, capsys, monkeypatch):
-    monkeypatch.setattr("harness.scoring.chat.WAITS_S", (0.0,))
+    monkeypatch.setattr("harness.models.endpoint.WAITS_S", (0.0,))
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     image = pope_rows()[0]["image"]

@@ -1,11 +1,13 @@
 """The client of an OpenAI-compatible endpoint: retries, refusals, and a key that is kept nowhere.
 
+An evaluated model and a judge (`harness.scoring.judge.Judge`) are both asked through it.
+
     endpoint = Endpoint("https://api.openai.com/v1", "gpt-4o", key_variable="OPENAI_API_KEY")
     reply = endpoint.chat([{"role": "user", "content": "How many legs has a dog?"}], max_tokens=8)
 
 The key is read from an environment variable named by the caller, sent in the Authorization header
 and kept nowhere else: not in records, messages, logs or `repr`; what a server sends back may hold
-it too.  Several threads may ask at a time.  httpx is imported when the first message is sent.
+it too. Several threads may ask at a time. httpx is imported when the first message is sent.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 from vlmamba_core.errors import UserError, one_line
@@ -28,7 +31,9 @@ if TYPE_CHECKING:
     import tenacity
 
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # HTTP status codes worth another try
-ABOUT_THE_CALLER = (401, 402, 407)  # no request of this caller is answered
+ABOUT_THE_KEY = (401, 403)
+# refusals of one request: all but those that are about the caller
+REFUSED_ITEM = frozenset(range(400, 500)) - {401, 402, 407}
 WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # before each further try
 LONGEST_WAIT_S = 120.0
 LONGEST_REASON = 2**14  # bytes of a refusal that are read
@@ -38,6 +43,10 @@ VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")  # a key in its place would end up in 
 
 class Refused(Exception):
     """The server will not answer this one message; the text is its reason."""
+
+
+class Unusable(UserError):
+    """The server answers nobody, or not this caller."""
 
 
 class _Failure(Exception):
@@ -61,7 +70,15 @@ class Reply:
 
 @dataclass
 class Endpoint:
-    """The chat model `model` at `url` (the part before /chat/completions)."""
+    """The chat model `model` at `url` (the part before /chat/completions).
+
+    refused_item: the status codes that refuse one conversation, and not the caller.
+    """
+
+    noun: ClassVar[str] = "endpoint"
+    url_option: ClassVar[str] = "the endpoint's address"  # what the user gave it as
+    key_option: ClassVar[str] = "key_env"
+    refused_item: ClassVar[Container[int]] = REFUSED_ITEM
 
     url: str
     model: str
@@ -75,17 +92,18 @@ class Endpoint:
         parts = urlsplit("" if _unsendable(self.url) else self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(
-                "the endpoint is not a web address; expected one such as http://localhost:8000/v1"
+                f"{self.url_option} is not a web address; expected one such as "
+                "https://api.openai.com/v1 or http://localhost:8000/v1"
             )
         if parts.username or parts.password or parts.query:
             raise UserError(
-                "the endpoint's address holds credentials or a query; give the plain address, put "
-                "the key in an environment variable and name that with key_env"
+                f"{self.url_option} holds credentials or a query; give the plain address, put the "
+                f"key in an environment variable and name that with {self.key_option}"
             )
         if self.key_variable is not None and not VARIABLE.fullmatch(self.key_variable):
             raise UserError(
-                "key_env takes the name of an environment variable (capitals, digits, _), not the "
-                "key itself"
+                f"{self.key_option} takes the name of an environment variable (capitals, digits, "
+                "_), not the key itself"
             )
 
     def chat(
@@ -122,7 +140,9 @@ class Endpoint:
         key = os.environ.get(self.key_variable, "").strip()
         if not key.isascii() or not key.isprintable() or not key:
             state = "is not set" if not key else "holds characters that no key has"
-            raise UserError(f"the endpoint's key: environment variable {self.key_variable} {state}")
+            raise UserError(
+                f"the {self.noun}'s key: environment variable {self.key_variable} {state}"
+            )
         return {"Authorization": f"Bearer {key}"}
 
     def _take_hint(self, reason: str, body: Mapping[str, Any]) -> bool:
@@ -161,7 +181,7 @@ class Endpoint:
             return attempts(self._post, body)
         except _Failure as error:
             problem = str(error)
-        raise UserError(f"the endpoint at {self.url} {problem}")
+        raise Unusable(f"the {self.noun} at {self.url} {problem}")
 
     def _post(self, body: Mapping[str, Any]) -> bytes:
         """One request. Raises Refused for a refused message, _Failure for anything else.
@@ -187,10 +207,11 @@ class Endpoint:
             if code in RETRIED:
                 wait = response.headers.get("Retry-After")
                 raise _Failure(f"answered HTTP {code}{told}", passing=True, retry_after=wait)
-            if 400 <= code < 500 and code not in ABOUT_THE_CALLER:
+            if code in self.refused_item:
                 raise Refused(f"HTTP {code}{told}")
-            key = f": check the key in {self.key_variable or 'a variable named with key_env'}"
-            raise _Failure(f"answered HTTP {code}{key * (code == 401)}{told}", passing=False)
+            where = self.key_variable or f"a variable named with {self.key_option}"
+            key = f": check the key in {where}" * (code in ABOUT_THE_KEY)
+            raise _Failure(f"answered HTTP {code}{key}{told}", passing=False)
         raise _Failure(f"is out of reach ({problem})", passing=True)
 
     def _reason(self, response: httpx.Response) -> str:
@@ -218,7 +239,7 @@ class Endpoint:
             text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
         if not isinstance(text, str | None):
             raise UserError(
-                f"the endpoint at {self.url} sent no chat completion; is it OpenAI-compatible, "
+                f"the {self.noun} at {self.url} sent no chat completion; is it OpenAI-compatible, "
                 "with the address given up to /v1?"
             )
         usage = found.get("usage")
@@ -255,6 +276,7 @@ def _wait_s(state: tenacity.RetryCallState) -> float:
 def _seconds(retry_after: str | None, otherwise: float) -> float:
     """A Retry-After header in seconds, within reason; dates and nonsense do not count."""
     try:
-        return min(max(float(retry_after or otherwise), 0.0), LONGEST_WAIT_S)
+        asked_s = float(retry_after or otherwise)
     except ValueError:
         return otherwise
+    return otherwise if math.isnan(asked_s) else min(max(asked_s, 0.0), LONGEST_WAIT_S)

@@ -3,8 +3,9 @@
     judge = from_arguments(args, [task], Path("replies.jsonl"))
     report = evaluate(task, docs, predictions, "paper", judge)
 
-What the judge is asked is the benchmark's own (`Benchmark.evaluate_judged`); `harness.scoring.chat`
-sends it. An answer that the server refuses to look at is counted as not graded.
+What the judge is asked is the benchmark's own (`Benchmark.evaluate_judged`). An answer that the
+server refuses to look at is counted as not graded. Replies are kept as they come (`Judge.kept`):
+whatever ends a run, the next one asks only for what is missing.
 """
 
 from __future__ import annotations
@@ -12,13 +13,66 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import tasks
-from harness.scoring.chat import Judge
+from harness.models.endpoint import Endpoint, Refused, Unusable
 from tasks.common import Benchmark, Doc, Report
+from tasks.judged import RefusedItem
 from vlmamba_core.errors import UserError
-from vlmamba_core.folder import Journal
+from vlmamba_core.folder import Journal, digest
+
+
+@dataclass
+class Judge(Endpoint):
+    """A chat model at `url` (the part before /chat/completions) that grades answers.
+
+    kept: the replies so far, on disk; a message that is in it is not sent again.
+    """
+
+    noun: ClassVar[str] = "judge"
+    url_option: ClassVar[str] = "--judge"
+    key_option: ClassVar[str] = "--judge-key-env"
+    # Only what can be about one message (a content filter, its length): a grade is not to be lost
+    # because an address is wrong.
+    refused_item: ClassVar[frozenset[int]] = frozenset({400, 413, 422})
+
+    timeout_s: float = 60.0
+    kept: Journal[str] | None = field(default=None, repr=False)
+
+    def settings(self) -> dict[str, str]:
+        """What a record of the scores says about their judge."""
+        return {"judge_url": self.url, "judge_model": self.model}
+
+    def ask(
+        self, prompt: str, *, temperature: float = 0.0, max_tokens: int = 128, system: str = ""
+    ) -> str:
+        """The model's reply to one message, from those kept where it has been given before.
+
+        Tries again when the service is busy or out of reach. Raises RefusedItem where the server
+        refuses this message, and UserError where it refuses all.
+        """
+        told = [system] if system else []  # replies of before there was one are found again
+        key = digest([self.url, self.model, prompt, temperature, max_tokens, *told])
+        reply = self.kept.get(key) if self.kept is not None else None
+        if reply is None:
+            messages = [{"role": "system", "content": system}] if system else []
+            messages.append({"role": "user", "content": prompt})
+            reply = self._ask(messages, temperature, max_tokens)
+            if self.kept is not None:
+                self.kept.add(key, reply)
+        return reply
+
+    def _ask(self, messages: list[dict[str, str]], temperature: float, max_tokens: int) -> str:
+        try:
+            return self.chat(messages, max_tokens, temperature=temperature).text
+        except Refused as error:
+            raise RefusedItem(str(error)) from None
+        except Unusable as error:
+            kept = "; the replies so far are kept, the same command asks only for the rest"
+            raise UserError(f"{error}{kept if self.kept else ''}") from None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,11 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from harness.models import endpoint
 from harness.runs.schema import score_task
-from harness.scoring import chat
 from harness.scoring import judge as judging
-from harness.scoring.chat import Judge
-from harness.scoring.judge import evaluate
+from harness.scoring.judge import Judge, evaluate
 from tasks import load
 from vlmamba_core.errors import UserError
 from vlmamba_core.folder import Journal
@@ -98,7 +97,7 @@ def test_a_busy_service_is_asked_again(server, judge):
     server.answer = lambda body: next(replies)
     patient = Judge(judge.url, judge.model, judge.key_variable, sleep=waited.append)
     assert patient.ask("?") == "0.9"
-    assert waited == [7.0, chat.WAITS_S[1]]
+    assert waited == [7.0, endpoint.WAITS_S[1]]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +105,7 @@ def test_a_busy_service_is_asked_again(server, judge):
     [
         ((401, {}, KEY.encode()), "answered HTTP 401: check the key in TEST_JUDGE_KEY", 1),
         ((404, {}, b""), "answered HTTP 404", 1),
-        ((500, {}, b""), "answered HTTP 500", 1 + len(chat.WAITS_S)),
+        ((500, {}, b""), "answered HTTP 500", 1 + len(endpoint.WAITS_S)),
         ((302, {"Location": "http://127.0.0.1:1/elsewhere"}, b""), "answered HTTP 302", 1),
         ((200, {}, b"<html>"), "sent no chat completion", 1),
         ((200, {}, b'{"choices": []}'), "sent no chat completion", 1),
@@ -149,8 +148,8 @@ def test_a_strange_retry_after_is_kept_within_reason(server, judge, after):
     server.answer = lambda body: (503, {"Retry-After": after}, b"")
     with pytest.raises(UserError, match="HTTP 503"):
         Judge(judge.url, judge.model, judge.key_variable, sleep=waited.append).ask("?")
-    assert len(waited) == len(chat.WAITS_S)
-    assert all(0 <= seconds <= chat.LONGEST_WAIT_S for seconds in waited)
+    assert len(waited) == len(endpoint.WAITS_S)
+    assert all(0 <= seconds <= endpoint.LONGEST_WAIT_S for seconds in waited)
 
 
 def test_nobody_there(monkeypatch):
@@ -158,7 +157,7 @@ def test_nobody_there(monkeypatch):
     judge = Judge("http://127.0.0.1:9/v1", "judge-1", sleep=waited.append)
     with pytest.raises(UserError, match=r"is out of reach \("):
         judge.ask("?")
-    assert waited == list(chat.WAITS_S)
+    assert waited == list(endpoint.WAITS_S)
 
 
 def test_null_content_is_an_empty_reply(server, judge):
@@ -311,7 +310,7 @@ def test_newer_parameter_names(server, judge):
 
     server.answer = answer
     assert judge.ask("?", max_tokens=3) == "0.7"
-    assert server.requests[-1]["max_completion_tokens"] == chat.REASONING_TOKENS
+    assert server.requests[-1]["max_completion_tokens"] == endpoint.REASONING_TOKENS
     judge.ask("again?")
     assert len(server.requests) == 4  # what was learnt is kept
 
