@@ -7,6 +7,9 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from vlmamba_core import __version__
+
+__all__ = ["__version__"]
 PARTS = {"tasks": "common.py", "vlmamba": "config.py"}  # what tells the package from a namesake
 
 

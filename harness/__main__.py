@@ -1,5 +1,9 @@
 """The benchmark harness: `python -m harness` lists its commands."""
 
+from collections.abc import Sequence
+
+from vlmamba_core.cli import Parser, cli
+
 COMMANDS = {
     "run": "evaluate a model on benchmarks",
     "score": "score answers that another program made",
@@ -13,8 +17,10 @@ COMMANDS = {
 }
 
 
-def main() -> int:
+@cli
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the commands."""
+    Parser(prog="python -m harness", description=__doc__).parse_args(argv)
     width = max(map(len, COMMANDS))
     for name, what in COMMANDS.items():
         print(f"python -m harness.{name:<{width}}  {what}")

@@ -36,8 +36,9 @@ from harness.models import BUNDLED_MODELS
 from harness.reporting import render, study
 from harness.runs import schema
 from vlmamba_core.cli import Parser, cli
-from vlmamba_core.errors import UserError, unknown
+from vlmamba_core.errors import UserError
 from vlmamba_core.folder import RunFolder
+from vlmamba_core.names import choose
 
 
 def build_parser() -> Parser:
@@ -168,15 +169,11 @@ def _budget(args: argparse.Namespace) -> Budget:
 
 def _chosen(args: argparse.Namespace) -> list[Variant]:
     """The axis's variants, the final model always among them: it is what all are tested against."""
-    if args.axis not in AXES:
-        raise unknown("axis", args.axis, AXES)
-    if args.scale not in SCALES:
-        raise unknown("scale", args.scale, SCALES)
+    args.axis = choose("axis", args.axis, AXES)
+    args.scale = choose("scale", args.scale, SCALES)
     known = {variant.name: variant for variant in variants(args.axis, args.scale)}
     names = [x.strip() for x in args.variants.split(",")] if args.variants else list(known)
-    for name in names:
-        if name not in known:
-            raise unknown(f"variant of axis {args.axis}", name, known)
+    names = [choose(f"variant of axis {args.axis}", name, known) for name in names]
     final = FINAL[args.scale]
     return [v for name, v in known.items() if name in names or v.same_model(final)]
 

@@ -42,7 +42,8 @@ from harness.speed.certainty import OtherLoad
 from harness.speed.timing import FULL, QUICK, Comparison, Effort
 from vlmamba.models.selective_scan import resolve_backend
 from vlmamba_core.cli import Parser, cli
-from vlmamba_core.errors import UserError, unknown
+from vlmamba_core.errors import UserError
+from vlmamba_core.names import choose
 
 SECTIONS = ("scan", "prefill", "decode", "pope", "mme", "invariance", "train")
 ON_REQUEST = {"train"}
@@ -90,10 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sections(only: str | None) -> set[str]:
-    names = set(only.split(",")) if only else {*SECTIONS} - ON_REQUEST
-    for name in names - {*SECTIONS}:
-        raise unknown("section", name, SECTIONS)
-    return names
+    if not only:
+        return {*SECTIONS} - ON_REQUEST
+    return {choose("section", name, SECTIONS) for name in only.split(",")}
 
 
 def run(only: set[str], quick: bool) -> Results:

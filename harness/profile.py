@@ -39,6 +39,7 @@ from vlmamba_core.cli import Parser, cli
 from vlmamba_core.errors import UserError, unknown
 from vlmamba_core.folder import RunFolder
 from vlmamba_core.memory import total_bytes
+from vlmamba_core.names import choose_dtype
 
 MODELS = "vl-mamba-130m,pythia-160m,llama-160m"
 SEQ_LENS = "256,512,1024,2048,4096,8192,16384"
@@ -88,11 +89,10 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = build_parser().parse_args(argv)
-    models = [name.strip() for name in args.models.split(",") if name.strip()]
     lengths = _numbers("--seq-lens", args.seq_lens)
     batches = _numbers("--batch-sizes", args.batch_sizes)
     settings = _settings(args)
-    _check_models(models)
+    models = _models(args.models)
     rerun.refuse_another(args.out, rerun.finished(args.out), "profile")
     started = time.perf_counter()
     with RunFolder(args.out) as folder:
@@ -112,8 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _settings(args: argparse.Namespace) -> Settings:
     """What all points share. Raises UserError for values that make no sense."""
-    if args.dtype not in DTYPES:
-        raise unknown("dtype", args.dtype, DTYPES)
+    args.dtype = choose_dtype(args.dtype, DTYPES)
     if args.image_tokens < 0 or math.isqrt(max(args.image_tokens, 0)) ** 2 != args.image_tokens:
         raise UserError(f"--image-tokens is {args.image_tokens}; expected a square number or 0")
     for name in ("decode", "threads", "time_limit", "seconds"):
@@ -138,6 +137,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _device(name: str) -> str:
+    name = name.casefold()
     if name == "cpu":
         return name
     import torch
@@ -170,13 +170,13 @@ def _numbers(option: str, text: str) -> list[int]:
     return numbers
 
 
-def _check_models(models: Sequence[str]) -> None:
+def _models(names: str) -> list[str]:
+    models = [name.strip() for name in names.split(",") if name.strip()]
     if not models:
         raise UserError(f"--models is empty; give some such as {MODELS}")
-    from harness.speed.models import check  # loads torch
+    from harness.speed.models import choose_model  # loads torch
 
-    for name in models:
-        check(name)
+    return [choose_model(name) for name in models]
 
 
 def _record(

@@ -44,10 +44,11 @@ from harness.runs import evaluation, older, rerun
 from harness.runs.evaluation import Asked
 from harness.scoring import judge as judging
 from harness.scoring import submit
-from tasks.common import PROTOCOLS, Benchmark
+from tasks.common import Benchmark, choose_protocol
 from vlmamba_core.cli import Parser, cli
 from vlmamba_core.errors import UserError, unknown
 from vlmamba_core.folder import AnswerJournal, RunFolder, digest
+from vlmamba_core.names import choose, choose_dtype, match
 
 if TYPE_CHECKING:
     import datasets
@@ -133,9 +134,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         args = parser.parse_args(argv)
     if not args.tasks and not args.list:
         raise UserError(f"--tasks is missing; give some of {', '.join(tasks.NAMES)}, or all")
-    for kind, known in (("protocol", PROTOCOLS), ("backend", BACKENDS), ("dtype", DTYPES)):
-        if getattr(args, kind) not in known:
-            raise unknown(kind, getattr(args, kind), known)
+    args.protocol = choose_protocol(args.protocol)
+    args.backend = choose("backend", args.backend, BACKENDS)
+    args.dtype = choose_dtype(args.dtype, DTYPES)
+    args.style = args.style and choose("style", args.style, STYLES)
+    args.model = match(args.model, BUNDLED_MODELS) or args.model
+    if args.tasks:
+        names = (name.strip() for name in args.tasks.split(","))
+        args.tasks = ",".join(match(name, ("all", *tasks.NAMES)) or name for name in names)
+    for name, option in tasks.PROMPT_OPTIONS.items():
+        if value := getattr(args, name):
+            setattr(args, name, choose(f"value of --{name}", value, option.values))
     for name in ("limit", "batch_size"):
         value = getattr(args, name)
         if value is not None and value < 1:

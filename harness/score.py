@@ -34,7 +34,7 @@ from harness.runs.store import marks
 from harness.scoring import imports, submit
 from harness.scoring import judge as judging
 from harness.scoring.llava_answers import Joined
-from tasks.common import PROTOCOLS, Benchmark, Case, Report, check_protocol
+from tasks.common import PROTOCOLS, Benchmark, Case, Report, choose_protocol
 from vlmamba_core.cli import Parser, cli
 from vlmamba_core.errors import UserError
 from vlmamba_core.folder import write_atomically
@@ -77,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = build_parser().parse_args(argv)
-    check_protocol(args.protocol)
+    args.protocol = choose_protocol(args.protocol)
     task = tasks.load(args.task)
     answers = read(task, args.predictions, args.format, args.truth, bool(args.submit))
     rows = answers.rows

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 
 from tasks.common import PROMPT_OPTIONS, Benchmark
-from vlmamba_core.errors import unknown
+from vlmamba_core.names import choose
 
 __all__ = ["NAMES", "PROMPT_OPTIONS", "load"]
 
@@ -15,6 +15,5 @@ NAMES = tuple(sorted(file.parent.name for file in Path(__file__).parent.glob("*/
 
 def load(name: str) -> Benchmark:
     """The benchmark called `name`. Raises UserError that lists the known ones, nearest first."""
-    if name not in NAMES:
-        raise unknown("task", name, NAMES)
+    name = choose("task", name, NAMES)
     return importlib.import_module(f"tasks.{name}").task

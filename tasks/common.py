@@ -18,7 +18,8 @@ from tasks.answer_files import AnswerFormat, LlavaAnswers
 from tasks.cells import looks_like_list
 from tasks.judged import JudgeModel
 from tasks.published import Layout, Row
-from vlmamba_core.errors import UserError, unknown
+from vlmamba_core.errors import UserError
+from vlmamba_core.names import choose
 
 PROTOCOLS = ("paper", "lmms")
 SHORT_ANSWER = "Answer the question using a single word or phrase."
@@ -193,11 +194,10 @@ class Benchmark(ABC):
         Raises UserError for an unknown value.
         """
         own = {k: v for k, v in chosen.items() if v is not None and k in self.prompt_options}
-        for name, value in own.items():
-            if value not in PROMPT_OPTIONS[name].values:
-                raise unknown(f"value of --{name}", value, PROMPT_OPTIONS[name].values)
         if not own:
             return self
+        for name, value in own.items():
+            own[name] = choose(f"value of --{name}", value, PROMPT_OPTIONS[name].values)
         changed = copy.copy(self)
         changed._prompt = own
         return changed
@@ -330,7 +330,7 @@ class Benchmark(ABC):
 
         Raises UserError for an unknown protocol or a document without a required column.
         """
-        check_protocol(protocol)
+        protocol = choose_protocol(protocol)
         check_columns(self, docs)
         reasons = self.exclude(docs, protocol)
         cases: list[Case | None] = [
@@ -365,10 +365,9 @@ def stored(answer: str) -> str:
     return answer.strip()
 
 
-def check_protocol(protocol: str) -> None:
-    """Raise UserError unless `protocol` is a known one."""
-    if protocol not in PROTOCOLS:
-        raise unknown("protocol", protocol, PROTOCOLS)
+def choose_protocol(protocol: str) -> str:
+    """The protocol of that name, in any case. Raises UserError unless there is one."""
+    return choose("protocol", protocol, PROTOCOLS)
 
 
 def check_columns(task: Benchmark, docs: Sequence[Doc]) -> None:

@@ -6,8 +6,7 @@ Importing the package registers the model with transformers' Auto classes.
 from vlmamba.config import VLMambaConfig
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor
-
-__version__ = "0.1.0"
+from vlmamba_core import __version__
 
 __all__ = [
     "VLMambaConfig",

@@ -1,5 +1,9 @@
 """VL-Mamba: the model: `python -m vlmamba` lists its commands."""
 
+from collections.abc import Sequence
+
+from vlmamba_core.cli import Parser, cli
+
 COMMANDS = {
     "train": "train a model, one stage at a time",
     "ask": "ask a model about your own pictures",
@@ -9,8 +13,10 @@ COMMANDS = {
 }
 
 
-def main() -> int:
+@cli
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the commands."""
+    Parser(prog="python -m vlmamba", description=__doc__).parse_args(argv)
     width = max(map(len, COMMANDS))
     for name, what in COMMANDS.items():
         print(f"python -m vlmamba.{name:<{width}}  {what}")

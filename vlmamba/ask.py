@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 from vlmamba_core.cli import Parser, cli
 from vlmamba_core.errors import UserError, first_line
+from vlmamba_core.names import choose_dtype
 
 if TYPE_CHECKING:  # torch loads only once the arguments are known to be right
     from PIL import Image
 
 STDIN = "-"
-DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
-DTYPES |= {"float16": "float16", "fp16": "float16", "auto": "auto"}
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def build_parser() -> Parser:
@@ -78,8 +78,7 @@ def pictures_and_question(inputs: Sequence[str]) -> tuple[list[str], str | None]
 def _check(args: argparse.Namespace, paths: Sequence[str], question: str | None) -> None:
     if not paths:
         raise UserError(f"no picture given, only {question!r}; expected PICTURE ... QUESTION")
-    if args.dtype.lower() not in DTYPES:
-        raise UserError(f"--dtype {args.dtype}; expected auto, fp32, bf16 or fp16")
+    args.dtype = choose_dtype(args.dtype, DTYPES)
     if args.max_new_tokens < 1 or args.temperature < 0:
         raise UserError("--max-new-tokens must be at least 1 and --temperature at least 0")
     if STDIN in paths and (question is None or paths.count(STDIN) > 1):
@@ -128,9 +127,7 @@ class Conversation:
         if not sys.stderr.isatty():
             logging.disable_progress_bar()
         device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype: Any = DTYPES[args.dtype.lower()]
-        dtype = dtype if dtype == "auto" else getattr(torch, dtype)
-        self.model, self.processor = checkpoints.load(args.model, dtype=dtype, device=device)
+        self.model, self.processor = checkpoints.load(args.model, dtype=args.dtype, device=device)
         self.model.eval()
         torch.manual_seed(args.seed)
         self._args = args

@@ -17,8 +17,10 @@ from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor, follow_tokenizer
 from vlmamba.weight_files import check_finite, in_dtype, model_files
 from vlmamba_core.errors import UserError, shortened, unknown
+from vlmamba_core.names import choose_dtype, match
 
 FLOAT16_ON_CPU = "float16 on a CPU is slower than float32; load with dtype float32 or bfloat16"
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 BUNDLED = {"nano": Path(__file__).parent / "assets" / "nano"}
 NAMES = {"nano": "nano", "demo": "nano"}
 
@@ -37,6 +39,8 @@ def load(
     these, a folder without a usable checkpoint, a pickled, truncated or ill-fitting one, and for
     a hub that cannot be reached.
     """
+    if isinstance(dtype, str):
+        dtype = choose_dtype(dtype, DTYPES)
     source, pinned = split_revision(name) if not Path(name).exists() else (name, None)
     source, revision = _resolve(source), revision or pinned
     try:
@@ -89,8 +93,8 @@ def read_config(name: str) -> VLMambaConfig:
 
 def _resolve(name: str) -> str:
     """A folder path or hub id that from_pretrained takes, checked where it is local."""
-    if name in NAMES:
-        folder = BUNDLED[NAMES[name]]
+    if bundled := match(name, NAMES):
+        folder = BUNDLED[NAMES[bundled]]
         if not (folder / "config.json").is_file():
             raise UserError(
                 f"the bundled model {name!r} is not installed at {folder.name}/; "

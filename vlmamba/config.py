@@ -21,6 +21,7 @@ from transformers import AutoConfig, PretrainedConfig
 from vlmamba import hub_files, registry
 from vlmamba.models.scan2d import SCANS
 from vlmamba_core.errors import UserError, unknown
+from vlmamba_core.names import choose
 
 MIXER_NAMES = ("mamba", "mamba2")
 
@@ -217,8 +218,7 @@ class MambaConfig(PretrainedConfig):
         super().__init__(**shared, **kwargs)
 
     def _check(self) -> None:
-        if self.mixer not in MIXER_NAMES:
-            raise unknown("mixer", self.mixer, MIXER_NAMES)
+        self.mixer = choose("mixer", self.mixer, MIXER_NAMES)
         sizes = ("d_model", "n_layer", "vocab_size", "d_state", "d_conv", "expand", "dt_rank")
         for name in (*sizes, "head_dim", "n_groups"):
             _check_size(name, getattr(self, name), LARGEST.get(name, LARGEST_SIZE))
@@ -322,12 +322,9 @@ class VLMambaConfig(PretrainedConfig):
         """Nothing: transformers would copy this package's modules into what is saved."""
 
     def _check(self) -> None:
-        if self.connector not in registry.connectors:
-            raise unknown("connector", self.connector, registry.connectors)
-        if self.scan not in SCANS:
-            raise unknown("scan", self.scan, SCANS)
-        if self.scan_merge not in ("sum", "mean"):
-            raise unknown("scan_merge", self.scan_merge, ("sum", "mean"))
+        self.connector = registry.connectors.choose(self.connector)
+        self.scan = choose("scan", self.scan, SCANS)
+        self.scan_merge = choose("scan_merge", self.scan_merge, ("sum", "mean"))
         for name in ("image_token_id", "vision_feature_layer"):
             _check_type(name, getattr(self, name), int, "an integer")
         _check_type("scan_shared", self.scan_shared, bool, "true or false")
@@ -388,25 +385,23 @@ class VLMambaConfig(PretrainedConfig):
     def preset(cls, name: str, **overrides: Any) -> VLMambaConfig:
         """The configuration called `name` (see the module's text); overrides replace fields."""
         llm, *parts = name.split("+")
-        if llm.startswith(HUB_PREFIX):
-            fields = _published_language_model(llm.removeprefix(HUB_PREFIX))
-        elif llm in LANGUAGE_MODELS:
-            fields = dict(LANGUAGE_MODELS[llm])
+        if llm.casefold().startswith(HUB_PREFIX):
+            fields = _published_language_model(llm[len(HUB_PREFIX) :])
         else:
-            raise unknown("language model preset", llm, [*LANGUAGE_MODELS, "hf:FOLDER_OR_ID"])
+            known = [*LANGUAGE_MODELS, "hf:FOLDER_OR_ID"]
+            llm = choose("language model preset", llm, known)
+            fields = dict(LANGUAGE_MODELS[llm])
         if overrides.get("text_config") is not None:  # another language model altogether
             fields = {"language_model_id": None}
         encoders = []
-        for part in parts:
+        known_parts = [*VISION_ENCODERS, *registry.connectors, *SCANS]
+        for part in (choose("preset part", part, known_parts) for part in parts):
             if part in VISION_ENCODERS:
                 encoders.append(part)
             elif part in registry.connectors:
                 fields["connector"] = part
-            elif part in SCANS:
-                fields["scan"] = part
             else:
-                known = [*VISION_ENCODERS, *registry.connectors, *SCANS]
-                raise unknown("preset part", part, known)
+                fields["scan"] = part
         fields |= _encoders(encoders or [DEFAULT_ENCODER.get(llm, "siglip-so400m-384")])
         if "tokenizer_id" not in fields:
             fields["tokenizer_id"] = TOKENIZER_ID if fields["language_model_id"] else None

@@ -8,7 +8,9 @@ rows that have answered leave the batch, so an answer does not depend on its nei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -25,6 +27,7 @@ from vlmamba_core.tokens import IMAGE
 
 # Tokens of one pass over images on a CPU: more would push a layer's activations out of its cache.
 CACHED_TOKENS = 2048
+PARTS = ("encode", "prefill", "decode")  # of the time that answers take
 
 
 Picture = Image.Image | Callable[[], Image.Image]
@@ -54,7 +57,8 @@ class GroupedGenerator:
     """Greedy answers for many requests.
 
     stand_in: features (1, P, Dv) that are shown in place of every picture, as its one tile (blind
-    runs); no picture is loaded then.
+    runs); no picture is loaded then.  seconds: of all calls so far, by part: encode (pictures to
+    features), prefill (features and text to states), decode (the answers' tokens).
     """
 
     def __init__(
@@ -64,6 +68,22 @@ class GroupedGenerator:
         stand_in: Tensor | None = None,
     ):
         self.model, self.processor, self.stand_in = model, processor, stand_in
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        """Add the time inside the `with` block to `seconds`, a GPU's queued work included."""
+        self._wait()
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._wait()
+            self.seconds[part] += time.perf_counter() - started
+
+    def _wait(self) -> None:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
 
     @torch.inference_mode()
     def generate(
@@ -122,9 +142,10 @@ class GroupedGenerator:
             features, tiles = self._image_features([requests[firsts[row].index] for row in some])
             prefixes = [firsts[row].prefix for row in some]
             ids, lengths = _right_pad(list(map(self.processor.encode, prefixes, tiles)), self.model)
-            embeds, _ = self.model.embed(ids, image_features=features)
-            _, prefilled = self.model.language_model(embeds, None, lengths)
-            state.write_rows(torch.tensor(some, device=self.model.device), prefilled)
+            with self._timed("prefill"):
+                embeds, _ = self.model.embed(ids, image_features=features)
+                _, prefilled = self.model.language_model(embeds, None, lengths)
+                state.write_rows(torch.tensor(some, device=self.model.device), prefilled)
         return state
 
     def _answer_whole(
@@ -147,10 +168,12 @@ class GroupedGenerator:
             for key, item in zip(keys, items, strict=True)
         ]
         ids, lengths = _right_pad(prompts, self.model)
-        embeds, _ = self.model.embed(ids, image_features=features)
-        hidden, cache = self.model.language_model(embeds, None, lengths)
-        last = hidden[torch.arange(len(items), device=ids.device), lengths - 1]
-        return greedy(self.model, last, cache, max_new_tokens)
+        with self._timed("prefill"):
+            embeds, _ = self.model.embed(ids, image_features=features)
+            hidden, cache = self.model.language_model(embeds, None, lengths)
+            last = hidden[torch.arange(len(items), device=ids.device), lengths - 1]
+        with self._timed("decode"):
+            return greedy(self.model, last, cache, max_new_tokens)
 
     def _image_features(self, requests: Sequence[Request]) -> tuple[Tensor | None, list[list[int]]]:
         """Of all tiles of these requests, one after the other: (tiles, P, Dv) or None.
@@ -164,9 +187,10 @@ class GroupedGenerator:
             counts = [1] * len(pictures)
             features = self.stand_in.expand(len(pictures), -1, -1)
         else:
-            images = [picture() if callable(picture) else picture for picture in pictures]
-            pixels, counts = self.processor.tiled(images)
-            features = self.model.encode_images(pixels.to(self.model.device))
+            with self._timed("encode"):
+                images = [picture() if callable(picture) else picture for picture in pictures]
+                pixels, counts = self.processor.tiled(images)
+                features = self.model.encode_images(pixels.to(self.model.device))
         of_each = iter(counts)
         return features, [list(islice(of_each, len(request.pictures))) for request in requests]
 
@@ -180,10 +204,12 @@ class GroupedGenerator:
     ) -> list[list[int]]:
         """Greedy continuations of each row's suffix, without the end token."""
         ids, lengths = _right_pad(suffixes, self.model)
-        embeds = self.model.get_input_embeddings()(ids)
-        hidden, state = self.model.language_model(embeds, state, lengths)
-        last = hidden[torch.arange(len(suffixes), device=ids.device), lengths - 1]
-        return greedy(self.model, last, state, max_new_tokens)
+        with self._timed("prefill"):
+            embeds = self.model.get_input_embeddings()(ids)
+            hidden, state = self.model.language_model(embeds, state, lengths)
+            last = hidden[torch.arange(len(suffixes), device=ids.device), lengths - 1]
+        with self._timed("decode"):
+            return greedy(self.model, last, state, max_new_tokens)
 
 
 def end_tokens(model: VLMambaForConditionalGeneration) -> frozenset[int]:

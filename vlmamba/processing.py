@@ -29,7 +29,8 @@ from vlmamba import hub_files, image_layouts, registry
 from vlmamba.chat_template import CHAT_TEMPLATE, SYSTEM
 from vlmamba.config import VLMambaConfig
 from vlmamba.data.decode import BrokenPicture, rgb_picture
-from vlmamba_core.errors import UserError, unknown
+from vlmamba_core.errors import UserError
+from vlmamba_core.names import choose
 from vlmamba_core.tokens import IGNORE, IMAGE
 
 TEMPLATES = ("plain", "vicuna_v1")
@@ -53,7 +54,7 @@ class VLMambaProcessor(ProcessorMixin):
         image_layout: str = image_layouts.WHOLE,
         **kwargs: Any,
     ):
-        registry.image_layouts.check(image_layout)
+        image_layout = registry.image_layouts.choose(image_layout)
         self.num_image_tokens = num_image_tokens
         self.image_aspect_ratio = image_aspect_ratio
         self.image_layout = image_layout
@@ -261,8 +262,7 @@ class VLMambaProcessor(ProcessorMixin):
         Raises UserError where tags and images disagree, for a tag in an answer, and for what
         `plain` has no place for.
         """
-        if template not in TEMPLATES:
-            raise unknown("template", template, TEMPLATES)
+        template = choose("template", template, TEMPLATES)
         if conversations and conversations[0]["from"] != "human":
             conversations = conversations[1:]
         if images is not None:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from vlmamba_core.errors import unknown
+from vlmamba_core.names import choose
 
 Part = TypeVar("Part")
 
@@ -38,10 +39,12 @@ class Registry(dict[str, Any]):
 
         return register
 
-    def check(self, name: str) -> None:
-        """Raise UserError, naming the known ones, unless there is a part of this name."""
-        if name not in self:
-            raise unknown(self.kind, name, self)
+    def choose(self, name: str) -> str:
+        """The part's name as it was registered, for one in any case.
+
+        Raises UserError, naming the known ones, unless there is such a part.
+        """
+        return choose(self.kind, name, self)
 
     def __missing__(self, name: str) -> Any:
         raise unknown(self.kind, name, self)

@@ -19,6 +19,7 @@ from typing import Any
 from vlmamba.ask import DTYPES
 from vlmamba_core.cli import Parser, cli
 from vlmamba_core.errors import UserError
+from vlmamba_core.names import choose_dtype
 
 
 def build_parser() -> Parser:
@@ -43,8 +44,7 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     args = build_parser().parse_args(argv)
-    if args.dtype.lower() not in DTYPES:
-        raise UserError(f"--dtype {args.dtype}; expected auto, fp32, bf16 or fp16")
+    args.dtype = choose_dtype(args.dtype, DTYPES)
     for name in ("port", "batch_size", "max_body_mb"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
@@ -74,9 +74,7 @@ def load_engine(args: argparse.Namespace) -> Any:
     from vlmamba.serving.engine import Engine
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype: Any = DTYPES[args.dtype.lower()]
-    dtype = dtype if dtype == "auto" else getattr(torch, dtype)
-    model, processor = checkpoints.load(args.model, dtype=dtype, device=device)
+    model, processor = checkpoints.load(args.model, dtype=args.dtype, device=device)
     return Engine(model, processor, args.batch_size)
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
+from vlmamba_core import __version__
 from vlmamba_core.errors import UserError, one_line
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -17,24 +18,14 @@ PIPE_CLOSED = 128 + 13  # the exit code of a program that SIGPIPE ended
 
 
 class _Version(argparse.Action):
-    """Print the distribution's version, read only when asked for."""
+    """Print the version of the distribution."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        print(f"vlmamba-harness {version()}")
+        print(f"vlmamba-harness {__version__}")
         parser.exit()
-
-
-def version() -> str:
-    """The installed distribution's version; "unknown" in a source tree that is not installed."""
-    from importlib import metadata
-
-    try:
-        return metadata.version("vlmamba-harness")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 class Parser(argparse.ArgumentParser):

@@ -22,7 +22,8 @@ from harness.data import folder
 from harness.data.folder import check_columns, undecoded
 from harness.data.questions import SecondTable, check_usable, or_gap
 from tasks.common import Benchmark, Hub
-from vlmamba_core.errors import UserError, first_line, unknown
+from vlmamba_core.errors import UserError, first_line
+from vlmamba_core.names import choose, match
 
 if TYPE_CHECKING:
     import datasets
@@ -58,8 +59,10 @@ class Source:
         revision: str | None = None,
     ) -> Source:
         """The source that the command line's options name. Raises UserError for a bad choice."""
-        if style is not None and style not in STYLES:
-            raise unknown("style", style, STYLES)
+        if style is not None:
+            style = choose("style", style, STYLES)
+        if not Path(data).exists():
+            data = match(data, ("demo", "hub")) or data
         if style is not None and data != "demo":
             raise UserError(f"--style {style} needs --data demo, but --data is {data!r}")
         if data != "hub" and (dataset or revision):
@@ -313,7 +316,7 @@ def choose_tasks(names: str, source: Source) -> list[Benchmark]:
 
     Raises UserError.
     """
-    if names == "all":
+    if match(names, ("all",)):
         every = map(tasks.load, tasks.NAMES)
         chosen = [task for task in every if task.published and source.has(task)]
         if not chosen:
@@ -322,7 +325,7 @@ def choose_tasks(names: str, source: Source) -> list[Benchmark]:
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if not wanted:
         raise UserError(f"--tasks is {names!r}; give some of {', '.join(tasks.NAMES)}, or all")
-    chosen = [tasks.load(name) for name in dict.fromkeys(wanted)]
+    chosen = list(dict.fromkeys(map(tasks.load, wanted)))
     for task in chosen:
         source.check(task)
     if source.dataset and len(chosen) > 1:

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from PIL import Image
@@ -104,6 +105,7 @@ class EvalModel(ABC):
     parameters: int | None = None
     notes: tuple[str, ...] = ()  # what a record and its reader must know of how answers are made
     device: Any = None  # torch's, where the model runs in this process
+    seconds: Mapping[str, float] = MappingProxyType({})  # so far: encode, prefill, decode; if known
     also_alone: int = 0  # the first requests of a run, which `answer_alone` is asked too
 
     @functools.cached_property

@@ -16,7 +16,8 @@ from importlib import import_module
 from pathlib import Path
 
 from harness.models.base import EvalModel
-from vlmamba_core.errors import UserError, unknown
+from vlmamba_core.errors import UserError
+from vlmamba_core.names import choose
 
 OWN = "vlmamba"
 
@@ -61,8 +62,7 @@ class EvalModels(dict[str, Factory | str]):
         kind, colon, name = model.partition(":")
         if not colon or Path(model).exists():
             return OWN, model
-        if kind not in self:
-            raise unknown("kind of model", kind, self)
+        kind = choose("kind of model", kind, self)
         if not name:
             raise UserError(f"--model {model!r} names no model; expected {kind}:NAME")
         return kind, name

@@ -8,6 +8,8 @@ for a few batches at a time.  The answers come back in the order of the requests
 
 from __future__ import annotations
 
+import functools
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -30,7 +32,8 @@ class Resumable:
     """A model whose answers outlive the process.
 
     events: what a record must tell (broken images, halved batches).  timing: seconds of all
-    answering and of decoding images within it; questions and distinct images asked; answers that
+    answering and, within it, of decoding images and (`encode_s`, `prefill_s`, `decode_s`, where the
+    model tells) of its parts; questions and distinct images asked; answers that
     were already there.
     provenance: all that the answers depend on besides the requests (empty without a journal).
     """
@@ -49,6 +52,7 @@ class Resumable:
         self._batch_size = model.batch_size
         self._answered = self._refusals = 0
         self._seen: dict[str, Any] = {}  # what begin_task said of each task
+        self._forecast: Forecast | None = None
         self.provenance = model.provenance() if journal is not None else {}
 
     def answer(self, requests: Sequence[Request]) -> list[str | None]:
@@ -68,16 +72,24 @@ class Resumable:
     def _answer_all(self, requests: Sequence[Request], answers: list[str | None]) -> None:
         """Fill in the answers, task by task."""
         started = time.perf_counter()
+        before = dict(self.model.seconds)
         with tqdm(total=len(requests), unit="q", disable=ranks.rank() != 0) as bar:
+            say = functools.partial(bar.write, file=sys.stderr)  # the results have stdout
+            forecast = Forecast(len(requests), self._batch_size, say)
+            self._forecast = forecast if not bar.disable else None
 
             def keep(index: int, text: str | None) -> None:
                 answers[index] = text
                 bar.update()
+                forecast.done()
 
             for task, indices in _by(requests, lambda r: r.task).items():
                 bar.set_description(task)
                 self._answer_task(requests, indices, keep)
         self.timing["generate_s"] += time.perf_counter() - started
+        for part, seconds in self.model.seconds.items():
+            name = f"{part}_s"
+            self.timing[name] = self.timing.get(name, 0.0) + seconds - before[part]
 
     def note(self, event: str) -> None:
         """Tell something in the record, once."""
@@ -92,7 +104,7 @@ class Resumable:
                 self.note(event)
         for name in ("questions", "images", "resumed_answers"):
             self.timing[name] = sum(timing[name] for _, timing in found)
-        for name in ("generate_s", "decode_images_s"):
+        for name in (name for name in self.timing if name.endswith("_s")):
             self.timing[name] = max(timing[name] for _, timing in found)
 
     def _answer_task(self, requests: Sequence[Request], indices: list[int], keep: Keep) -> None:
@@ -118,6 +130,8 @@ class Resumable:
                 keep(index, None)
                 return
             self._answered += 1
+            if self._forecast is not None:
+                self._forecast.answered()
             text = cut(text, requests[index].limits.until)
             if self.journal is not None:
                 self.journal.add(self._key(requests[index], seen), text)
@@ -126,6 +140,8 @@ class Resumable:
         for limits, same in _by([requests[i] for i in still_open], lambda r: r.limits).items():
             group = [still_open[place] for place in same]
             for some in _whole_images(requests, group, BATCHES_AHEAD * self._batch_size):
+                if self._forecast is not None:
+                    self._forecast.start()
                 readable = self._decode(requests, some, keep)
                 self._generate([(i, requests[i]) for i in readable], limits, done)
                 for index in some:
@@ -254,6 +270,44 @@ class Resumable:
 
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+class Forecast:
+    """Says once, after the first batch that the model itself has answered, how long the rest takes.
+
+    `say` gets the line.  Answers of an earlier run, which take no time, are left out of the rate.
+    """
+
+    def __init__(self, total: int, batch_size: int, say: Callable[[str], object]) -> None:
+        self._left, self._wanted = total, batch_size
+        self._say: Callable[[str], object] | None = say
+        self._answered, self._started = 0, 0.0
+
+    def start(self) -> None:
+        """The model is about to be asked: the clock runs from the first of these calls on."""
+        self._started = self._started or time.perf_counter()
+
+    def answered(self) -> None:
+        """The model has answered one more question; `done` is to follow."""
+        self._answered += 1
+
+    def done(self) -> None:
+        """One question less to go."""
+        self._left -= 1
+        if self._answered >= self._wanted and self._left > 0 and self._say:
+            rate = self._answered / max(time.perf_counter() - self._started, 1e-9)
+            say, self._say = self._say, None
+            say(f"about {duration(self._left / rate)} for {self._left} more questions")
+
+
+def duration(seconds: float) -> str:
+    """As a person says it: 40 s, 12 min, 3 h 20 min."""
+    if seconds < 99.5:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 from vlmamba.processing import SYSTEM
 from vlmamba_core.errors import UserError, unknown
+from vlmamba_core.names import match
 
 CHAT = "chat_template"  # the name of the one that the model's processor brings along
 PLAIN = "plain"
@@ -66,6 +67,7 @@ def choose(processor: Any, name: str | None) -> Template:
         own = own.get("default")
     if name is None:
         name = CHAT if own else PLAIN
+    name = match(name, (CHAT, *NAMED)) or name
     if name == CHAT:
         if not own:
             raise UserError(f"this model brings no chat template; choose {', '.join(NAMED)}")

@@ -21,13 +21,14 @@ from harness.models.base import EvalModel, Limits, OnDone, Picture, Request
 from harness.models.code import code_sha256
 from harness.models.registry import ModelOptions
 from vlmamba import checkpoints
-from vlmamba.generation import GroupedGenerator
+from vlmamba.generation import PARTS, GroupedGenerator
 from vlmamba.generation import Request as Question
 from vlmamba.image_layouts import WHOLE
 from vlmamba.models.language import LanguageModel
 from vlmamba.models.selective_scan import BACKENDS, resolve_backend, use_backend
 from vlmamba.weight_files import weights_sha256
-from vlmamba_core.errors import UserError, unknown
+from vlmamba_core import names
+from vlmamba_core.errors import UserError
 from vlmamba_core.folder import digest
 from vlmamba_core.tokens import IMAGE
 
@@ -65,8 +66,7 @@ class VLMambaModel(EvalModel):
         blind: bool = False,
         revision: str | None = None,
     ) -> None:
-        if backend not in BACKENDS:
-            raise unknown("backend", backend, BACKENDS)
+        backend = names.choose("backend", backend, BACKENDS)
         self.name, self.blind, self.batch_size = pretrained, blind, batch_size
         self.device = device if isinstance(device, torch.device) else choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
@@ -76,6 +76,7 @@ class VLMambaModel(EvalModel):
         )
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.notes = reading_notes(self.model.language_model)
+        self.seconds = dict.fromkeys(PARTS, 0.0)
         self._stand_in: Tensor | None = None
 
     @functools.cached_property
@@ -120,8 +121,12 @@ class VLMambaModel(EvalModel):
         """Greedy answers; requests of one image share its prefill."""
         generator = GroupedGenerator(self.model, self.processor, self._stand_in)
         questions = [self._question(request) for request in requests]
-        with use_backend(self.backend):
-            generator.generate(questions, limits.max_new_tokens, batch_size, on_done)
+        try:
+            with use_backend(self.backend):
+                generator.generate(questions, limits.max_new_tokens, batch_size, on_done)
+        finally:
+            for part in PARTS:
+                self.seconds[part] += generator.seconds[part]
 
     @torch.inference_mode()
     def generate_tokens(self, request: Request, new_tokens: int) -> int:
@@ -187,6 +192,7 @@ def reading_notes(language_model: LanguageModel) -> tuple[str, ...]:
 
 def choose_device(name: str) -> torch.device:
     """The device called `name`; auto: a GPU where there is one. Raises UserError."""
+    name = name.casefold()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -204,8 +210,7 @@ def choose_device(name: str) -> torch.device:
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """The numeric type called `name`; auto: bfloat16 on a GPU, else float32. Raises UserError."""
+    name = names.choose_dtype(name, ("auto", *DTYPES))
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if name not in DTYPES:
-        raise unknown("dtype", name, DTYPES)
     return getattr(torch, name)

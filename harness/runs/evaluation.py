@@ -340,11 +340,19 @@ def title_line(arguments: Arguments, source: Source) -> str:
 
 
 def say_where_the_time_went(timing: Mapping[str, Any]) -> str:
-    """One line: questions a second, and the seconds of each part."""
+    """One line: questions a second, and the seconds of each part.
+
+    Where the model tells, answering is parted into encode, prefill and decode; what is left of it
+    (journal, batches, a blind run's mean) is "other answering".
+    """
+    inner = (name for name in ("encode", "prefill", "decode") if f"{name}_s" in timing)
+    known = {name: timing[f"{name}_s"] for name in inner}
+    answering = timing["generate_s"] - timing["decode_images_s"] - sum(known.values())
     parts = {
         "decoding images": timing["decode_images_s"],
-        "answering": timing["generate_s"] - timing["decode_images_s"],
-        "scoring and writing": timing.get("score_s", 0.0),
+        **known,
+        "other answering" if known else "answering": answering,
+        "scoring": timing.get("score_s", 0.0),
     }
     rate = timing["questions"] / timing["generate_s"] if timing["generate_s"] else 0.0
     seconds = ", ".join(f"{what} {spent:.1f} s" for what, spent in parts.items())

@@ -20,6 +20,7 @@ from harness.scoring import llava_answers
 from harness.scoring.llava_answers import BAD_ROW, Joined
 from tasks.common import Benchmark, check_columns
 from vlmamba_core.errors import UserError, unknown
+from vlmamba_core.names import match
 
 LOGGED_IDS = ("question_id", "index", "id", "category")  # what lmms-eval's tasks log of a document
 Loader = Callable[[Benchmark, Path, Sequence[Path]], tuple[list[Joined], int]]
@@ -32,6 +33,7 @@ def load(
 
     Raises UserError for an unknown format and for files that do not fit it.
     """
+    name = match(name, formats()) or name
     if name in FORMATS:
         return FORMATS[name](task, predictions, truth)
     if name in _owners():

@@ -23,7 +23,8 @@ from vlmamba import registry
 from vlmamba.config import LANGUAGE_MODELS, LARGEST_GRID, VISION_ENCODERS, VLMambaConfig
 from vlmamba.models.language import Cache, LanguageModel
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
-from vlmamba_core.errors import UserError, unknown
+from vlmamba_core.errors import UserError
+from vlmamba_core.names import choose
 
 ENCODER = "siglip-so400m-384"
 # What `tiny` lays over a shape: the same architecture for tests, in no time.
@@ -86,7 +87,7 @@ def build(
     tiny: every dimension shrunk.  Raises UserError that lists the known names, and where no square
     grid of patches becomes so many tokens.
     """
-    check(name)
+    name = choose_model(name)
     vision = VISION_ENCODERS[ENCODER] | {"num_hidden_layers": encoder_layers}
     vision |= TINY_ENCODER if tiny else {}
     if image_tokens is not None:
@@ -117,11 +118,10 @@ def _language_model(name: str, tiny: bool) -> dict[str, Any]:
     return {"text_config": spec}
 
 
-def check(name: str) -> None:
-    """Raise UserError that lists the known names, unless `name` is one."""
+def choose_model(name: str) -> str:
+    """The model of that name, in any case. Raises UserError that lists the known names."""
     known = {VL_MAMBA + size for size in LANGUAGE_MODELS if size != "nano"} | BASELINES.keys()
-    if name not in known:
-        raise unknown("model", name, known)
+    return choose("model", name, known)
 
 
 def embed(

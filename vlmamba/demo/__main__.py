@@ -19,12 +19,13 @@ from pathlib import Path
 from vlmamba.demo.benchmarks import BENCHMARKS, build_benchmark
 from vlmamba.demo.conversations import build_training_data
 from vlmamba.demo.world import SPLITS, STYLES
-from vlmamba_core.cli import cli
-from vlmamba_core.errors import UserError, unknown
+from vlmamba_core.cli import Parser, cli
+from vlmamba_core.errors import UserError
+from vlmamba_core.names import choose
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m vlmamba.demo",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -56,11 +57,13 @@ def _names(kind: str, known: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
     """An argparse type: comma-separated names out of `known`; "all" stands for all of them."""
 
     def parse(text: str) -> tuple[str, ...]:
-        names = tuple(known) if text == "all" else tuple(text.split(","))
-        for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(str(unknown(kind, name, known)))
-        return names
+        names = list(known)
+        if text.casefold() == "all":
+            return tuple(names)
+        try:
+            return tuple(choose(kind, name, names) for name in text.split(","))
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
 
     return parse
 

@@ -21,7 +21,7 @@ from vlmamba.demo.vocabulary import (
     TRAINING_STYLES,
     WORDS,
 )
-from vlmamba_core.errors import unknown
+from vlmamba_core.names import choose
 
 SIDE = 224  # pixels, of a picture
 SPLITS: dict[str, tuple[str, ...]] = {  # split -> emoji styles
@@ -102,9 +102,7 @@ class SceneOptions:
 
 def split_styles(split: str) -> tuple[str, ...]:
     """The emoji styles of a split. Raises UserError for an unknown split."""
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
-    return SPLITS[split]
+    return SPLITS[choose("split", split, SPLITS)]
 
 
 def sample_scene(seed: str, options: SceneOptions) -> Scene:

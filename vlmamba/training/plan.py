@@ -33,7 +33,7 @@ def resolve(args: RunArguments, flags: dict[str, Any]) -> Plan:
 
     The model is the preset's, of the flag or the recipe, or else that of --init.
     """
-    registry.image_layouts.check(args.image_layout)
+    args = replace(args, image_layout=registry.image_layouts.choose(args.image_layout))
     stage, changes = get_stage(args.stage), config_fields(args.set)
     recipe = load_recipe(args.recipe) if args.recipe else {}
     args = replace(args, preset=args.preset or recipe.get("preset"))

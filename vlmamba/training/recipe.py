@@ -18,6 +18,7 @@ from vlmamba.training import distillation, objectives  # noqa: F401  # fill the 
 from vlmamba.training.flags import OnResume, flag
 from vlmamba.training.schedule import SCHEDULES
 from vlmamba_core.errors import UserError, unknown
+from vlmamba_core.names import choose, choose_dtype
 
 DTYPES = ("fp32", "bf16")
 
@@ -85,17 +86,19 @@ class Hyperparameters:
             raise UserError(f"steps is {self.steps}; expected at least 1")
         if self.lora is not None and self.lora < 1:
             raise UserError(f"lora is {self.lora}; expected a rank of at least 1")
-        if self.schedule not in SCHEDULES:
-            raise unknown("schedule", self.schedule, SCHEDULES)
-        registry.objectives.check(self.objective)
+        self._name("schedule", choose("schedule", self.schedule, SCHEDULES))
+        self._name("objective", registry.objectives.choose(self.objective))
         if self.distill_temperature <= 0:
             raise UserError(
                 f"distill_temperature is {self.distill_temperature}; expected a positive number"
             )
         if (self.teacher is None) == (self.objective == "distill"):
             raise UserError("--objective distill and --teacher MODEL belong together")
-        if self.dtype not in DTYPES:
-            raise unknown("dtype", self.dtype, DTYPES)
+        self._name("dtype", choose_dtype(self.dtype, DTYPES))
+
+    def _name(self, field: str, value: str) -> None:
+        """Keep a name as this project spells it, whatever its case was."""
+        object.__setattr__(self, field, value)
 
     def total_steps(self, n_samples: int) -> int:
         """Number of updates: `steps`, or what `epochs` passes over the samples take."""
@@ -137,8 +140,7 @@ def load_recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
         raise UserError(f"recipe {name} is its own base: {' -> '.join((*above, name))}")
     path = Path(name)
     if path.suffix != ".toml":
-        if name not in recipe_names():
-            raise unknown("recipe", name, recipe_names())
+        name = choose("recipe", name, recipe_names())
         path = Path(str(files("vlmamba") / "recipes" / f"{name}.toml"))
     try:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))

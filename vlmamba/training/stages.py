@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vlmamba_core.errors import unknown
+from vlmamba_core.names import choose
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,7 @@ STAGES = {
 
 def get_stage(name: str) -> Stage:
     """The stage called `name`; raises UserError listing the known ones."""
-    if name not in STAGES:
-        raise unknown("stage", name, STAGES)
-    return STAGES[name]
+    return STAGES[choose("stage", name, STAGES)]
 
 
 def freeze(model: nn.Module, stage: Stage) -> None:
