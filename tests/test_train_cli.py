@@ -76,6 +76,14 @@ def uninterrupted(world, tmp_path_factory) -> Path:
     return out
 
 
+def test_every_saved_model_has_a_card_of_its_training(uninterrupted):
+    step = "checkpoints/step-00000012"
+    cards = {(uninterrupted / place / "README.md").read_text() for place in ("final", step)}
+    assert len(cards) == 1
+    (card,) = cards
+    assert "| data | data.json |" in card and "| batch_size | 6 |" in card
+
+
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(world, uninterrupted, tmp_path):
     arguments = ["--preset", PRESET, *flags(world, tmp_path / "o", steps=12, batch_size=6)]
     # as many threads as the run that it is compared with: sums are cut at other places by fewer

@@ -8,6 +8,7 @@ No code of the model is copied: a checkpoint cannot run another version of it th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,21 @@ With `trust_remote_code=True` the import is not needed; the package is.
 {rows}
 """
 
+TRAINING = """
+## How it was trained
+
+By `python -m vlmamba.train`; every setting is in the run's `config.json`.
+
+| | |
+|---|---|
+{rows}
+
+## Scores
+
+None were measured when this was written. `python -m harness.run --tasks all --model FOLDER`
+measures them, with intervals, and its `record.json` says under which settings.
+"""
+
 
 def write_code(folder: str | Path) -> None:
     """Write the module that `auto_map` names into a folder, which is made if need be."""
@@ -74,8 +90,19 @@ def write_code(folder: str | Path) -> None:
     Path(folder, f"{MODULE}.py").write_text(CODE, encoding="utf-8")
 
 
-def write_card(folder: str | Path, config: Any) -> None:
-    """Write README.md about a model of `config`, unless one is there."""
+def keep_card(source: str, folder: str | Path) -> None:
+    """Copy the card of the local folder `source`, if it has one, unless `folder` has one."""
+    card, target = Path(source, "README.md"), Path(folder, "README.md")
+    if source and card.is_file() and not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(card.read_bytes())
+
+
+def write_card(folder: str | Path, config: Any, training: Mapping[str, Any] | None = None) -> None:
+    """Write README.md about a model of `config`, unless one is there.
+
+    training: the settings of the run that made the weights, as OUT/config.json has them.
+    """
     path = Path(folder, "README.md")
     if path.exists():
         return
@@ -89,5 +116,33 @@ def write_card(folder: str | Path, config: Any) -> None:
         "2D scan": f"{config.scan}, directions merged by {config.scan_merge}",
         "image tokens": config.num_image_tokens,
     }
-    rows = "\n".join(f"| {name} | {value} |" for name, value in told.items())
-    path.write_text(CARD.format(distribution=DISTRIBUTION, rows=rows), encoding="utf-8")
+    text = CARD.format(distribution=DISTRIBUTION, rows=_rows(told))
+    path.write_text(text + (_training(training) if training else ""), encoding="utf-8")
+
+
+def _rows(told: Mapping[str, Any]) -> str:
+    """Lines of a Markdown table; what comes from a command line cannot end a cell."""
+    cells = ([" ".join(str(part).replace("|", "\\|").split()) for part in p] for p in told.items())
+    return "\n".join(f"| {name} | {value} |" for name, value in cells)
+
+
+def _training(run: Mapping[str, Any]) -> str:
+    """The card's part on how the weights were trained: data, recipe, settings.
+
+    Of a data file the name and digest: its folder is nobody else's business.
+    """
+    files = [Path(path).name for path in run.get("data") or ()]
+    digests = [str(digest)[:16] for digest in run.get("data_digests") or ()]
+    start = run.get("init")
+    told = {
+        "stage": run.get("stage"),
+        "started from": Path(start).name if start and Path(start).is_absolute() else start,
+        "preset": run.get("preset"),
+        "recipe": run.get("recipe"),
+        "data": ", ".join(files),
+        "SHA-256 of the data, first 16 digits": ", ".join(digests),
+        **{f"packages: {name}": version for name, version in (run.get("packages") or {}).items()},
+        **(run.get("hyperparameters") or {}),
+    }
+    known = {name: value for name, value in told.items() if value not in (None, "")}
+    return TRAINING.format(rows=_rows(known))

@@ -105,9 +105,12 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         self.post_init()
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, with a README card where there is none."""
+        """As in transformers, with a README card where there is none: that of the folder that the
+        model was loaded from, or a new one.
+        """
         main_process = args[0] if args else kwargs.get("is_main_process", True)
         if main_process and not Path(save_directory).is_file():
+            hub_files.keep_card(self.name_or_path, save_directory)
             hub_files.write_card(save_directory, self.config)
         return super().save_pretrained(save_directory, *args, **kwargs)
 

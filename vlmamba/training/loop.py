@@ -134,7 +134,8 @@ def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -
             )
         began = time.perf_counter()
     with trainer_state.atomic_folder(run.out / "final", accelerator) as folder:
-        trainer_state.write_model(folder, model, run.processor, accelerator, hyper, final=True)
+        parts = (folder, model, run.processor, accelerator, hyper)
+        trainer_state.write_model(*parts, final=True, settings=run.settings)
     log.close(progress)
     return run.out / "final"
 
