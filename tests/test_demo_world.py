@@ -29,6 +29,8 @@ from vlmamba.demo.conversations import (
     told_lines,
     told_samples,
 )
+from vlmamba.demo.labelled import words_of
+from vlmamba.demo.labelled_talks import labelled_talk
 from vlmamba.demo.render import pictures, render
 from vlmamba.demo.text import definitions, documents, examples
 from vlmamba.demo.vocabulary import (
@@ -204,6 +206,66 @@ def test_training_data_is_written_and_equal_again(tmp_path):
         assert "image" not in sample or (tmp_path / "a" / sample["image"]).is_file()
     with pytest.raises(UserError, match="already holds"):
         build_training_data(tmp_path / "a", images=1, captions=1)
+
+
+def test_conversations_about_signs_are_an_option_and_change_nothing_else(tmp_path):
+    """What was made without the option stands first, byte for byte; then come several pictures,
+    other text before the question, and answers that are on the sign."""
+    for name, number in (("without", 0), ("with", 40)):
+        build_training_data(
+            tmp_path / name,
+            images=3,
+            captions=2,
+            dialogues=4,
+            easy_vqa=False,
+            workers=1,
+            labelled=number,
+        )
+    for name in ("text.txt", "near.txt", "far.txt", "letters.txt", "pretrain.json"):
+        without, with_signs = ((tmp_path / f / name).read_bytes() for f in ("without", "with"))
+        assert without == with_signs
+    added = {}
+    for name in ("finetune.json", "dialogue.json"):
+        without, with_signs = (
+            json.loads((tmp_path / f / name).read_text()) for f in ("without", "with")
+        )
+        assert with_signs[: len(without)] == without
+        added[name] = with_signs[len(without) :]
+        assert len(added[name]) == 40
+    facts = (tmp_path / "with" / "facts.txt").read_text()
+    assert facts.startswith((tmp_path / "without" / "facts.txt").read_text())
+    assert facts.count("\n") == 6 + 40
+    counts = Counter()
+    for sample in added["finetune.json"]:
+        paths = sample["image"] if isinstance(sample["image"], list) else [sample["image"]]
+        first = human_turns(sample)[0][0]
+        assert first.startswith("<image>\n" * len(paths)) and first.count("<image>") == len(paths)
+        assert all((tmp_path / "with" / path).is_file() for path in paths)
+        counts[len(paths), len(first.split()) > 30] += 1
+    assert counts[1, True] and counts[1, False] and any(n > 2 for n, _ in counts)
+    assert sorted((tmp_path / "with" / "images").rglob("l*.jpg"))[0].name == "l000000.jpg"
+
+
+def test_signs_told_in_words_hold_the_answers():
+    presence = ask.Presence()
+    for index in range(200):
+        talk = labelled_talk(f"told/{index}", presence)
+        told = "\n".join(map(words_of, talk.scenes)).split("\n")
+        assert all(len(line.split(" ")) >= 48 for line in told)
+        for question in talk.questions:
+            name = question.names[0]
+            if question.kind == "existence":
+                assert (question.answer == "Yes") == any(f"{name} " in f"{t} " for t in told)
+                continue
+            (at,) = (
+                (scene, place)
+                for scene in talk.scenes
+                for place, thing in enumerate(scene.things)
+                if thing.name == name
+            )
+            label = at[0].labels[at[1]]
+            assert f"{name} {label.colour} {label.text}" in words_of(at[0])
+            assert question.answer in (label.colour, label.text)
 
 
 def test_style_choice_reaches_the_pictures(tmp_path):

@@ -28,6 +28,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vlmamba.demo import questions as ask
+from vlmamba.demo.labelled import words_of
+from vlmamba.demo.labelled_talks import Talk, labelled_lines, labelled_talk
 from vlmamba.demo.render import render
 from vlmamba.demo.text import documents
 from vlmamba.demo.vocabulary import TRAINING_STYLES, WORDS, with_article
@@ -78,11 +80,14 @@ def build_training_data(
     styles: Sequence[str] = TRAINING_STYLES,
     easy_vqa: bool = True,
     workers: int = 2,
+    labelled: int = 0,
 ) -> None:
     """Write the training files and their pictures to the folder `out`.
 
     images, captions: pictures of `finetune.json` and `pretrain.json`; dialogues: scenes told in
-    words in `dialogue.json`; the `.txt` files have more in proportion.  Equal arguments give equal
+    words in `dialogue.json`; the `.txt` files have more in proportion.  labelled: conversations
+    about things with signs (what `retrieval` asks) besides, at the end of `finetune.json`, as many
+    told in words in `dialogue.json`, and lines in `facts.txt`.  Equal arguments give equal
     files.  Drawing spawns processes, so a script calls this under `if __name__ == "__main__"`.
     Raises UserError when `out` already holds a training set.
     """
@@ -101,17 +106,24 @@ def build_training_data(
         jobs.append(_Job(scene, _picture_path(f"t{index:06d}")))
         finetune += conversation_samples(scene, jobs[-1].path, balance)
     finetune += [text_sample(f"train/{seed}/text/{index}") for index in range(images // 30)]
+    for sample, pictures in labelled_samples(f"train/{seed}/labelled", labelled, styles):
+        finetune.append(sample)
+        jobs += pictures
     _draw(jobs, out, workers)
     if easy_vqa:
         finetune += easy_vqa_samples(out, seed)
-    told = told_lines(f"train/{seed}/told", 3 * dialogues)
+    lines = told_lines(f"train/{seed}/told", 3 * dialogues)
     asked = 3 * dialogues // 2
-    _write_lines(out / "text.txt", itertools.chain(documents(), told))
+    _write_lines(out / "text.txt", itertools.chain(documents(), lines))
     _write_lines(out / "near.txt", question_lines(f"train/{seed}/bridge", asked, far=False))
     _write_lines(out / "far.txt", question_lines(f"train/{seed}/bridge2", asked, far=True))
-    _write_lines(out / "facts.txt", fact_lines(f"train/{seed}/facts", asked, FACTS))
+    signs = labelled_lines(f"train/{seed}/labelled-facts", labelled)
+    facts = fact_lines(f"train/{seed}/facts", asked, FACTS)
+    _write_lines(out / "facts.txt", itertools.chain(facts, signs))
     _write_lines(out / "letters.txt", fact_lines(f"train/{seed}/letters", asked, LETTERS))
-    _write_json(out / "dialogue.json", told_samples(f"train/{seed}/dialogue", dialogues))
+    told = told_samples(f"train/{seed}/dialogue", dialogues)
+    told += told_labelled_samples(f"train/{seed}/labelled-dialogue", labelled)
+    _write_json(out / "dialogue.json", told)
     _write_json(out / "pretrain.json", pretrain)
     _write_json(out / "finetune.json", finetune)
 
@@ -251,6 +263,44 @@ def told_samples(seed: str, number: int) -> list[dict]:
             first["value"] = first["value"].replace(IMAGE, in_words(scene, rng))
             samples.append(sample)
     return samples
+
+
+def labelled_samples(
+    seed: str, number: int, styles: Sequence[str] = TRAINING_STYLES
+) -> Iterator[tuple[dict, list[_Job]]]:
+    """(sample, its pictures to draw) of conversations about things with signs."""
+    presence, drawn = ask.Presence(), itertools.count()
+    for index in range(number):
+        talk = labelled_talk(f"{seed}/{index}", presence, styles, variants=True)
+        jobs = [_Job(scene, _picture_path(f"l{next(drawn):06d}")) for scene in talk.scenes]
+        paths = [job.path.as_posix() for job in jobs]
+        sample = _sample(f"l{index:06d}", _labelled_turns(talk))
+        sample["image"] = paths[0] if len(paths) == 1 else paths
+        _show_first(sample, f"{IMAGE}\n" * len(paths))
+        yield sample, jobs
+
+
+def told_labelled_samples(seed: str, number: int) -> list[dict]:
+    """The same of scenes told in words."""
+    presence, samples = ask.Presence(), []
+    for index in range(number):
+        talk = labelled_talk(f"{seed}/{index}", presence)
+        samples.append(_sample(f"s{index:06d}", _labelled_turns(talk)))
+        _show_first(samples[-1], "".join(f"{words_of(scene)}\n" for scene in talk.scenes))
+    return samples
+
+
+def _labelled_turns(talk: Talk) -> list[tuple[str, str]]:
+    turns = [(f"{one.text}\n{SHORT_ANSWER}", one.answer) for one in talk.questions]
+    if talk.context:
+        turns[0] = (f"{talk.context}\n{turns[0][0]}", turns[0][1])
+    return turns
+
+
+def _show_first(sample: dict, shown: str) -> None:
+    """Put what is shown before the first question."""
+    first = sample["conversations"][0]
+    first["value"] = shown + first["value"]
 
 
 def _turn(kind, scene, rng, balance, mentioned) -> tuple[str, str] | None:
