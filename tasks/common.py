@@ -17,6 +17,7 @@ from typing import Any, Generic, Literal, Self, TypeVar
 from tasks.answer_files import AnswerFormat, LlavaAnswers
 from tasks.cells import looks_like_list
 from tasks.judged import JudgeModel
+from tasks.official import Official
 from tasks.published import Layout, Row
 from vlmamba_core.errors import UserError
 from vlmamba_core.names import choose
@@ -56,10 +57,16 @@ class Hub:
 
 @dataclass(frozen=True, order=True)
 class PaperColumn:
-    """A column of the VL-Mamba paper's tables: its place among the benchmarks, and its heading."""
+    """A column of the VL-Mamba paper's tables: its place among the benchmarks, and its heading.
+
+    first_table_only: the other tables are without it.  other: its name in results/paper.csv where
+    its figures are of other questions than this benchmark's, so that they stay without company.
+    """
 
     place: int
     heading: str
+    first_table_only: bool = False
+    other: str = ""
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,7 @@ class Benchmark(ABC):
     hub: Hub
     layout: Layout | None = None  # of the benchmark's own published files
     paper_column: PaperColumn | None = None  # in the VL-Mamba paper's tables
+    official: Official | None = None  # lmms-eval's own task, where it needs no judge
     llava = LlavaAnswers()  # how LLaVA's answers find their documents
     answer_formats: Mapping[str, AnswerFormat] = {}  # prediction formats of this benchmark alone
     judged: bool = False  # True: a judge model grades or reads answers, see `evaluate_judged`

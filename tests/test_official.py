@@ -69,12 +69,14 @@ def checked(name, protocol, docs=None, answers=None):
 
 # captions: tests/test_whole_files.py, their programs take long to start; MM-Vet: needs a judge
 @pytest.mark.parametrize(
-    "name", [n for n in tasks.NAMES if n in official.OFFICIAL and n != "coco_cap"]
+    "name", [n for n in tasks.NAMES if tasks.load(n).official and n != "coco_cap"]
 )
 def test_sound_scores_equal_lmms_evals_own(name):
     differences, against = checked(name, "lmms")
     assert differences == []
-    assert against.startswith(f"lmms-eval's own {Path(official.OFFICIAL[name].file).stem}: process")
+    assert against.startswith(
+        f"lmms-eval's own {Path(tasks.load(name).official.file).stem}: process"
+    )
 
 
 @pytest.mark.parametrize("name", ["pope", "mme", "scienceqa", "mmbench", "mmbench_cn", "seedbench"])

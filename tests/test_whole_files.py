@@ -17,7 +17,6 @@ import tasks
 from harness import run, score
 from harness.models import resumable
 from harness.models.vlmamba import VLMambaModel
-from harness.scoring import official
 from tasks.common import PROTOCOLS
 
 # whose scores lmms-eval's own task can check: it knows no MM-Vet without a judge, and of the
@@ -130,7 +129,7 @@ def test_run_scores_whole_files(protocol, saved_model, tmp_path):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("stored", ["image", "has_image"])
-@pytest.mark.parametrize("name", [n for n in tasks.NAMES if n in official.OFFICIAL])
+@pytest.mark.parametrize("name", [n for n in tasks.NAMES if tasks.load(n).official])
 def test_score_scores_the_same_rows_from_a_file(name, stored, protocol, tmp_path):
     """With the image as a path, or (ScienceQA) without it and with `has_image`."""
     lines = []
@@ -198,7 +197,7 @@ def test_lmms_evals_command_scores_whole_files(saved_model, tmp_path, monkeypatc
         equal({k: v for k, v in found.items() if isinstance(v, float)}, name, protocol)
     # and its logged samples, imported
     for (name, protocol), title in names.items():
-        if name not in official.OFFICIAL or name == "coco_cap":
+        if tasks.load(name).official is None or name == "coco_cap":
             continue
         (log,) = (tmp_path / "out").rglob(f"*samples_{title}.jsonl")
         out = tmp_path / "imported.json"

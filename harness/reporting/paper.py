@@ -17,11 +17,12 @@ from pathlib import Path
 import tasks
 from harness.runs.schema import ROOT
 from harness.runs.store import EvaluationRun
+from tasks.common import PaperColumn
 from vlmamba_core.errors import UserError
 
 INSTALLED = Path(__file__).with_name("paper.csv")  # setup.py puts it there in a wheel
 FILE = INSTALLED if INSTALLED.is_file() else ROOT / "results" / "paper.csv"
-QUOTED = {"mmmu": "MMMU", "seed": "SEED"}  # columns of Table 1 alone
+FIRST = "main"  # the table with the most columns
 SETUP = ("model", "llm", "vision_encoder", "connector", "scan")
 TITLES = {
     "main": "Table 1: all models",
@@ -63,10 +64,21 @@ NOT_RECORDED = "not recorded"
 
 @functools.cache
 def benchmarks() -> dict[str, str]:
-    """Task -> its heading in the paper's tables, in the order of their columns."""
+    """Task -> its heading in all of the paper's tables, in the order of their columns."""
+    return {name: c.heading for name, c in _columns().items() if not c.first_table_only}
+
+
+def columns(table: str) -> dict[str, str]:
+    """Column of results/paper.csv -> its heading in one of the paper's tables."""
+    found = _columns().items()
+    return {n: c.heading for n, c in found if table == FIRST or not c.first_table_only}
+
+
+@functools.cache
+def _columns() -> dict[str, PaperColumn]:
     found = [tasks.load(name) for name in tasks.NAMES]
     columns = sorted((t.paper_column, t.name) for t in found if t.paper_column is not None)
-    return {name: column.heading for column, name in columns}
+    return {column.other or name: column for column, name in columns}
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -106,8 +118,8 @@ def read(path: Path = FILE) -> dict[str, list[Line]]:
         if row.get("table") not in TITLES or None in row or None in row.values():
             raise UserError(f"{path} line {number} is not a row of a known table with all columns")
         try:
-            cells = {name: _paper_cell(row[name]) for name in benchmarks()}
-            cells |= {name: _paper_cell(row.get(name, "")) for name in QUOTED}
+            cells = {name: _paper_cell(row.get(name, "")) for name in columns(FIRST)}
+            cells |= {name: _paper_cell(row[name]) for name in benchmarks()}
             setup = {name: row[name] for name in SETUP}
             found[row["table"]].append(Line(setup, cells, row["source"], measured=False))
         except KeyError as error:
@@ -134,7 +146,7 @@ def measured_line(run: EvaluationRun) -> Line:
     label = run.record.get("label")
     measured = "answers from files, scored by " * ("scored_from" in run.record) + "this harness"
     source = f"{measured}, protocol {run.record['protocol']}"
-    cells = {name: _measured_cell(run, name) for name in (*benchmarks(), *QUOTED)}
+    cells = {name: _measured_cell(run, name) for name in columns(FIRST)}
     return Line(setup, cells, f"{source}; {label}" if label else source, measured=True)
 
 
@@ -154,12 +166,12 @@ def table(
 ) -> tuple[list[str], list[list[str]]]:
     """(headers, rows) of one of the paper's tables with the measured runs below."""
     lines = [*read(path)[name], *map(measured_line, measured)]
-    columns = benchmarks() | (QUOTED if name == "main" else {})
-    headers = [*(part.replace("_", " ") for part in SETUP), *columns.values(), "source"]
+    shown = columns(name)
+    headers = [*(part.replace("_", " ") for part in SETUP), *shown.values(), "source"]
     return headers, [
         [
             *line.setup.values(),
-            *(line.cells[column].text or line.cells[column].why for column in columns),
+            *(line.cells[column].text or line.cells[column].why for column in shown),
             line.source,
         ]
         for line in lines

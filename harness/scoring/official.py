@@ -8,6 +8,7 @@ aggregation) gets the rows as they were loaded and the answers as they were give
 harness read out of each answer ("yes", "B"), which checks subsets, pairs, rotations and totals, but
 not the reading. Where neither can be had, nothing is compared, and `against` says so.
 
+Which task that is, and what its metrics are called, each benchmark says (`Benchmark.official`).
 lmms-eval takes seconds to load, so a trial run (--limit) under `paper` goes without (`skipped`).
 """
 
@@ -16,171 +17,21 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from tasks.common import Benchmark
+from tasks.official import Given, Official
 
+__all__ = ["NOTHING", "Given", "check", "skipped"]
 NOTHING = "nothing"
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Given:
-    """A row as it was loaded, the answer as given, what was read in it, and the reference.
-
-    with_image: whether the question came with an image. excluded: why the row was left out.
-    """
-
-    row: Row
-    answer: str
-    parsed: str | None
-    reference: Any
-    with_image: bool
-    excluded: str | None = None
-
-
-def _everything(_: Given) -> bool:
-    return True
-
-
-def _with_image(given: Given) -> bool:
-    return given.with_image
-
-
-def _unrotated(given: Given) -> bool:
-    return int(given.row["index"]) < 1_000_000
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric of lmms-eval's task, on the rows that ours of that name is over.
-
-    `only_lmms`: the protocols define it differently. `mean_of_categories`: under `paper` it is the
-    mean of its values in each category.
-    """
-
-    name: str
-    rows: Callable[[Given], bool] = _everything
-    only_lmms: bool = False
-    mean_of_categories: bool = False
-
-
-@dataclass(frozen=True)
-class Official:
-    """A task file of lmms-eval, and its metrics under the names that they have here.
-
-    `scale`: their values over ours. `prepare`: a row as the task wants it; adds only what it never
-    scores by. `reading`: a text that it can only read as what was read here; None where its
-    counting cannot be asked for alone.  `unread`: what it gets in place of an answer in which
-    nothing was read here, where it would draw at random.  `digits`: to which it rounds its values.
-    """
-
-    file: str
-    metrics: Mapping[str, Metric]
-    scale: float = 1.0
-    prepare: Callable[[Row], Row] = dict
-    reading: Callable[[Given], str] | None = None
-    unread: Callable[[Given], str] | None = None
-    digits: int | None = None
-    same_in_both: bool = False  # the protocols score alike
-
-
-def _word(given: Given) -> str:
-    return given.parsed or "other"
-
-
-def _letter(given: Given) -> str:
-    return given.parsed or ""
-
-
-def _option(given: Given) -> str:
-    """The letter; a wrong one for an answer that is no option, where lmms-eval would go on."""
-    if given.parsed in tuple("ABCDE"):
-        return str(given.parsed)
-    return "B" if given.row["answer"] == "A" else "A"
-
-
-def _no_choice(given: Given) -> str:
-    """A wrong option for a question with options; the answer itself for an open one."""
-    if given.row["question_type"] != "multiple-choice":
-        return given.answer
-    return "(B)" if given.row["answer"] == "A" else "(A)"
-
-
-def _mmbench_row(row: Row) -> Row:
-    described = dict.fromkeys(("hint", "source", "split", "category", "L2-category"), "")
-    return {**described, **row, "index": int(row["index"])}  # a TSV's cells are text
-
-
-EXACT_MATCH = {"accuracy": Metric("exact_match")}
-MMBENCH = Official(
-    "mmbench/mmbench_en_dev_static.yaml",
-    {
-        "accuracy": Metric("gpt_eval_score"),
-        "vanilla_accuracy": Metric("gpt_eval_score", rows=_unrotated),
-    },
-    scale=100.0,
-    prepare=_mmbench_row,
-    reading=_option,
-)
-OFFICIAL = {
-    "pope": Official(
-        "pope/pope.yaml",
-        {
-            "f1": Metric("pope_f1_score", mean_of_categories=True),
-            "accuracy": Metric("pope_accuracy"),
-            "precision": Metric("pope_precision"),
-            "recall": Metric("pope_recall"),
-            "yes_ratio": Metric("pope_yes_ratio", only_lmms=True),
-        },
-        prepare=lambda row: {"question_id": "", **row},
-        reading=_word,
-    ),
-    "mme": Official(
-        "mme/mme.yaml",
-        {
-            "perception": Metric("mme_perception_score"),
-            "cognition": Metric("mme_cognition_score"),
-        },
-        reading=_word,
-    ),
-    "scienceqa": Official(
-        "scienceqa/scienceqa.yaml",
-        {
-            "accuracy": Metric("exact_match", rows=_with_image),
-            "accuracy_all": Metric("exact_match"),
-        },
-        reading=_letter,
-    ),
-    "mmbench": MMBENCH,
-    "mmbench_cn": MMBENCH,
-    "vqav2": Official("vqav2/vqav2_val.yaml", EXACT_MATCH),
-    "seedbench": Official(
-        "seedbench/seedbench.yaml", {"accuracy": Metric("seed_image")}, reading=_option
-    ),
-    "mmmu": Official(
-        "mmmu/mmmu_val.yaml", {"accuracy": Metric("mmmu_acc")}, unread=_no_choice, digits=5
-    ),
-    "vizwiz": Official("vizwiz_vqa/vizwiz_vqa_val.yaml", EXACT_MATCH),
-    "textvqa": Official("textvqa/textvqa_val.yaml", EXACT_MATCH),
-    "gqa": Official("gqa/gqa.yaml", EXACT_MATCH),
-    "easy_vqa": Official("gqa/gqa.yaml", EXACT_MATCH),
-    "coco_cap": Official(  # the headline alone: each metric starts two Java programs
-        "coco_cap/coco2017_cap_val.yaml",
-        {"CIDEr": Metric("coco_CIDEr")},
-        prepare=lambda row: {"id": 0, **row},
-        same_in_both=True,
-    ),
-}
 
 
 def skipped(task: Benchmark, protocol: str, limit: int | None) -> str:
     """Why no check is made at all; empty where one is."""
-    official = OFFICIAL.get(task.name)
+    official = task.official
     if official is None:
         return "lmms-eval's own task needs a judge"
     if protocol == "lmms" or official.same_in_both:
@@ -198,7 +49,7 @@ def check(
     given: every row whose image could be read. A row without truth is not lmms-eval's to score;
     one that was left out for another reason is, unless lmms-eval cannot.
     """
-    official = OFFICIAL.get(task.name)
+    official = task.official
     if official is None:
         return [], NOTHING
     reads = protocol == "lmms" or official.same_in_both

@@ -9,6 +9,7 @@ from typing import Any
 from tasks.answer_files import LlavaAnswers
 from tasks.coco_cap import published, scorer
 from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, Report, lmms_eval_functions
+from tasks.official import Metric, Official
 from tasks.published import Row
 from vlmamba_core.errors import UserError
 
@@ -26,6 +27,12 @@ class CocoCaptions(Benchmark):
     layout = published.layout
     llava = LlavaAnswers(identifier=lambda name: str(_image_number(name)))
     hub = Hub("lmms-lab/COCO-Caption2017", split="val")
+    official = Official(  # the headline alone: each metric starts two Java programs
+        "coco_cap/coco2017_cap_val.yaml",
+        {"CIDEr": Metric("coco_CIDEr")},
+        prepare=lambda row: {"id": 0, **row},
+        same_in_both=True,
+    )
     cluster_columns = ("question_id",)
     token_limits = PerProtocol(paper=64, lmms=64)
     submission_suffix = ".json"

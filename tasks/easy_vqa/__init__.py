@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from tasks.common import Hub, lmms_eval_functions
 from tasks.exact_match import ExactMatch
+from tasks.official import EXACT_MATCH, Official
 
 
 class EasyVQA(ExactMatch):
@@ -15,6 +16,7 @@ class EasyVQA(ExactMatch):
     name = "easy_vqa"
     size = "9,673 questions on 1,000 images"
     hub = Hub("easy-vqa", split="test")  # not on the hub: a package of that name on PyPI
+    official = Official("gqa/gqa.yaml", EXACT_MATCH)  # which scores by the same rules
     cluster_columns = ("image_id", "question_id")
 
 

@@ -9,6 +9,7 @@ from tasks.common import Doc, Hub, PaperColumn, lmms_eval_functions
 from tasks.exact_match import ExactMatch
 from tasks.gqa import published
 from tasks.gqa.images import hub_image
+from tasks.official import EXACT_MATCH, Official
 
 
 class GQA(ExactMatch):
@@ -20,6 +21,7 @@ class GQA(ExactMatch):
     layout = published.layout
     llava = LlavaAnswers(id_column="id")
     hub = Hub("lmms-lab/GQA", name="testdev_balanced_instructions", split="testdev")
+    official = Official("gqa/gqa.yaml", EXACT_MATCH)
     image_hub = Hub("lmms-lab/GQA", name="testdev_balanced_images", split="testdev")
     image_id_column = "imageId"
     cluster_columns = ("imageId", "question_id")

@@ -26,9 +26,19 @@ from tasks.judged import JudgeModel
 from tasks.mmbench import scorer
 from tasks.mmbench.judging import match_options
 from tasks.mmbench.prompt import is_empty, lmms_question, paper_question
+from tasks.official import Given, Metric, Official, Row, option
 from vlmamba_core.errors import UserError
 
 ROTATION = 1_000_000
+
+
+def _unrotated(given: Given) -> bool:
+    return int(given.row["index"]) < 1_000_000
+
+
+def _official_row(row: Row) -> Row:
+    described = dict.fromkeys(("hint", "source", "split", "category", "L2-category"), "")
+    return {**described, **row, "index": int(row["index"])}  # a TSV's cells are text
 
 
 class MmBench(Benchmark):
@@ -46,6 +56,16 @@ class MmBench(Benchmark):
     llava = LlavaAnswers(id_column="index")
     judged = True
     hub = Hub("lmms-lab/MMBench", name="en", split="dev")
+    official = Official(
+        "mmbench/mmbench_en_dev_static.yaml",
+        {
+            "accuracy": Metric("gpt_eval_score"),
+            "vanilla_accuracy": Metric("gpt_eval_score", rows=_unrotated),
+        },
+        scale=100.0,
+        prepare=_official_row,
+        reading=option,
+    )
     token_limits = PerProtocol(paper=1024, lmms=1024)
     stops = PerProtocol[tuple[str, ...]](paper=(), lmms=("ASSISTANT:",))
     submission_suffix = ".xlsx"

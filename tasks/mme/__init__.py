@@ -16,6 +16,7 @@ from tasks.common import (
 )
 from tasks.mme import answers, published, scorer
 from tasks.mme.prompt import YES_OR_NO, short_question
+from tasks.official import Metric, Official, word
 from tasks.published import Row
 
 
@@ -33,6 +34,14 @@ class Mme(Benchmark):
     layout = published.layout
     llava = answers.llava
     hub = Hub("lmms-lab/MME", split="test")
+    official = Official(
+        "mme/mme.yaml",
+        {
+            "perception": Metric("mme_perception_score"),
+            "cognition": Metric("mme_cognition_score"),
+        },
+        reading=word,
+    )
     token_limits = PerProtocol(paper=128, lmms=16)
 
     def prompt(self, doc: Doc, protocol: str) -> str:

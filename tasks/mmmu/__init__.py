@@ -9,9 +9,10 @@ from string import ascii_uppercase
 from typing import Any
 
 from tasks.cells import read_list
-from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, lmms_eval_functions
+from tasks.common import Benchmark, Case, Doc, Hub, PaperColumn, PerProtocol, lmms_eval_functions
 from tasks.mmmu import scorer
 from tasks.mmmu.prompt import choice_question, open_question
+from tasks.official import Given, Metric, Official
 
 CHOICE = "multiple-choice"
 HIDDEN = "?"  # in place of every answer of the test split
@@ -30,6 +31,13 @@ DOMAINS = {
 DOMAIN_OF = {subject: domain for domain, names in DOMAINS.items() for subject in names.split()}
 
 
+def _no_choice(given: Given) -> str:
+    """A wrong option for a question with options; the answer itself for an open one."""
+    if given.row["question_type"] != "multiple-choice":
+        return given.answer
+    return "(B)" if given.row["answer"] == "A" else "(A)"
+
+
 class Mmmu(Benchmark):
     """Accuracy over all questions, and by the six disciplines."""
 
@@ -43,6 +51,10 @@ class Mmmu(Benchmark):
     configs = tuple(sorted(DOMAIN_OF))
     demo = False
     hub = Hub("lmms-lab/MMMU", split="validation")
+    official = Official(
+        "mmmu/mmmu_val.yaml", {"accuracy": Metric("mmmu_acc")}, unread=_no_choice, digits=5
+    )
+    paper_column = PaperColumn(9, "MMMU", first_table_only=True)
     cluster_columns = ("id",)
     token_limits = PerProtocol(paper=128, lmms=128)
     submission_suffix = ".json"

@@ -14,6 +14,7 @@ from tasks.common import (
     PerProtocol,
     lmms_eval_functions,
 )
+from tasks.official import Metric, Official, word
 from tasks.pope import answers, published, scorer
 from tasks.pope.prompt import short_question
 from tasks.published import Row
@@ -33,6 +34,18 @@ class Pope(Benchmark):
     layout = published.layout
     llava = answers.llava
     hub = Hub("lmms-lab/POPE", split="test")
+    official = Official(
+        "pope/pope.yaml",
+        {
+            "f1": Metric("pope_f1_score", mean_of_categories=True),
+            "accuracy": Metric("pope_accuracy"),
+            "precision": Metric("pope_precision"),
+            "recall": Metric("pope_recall"),
+            "yes_ratio": Metric("pope_yes_ratio", only_lmms=True),
+        },
+        prepare=lambda row: {"question_id": "", **row},
+        reading=word,
+    )
     token_limits = PerProtocol(paper=128, lmms=128)
 
     def prompt(self, doc: Doc, protocol: str) -> str:

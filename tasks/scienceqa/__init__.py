@@ -16,6 +16,7 @@ from tasks.common import (
     PerProtocol,
     lmms_eval_functions,
 )
+from tasks.official import Metric, Official, letter
 from tasks.published import Row
 from tasks.scienceqa import answers, published, scorer
 from tasks.scienceqa.prompt import choice_question
@@ -37,6 +38,14 @@ class ScienceQa(Benchmark):
     layout = published.layout
     llava = answers.llava
     hub = Hub("lmms-lab/ScienceQA", name="ScienceQA-FULL", split="test")
+    official = Official(
+        "scienceqa/scienceqa.yaml",
+        {
+            "accuracy": Metric("exact_match", rows=lambda given: given.with_image),
+            "accuracy_all": Metric("exact_match"),
+        },
+        reading=letter,
+    )
     token_limits = PerProtocol(paper=1024, lmms=16)
 
     def prompt(self, doc: Doc, protocol: str) -> str:

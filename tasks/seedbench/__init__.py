@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from tasks.answer_files import LlavaAnswers
-from tasks.common import OPTION_LETTER, Benchmark, Case, Doc, Hub, PerProtocol, lmms_eval_functions
+from tasks.common import (
+    OPTION_LETTER,
+    Benchmark,
+    Case,
+    Doc,
+    Hub,
+    PaperColumn,
+    PerProtocol,
+    lmms_eval_functions,
+)
+from tasks.official import Metric, Official, option
 from tasks.seedbench import published
 
 LETTERS = "ABCD"
@@ -36,6 +46,11 @@ class SeedBench(Benchmark):
     llava = LlavaAnswers()
     demo = False
     hub = Hub("lmms-lab/SEED-Bench", split="test")
+    official = Official(
+        "seedbench/seedbench.yaml", {"accuracy": Metric("seed_image")}, reading=option
+    )
+    # the paper quotes figures that count questions about videos (BLIP-2's) beside some that do not
+    paper_column = PaperColumn(10, "SEED", first_table_only=True, other="seed")
     cluster_columns = ("data_id", "question_id")
     token_limits = PerProtocol(paper=128, lmms=1024)
     stops = PerProtocol[tuple[str, ...]](paper=(), lmms=("ASSISTANT:",))

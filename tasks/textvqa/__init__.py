@@ -15,6 +15,7 @@ from tasks.common import (
     PerProtocol,
     lmms_eval_functions,
 )
+from tasks.official import EXACT_MATCH, Official
 from tasks.published import Row
 from tasks.textvqa import answers, published, scorer
 from tasks.textvqa.prompt import short_question
@@ -33,6 +34,7 @@ class TextVQA(vqa_answers.PeoplesAnswers):
     layout = published.layout
     llava = answers.llava
     hub = Hub("lmms-lab/textvqa", split="validation")
+    official = Official("textvqa/textvqa_val.yaml", EXACT_MATCH)
     # lmms-eval sets no limit for this task; 1024 is what its LLaVA model then takes.
     token_limits = PerProtocol(paper=128, lmms=1024)
     stops = PerProtocol[tuple[str, ...]](paper=(), lmms=("ASSISTANT:",))

@@ -8,6 +8,7 @@ from typing import Any
 
 from tasks import vqa_answers
 from tasks.common import SHORT_ANSWER, Case, Doc, Hub, PerProtocol, lmms_eval_functions
+from tasks.official import EXACT_MATCH, Official
 from tasks.textvqa.scorer import score as m4c_score
 from tasks.vizwiz import published
 from tasks.vizwiz.published import IF_UNANSWERABLE
@@ -28,6 +29,7 @@ class VizWiz(vqa_answers.PeoplesAnswers):
     layout = published.layout
     demo = False
     hub = Hub("lmms-lab/VizWiz-VQA", split="val")
+    official = Official("vizwiz_vqa/vizwiz_vqa_val.yaml", EXACT_MATCH)
     cluster_columns = ("question_id",)  # one question a photo
     token_limits = PerProtocol(paper=128, lmms=1024)
     stops = PerProtocol[tuple[str, ...]](paper=(), lmms=("ASSISTANT:",))

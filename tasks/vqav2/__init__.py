@@ -16,6 +16,7 @@ from tasks.common import (
     PerProtocol,
     lmms_eval_functions,
 )
+from tasks.official import EXACT_MATCH, Official
 from tasks.vqav2 import published, scorer
 
 ANSWER_TYPES = ("yes/no", "number", "other")
@@ -32,6 +33,7 @@ class VQAv2(vqa_answers.PeoplesAnswers):
     list_columns = ("answers",)
     layout = published.layout
     hub = Hub("lmms-lab/VQAv2", split="validation")
+    official = Official("vqav2/vqav2_val.yaml", EXACT_MATCH)
     token_limits = PerProtocol(paper=128, lmms=16)
     submission_suffix = ".json"
     submission_split = "test"  # the server takes no file for test-dev alone

@@ -13,7 +13,6 @@ import tasks
 from harness import score
 from harness.models.lmms import OwnTask
 from harness.scoring import imports
-from harness.scoring.official import OFFICIAL
 from harness.scoring.submit import write_spreadsheet
 from tasks.common import OPTION_LETTER, SHORT_ANSWER, lmms_eval_functions
 from tasks.mme.prompt import short_question
@@ -308,7 +307,7 @@ def test_lmms_eval_samples_of_other_documents_are_refused(changed, message, writ
 
 def logged_by_lmms_eval(name, docs):
     """What lmms-eval's own task of a benchmark logs of the documents: prompt, target, results."""
-    official = OFFICIAL[name]
+    official = tasks.load(name).official
     rows = [official.prepare(doc) for doc in docs]
     task = OwnTask(official.file, rows)
     return [
@@ -367,7 +366,7 @@ SWAPPED = {  # documents that differ by little, for the benchmarks whose first t
 }
 
 
-@pytest.mark.parametrize("name", OFFICIAL)
+@pytest.mark.parametrize("name", [n for n in tasks.NAMES if tasks.load(n).official])
 def test_what_lmms_evals_own_task_logs_belongs_to_its_documents_alone(name, write):
     docs = SWAPPED.get(name) or DOCUMENTS[name]
     samples = write("samples.jsonl", logged_by_lmms_eval(name, docs))
