@@ -8,6 +8,7 @@ COMMANDS = {
     "train": "train a model, one stage at a time",
     "ask": "ask a model about your own pictures",
     "serve": "a local page to ask a model, and an OpenAI-compatible endpoint",
+    "convert": "make a checkpoint of a published Mamba VLM (Cobra, ML-Mamba, Mamba-VL, Pythia-VL)",
     "demo": "generate the demo world: training data and benchmark files",
     "training.plot": "plot the losses of training runs",
 }

@@ -5,11 +5,13 @@ A preset is `LLM[+ENCODER][+CONNECTOR][+SCAN]`, in any order after the first, fo
 encoders are fused, patch by patch: `2.8b+dinov2-l-384+siglip-so400m-384+mlp`.
 `hf:FOLDER_OR_ID[@REVISION]` as LLM is any causal language model of transformers in its published
 form, for instance `hf:EleutherAI/pythia-1.4b+clip-l-336+mlp`; nothing in it may contain a `+`.
+A published VLM has one name (`cobra-3b`, see vlmamba.published_vlms).
 Sizes: `state-spaces/mamba-*` and `mamba2-*`; connectors and scans: VL-Mamba, section 3.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Sequence
@@ -20,10 +22,12 @@ from transformers import AutoConfig, PretrainedConfig
 
 from vlmamba import hub_files, registry
 from vlmamba.models.scan2d import SCANS
+from vlmamba.published_vlms import PUBLISHED_VLMS
 from vlmamba_core.errors import UserError, unknown
 from vlmamba_core.names import choose
 
 MIXER_NAMES = ("mamba", "mamba2")
+NORMS = ("rms", "layer")
 
 # Mamba-2's are those of its published models (their vocabulary is padded to a multiple of 16)
 MAMBA2: dict[str, Any] = {"mixer": "mamba2", "d_state": 128, "vocab_size": 50288}
@@ -32,6 +36,7 @@ MAMBA2: dict[str, Any] = {"mixer": "mamba2", "d_state": 128, "vocab_size": 50288
 LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     "nano": {"d_model": 256, "n_layer": 6, "vocab_size": 4096, "language_model_id": None},
     "130m": {"d_model": 768, "n_layer": 24, "language_model_id": "state-spaces/mamba-130m"},
+    "790m": {"d_model": 1536, "n_layer": 48, "language_model_id": "state-spaces/mamba-790m"},
     "1.4b": {"d_model": 2048, "n_layer": 48, "language_model_id": "state-spaces/mamba-1.4b"},
     "2.8b": {"d_model": 2560, "n_layer": 64, "language_model_id": "state-spaces/mamba-2.8b"},
     "2.8b-slimpj": {
@@ -112,7 +117,17 @@ VISION_ENCODERS["dinov2-reg-l-384"] = VISION_ENCODERS["dinov2-l-384"] | {
     "model_type": "dinov2_with_registers",
     "num_register_tokens": 4,
 }
+VISION_ENCODERS["eva02-l-336"] = {  # EVA-02-CLIP, of "Shaking up VLMs" (2409.05395)
+    "model_type": "eva02",
+    "hidden_size": 1024,
+    "intermediate_size": 2730,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
 VISION_MODEL_IDS = {
+    "eva02-l-336": "timm/eva02_large_patch14_clip_336.merged2b",
     "dinov2-l-384": "facebook/dinov2-large",
     "dinov2-reg-l-384": "facebook/dinov2-with-registers-large",
     "clip-l-336": "openai/clip-vit-large-patch14-336",
@@ -148,6 +163,35 @@ class EfficientNetLite0Config(PretrainedConfig):
 AutoConfig.register("efficientnet_lite0", EfficientNetLite0Config, exist_ok=True)
 
 
+class Eva02Config(PretrainedConfig):
+    """timm's EVA-02-CLIP vision tower: rotary positions, SwiGLU, norms inside attention and MLP.
+
+    reference_grid: patches along a side at which its rotary positions have their unit step.
+    """
+
+    model_type = "eva02"
+
+    def __init__(
+        self,
+        hidden_size: int = 1024,
+        intermediate_size: int = 2730,
+        num_hidden_layers: int = 24,
+        num_attention_heads: int = 16,
+        image_size: int = 336,
+        patch_size: int = 14,
+        reference_grid: int = 16,
+        **kwargs: Any,
+    ):
+        self.hidden_size, self.intermediate_size = hidden_size, intermediate_size
+        self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
+        self.image_size, self.patch_size = image_size, patch_size
+        self.reference_grid = reference_grid
+        super().__init__(**kwargs)
+
+
+AutoConfig.register("eva02", Eva02Config, exist_ok=True)
+
+
 class FusedVisionConfig(PretrainedConfig):
     """Several encoders of one picture side by side: `encoders` holds their configurations."""
 
@@ -171,6 +215,7 @@ class MambaConfig(PretrainedConfig):
 
     mixer ("mamba" or "mamba2"), d_model, n_layer, d_state, d_conv, expand, vocab_size; of Mamba
     dt_rank ("auto": d_model / 16 rounded up), of Mamba-2 head_dim and n_groups.
+    norm: of every block and the last one, "rms" as published or "layer" (with a bias).
     scan_backend: "auto" or one of `selective_scan.BACKENDS`; changes speed, not results.
     Raises UserError for unknown names and impossible sizes.
     """
@@ -190,6 +235,7 @@ class MambaConfig(PretrainedConfig):
         mixer: str = "mamba",
         head_dim: int = 64,
         n_groups: int = 1,
+        norm: str = "rms",
         rms_eps: float = 1e-5,
         residual_in_fp32: bool = True,
         scan_backend: str = "auto",
@@ -210,6 +256,7 @@ class MambaConfig(PretrainedConfig):
         self.mixer = mixer
         self.head_dim = head_dim
         self.n_groups = n_groups
+        self.norm = norm
         self.rms_eps = rms_eps
         self.residual_in_fp32 = residual_in_fp32
         self.scan_backend = scan_backend
@@ -219,6 +266,7 @@ class MambaConfig(PretrainedConfig):
 
     def _check(self) -> None:
         self.mixer = choose("mixer", self.mixer, MIXER_NAMES)
+        self.norm = choose("norm", self.norm, NORMS)
         sizes = ("d_model", "n_layer", "vocab_size", "d_state", "d_conv", "expand", "dt_rank")
         for name in (*sizes, "head_dim", "n_groups"):
             _check_size(name, getattr(self, name), LARGEST.get(name, LARGEST_SIZE))
@@ -384,11 +432,14 @@ class VLMambaConfig(PretrainedConfig):
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> VLMambaConfig:
         """The configuration called `name` (see the module's text); overrides replace fields."""
+        if (whole := name.casefold()) in PUBLISHED_VLMS:
+            return cls(**copy.deepcopy(PUBLISHED_VLMS[whole]) | overrides)
         llm, *parts = name.split("+")
         if llm.casefold().startswith(HUB_PREFIX):
             fields = _published_language_model(llm[len(HUB_PREFIX) :])
         else:
-            known = [*LANGUAGE_MODELS, "hf:FOLDER_OR_ID"]
+            whole_models = [] if parts else PUBLISHED_VLMS
+            known = [*LANGUAGE_MODELS, *whole_models, "hf:FOLDER_OR_ID"]
             llm = choose("language model preset", llm, known)
             fields = dict(LANGUAGE_MODELS[llm])
         if overrides.get("text_config") is not None:  # another language model altogether

@@ -6,18 +6,21 @@
 
         def tiles(self, picture, resolution): ...   # four quarters and a thumbnail
 
-A tile is encoded as a picture of its own, and its tokens follow those of the tile before it.  A
-processor names its layout (`image_layout`), and so does `vlmamba.train --image-layout`.
+A tile is encoded as a picture of its own, and its tokens follow those of the tile before it; `text`
+says what else stands between a tile's tokens.  A processor names its layout (`image_layout`), and
+so does `vlmamba.train --image-layout`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from PIL import Image
 
 from vlmamba import registry
 from vlmamba_core.errors import UserError
+from vlmamba_core.tokens import IMAGE
 
 WHOLE = "whole"
 
@@ -37,6 +40,27 @@ class ImageLayout:
         resolution: (H, W) to which the encoder's transform brings a tile.
         """
         return [picture]
+
+    def text(self, tokens: int) -> str:
+        """What stands in the prompt for one tile of so many tokens: `<image>` for each of them."""
+        return IMAGE * tokens
+
+
+@registry.image_layouts.add("row_separators")
+class RowSeparators(ImageLayout):
+    """The whole picture, its rows of patches parted: `### patches && patches ... ###`.
+
+    "Shaking up VLMs" (2409.05395) marks rows so for a language model without positions.
+    """
+
+    edge, between = "###", "&&"
+
+    def text(self, tokens: int) -> str:
+        """Edge, rows of `<image>` with a separator between them, edge. UserError if not square."""
+        side = math.isqrt(tokens)
+        if side * side != tokens:
+            raise UserError(f"image layout row_separators needs a square of tokens, not {tokens}")
+        return self.edge + self.between.join([IMAGE * side] * side) + self.edge
 
 
 def most_tiles(name: str) -> int:

@@ -210,7 +210,7 @@ class VLMambaProcessor(ProcessorMixin):
         """transformers' hook: the pixels, and what stands for each `<image>` in the text."""
         of_each = [self.tiles(image) for image in _flat(images)]
         pixels = self._transformed([tile for tiles in of_each for tile in tiles], **kwargs)
-        return pixels, [IMAGE * (len(tiles) * self.num_image_tokens) for tiles in of_each]
+        return pixels, [self._tile_text * len(tiles) for tiles in of_each]
 
     @property
     def model_input_names(self) -> list[str]:
@@ -218,17 +218,21 @@ class VLMambaProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "pixel_values"]
 
     def conversation_prompt(self, question: str, images: int = 1) -> str:
-        """The `vicuna_v1` prompt of one question, images first.
+        """The prompt of one question, images first: `vicuna_v1`, or the processor's own template.
 
         A question with tags of its own says itself how many images it has, which must be `images`.
         """
         if IMAGE in question:
             check_tags(question.count(IMAGE), images)
             question, images = images_first(question), 0
+        if self.chat_template != CHAT_TEMPLATE:
+            text = {"type": "text", "text": question}
+            turn: Any = {"role": "user", "content": [*[{"type": "image"}] * images, text]}
+            return self.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
         return f"{SYSTEM} USER: {(IMAGE + chr(10)) * images}{question} ASSISTANT:"
 
     def encode(self, text: str, tiles: Sequence[int] | None = None) -> list[int]:
-        """Token ids of a prompt, every `<image>` as num_image_tokens copies for each of its tiles.
+        """Token ids of a prompt, every `<image>` as its layout writes each of its tiles.
 
         tiles: how many each picture has (None: one).
         """
@@ -236,7 +240,21 @@ class VLMambaProcessor(ProcessorMixin):
         ids = self._tokens(first)
         counts = [1] * len(pieces) if tiles is None else tiles
         for count, piece in zip(counts, pieces, strict=True):
-            ids += [self.image_token_id] * (count * self.num_image_tokens) + self._tokens(piece)
+            ids += self._tile_ids * count + self._tokens(piece)
+        return ids
+
+    @property
+    def _tile_text(self) -> str:
+        """What stands for a tile in the text that is tokenised."""
+        return registry.image_layouts[self.image_layout]().text(self.num_image_tokens)
+
+    @property
+    def _tile_ids(self) -> list[int]:
+        """The tokens of a tile: `<image>`s, and what its layout puts between them."""
+        first, *pieces = self._tile_text.split(IMAGE)
+        ids = self._tokens(first)
+        for piece in pieces:
+            ids += [self.image_token_id, *self._tokens(piece)]
         return ids
 
     def split_prompt(

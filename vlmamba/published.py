@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from vlmamba.config import VLMambaConfig, split_revision
+from vlmamba.weight_files import tensors
 from vlmamba_core.errors import UserError, shortened
 
 
@@ -32,8 +34,8 @@ def fetching(what: str, source: str | None) -> Iterator[None]:
         raise UserError(message) from error
 
 
-def published_folder(source: str | Path, **load_options: Any) -> Path:
-    """The local folder of a published language model: the folder itself, or a hub id[@revision].
+def published_folder(source: str | Path, what: str = "language model", **load_options: Any) -> Path:
+    """The local folder of a published model: the folder itself, or a hub id[@revision].
 
     load_options: of revision, cache_dir and local_files_only; others are for other readers.
     """
@@ -44,8 +46,21 @@ def published_folder(source: str | Path, **load_options: Any) -> Path:
     name, revision = split_revision(str(source))
     if revision:
         options["revision"] = revision
-    with fetching("language model", str(source)):
+    with fetching(what, str(source)):
         return Path(snapshot_download(name, **options))
+
+
+def timm_tensors(source: str | Path, **load_options: Any) -> dict[str, Tensor]:
+    """The tensors of a timm model without its classifier: a folder, or a hub id[@revision].
+
+    Of model.safetensors, else pytorch_model.bin; a hub repository may hold other layouts beside it.
+    """
+    folder = published_folder(source, what="vision encoder", **load_options)
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            found = tensors([folder / name])
+            return {key: tensor for key, tensor in found if not key.startswith("head.")}
+    raise UserError(f"{folder}: no model.safetensors or pytorch_model.bin; expected a timm model")
 
 
 def tokenizer_for(config: VLMambaConfig, **load_options: Any) -> Any:

@@ -225,13 +225,21 @@ def _check_sizes(config: dict[str, Any], files: Sequence[Path]) -> None:
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
     """A published .bin: tensors only, nothing in it is executed."""
+    found = plain_objects(path)
+    if not isinstance(found, dict) or not all(map(torch.is_tensor, found.values())):
+        raise UserError(f"{path} holds something else than named tensors")
+    return {str(name): tensor for name, tensor in found.items()}
+
+
+def plain_objects(path: Path) -> Any:
+    """What torch.save wrote: tensors, numbers, text and their containers; nothing is executed.
+
+    Raises UserError for a damaged file, and for one that holds anything else.
+    """
     try:
         # files of torch before 1.6 are no archives, which alone can be mapped
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except (pickle.UnpicklingError, BadZipFile, RuntimeError, OSError, EOFError) as error:
         raise UserError(f"{path} is not a file of plain tensors: {first_line(error)}") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a file of plain tensors: {first_line(error)}") from error
-    if not isinstance(found, dict) or not all(map(torch.is_tensor, found.values())):
-        raise UserError(f"{path} holds something else than named tensors")
-    return {str(name): tensor for name, tensor in found.items()}

@@ -1,6 +1,7 @@
 """The multimodal connector: patches of the vision encoder -> tokens of the language model.
 
     mlp       V_out = MLP(V_img)
+    mlp3      V_out = MLP3(V_img), three layers
     vss_mlp   V_scan = VSS(V_img);                         V_out = MLP(Norm(V_scan + V_img))
     vss_l2    V' = Linear(V_img); V_scan = VSS(GELU(V'));  V_out = Linear(Norm(V_scan + V'))
 
@@ -62,6 +63,12 @@ def _mlp(d_in: int, d_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(d_in, d_out), nn.GELU(), OutputLinear(d_out, d_out))
 
 
+def _three_layers(d_in: int, d_out: int) -> nn.Sequential:
+    """Four times the input's width inside."""
+    wide = [nn.Linear(d_in, 4 * d_in), nn.GELU(), nn.Linear(4 * d_in, d_out), nn.GELU()]
+    return nn.Sequential(*wide, OutputLinear(d_out, d_out))
+
+
 class Connector(nn.Module):
     """Patches (B, P, Dv) -> tokens (B, tokens(grid), D)."""
 
@@ -111,6 +118,19 @@ class MLPConnector(Connector):
     def __init__(self, config: VLMambaConfig, d_vision: int):
         super().__init__(config, d_vision)
         self.mlp = _mlp(d_vision, config.hidden_size)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(B, P, Dv) -> (B, P, D)."""
+        return self.mlp(patches)
+
+
+@registry.connectors.add("mlp3")
+class ThreeLayerConnector(Connector):
+    """`mlp3`: Prismatic's three-layer MLP for fused encoders (2402.07865), which Cobra uses."""
+
+    def __init__(self, config: VLMambaConfig, d_vision: int):
+        super().__init__(config, d_vision)
+        self.mlp = _three_layers(d_vision, config.hidden_size)
 
     def forward(self, patches: Tensor) -> Tensor:
         """(B, P, Dv) -> (B, P, D)."""

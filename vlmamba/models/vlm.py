@@ -78,6 +78,8 @@ class VLMambaPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         else:
             super()._init_weights(module)
+        if hasattr(module, "init_non_persistent_buffers"):  # timm's, which no file holds
+            cast(Any, module).init_non_persistent_buffers()
 
 
 class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMixin):

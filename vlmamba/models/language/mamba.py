@@ -98,18 +98,32 @@ class MambaState(Cache):
         self.positions = 0
 
 
+def _build_norm(config: MambaConfig) -> nn.RMSNorm | nn.LayerNorm:
+    kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
+    return kind(config.d_model, eps=config.rms_eps)
+
+
+def _normed(norm: nn.RMSNorm | nn.LayerNorm, x: Tensor) -> Tensor:
+    """The norm in float32, in its weight's dtype."""
+    weight, x = norm.weight, x.float()
+    if isinstance(norm, nn.LayerNorm):
+        normed = F.layer_norm(x, weight.shape, weight.float(), norm.bias.float(), norm.eps)
+    else:
+        normed = F.rms_norm(x, weight.shape, weight.float(), norm.eps)
+    return normed.to(weight.dtype)
+
+
 class MambaBlock(GradientCheckpointingLayer):
     """Pre-norm residual block: x + mixer(norm(x)); the residual stream stays in float32."""
 
     def __init__(self, config: MambaConfig):
         super().__init__()
-        self.norm = nn.RMSNorm(config.d_model, eps=config.rms_eps)
+        self.norm = _build_norm(config)
         self.mixer = MIXERS[config.mixer](config)
         self.residual_in_fp32 = config.residual_in_fp32
 
     def _norm(self, x: Tensor) -> Tensor:
-        weight = self.norm.weight
-        return F.rms_norm(x.float(), weight.shape, weight.float(), self.norm.eps).to(weight.dtype)
+        return _normed(self.norm, x)
 
     def forward(
         self,
@@ -144,7 +158,7 @@ class MambaLM(LanguageModel):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(MambaBlock(config) for _ in range(config.n_layer))
-        self.norm_f = nn.RMSNorm(config.d_model, eps=config.rms_eps)
+        self.norm_f = _build_norm(config)
         self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
 
     def new_cache(self, batch: int) -> MambaState:
@@ -188,9 +202,7 @@ class MambaLM(LanguageModel):
         return self._final_norm(x)
 
     def _final_norm(self, x: Tensor) -> Tensor:
-        weight = self.norm_f.weight
-        normed = F.rms_norm(x.float(), weight.shape, weight.float(), self.norm_f.eps)
-        return normed.to(weight.dtype)
+        return _normed(self.norm_f, x)
 
     @classmethod
     def take_published_settings(

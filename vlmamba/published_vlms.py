@@ -1,0 +1,110 @@
+"""Published Mamba VLMs at their own sizes: preset name -> fields of `VLMambaConfig`.
+
+    python -m vlmamba.train --preset cobra-3b --stage finetune --estimate
+    python -m vlmamba.convert cobra FOLDER --out cobra       # the weights themselves
+
+Cobra (2403.14520), ML-Mamba (2407.19832), and Mamba-VL and Pythia-VL of "Shaking up VLMs"
+(2409.05395), which differ in the language model alone.  Plain data; `VLMambaConfig.preset` reads
+it.  The language models have no published id where the VLM's own language model is another than
+the published one: such a preset is trained from a converted checkpoint (`--init`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# As timm builds them at 384 pixels: positions resampled once, SigLIP with the exact GELU
+DINO_SIGLIP: dict[str, Any] = {
+    "model_type": "fused_vision_model",
+    "encoders": [
+        {
+            "model_type": "dinov2_with_registers",
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "num_register_tokens": 4,
+            "image_size": 384,
+            "patch_size": 14,
+            "layer_norm_eps": 1e-6,
+        },
+        {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
+            "image_size": 384,
+            "patch_size": 14,
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-6,
+            "vision_use_head": False,
+        },
+    ],
+}
+EVA02: dict[str, Any] = {"model_type": "eva02", "image_size": 336}
+NEOX = "EleutherAI/gpt-neox-20b"
+
+COBRA: dict[str, Any] = {
+    "d_model": 2560,
+    "n_layer": 64,
+    "vocab_size": 50280,
+    "connector": "mlp3",
+    "vision_config": DINO_SIGLIP,
+    "tokenizer_id": "xiuyul/mamba-2.8b-zephyr",
+}
+ML_MAMBA: dict[str, Any] = {
+    "mixer": "mamba2",
+    "d_model": 2560,
+    "n_layer": 64,
+    "d_state": 128,
+    "vocab_size": 50288,
+    "connector": "msc",
+    "vision_config": DINO_SIGLIP,
+    "tokenizer_id": NEOX,
+}
+
+
+def _mamba_vl(d_model: int, n_layer: int) -> dict[str, Any]:
+    # their code builds the blocks with LayerNorm and the residual in the weights' precision
+    return {
+        "d_model": d_model,
+        "n_layer": n_layer,
+        "vocab_size": 50280,
+        "norm": "layer",
+        "residual_in_fp32": False,
+        "connector": "mlp",
+        "vision_config": EVA02,
+        "vision_feature_layer": -1,
+        "tokenizer_id": NEOX,
+    }
+
+
+def _pythia_vl(hidden_size: int, layers: int, heads: int) -> dict[str, Any]:
+    text = {
+        "model_type": "gpt_neox",
+        "hidden_size": hidden_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * hidden_size,
+        "vocab_size": 50304,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+    }
+    return {
+        "text_config": text,
+        "connector": "mlp",
+        "vision_config": EVA02,
+        "vision_feature_layer": -1,
+        "tokenizer_id": "EleutherAI/pythia-1b",
+    }
+
+
+PUBLISHED_VLMS: dict[str, dict[str, Any]] = {
+    "cobra-3b": COBRA,
+    "mamba-vl-790m": _mamba_vl(1536, 48),
+    "mamba-vl-1.4b": _mamba_vl(2048, 48),
+    "mamba-vl-2.8b": _mamba_vl(2560, 64),
+    "pythia-vl-1b": _pythia_vl(2048, 16, 8),
+    "pythia-vl-1.4b": _pythia_vl(2048, 24, 16),
+    "pythia-vl-2.8b": _pythia_vl(2560, 32, 32),
+}
