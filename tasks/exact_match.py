@@ -37,8 +37,8 @@ class ExactMatch(Benchmark):
     """A benchmark of short answers with one reference each, right or wrong."""
 
     primary_metric = "accuracy"
-    metrics = ("accuracy",)
-    columns = ("question", "answer")
+    metrics: tuple[str, ...] = ("accuracy",)
+    columns: tuple[str, ...] = ("question", "answer")
     token_limits = PerProtocol(paper=128, lmms=16)
 
     def prompt(self, doc: Doc, protocol: str) -> str:
