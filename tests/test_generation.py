@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ from test_vlm import picture
 from tiny import TINY_MIXERS, tiny_config
 
 from vlmamba.config import VLMambaConfig
-from vlmamba.generation import GroupedGenerator, Request, greedy
+from vlmamba.generation import GroupedGenerator, Request, Sampler, greedy
+from vlmamba.processing import split_text
 
 
 @pytest.fixture(params=TINY_MIXERS)
@@ -107,3 +110,60 @@ def test_rows_leave_the_batch_as_they_end(model):
     outputs = greedy(model, hidden, model.init_state(4), max_new_tokens=10)
     assert outputs == [[3, 2, 1], [1], [], [5, 4, 3, 2, 1]]
     assert sizes == [4, 3, 2, 2, 1, 1]
+
+
+def voted(requests, votes, seed=0):
+    return [
+        replace(request, seed=f"{seed}/{place}/{vote}")
+        for place, request in enumerate(requests)
+        for vote in range(votes)
+    ]
+
+
+def test_votes_share_one_prefill(model, processor, requests):
+    """As many tokens are read for four sampled answers a question as for one."""
+    greedy_run = GroupedGenerator(model, processor)
+    greedy_run.generate(requests, 6, 3)
+    sampled = GroupedGenerator(model, processor, temperature=1.0)
+    answers = sampled.generate(voted(requests, 4), 6, 3)
+    prompts = {(r.image_key, r.prompt) for r in requests}
+    assert len(prompts) == len(requests)
+    prefixes = {(r.image_key, split_text(r.prompt)[0]): len(r.pictures) for r in requests}
+    read = sum(
+        len(processor.encode(prefix, [1] * pictures)) if prefix else 0
+        for (_, prefix), pictures in prefixes.items()
+    )
+    read += sum(len(processor.encode(split_text(r.prompt)[1])) for r in requests)
+    assert greedy_run.tokens["prefill"] == sampled.tokens["prefill"] == read
+    assert sampled.tokens["decode"] > 2 * greedy_run.tokens["decode"]
+    assert len({*answers[:4]}) > 1  # one question's votes differ
+
+
+def test_a_sampled_answer_depends_on_its_seed_and_not_on_its_batch(model, processor, requests):
+    asked = voted(requests[::3], 3)
+    alone = GroupedGenerator(model, processor, temperature=1.0).generate(asked, 6, 1)
+    order = random.Random(1).sample(range(len(asked)), len(asked))
+    for batch_size in (2, 5, 32):
+        again = GroupedGenerator(model, processor, temperature=1.0)
+        mixed = again.generate([asked[n] for n in order], 6, batch_size)
+        assert mixed == [alone[n] for n in order]
+    fewer = GroupedGenerator(model, processor, temperature=1.0).generate(asked[::3], 6, 32)
+    assert fewer == alone[::3]  # a question's first vote is the same without the others
+    other = GroupedGenerator(model, processor, temperature=1.0)
+    assert other.generate(voted(requests[::3], 3, seed=1), 6, 32) != alone
+
+
+def test_the_sampler_draws_as_often_as_the_softmax_says():
+    logits = torch.tensor([[0.0, 1.0, -1.0, 2.0]])
+    draw = Sampler(2.0, ["seed"])
+    drawn = torch.cat([draw(logits, [0]) for _ in range(20000)])
+    counts = torch.bincount(drawn, minlength=4) / len(drawn)
+    expected = torch.tensor([math.exp(x / 2) for x in (0, 1, -1, 2)])
+    torch.testing.assert_close(counts, expected / expected.sum(), atol=0.01, rtol=0)
+    impossible = torch.tensor([[-torch.inf, 0.0, -torch.inf, -torch.inf]])
+    assert {int(draw(impossible, [0])) for _ in range(50)} == {1}
+
+
+def test_low_temperature_is_greedy(model, processor, requests):
+    sampled = GroupedGenerator(model, processor, temperature=1e-9).generate(requests, 6, 8)
+    assert sampled == GroupedGenerator(model, processor).generate(requests, 6, 8)

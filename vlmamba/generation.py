@@ -4,10 +4,12 @@ Requests are grouped by image.  The system sentence and the image are prefilled 
 image (with all its tiles); because a Mamba state is a small value, every question of the image
 starts from a copy of it.  Questions are right-padded, padded steps leave the state untouched, and
 rows that have answered leave the batch, so an answer does not depend on its neighbours.
+Requests of equal image and prompt (several sampled answers) share their whole prefill.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,12 +40,14 @@ class Request:
     """One question. `image_key` identifies the content of its images; None: text only.
 
     `image` may be the picture or a function that loads it (called once per distinct key), or a
-    sequence of them, one for each tag of the prompt in reading order.
+    sequence of them, one for each tag of the prompt in reading order.  `seed`: of the random
+    numbers of this request's answer, where answers are sampled.
     """
 
     prompt: str
     image_key: str | None = None
     image: Picture | Sequence[Picture] | None = None
+    seed: str = ""
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
@@ -54,11 +58,13 @@ class Request:
 
 
 class GroupedGenerator:
-    """Greedy answers for many requests.
+    """Greedy answers for many requests, or sampled ones where `temperature` is above 0.
 
+    A sampled answer depends on its request and the request's seed, not on its batch.
     stand_in: features (1, P, Dv) that are shown in place of every picture, as its one tile (blind
     runs); no picture is loaded then.  seconds: of all calls so far, by part: encode (pictures to
-    features), prefill (features and text to states), decode (the answers' tokens).
+    features), prefill (features and text to states), decode (the answers' tokens).  tokens: read
+    ("prefill") and made ("decode") in all calls so far.
     """
 
     def __init__(
@@ -66,9 +72,12 @@ class GroupedGenerator:
         model: VLMambaForConditionalGeneration,
         processor: VLMambaProcessor,
         stand_in: Tensor | None = None,
+        temperature: float = 0.0,
     ):
         self.model, self.processor, self.stand_in = model, processor, stand_in
+        self.temperature = temperature
         self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.tokens = {"prefill": 0, "decode": 0}
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -113,21 +122,23 @@ class GroupedGenerator:
         if not self.model.language_model.batches:
             batch_size = 1
         if not self.model.language_model.shares_prefix:
-            everything = [item for group in pending.values() for item in group]
-            for items in chunks(everything, batch_size):
-                finish(items, self._answer_whole(items, requests, max_new_tokens))
+            everything = [same for group in pending.values() for same in _alike(group)]
+            for alike in chunks(everything, batch_size):
+                last, state = self._read_whole([same[0] for same in alike], requests)
+                for some in self._decoded(alike, requests, last, state, max_new_tokens, batch_size):
+                    finish(*some)
             return answers
         for chunk in chunks(list(pending.values()), batch_size):
             state = self._prefill_images([group[0] for group in chunk], requests)
-            questions = [(row, item) for row, group in enumerate(chunk) for item in group]
+            questions = [(row, same) for row, group in enumerate(chunk) for same in _alike(group)]
             # similar lengths together: less padding
-            questions.sort(key=lambda q: len(q[1].suffix))
+            questions.sort(key=lambda q: len(q[1][0].suffix))
             for batch in chunks(questions, batch_size):
                 rows = torch.tensor([row for row, _ in batch], device=self.model.device)
-                outputs = self._answer(
-                    state.select(rows), [item.suffix for _, item in batch], max_new_tokens
-                )
-                finish([item for _, item in batch], outputs)
+                alike = [same for _, same in batch]
+                last, after = self._read(state.select(rows), [same[0].suffix for same in alike])
+                for some in self._decoded(alike, requests, last, after, max_new_tokens, batch_size):
+                    finish(*some)
         return answers
 
     def _prefill_images(self, firsts: list[_Question], requests: Sequence[Request]) -> Cache:
@@ -142,16 +153,17 @@ class GroupedGenerator:
             features, tiles = self._image_features([requests[firsts[row].index] for row in some])
             prefixes = [firsts[row].prefix for row in some]
             ids, lengths = _right_pad(list(map(self.processor.encode, prefixes, tiles)), self.model)
+            self.tokens["prefill"] += int(lengths.sum())
             with self._timed("prefill"):
                 embeds, _ = self.model.embed(ids, image_features=features)
                 _, prefilled = self.model.language_model(embeds, None, lengths)
                 state.write_rows(torch.tensor(some, device=self.model.device), prefilled)
         return state
 
-    def _answer_whole(
-        self, items: Sequence[_Question], requests: Sequence[Request], max_new_tokens: int
-    ) -> list[list[int]]:
-        """Answers of a model that cannot continue a prefix: each prompt is read as a whole.
+    def _read_whole(
+        self, items: Sequence[_Question], requests: Sequence[Request]
+    ) -> tuple[Tensor, Cache]:
+        """`_read` of a model that cannot continue a prefix: each prompt is read as a whole.
 
         An image is still encoded once for all its questions.
         """
@@ -168,12 +180,11 @@ class GroupedGenerator:
             for key, item in zip(keys, items, strict=True)
         ]
         ids, lengths = _right_pad(prompts, self.model)
+        self.tokens["prefill"] += int(lengths.sum())
         with self._timed("prefill"):
             embeds, _ = self.model.embed(ids, image_features=features)
             hidden, cache = self.model.language_model(embeds, None, lengths)
-            last = hidden[torch.arange(len(items), device=ids.device), lengths - 1]
-        with self._timed("decode"):
-            return greedy(self.model, last, cache, max_new_tokens)
+            return hidden[torch.arange(len(items), device=ids.device), lengths - 1], cache
 
     def _image_features(self, requests: Sequence[Request]) -> tuple[Tensor | None, list[list[int]]]:
         """Of all tiles of these requests, one after the other: (tiles, P, Dv) or None.
@@ -199,17 +210,64 @@ class GroupedGenerator:
         most = 1 if self.stand_in is not None else self.processor.most_tiles
         return len(self.processor.encode(prefix, [most] * prefix.count(IMAGE)))
 
-    def _answer(
-        self, state: Cache, suffixes: list[list[int]], max_new_tokens: int
-    ) -> list[list[int]]:
-        """Greedy continuations of each row's suffix, without the end token."""
+    def _read(self, state: Cache, suffixes: list[list[int]]) -> tuple[Tensor, Cache]:
+        """Each row's suffix read: the last hidden states (B, D), and the states behind it."""
         ids, lengths = _right_pad(suffixes, self.model)
+        self.tokens["prefill"] += int(lengths.sum())
         with self._timed("prefill"):
             embeds = self.model.get_input_embeddings()(ids)
             hidden, state = self.model.language_model(embeds, state, lengths)
-            last = hidden[torch.arange(len(suffixes), device=ids.device), lengths - 1]
-        with self._timed("decode"):
-            return greedy(self.model, last, state, max_new_tokens)
+            return hidden[torch.arange(len(suffixes), device=ids.device), lengths - 1], state
+
+    def _decoded(
+        self,
+        alike: Sequence[Sequence[_Question]],
+        requests: Sequence[Request],
+        last: Tensor,
+        state: Cache,
+        max_new_tokens: int,
+        batch_size: int,
+    ) -> Iterator[tuple[list[_Question], list[list[int]]]]:
+        """(items, their answers' tokens), `batch_size` at a time.
+
+        Row n of last and state is what all items of alike[n] start from.
+        """
+        items = [(row, item) for row, same in enumerate(alike) for item in same]
+        for some in chunks(items, batch_size):
+            batch = [item for _, item in some]
+            hidden, own = last, state
+            if len(items) > len(alike):  # more than one answer of a row: each has its own copy
+                rows = torch.tensor([row for row, _ in some], device=last.device)
+                hidden, own = last[rows], state.select(rows)
+            with self._timed("decode"):
+                if self.temperature:
+                    seeds = [requests[item.index].seed for item in batch]
+                    choose = Sampler(self.temperature, seeds)
+                    outputs = decode(self.model, hidden, own, max_new_tokens, choose)
+                else:
+                    outputs = greedy(self.model, hidden, own, max_new_tokens)
+            self.tokens["decode"] += sum(map(len, outputs))
+            yield batch, outputs
+
+
+class Sampler:
+    """Draws tokens from softmax(logits / temperature), each row by random numbers of its own seed.
+
+    One uniform number a token, inverted through the cumulated probabilities in order of token ids,
+    in float64: what a row draws depends on nothing but its logits, its seed and its place.
+    """
+
+    def __init__(self, temperature: float, seeds: Sequence[str]) -> None:
+        self.temperature = temperature
+        self._numbers = [random.Random(seed) for seed in seeds]
+
+    def __call__(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
+        """Tokens (B,) for logits (B, vocabulary) of the rows with these numbers."""
+        likely = (logits.double() / self.temperature).softmax(dim=-1).cumsum(dim=-1)
+        drawn = torch.tensor([[self._numbers[row].random()] for row in rows], dtype=torch.float64)
+        return torch.searchsorted(likely, drawn.to(likely.device) * likely[:, -1:], right=True)[
+            :, 0
+        ]
 
 
 def end_tokens(model: VLMambaForConditionalGeneration) -> frozenset[int]:
@@ -224,15 +282,27 @@ def end_tokens(model: VLMambaForConditionalGeneration) -> frozenset[int]:
 def greedy(
     model: VLMambaForConditionalGeneration, hidden: Tensor, state: Cache, max_new_tokens: int
 ) -> list[list[int]]:
-    """Greedy decoding from the last hidden states (B, D); rows leave as they end.
+    """`decode` that always takes the most likely token."""
+    return decode(model, hidden, state, max_new_tokens, lambda logits, _: logits.argmax(dim=-1))
 
+
+def decode(
+    model: VLMambaForConditionalGeneration,
+    hidden: Tensor,
+    state: Cache,
+    max_new_tokens: int,
+    choose: Callable[[Tensor, Sequence[int]], Tensor],
+) -> list[list[int]]:
+    """Decoding from the last hidden states (B, D); rows leave as they end.
+
+    choose: logits (B, vocabulary) and the numbers of the rows they are of -> tokens (B,).
     `state` is consumed.  Returns each row's tokens, the end token left out.
     """
     outputs: list[list[int]] = [[] for _ in range(hidden.shape[0])]
     alive = list(range(hidden.shape[0]))
     embedding, ends = model.get_input_embeddings(), end_tokens(model)
     for produced in range(max_new_tokens):
-        tokens = model.language_model.head(hidden).argmax(dim=-1)
+        tokens = choose(model.language_model.head(hidden), alive)
         values = tokens.tolist()
         going = [row for row, value in enumerate(values) if value not in ends]
         for row in going:
@@ -251,6 +321,14 @@ class _Question:
     index: int
     prefix: str  # up to and with the last image
     suffix: list[int]  # the tokens of the rest
+
+
+def _alike(group: Sequence[_Question]) -> list[list[_Question]]:
+    """Questions of one prefix that ask the same, together; in order of first appearance."""
+    found: dict[tuple[int, ...], list[_Question]] = {}
+    for question in group:
+        found.setdefault(tuple(question.suffix), []).append(question)
+    return list(found.values())
 
 
 def _check(request: Request, number: int) -> None:
