@@ -92,8 +92,9 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--template",
         metavar="NAME",
-        help="hf: models only: what stands around a question, chat_template (the model's own, the "
-        "default), vicuna_v1, mistral_instruct, plain, or a file with a Jinja template",
+        help="hf: models and checkpoints: what stands around a question, chat_template (the "
+        "model's own, the default), vicuna_v1, mistral_instruct, cobra, plain, or a file with a "
+        "Jinja template",
     )
     add("--data", default="demo", help="demo, hub, or a folder with files such as TASK.parquet")
     add("--style", help=f"demo data only: {', '.join(STYLES)} (default: seen)")
@@ -352,7 +353,7 @@ def finish(
     outcomes = [evaluation.score(run, task, answers) for task, answers in pairs]
     model.timing["score_s"] = time.perf_counter() - began
     record = evaluation.write(run, model, asked, outcomes, started)
-    title = evaluation.title_line(run.arguments, run.source)
+    title = evaluation.title_line(run.arguments, run.source, record["model"])
     results = [outcome.result for outcome in outcomes]
     run.folder.write("table.md", render.report(results, title, markdown=True))
     for event in model.events[:5]:

@@ -133,7 +133,7 @@ def test_the_command_compares_what_both_scored(tmp_path, capsys):
     b = write_run(tmp_path / "b", [0, 0, 1, 0, 1])
     assert compare_command.main([str(a), str(b)]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("A: a: model nano, protocol paper\nB: b:")
+    assert out.startswith("A: a: model nano, protocol paper, template not recorded\nB: b:")
     assert out.splitlines()[-1].split() == (
         ["pope", "75.0", "25.0", "+50.0", "too", "few:", "2", "clusters", "1", "4", "2", "2/0"]
     )
@@ -190,7 +190,7 @@ def test_blind_and_held_out_rows_say_so_in_the_row(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("pope (B blind) ")
     assert compare_command.main([str(held_out), str(blind)]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[0].endswith("protocol paper, held-out style, first 9 questions")
+    assert out[0].endswith("template not recorded, held-out style, first 9 questions")
     assert out[-1].startswith("pope (A held-out style, B blind) ")
     results = EvaluationRun.read(blind).results()
     text = re.sub(" +", " ", render.report(results, "t"))

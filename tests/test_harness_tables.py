@@ -94,7 +94,7 @@ def all_kinds(tmp_path):
 def test_every_run_becomes_tables_of_every_format_twice_the_same(all_kinds, capsys):
     for out in ("first", "second"):
         assert tables.main(["--from", str(all_kinds / "runs"), "--out", str(all_kinds / out)]) == 0
-    names = {f"paper_{name}" for name in paper.TITLES} | {"demo"}
+    names = {f"paper_{name}" for name in paper.TITLES} | {"demo", "models_and_cost"}
     names |= {f"speed.cpu.{name}" for name in ("points", "growth", "crossovers")}
     files = {file.name: file.read_bytes() for file in (all_kinds / "first").iterdir()}
     assert set(files) == {f"{name}.{suffix}" for name in names for suffix in ("md", "csv", "tex")}
@@ -155,7 +155,7 @@ def test_measured_runs_stand_below_the_papers_with_reasons(all_kinds):
     headers, rows = paper.table("main", [run])
     row = dict(zip(headers, rows[-1], strict=True))
     assert (row["model"], row["GQA"], row["POPE"]) == ("demo", "not run", "no score")
-    assert row["source"] == "this harness, protocol paper"
+    assert row["source"] == "this harness, protocol paper, template not recorded"
 
 
 def test_an_altered_paper_file_is_one_line(tmp_path, capsys):

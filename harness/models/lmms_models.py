@@ -37,7 +37,12 @@ SPLIT = "test"  # one for all: the class only looks documents up by it
 
 def load(name: str, options: ModelOptions) -> EvalModel:
     """The model class NAME,key=value,... of lmms-eval. Raises UserError."""
-    options.refuse("lmms", "revision", "dtype", "backend", "blind", "template")
+    options.refuse("lmms", "revision", "dtype", "backend", "blind")
+    if options.template is not None:
+        raise UserError(
+            "--template: a class of lmms-eval has its own template; where it takes another, it is "
+            "one of its settings (llava_hf: chat_template=...)"
+        )
     place = choose_device(ranks.device(options.device))
     return LmmsModel.from_spec(name, batch_size=options.batch_size, device=place)
 

@@ -21,13 +21,15 @@ CHAT = "chat_template"  # the name of the one that the model's processor brings 
 PLAIN = "plain"
 
 # {images}: an image token for each picture, {lines}: each on a line of its own; {question}: the
-# text of the user's turn
+# text of the user's turn, {stripped}: without white space around it
 NAMED = {
     PLAIN: "{images}{question}",
     # LLaVA-1.5 and its kin (Vicuna's conversation with its system sentence)
     "vicuna_v1": f"{SYSTEM} USER: {{lines}}{{question}} ASSISTANT:",
     # LLaVA-1.6 on Mistral
     "mistral_instruct": "[INST] {lines}{question} [/INST]",
+    # Cobra and ML-Mamba on mamba-chat (ZephyrChatPromptBuilder), their picture before all text
+    "cobra": "{images}<|user|>\n{stripped}<|endoftext|>\n<|assistant|>\n",
 }
 
 
@@ -48,7 +50,10 @@ class Template:
         if not self.chat:
             token = image_token(processor)
             return self.text.format(
-                images=token * images, lines=f"{token}\n" * images, question=question
+                images=token * images,
+                lines=f"{token}\n" * images,
+                question=question,
+                stripped=question.strip(),
             )
         content: list[dict[str, str]] = [{"type": "image"}] * images
         turn = {"role": "user", "content": [*content, {"type": "text", "text": question}]}

@@ -16,11 +16,12 @@ import transformers
 from torch import Tensor
 
 from harness.data.images import UnreadableImage
-from harness.models import DTYPES, ranks
+from harness.models import DTYPES, ranks, templates
 from harness.models.base import EvalModel, Limits, OnDone, Picture, Request
 from harness.models.code import code_sha256
 from harness.models.registry import ModelOptions
 from vlmamba import checkpoints
+from vlmamba.chat_template import CHAT_TEMPLATE
 from vlmamba.generation import PARTS, GroupedGenerator
 from vlmamba.generation import Request as Question
 from vlmamba.image_layouts import WHOLE
@@ -37,8 +38,6 @@ MEAN_IMAGE = "mean"  # key of what a blind run sees instead of every image
 
 def load(name: str, options: ModelOptions) -> EvalModel:
     """The checkpoint called `name` (bundled, a folder, or a hub id). Raises UserError."""
-    if options.template is not None:
-        raise UserError("--template is for hf: models; a VL-Mamba has the one it was trained with")
     if options.blind and ranks.several():
         raise UserError("a blind run needs every image of a task: run it in one process")
     return VLMambaModel(
@@ -49,11 +48,15 @@ def load(name: str, options: ModelOptions) -> EvalModel:
         dtype=options.dtype,
         backend=options.backend,
         blind=options.blind,
+        template=options.template,
     )
 
 
 class VLMambaModel(EvalModel):
-    """Greedy answers of a VL-Mamba checkpoint. Raises UserError for unusable arguments."""
+    """Greedy answers of a VL-Mamba checkpoint. Raises UserError for unusable arguments.
+
+    template: in place of the checkpoint's own, see `harness.models.templates.choose`.
+    """
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class VLMambaModel(EvalModel):
         backend: str = "auto",
         blind: bool = False,
         revision: str | None = None,
+        template: str | None = None,
     ) -> None:
         backend = names.choose("backend", backend, BACKENDS)
         self.name, self.blind, self.batch_size = pretrained, blind, batch_size
@@ -74,6 +78,7 @@ class VLMambaModel(EvalModel):
         self.model, self.processor = checkpoints.load(
             pretrained, dtype=self.dtype, device=self.device, revision=revision
         )
+        self._chosen = None if template is None else templates.choose(self.processor, template)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.notes = reading_notes(self.model.language_model)
         self.seconds = dict.fromkeys(PARTS, 0.0)
@@ -91,7 +96,10 @@ class VLMambaModel(EvalModel):
             "image_layout": self.processor.image_layout,
         }
         usual = {"image_aspect_ratio": "pad", "image_layout": WHOLE}  # of all older journals
-        return {name: value for name, value in shown.items() if value != usual[name]} | {
+        found: dict[str, Any] = {n: value for n, value in shown.items() if value != usual[n]}
+        if self._chosen is not None:
+            found["template"] = self._chosen.describe()
+        return found | {
             "model_sha256": self.sha256,
             "code_sha256": code_sha256(),
             "device": self.device.type,
@@ -104,7 +112,20 @@ class VLMambaModel(EvalModel):
     def describe(self) -> dict[str, Any]:
         """Digest, size and configuration, under the name that the user gave."""
         config = self.model.config.to_dict() | {"_name_or_path": self.name}
-        return {"sha256": self.sha256, "parameters": self.parameters, "config": config}
+        return {
+            "sha256": self.sha256,
+            "parameters": self.parameters,
+            "template": self.template.describe(),
+            "config": config,
+        }
+
+    @property
+    def template(self) -> templates.Template:
+        """What stands around a question: the chosen template, or the checkpoint's own."""
+        if self._chosen is not None:
+            return self._chosen
+        usual = self.processor.chat_template == CHAT_TEMPLATE  # the words of this one
+        return templates.choose(self.processor, "vicuna_v1" if usual else templates.CHAT)
 
     @torch.inference_mode()
     def begin_task(self, task: str, pictures: Sequence[Picture], batch_size: int) -> Any:
@@ -147,11 +168,16 @@ class VLMambaModel(EvalModel):
     def _question(self, request: Request) -> Question:
         text = request.prompt.replace(IMAGE, "")  # a question cannot bring image tokens along
         if not request.pictures:
-            return Question(self.processor.conversation_prompt(text, images=0))
+            return Question(self._prompt(text, 0))
         count = len(request.pictures)
         key = f"{count} {MEAN_IMAGE}" if self.blind else request.image_key
         images = [picture.image for picture in request.pictures]
-        return Question(self.processor.conversation_prompt(text, count), key, images)
+        return Question(self._prompt(text, count), key, images)
+
+    def _prompt(self, text: str, images: int) -> str:
+        if self._chosen is None:
+            return self.processor.conversation_prompt(text, images)
+        return self._chosen.render(self.processor, text, images)
 
     def _mean_features(self, pictures: Sequence[Picture], batch_size: int) -> Tensor:
         """The mean per patch over the readable pictures' tiles, (1, P, Dv): text-only control."""

@@ -182,6 +182,8 @@ def records(pairs: Sequence[Pair], runs: Sequence[EvaluationRun]) -> list[dict[s
             "task": pair.found.task,
             "a": known[pair.a].name,
             "b": known[pair.b].name,
+            "template_a": known[pair.a].template,
+            "template_b": known[pair.b].template,
             "mean_a": pair.found.mean_a,
             "mean_b": pair.found.mean_b,
             **asdict(pair.found.paired),

@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from harness.reporting import compare, paper, plots, publish, render, scores
+from harness.reporting import compare, costs, paper, plots, publish, render, scores
 from harness.reporting.browser import Browser
 from harness.reporting.scores import Scores
 from harness.runs.schema import Sample
@@ -31,6 +31,7 @@ SETTINGS = {  # label -> where a record has it
     "model": ("arguments", "model"),
     "weights, sha256": ("model", "sha256"),
     "parameters": ("model", "parameters"),
+    "template": ("model", "template", "name"),
     "data": ("arguments", "data"),
     "style": ("arguments", "style"),
     "protocol": ("protocol",),
@@ -146,6 +147,7 @@ def page(
     script = (folder / "page.js").read_text(encoding="utf-8")
     sections = {
         "Scores": _scores(inputs.evaluations),
+        "Models and cost": _costs(inputs.evaluations),
         "Runs compared": _comparisons(inputs.evaluations),
         "Beside the paper": _paper(inputs.evaluations, file, paper_tables),
         "Ablations": _ablations(inputs.ablations),
@@ -210,6 +212,14 @@ def _numeric(cell: str) -> bool:
 def _scores(runs: Sequence[EvaluationRun]) -> list[Block]:
     """Every metric of every run with its interval: runs across, metrics down."""
     return [Block(scores=Scores.of(runs))] if runs else []
+
+
+def _costs(runs: Sequence[EvaluationRun]) -> list[Block]:
+    """What each run's model is, how it was asked, and what a question costs."""
+    if not runs:
+        return []
+    table = costs.table(runs)
+    return [Block([table.title], table.note, table=Cells(table.headers, table.rows))]
 
 
 def _comparisons(runs: Sequence[EvaluationRun]) -> list[Block]:

@@ -145,7 +145,7 @@ def measured_line(run: EvaluationRun) -> Line:
     }
     label = run.record.get("label")
     measured = "answers from files, scored by " * ("scored_from" in run.record) + "this harness"
-    source = f"{measured}, protocol {run.record['protocol']}"
+    source = f"{measured}, protocol {run.record['protocol']}, template {run.template}"
     cells = {name: _measured_cell(run, name) for name in columns(FIRST)}
     return Line(setup, cells, f"{source}; {label}" if label else source, measured=True)
 

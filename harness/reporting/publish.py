@@ -1,7 +1,7 @@
 """Every table that a folder of runs gives: what `python -m harness.tables` writes.
 
-Evaluations: their own table, and the paper's tables with all of them below. Profiles: points,
-growth, crossovers. Ablations: the tables that the study itself printed.
+Evaluations: their own table, one of what each costs, and the paper's tables with all of them below.
+Profiles: points, growth, crossovers. Ablations: the tables that the study itself printed.
 """
 
 from __future__ import annotations
@@ -9,18 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.reporting import paper, render
+from harness.reporting import costs, paper, render
 from harness.reporting.render import Table
 from harness.reporting.study import tables_of
 from harness.runs.store import EvaluationRun, Found
 from harness.speed.sweep.summary import Profile
 from harness.speed.sweep.tables import tables as profile_tables
 
+COST = "models_and_cost"
+
 
 def all_tables(found: Sequence[Found], paper_file: Path = paper.FILE) -> dict[str, Table]:
     """File name without suffix -> table."""
     evaluations = [EvaluationRun(f.name, f.path, f.record) for f in found if f.kind == "evaluation"]
     made = paper_tables(evaluations, paper_file)
+    if evaluations:
+        made[COST] = costs.table(evaluations)
     for run in evaluations:
         made[run.name] = evaluation_table(run)
     for one in found:

@@ -82,10 +82,30 @@ class ModelConfig(Part):
     vision_config: Mapped | None = None
 
 
+class Template(Part):
+    """What stood around the questions."""
+
+    name: Text
+
+
 class Model(Part):
     """The model that answered."""
 
     config: ModelConfig = ModelConfig()
+    template: Template | None = None
+    parameters: Count | None = None
+
+
+class Cost(Part):
+    """What one question costs; a figure that was not measured is absent or null."""
+
+    parameters: Count | None = None
+    questions_per_s: Amount | None = None
+    device: Text | None = None
+    first_token_s: Amount | None = None
+    new_tokens: Count | None = None
+    tokens_per_s: Amount | None = None
+    peak_mem_bytes: Amount | None = None
 
 
 class Metric(Part):
@@ -123,6 +143,7 @@ class Evaluation(Part):
     arguments: Arguments
     protocol: Text
     model: Model = Model(config=ModelConfig())
+    cost: Cost = Cost()
     tasks: dict[TaskName, Task]
 
 

@@ -34,7 +34,7 @@ from harness.models.base import EvalModel, Limits, Picture, Request
 from harness.models.resumable import Resumable
 from harness.runs import schema
 from harness.runs.schema import Sample, TaskResult
-from harness.runs.store import marks
+from harness.runs.store import marks, template_of
 from harness.scoring import official, submit
 from harness.scoring.judge import Judge
 from tasks.common import Benchmark
@@ -279,8 +279,9 @@ def measure_cost(model: Resumable, asked: Sequence[Asked], protocol: str) -> dic
 def cost_of(model: Resumable) -> dict[str, Any]:
     """The record's part on cost: what every run tells, and what `measure_cost` found."""
     timing = model.timing
-    rate = timing["questions"] / timing["generate_s"] if timing["generate_s"] else None
-    found = {"parameters": model.model.parameters, "questions_per_s": rate}
+    rate = timing["questions"] / timing["generate_s"] if timing["questions"] else None
+    device = device_name(model.model) or getattr(model.model.device, "type", None)
+    found = {"parameters": model.model.parameters, "questions_per_s": rate, "device": device}
     return found | model.cost
 
 
@@ -329,10 +330,10 @@ def device_name(model: EvalModel) -> str | None:
     return torch.cuda.get_device_name(device)
 
 
-def title_line(arguments: Arguments, source: Source) -> str:
+def title_line(arguments: Arguments, source: Source, model: Mapping[str, Any]) -> str:
     """What the table is about, and what its numbers may not be compared with."""
     parts = [f"model {arguments['model']}", f"data {source.name}"]
-    parts += [f"protocol {arguments['protocol']}"]
+    parts += [f"protocol {arguments['protocol']}", f"template {template_of({'model': model})}"]
     parts += ["blind (image features replaced by their mean)"] if arguments["blind"] else []
     parts += [f"first {arguments['limit']} questions only"] if arguments["limit"] else []
     line = ", ".join(parts)

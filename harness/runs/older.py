@@ -25,6 +25,9 @@ def record(content: Any) -> Any:
     if not isinstance(content, Mapping):
         return content
     found = renamed(content, RECORD)
+    model = content.get("model")
+    if isinstance(model, Mapping) and "template" not in model and _is_own(model.get("config")):
+        found["model"] = {**model, "template": {"name": "vicuna_v1"}}  # there was no other
     if content.get("kind") == "evaluation" and isinstance(content.get("tasks"), Mapping):
         found["tasks"] = {name: _result(entry) for name, entry in content["tasks"].items()}
     return found
@@ -33,6 +36,11 @@ def record(content: Any) -> Any:
 def answer(row: Mapping[str, Any]) -> dict[str, Any]:
     """A line of samples_TASK.jsonl."""
     return renamed(row, ANSWER)
+
+
+def _is_own(config: Any) -> bool:
+    """Whether a model's configuration is one of this project's checkpoints."""
+    return isinstance(config, Mapping) and config.get("model_type") == "vlmamba"
 
 
 def _result(entry: Any) -> Any:

@@ -76,6 +76,11 @@ def marks(arguments: Mapping[str, Any], task: str | None = None) -> list[str]:
     return found + [f"{name} {arguments[name]}" for name in options if arguments.get(name)]
 
 
+def template_of(record: Mapping[str, Any]) -> str:
+    """The name of the template around the questions; "not recorded" where nobody wrote it down."""
+    return (record.get("model", {}).get("template") or {}).get("name", "not recorded")
+
+
 def read_record(folder: Path, kind_of: str | None = None) -> Mapping[str, Any]:
     """The record in a run's folder, checked. Raises UserError for none, a foreign or a cut one.
 
@@ -124,12 +129,18 @@ class EvaluationRun:
         arguments = self.record["arguments"]
         whose = "answers of" if "scored_from" in self.record else "model"
         parts = [f"{whose} {arguments['model']}", f"protocol {self.record['protocol']}"]
+        parts += [f"template {self.template}"]
         return f"{self.name}: {', '.join([*parts, *self._apart()])}"
 
     @property
     def marked(self) -> str:
         """Its name, and in brackets what sets it apart: for rows beside other runs."""
         return with_marks(self.name, self._apart())
+
+    @property
+    def template(self) -> str:
+        """See `template_of`."""
+        return template_of(self.record)
 
     @property
     def marks(self) -> list[str]:
