@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import subprocess
 import sys
@@ -10,10 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from test_harness_compare import write_run
 from test_profile import MACHINE, sweep_of
 
 from harness import plots as plots_command
-from harness.reporting import plots
+from harness.reporting import plots, score_plots
+from harness.runs.store import EvaluationRun
 
 
 def write_profile(folder: Path) -> Path:
@@ -80,9 +83,122 @@ def test_plots_of_runs_that_are_gone_are_named(tmp_path, capsys):
     assert (out / "old.latency.svg").exists()
 
 
+def texts(monkeypatch) -> list[str]:
+    """What the legends of plots made from now on say."""
+    from matplotlib.figure import Figure
+
+    said: list[str] = []
+    legend = Figure.legend
+
+    def record(self, handles, labels, **kwargs):
+        said.extend(labels)
+        return legend(self, list(handles), list(labels), **kwargs)
+
+    monkeypatch.setattr(Figure, "legend", record)
+    return said
+
+
+def test_a_legend_explains_the_crossovers_it_shows_or_lacks(monkeypatch):
+    said = texts(monkeypatch)
+    plots.plot(sweep_of(256, 512, 1024, 2048), "latency", "svg")
+    assert said.count("ring: from so many tokens on VL-Mamba costs less") == 1
+    said.clear()
+    plots.plot(sweep_of(2048, 4096), "latency", "svg")
+    assert not any("ring" in label for label in said)
+    assert any(label.endswith("less from 2048 tokens, the shortest measured") for label in said)
+    said.clear()
+    plots.plot(sweep_of(256, 512), "latency", "svg")
+    assert any("no crossover (not up to 512 tokens" in label for label in said)
+
+
+def test_times_have_bars_and_noisy_points_say_so(monkeypatch):
+    from matplotlib.axes import Axes
+
+    bars: list[tuple] = []
+    errorbar = Axes.errorbar
+
+    def record(self, x, y, yerr=None, **kwargs):
+        bars.append((list(x), list(y), yerr))
+        return errorbar(self, x, y, yerr=yerr, **kwargs)
+
+    monkeypatch.setattr(Axes, "errorbar", record)
+    said = texts(monkeypatch)
+    profile = sweep_of(256, 512, 1024)
+    row = next(row for row in profile.rows if row.seq_len == 512)
+    row.result["prefill_s"] = [1.0, 2.0, 4.0]  # differ by more than their median
+    plots.plot(profile, "latency", "svg")
+    lengths, medians, (below, above) = bars[profile.models().index(row.model)]
+    place = lengths.index(512)
+    assert (medians[place], below[place], above[place]) == (2.0, 1.0, 2.0)
+    assert said.count("hollow: runs differ by more than 25 %, repeat") == 1
+    bars.clear()
+    plots.plot(profile, "memory", "svg")  # measured once
+    assert bars == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "wanted"),
+    [(0.5, 30, ["0.5", "1", "2", "5", "10", "20"]), (2, 4000, ["3", "10", "30", "100", "1000"])],
+)
+def test_log_axes_have_plain_numbers(low, high, wanted):
+    from matplotlib.figure import Figure
+
+    axis = Figure().subplots()
+    axis.set(yscale="log", ylim=(low, high))
+    plots.label_log_axis(axis.yaxis, low, high)
+    labels = [axis.yaxis.get_major_formatter()(value, None) for value in axis.get_yticks()]
+    assert set(wanted) <= set(labels)
+
+
+def test_scores_are_drawn_with_the_record_s_intervals(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn: list[tuple] = []
+    errorbar = Axes.errorbar
+
+    def record(self, x, y, xerr=None, **kwargs):
+        drawn.append((x, xerr, kwargs["label"]))
+        return errorbar(self, x, y, xerr=xerr, **kwargs)
+
+    monkeypatch.setattr(Axes, "errorbar", record)
+    runs = [EvaluationRun.read(write_run(tmp_path / name, [1.0, 0.0])) for name in "ab"]
+    files = score_plots.of_runs(runs)
+    assert files.keys() == {"scores.svg", "scores.png"}
+    assert [label for _, _, label in drawn[:2]] == ["a", "b"]
+    [value], [[below], [above]], _ = drawn[0]
+    assert (value, below, above) == (50.0, pytest.approx(10.0), pytest.approx(10.0))
+    assert score_plots.of_runs([]) == {}
+
+
+def test_an_ablation_is_drawn_over_its_seeds(tmp_path, monkeypatch):
+    said = texts(monkeypatch)
+    cells = [
+        {"variant": name, "seed": seed, "metrics": {"pope": 50.0 + seed + place}}
+        for place, name in enumerate(("a", "b"))
+        for seed in range(3)
+    ]
+    record = {"axis": "scan", "final": "b", "label": None, "cells": cells}
+    assert score_plots.of_ablation(record).keys() == {"scores.svg", "scores.png"}
+    assert "variant: mean over seeds, lowest to highest (an interval takes 5 seeds)" in said
+    assert any(label.startswith("final model: mean over seeds") for label in said)
+    assert score_plots.of_ablation(record | {"cells": [cells[0] | {"metrics": {}}]}) == {}
+
+
+def test_slides_are_larger_and_pictures_have_300_dpi(tmp_path):
+    from PIL import Image
+
+    small, large = (
+        Image.open(io.BytesIO(plots.plot(sweep_of(256, 512), "latency", "png", name)))
+        for name in plots.STYLES
+    )
+    assert round(small.info["dpi"][0]) == 300
+    assert large.width > small.width
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--from", ".", "--out", "x", "--style", "poster"], "unknown --style 'poster'"),
         (["--from", "nowhere", "--out", "x"], "no folder 'nowhere'"),
         (["--out", "x"], "--from (see --help)"),
     ],

@@ -1,29 +1,37 @@
-"""Plots of profiles: latency and memory against sequence length, log-log, crossovers marked."""
+"""Plots of profiles: latency and memory against sequence length, log-log, crossovers marked.
+
+What all plots share is here too: colours, styles, log axes, legends, files.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.runs.points import VL_MAMBA
-from harness.speed.sweep.summary import Profile
-from vlmamba_core.errors import UserError
+from harness.speed import certainty
+from harness.speed.sweep.fits import Crossover
+from harness.speed.sweep.summary import TIMES, Profile
+from vlmamba_core.errors import UserError, unknown
 from vlmamba_core.folder import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colours that stay apart for the colour-blind (Okabe and Ito).
+# Colours that stay apart for the colour-blind (Okabe and Ito): of every plot, and of the page.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "osD^vP"
-STYLE = {
+PNG_DPI = 300
+COMMON = {
     "svg.hashsalt": "vlmamba",
     "svg.fonttype": "path",
     "font.family": "DejaVu Sans",
-    "font.size": 9.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -33,7 +41,29 @@ STYLE = {
     "legend.frameon": False,
     "path.simplify": False,
 }
+
+
+@dataclass(frozen=True)
+class Style:
+    """Sizes for where a plot is shown: a panel in inches, text in points, lines as a factor."""
+
+    panel: tuple[float, float]
+    font: float
+    line: float
+
+
+STYLES = {"paper": Style((4.6, 3.6), 9.0, 1.0), "slides": Style((6.4, 4.8), 15.0, 1.8)}
+
+
+def style(name: str) -> Style:
+    """One of STYLES. Raises UserError for another name."""
+    if name not in STYLES:
+        raise unknown("--style", name, list(STYLES))
+    return STYLES[name]
+
+
 MIB = 2**20
+FORMATS = ("svg", "png")
 # name of a plot -> (axis label, [(quantity, scale, line style, legend suffix), ...])
 PLOTS: dict[str, tuple[str, list[tuple[str, float, str, str]]]] = {
     "latency": ("prefill latency, s", [("prefill_s", 1.0, "-", "")]),
@@ -66,76 +96,168 @@ def write_all(folder: Path, files: Mapping[str, str | bytes]) -> str:
     return f"{len(files)} files written to {folder}{note}"
 
 
-def render(profile: Profile) -> dict[str, bytes]:
+def render(profile: Profile, look: str = "paper") -> dict[str, bytes]:
     """Every plot of a profile: file suffix such as "latency.svg" -> content."""
     files: dict[str, bytes] = {}
     for name in PLOTS:
-        for format_ in ("svg", "png"):
-            files[f"{name}.{format_}"] = plot(profile, name, format_)
+        for format_ in FORMATS:
+            files[f"{name}.{format_}"] = plot(profile, name, format_, look)
     return files
 
 
-def plot(profile: Profile, name: str, format_: str) -> bytes:
+def plot(profile: Profile, name: str, format_: str, look: str = "paper") -> bytes:
     """One plot as "svg" or "png" bytes."""
+    batches = profile.batch_sizes()
+    with figure_of(look, len(batches)) as figure:
+        axes = figure.subplots(1, len(batches), squeeze=False, sharey=True)[0]
+        for axis, batch in zip(axes, batches, strict=True):
+            _draw(axis, profile, name, batch, style(look).line)
+        add_legend(figure, axes)
+        return save(figure, format_)
+
+
+@contextmanager
+def figure_of(
+    look: str, columns: int, rows: int = 1, shares: tuple[float, float] = (1.0, 1.0)
+) -> Iterator[Figure]:
+    """A figure of that many panels in one of STYLES, whatever the user's matplotlibrc says.
+
+    shares: a panel's width and height, as shares of the style's.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
-    style: Any = {**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}
-    with matplotlib.rc_context(style):
-        batches = profile.batch_sizes()
-        figure = Figure(figsize=(4.6 * len(batches), 3.6), layout="constrained")
-        axes = figure.subplots(1, len(batches), squeeze=False, sharey=True)[0]
-        for axis, batch in zip(axes, batches, strict=True):
-            _draw(axis, profile, name, batch)
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=7.5)
-        return _save(figure, format_)
+    chosen = style(look)
+    width = chosen.panel[0] * columns * shares[0]
+    height = chosen.panel[1] * rows * shares[1]
+    settings: Any = matplotlib.rcParamsDefault | COMMON | {"backend": "agg"}
+    settings |= {"font.size": chosen.font, "axes.linewidth": 0.8 * chosen.line}
+    with matplotlib.rc_context(settings):
+        yield Figure(figsize=(width, height), layout="constrained")
 
 
-def _draw(axis: Axes, profile: Profile, name: str, batch: int) -> None:
+def add_legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend for all panels, below them; what stands in several is named once."""
+    import matplotlib
+    from matplotlib.container import ErrorbarContainer
+
+    named: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+    if named:
+        # bars with their marks are what is compared: they come first, remarks behind
+        ordered = sorted(named, key=lambda label: not isinstance(named[label], ErrorbarContainer))
+        points_a_letter = 0.5 * float(matplotlib.rcParams["font.size"])  # of small text
+        letters = figure.get_figwidth() * 72 / points_a_letter
+        columns = max(1, int(letters // (max(map(len, named)) + 8)))  # 8: line and gap
+        figure.legend(
+            [named[label] for label in ordered],
+            ordered,
+            loc="outside lower center",
+            ncols=min(columns, 3),
+            fontsize="small",
+        )
+
+
+def label_log_axis(axis: Any, low: float, high: float) -> None:
+    """Ticks with plain numbers on a logarithmic axis: the fewer decades, the more a decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    decades = math.log10(high / low)
+    steps = (1, 2, 5) if decades < 2 else (1, 3) if decades < 3.5 else (1,)
+    axis.set_major_locator(LogLocator(base=10, subs=steps, numticks=30))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def _draw(axis: Axes, profile: Profile, name: str, batch: int, width: float) -> None:
     label, lines = PLOTS[name]
     for place, model in enumerate(profile.models()):
-        look: dict[str, Any] = {
-            "color": COLOURS[place % len(COLOURS)],
-            "marker": MARKERS[place % len(MARKERS)],
-        }
-        for quantity, scale, style, suffix in lines:
-            curve = sorted(profile.curve(model, batch, quantity).items())
-            if curve:
-                lengths, values = zip(*curve, strict=True)
-                scaled = [value / scale for value in values]
-                axis.plot(
-                    lengths,
-                    scaled,
-                    linestyle=style,
-                    label=_plain(model + suffix),
-                    markersize=4,
-                    linewidth=2 if model.startswith(VL_MAMBA) else 1.3,
-                    **look,
-                )
+        for quantity, scale, dashes, suffix in lines:
+            look: dict[str, Any] = {
+                "color": COLOURS[place % len(COLOURS)],
+                "marker": MARKERS[place % len(MARKERS)],
+                "linestyle": dashes,
+                "linewidth": width * (2 if model.startswith(VL_MAMBA) else 1.3),
+                "markersize": 4 * width,
+                "label": plain(model + suffix),
+            }
+            _draw_curve(axis, profile, (model, batch, quantity), scale, look)
     _mark_crossovers(axis, profile, batch, *lines[0][:2])
     axis.set(xscale="log", yscale="log", xlabel="tokens in the sequence", ylabel=label)
-    axis.set_title(_title(profile, batch), fontsize=9)
+    axis.set_title(_title(profile, batch), fontsize="medium")
     ticks = sorted({row.seq_len for row in profile.rows})
     axis.set_xticks(ticks, [_short(n) for n in ticks])
     axis.minorticks_off()
+    label_log_axis(axis.yaxis, *axis.get_ylim())
+
+
+def _draw_curve(
+    axis: Axes, profile: Profile, which: tuple[str, int, str], scale: float, look: dict[str, Any]
+) -> None:
+    """Medians with bars to the ends of the repeats; hollow where these differ too much."""
+    curve = sorted(profile.curve(*which).items())
+    if not curve:
+        return
+    lengths, values = zip(*curve, strict=True)
+    scaled = [value / scale for value in values]
+    if which[2] not in TIMES:
+        axis.plot(lengths, scaled, **look)
+        return
+    low, high = profile.bounds(*which)
+    below = [y - low[n] / scale for n, y in zip(lengths, scaled, strict=True)]
+    above = [high[n] / scale - y for n, y in zip(lengths, scaled, strict=True)]
+    bars = {"capsize": look["markersize"] / 2, "elinewidth": look["linewidth"] / 2}
+    axis.errorbar(lengths, scaled, yerr=[below, above], **look, **bars)
+    noisy = _noisy(profile, *which)
+    hollow = [(n, y) for n, y in zip(lengths, scaled, strict=True) if n in noisy]
+    if hollow:
+        share = f"{certainty.NOISY * 100:.0f} %"
+        style_ = {"marker": look["marker"], "markersize": look["markersize"], "linestyle": ""}
+        style_ |= {"mfc": "white", "mec": look["color"], "zorder": 5}
+        label = f"hollow: runs differ by more than {share}, repeat"
+        axis.plot(*zip(*hollow, strict=True), label=label, **style_)
+
+
+def _noisy(profile: Profile, model: str, batch: int, quantity: str) -> set[int]:
+    return {
+        row.seq_len
+        for row in profile.rows
+        if row.result is not None and (row.model, row.batch_size) == (model, batch)
+        if certainty.noisy(row.result[quantity])
+    }
 
 
 def _mark_crossovers(axis: Axes, profile: Profile, batch: int, quantity: str, scale: float) -> None:
-    """A ring where VL-Mamba begins to cost less than a baseline, with the length beside it."""
+    """A ring where VL-Mamba begins to cost less than a baseline, with the length beside it.
+
+    A crossing that would lie below the shortest length is no ring: the legend says so.
+    """
+    ring: dict[str, Any] = {"ms": 11, "mfc": "none", "mec": "black", "mew": 1.2, "linestyle": ""}
     for pair in profile.pairs():
         found = profile.crossover(pair, batch, quantity)
         if found.length is None or found.at_most:
-            continue  # never, or from the shortest length on: there is no crossing to see
+            axis.plot([], [], linestyle="", label=plain(_no_ring(pair, batch, found)))
+            continue
         value = _between(profile.curve(pair[1], batch, quantity), found.length) / scale
-        axis.plot([found.length], [value], "o", ms=11, mfc="none", mec="black", mew=1.2)
+        label = "ring: from so many tokens on VL-Mamba costs less"
+        axis.plot([found.length], [value], marker="o", label=label, **ring)
         axis.annotate(
             f"{found.length:.0f}",
             (found.length, value),
             xytext=(9, -11),
             textcoords="offset points",
-            fontsize=8,
+            fontsize="small",
         )
+
+
+def _no_ring(pair: tuple[str, str], batch: int, found: Crossover) -> str:
+    """For the legend: why there is no ring for a pair."""
+    against = f"against {pair[1]}, batch {batch}"
+    if found.length is None:
+        return f"{against}: no crossover ({found.note})"
+    return f"{against}: less from {found.length:.0f} tokens, the shortest measured"
 
 
 def _between(curve: Mapping[int, float], length: float) -> float:
@@ -151,10 +273,10 @@ def _title(profile: Profile, batch: int) -> str:
     machine = profile.machine
     device = machine.get("device", "?")
     where = machine.get("processor", device) if device == "cpu" else device
-    return _plain(f"batch {batch}, {machine.get('dtype', '?')}, {where}")
+    return plain(f"batch {batch}, {machine.get('dtype', '?')}, {where}")
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that matplotlib shows as it is; between two dollars it would read mathematics."""
     return text.replace("$", r"\$")
 
@@ -163,9 +285,9 @@ def _short(tokens: int) -> str:
     return f"{tokens // 1024}k" if tokens % 1024 == 0 else str(tokens)
 
 
-def _save(figure: Figure, format_: str) -> bytes:
+def save(figure: Figure, format_: str) -> bytes:
     """The figure without dates or program names."""
     file = io.BytesIO()
     metadata = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}[format_]
-    figure.savefig(file, format=format_, dpi=160, metadata=metadata)
+    figure.savefig(file, format=format_, dpi=PNG_DPI, metadata=metadata)
     return file.getvalue()

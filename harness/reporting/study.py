@@ -61,13 +61,13 @@ def _mean_text(cells: Sequence[Mapping[str, float]], task: str) -> str:
     mean = f"{fmean(values):.1f}"
     if len(values) < 2:
         return mean
-    interval = seeds_interval(values, _maximum(task)) if task in tasks.NAMES else None
+    interval = seeds_interval(values, largest(task)) if task in tasks.NAMES else None
     if not isinstance(interval, Interval):
         return f"{mean} ({min(values):.1f} to {max(values):.1f})"
     return f"{mean} [{interval.low:.1f} to {interval.high:.1f}]"
 
 
-def _maximum(task: str) -> float:
+def largest(task: str) -> float:
     """Of the primary metric, in the paper's unit."""
     benchmark = tasks.load(task)
     return benchmark.maximum(benchmark.primary_metric, ()) * (

@@ -397,6 +397,7 @@
     }
     window.addEventListener("hashchange", follow);
     follow();
+    document.body.dataset.loadedMs = String(Math.round(performance.now())); // for tools/time_report.py
   }
 
   start();

@@ -75,14 +75,14 @@ class Profile:
         found = fits.crossover(model, baseline)
         if quantity not in TIMES:
             return found
-        (best, worst), (low, high) = (self._bounds(name, batch_size, quantity) for name in pair)
+        (best, worst), (low, high) = (self.bounds(name, batch_size, quantity) for name in pair)
         early, late = fits.crossover(best, high), fits.crossover(worst, low)
         if (early.length, late.length) == (found.length, found.length):
             return found
         note = f"{found.note}; by the spread of runs {_range(early, late)}"
         return dataclasses.replace(found, note=note)
 
-    def _bounds(self, model: str, batch_size: int, quantity: str) -> tuple[Curve, Curve]:
+    def bounds(self, model: str, batch_size: int, quantity: str) -> tuple[Curve, Curve]:
         """The ends of the repeats' range by length, as certainty.spread takes it."""
         ends = {
             row.seq_len: certainty.ends(row.result[quantity])
