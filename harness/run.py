@@ -350,7 +350,7 @@ def finish(
     """Score the answers, write all files, print the table, and check it; returns the record."""
     began = time.perf_counter()
     pairs = zip(asked, predictions, strict=True)
-    outcomes = [evaluation.score(run, task, answers) for task, answers in pairs]
+    outcomes = [evaluation.score(run, task, answers, model.refused) for task, answers in pairs]
     model.timing["score_s"] = time.perf_counter() - began
     record = evaluation.write(run, model, asked, outcomes, started)
     title = evaluation.title_line(run.arguments, run.source, record["model"])

@@ -87,8 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     beside = args.predictions.with_name(f"{args.predictions.name}.judge.jsonl")
     judge = judging.from_arguments(args, [task], beside)
     report = score(task, rows, args.protocol, judge)
-    if answers.unreadable:
-        report.excluded["unreadable image"] = len(answers.unreadable)
+    report.excluded.update(schema.counted(answers.reasons))
     if args.json:  # before a word is printed: the reader of a pipe may leave
         content = as_json(task, rows, report, args.protocol)
         write_json(args.json, content | (judge.settings() if judge else {}))
@@ -157,7 +156,7 @@ def read(
     else:
         answers = Answers(*imports.load(format, task, path, truth))
     seen: set[str] = set()
-    for row in (*answers.rows, *answers.unreadable):
+    for row in (*answers.rows, *answers.unanswered):
         if row.case_id in seen:
             raise UserError(f"{path}: case_id {row.case_id!r} comes twice")
         seen.add(row.case_id)

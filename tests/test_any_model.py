@@ -13,10 +13,11 @@ import pytest
 import tiny_vlms
 from test_api_models import Server, question, said
 
-from harness import compare, report, run, tables
+from harness import compare, report, run, score, tables
 from harness.models import cost
 from harness.models.registry import eval_models
 from harness.models.templates import choose
+from harness.runs.schema import counted
 
 TASKS = ("pope", "mme", "mmbench")
 TEMPLATE = "{% for turn in messages %}USER: {{ turn.content }} ASSISTANT:{% endfor %}"
@@ -188,3 +189,39 @@ def test_all_kinds_are_in_the_help(capsys):
         run.main(["--help"])
     assert {"hf", "lmms", "api"} <= set(eval_models)
     assert all(f"{kind}:NAME" in capsys.readouterr().out for kind in ("hf",))
+
+
+def test_a_refused_question_says_its_own_reason(server, tmp_path, capsys):
+    """In the table, the samples, a score made again, and the report page."""
+
+    def reply(body: dict, number: int) -> tuple:
+        if number in (1, 4):
+            return 400, {"error": {"message": "flagged by a filter"}}, {}
+        return said("yes")
+
+    server.reply = reply
+    out = tmp_path / "run"
+    model = f"api:{server.url},model=m,concurrency=1"
+    record = evaluate(out, model, names=("pope",))
+    why = "not answered: HTTP 400: flagged by a filter"
+    assert record["tasks"]["pope"]["excluded"] == {why: 2}
+    assert f"2 left out: {why}" in (out / "table.md").read_text()
+    file = out / "samples_pope.jsonl"
+    samples = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [n for n, sample in enumerate(samples) if sample["prediction"] is None] == [1, 4]
+    assert [sample["excluded"] for sample in samples if sample["prediction"] is None] == [why] * 2
+    capsys.readouterr()
+    again = tmp_path / "again"
+    assert score.main(["pope", str(file), "--out", str(again)]) == 0
+    assert f"left out: 2 rows: {why}" in capsys.readouterr().out
+    assert (again / "samples_pope.jsonl").read_text() == file.read_text()
+    page = tmp_path / "page.html"
+    assert report.main([str(out), "--out", str(page)]) == 0
+    assert why in page.read_text() and "unreadable" not in page.read_text()
+
+
+def test_many_reasons_are_one_in_a_table():
+    reasons = ["unreadable image", *(f"not answered: request {n}" for n in range(4))]
+    assert counted(reasons[:4]) == dict.fromkeys(reasons[:4], 1)
+    together = "not answered, for 4 reasons (see the samples)"
+    assert counted(reasons) == {"unreadable image": 1, together: 4}

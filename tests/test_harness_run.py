@@ -380,7 +380,7 @@ def test_hidden_truth_leaves_the_test_servers_file(world, capsys):
     assert sent[0]["caption"]
     table = read(world, "table.md")
     assert "coco_cap: no score is made here; for the test server: 6 answers in" in table
-    assert "1 answers in it are empty: their images are unreadable" in table
+    assert "1 answers in it are empty: unreadable image" in table
     assert not (Path(world["out"]) / "pope_submission.json").exists()
 
 

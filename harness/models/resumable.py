@@ -48,6 +48,7 @@ class Resumable:
             "images": 0,
             "resumed_answers": 0,
         }
+        self.refused: dict[tuple[str, int], str] = {}  # (task, row) -> why it has no answer
         self.cost: dict[str, Any] = {}  # of one question, where it was measured
         self._batch_size = model.batch_size
         self._answered = self._refusals = 0
@@ -98,14 +99,15 @@ class Resumable:
 
     def gather(self) -> None:
         """After a run of several processes: the events and counts of all; all call it."""
-        found = ranks.gather((self.events, self.timing))
-        for events, _ in found:
+        found = ranks.gather((self.events, self.timing, self.refused))
+        for events, _, refused in found:
+            self.refused |= refused
             for event in events:
                 self.note(event)
         for name in ("questions", "images", "resumed_answers"):
-            self.timing[name] = sum(timing[name] for _, timing in found)
+            self.timing[name] = sum(timing[name] for _, timing, _ in found)
         for name in (name for name in self.timing if name.endswith("_s")):
-            self.timing[name] = max(timing[name] for _, timing in found)
+            self.timing[name] = max(timing[name] for _, timing, _ in found)
 
     def _answer_task(self, requests: Sequence[Request], indices: list[int], keep: Keep) -> None:
         """All requests of one task: those already answered from the journal, then the others."""
@@ -247,6 +249,7 @@ class Resumable:
 
     def _refused(self, request: Request, reason: str) -> None:
         """Note a request without an answer; a model that refuses everything is an error."""
+        self.refused[request.task, request.row] = f"not answered: {one_line(reason)}"
         self.note(f"{request.task}: row {request.row + 1}: not answered: {one_line(reason)}")
         self._refusals += 1
         if self._refusals >= REFUSALS_TO_GIVE_UP and not self._answered:

@@ -16,7 +16,7 @@ import tasks
 from harness.data.images import UnreadableImage, image_key
 from harness.data.questions import NO_IMAGE
 from harness.reporting.pictures import Picture, Pictures
-from harness.runs.schema import Sample
+from harness.runs.schema import UNREADABLE, Sample
 from harness.runs.store import NAMED, EvaluationRun
 from vlmamba_core.errors import UserError
 
@@ -138,7 +138,7 @@ def _reference_text(reference: Any) -> str | None:
 def _why_no_image(sample: Sample) -> str:
     if sample.image not in (None, NO_IMAGE):
         return "image not included"
-    return "unreadable image" if sample.excluded == "unreadable image" else TEXT_ONLY
+    return UNREADABLE if sample.excluded == UNREADABLE else TEXT_ONLY
 
 
 def _add_pictures(

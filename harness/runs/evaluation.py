@@ -126,9 +126,20 @@ def request_of(question: Question, protocol: str) -> Request:
     )
 
 
-def score(run: Run, asked: Asked, predictions: Sequence[Answer]) -> Outcome:
-    """A task's scores and per-question lines; its submission file where one is due."""
-    questions = asked.questions
+def score(
+    run: Run,
+    asked: Asked,
+    predictions: Sequence[Answer],
+    refused: Mapping[tuple[str, int], str] | None = None,
+) -> Outcome:
+    """A task's scores and per-question lines; its submission file where one is due.
+
+    refused: (task, row) -> why the model has no answer; without an entry the image was unreadable.
+    """
+    questions, refused = asked.questions, refused or {}
+    why = [
+        refused.get((asked.task.name, question.row), schema.UNREADABLE) for question in questions
+    ]
     result, samples = schema.score_task(
         asked.task,
         [question.doc for question in questions],
@@ -138,10 +149,12 @@ def score(run: Run, asked: Asked, predictions: Sequence[Answer]) -> Outcome:
         image_keys=[question.image_key for question in questions],
         prompts=[question.prompt for question in questions],
         references=[question.reference for question in questions],
+        unanswered=why,
         seed=run.arguments["seed"],
         judge=run.judge,
     )
-    result.notes.extend(write_submission(run, asked, predictions, scored=bool(result.metrics)))
+    scored = bool(result.metrics)
+    result.notes.extend(write_submission(run, asked, predictions, why, scored=scored))
     named = replace(result, marks=tuple(marks(run.arguments, result.task)))
     return Outcome(named, samples)
 
@@ -230,18 +243,20 @@ def compare(run: Run, asked: Asked, outcome: Outcome) -> tuple[str, str]:
 
 
 def write_submission(
-    run: Run, asked: Asked, predictions: Sequence[Answer], scored: bool
+    run: Run, asked: Asked, predictions: Sequence[Answer], reasons: Sequence[str], scored: bool
 ) -> list[str]:
     """Write the file for a benchmark's server, if asked to or without a score; and the notes on it.
 
-    A question whose image is unreadable gets an empty answer: servers want all questions.
+    A question without an answer gets an empty one: servers want all questions.  reasons: why each
+    has none, where it has none.
     """
     task = asked.task
     name = submit.file_name(task)
     if name is None or (scored and run.submit_to is None):
         return []
     path = (run.submit_to or run.folder.path) / name
-    unreadable = list(predictions).count(None)
+    pairs = zip(predictions, reasons, strict=True)
+    empty = schema.counted([why for answer, why in pairs if answer is None])
     docs, answers = [question.doc for question in asked.questions], [p or "" for p in predictions]
     why = "" if scored else "no score is made here; "
     try:
@@ -252,8 +267,7 @@ def write_submission(
             raise
         return [f"{why}nothing for the test server: {error}"]  # nobody asked for the file
     notes = [f"{why}for the test server: {n} answers in {path}"]
-    if unreadable:
-        notes.append(f"{unreadable} answers in it are empty: their images are unreadable")
+    notes += [f"{count} answers in it are empty: {reason}" for reason, count in empty.items()]
     return notes + about
 
 

@@ -29,7 +29,7 @@ from vlmamba_core.folder import RunFolder, digest
 
 @dataclass(frozen=True)
 class Answers:
-    """One task's answers with their documents; `unreadable` ones were never asked.
+    """One task's answers with their documents; `unanswered` ones have none, each for its reason.
 
     record: of the run that they are from, if that is known. keyed: the rows know their picture's
     key, as those of a run do.
@@ -37,7 +37,8 @@ class Answers:
 
     rows: list[Joined]
     missing: int = 0  # documents that have no answer
-    unreadable: list[Joined] = field(default_factory=list)
+    unanswered: list[Joined] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
     record: Mapping[str, Any] | None = None
     keyed: bool = False
 
@@ -68,7 +69,8 @@ def read_samples(
     pairs = list(zip(samples, joined, strict=True))
     return Answers(
         rows=[row for sample, row in pairs if sample.prediction is not None],
-        unreadable=[row for sample, row in pairs if sample.prediction is None],
+        unanswered=[row for sample, row in pairs if sample.prediction is None],
+        reasons=[s.excluded or schema.UNREADABLE for s, _ in pairs if s.prediction is None],
         record=run.record if run else None,
         keyed=True,
     )
@@ -205,14 +207,15 @@ def _samples(
     task: Benchmark, answers: Answers, report: Report, protocol: str, seed: int
 ) -> tuple[TaskResult, list[Sample]]:
     """The scores with intervals, and the lines of all answers in the order of the data."""
-    rows = [*answers.rows, *answers.unreadable]
+    rows = [*answers.rows, *answers.unanswered]
     predictions = [row.prediction for row in answers.rows]
     result, samples = schema.score_task(
         task,
         [row.doc for row in rows],
-        [*predictions, *[None] * len(answers.unreadable)],
+        [*predictions, *[None] * len(answers.unanswered)],
         protocol,
         doc_ids=[place if row.row is None else row.row for place, row in enumerate(rows)],
+        unanswered=[*[""] * len(predictions), *answers.reasons],
         image_keys=[row.image if answers.keyed else _named(task, row.doc) for row in rows],
         seed=seed,
         report=report,

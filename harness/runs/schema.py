@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -41,6 +42,8 @@ PACKAGES = (
     "mamba-ssm",
     "causal-conv1d",
 )
+UNREADABLE = "unreadable image"  # why a question has no answer, unless the model says otherwise
+MOST_REASONS = 3  # of the models' own, told apart in a table
 ROOT = Path(__file__).resolve().parents[2]
 # What two runs of one command may differ in: times, and what is measured of the machine. All else
 # in record.json, points.jsonl, train.jsonl and summary.json is the same, killed and resumed or not.
@@ -109,12 +112,14 @@ def score_task(
     image_keys: Sequence[str | None] | None = None,
     prompts: Sequence[str] | None = None,
     references: Sequence[Any] | None = None,
+    unanswered: Sequence[str] | None = None,
     seed: int = 0,
     judge: Judge | None = None,
     report: Report | None = None,
 ) -> tuple[TaskResult, list[Sample]]:
-    """Scores, intervals and per-sample lines. A prediction of None: the image was unreadable.
+    """Scores, intervals and per-sample lines. A prediction of None: there is no answer.
 
+    `unanswered`: why, for each document (default: its image was unreadable).
     `prompts` and `references`: of the documents, where they are made already. `judge` helps with
     the tasks that need a model to grade or read answers. `report`: of the readable answers, where
     they are scored already.
@@ -133,8 +138,9 @@ def score_task(
     cases: dict[int, Case | None] = dict(zip(readable, report.cases, strict=True))
     reasons = task.exclude(kept_docs, protocol)
     excluded = dict(report.excluded)
-    if len(readable) < len(docs):
-        excluded["unreadable image"] = len(docs) - len(readable)
+    unanswered = [UNREADABLE] * len(docs) if unanswered is None else unanswered
+    pairs = zip(predictions, unanswered, strict=True)
+    excluded |= counted([reason for prediction, reason in pairs if prediction is None])
     result = replace(
         result_of(task, kept_docs, report, protocol, seed=seed),
         excluded=excluded,
@@ -151,11 +157,21 @@ def score_task(
             reference=references[row],
             score=case.score if case else None,
             image=image_keys[row],
-            excluded=why.get(row, "unreadable image"),
+            excluded=why.get(row, unanswered[row]),
         )
         for row, prediction in enumerate(predictions)
     ]
     return result, samples
+
+
+def counted(reasons: Sequence[str]) -> dict[str, int]:
+    """Reason -> how often; many that the models gave, one by one in the samples, are one here."""
+    found = Counter(reasons)
+    own = [reason for reason in found if reason != UNREADABLE]
+    if len(own) > MOST_REASONS:
+        together = sum(found.pop(reason) for reason in own)
+        found[f"not answered, for {len(own)} reasons (see the samples)"] = together
+    return dict(found)
 
 
 def result_of(
