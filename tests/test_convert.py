@@ -13,11 +13,20 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, MambaConfig, MambaForCausalLM
+from tiny import tiny_config
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 from harness.models.vlmamba import VLMambaModel
 from vlmamba import VLMambaConfig, VLMambaForConditionalGeneration, checkpoints
@@ -123,7 +132,7 @@ def mamba(d_model: int = 32) -> MambaForCausalLM:
     return random_weights(MambaForCausalLM(config))
 
 
-def original_names(model: MambaForCausalLM) -> dict[str, torch.Tensor]:
+def original_names(model: MambaForCausalLM | Mamba2ForCausalLM) -> dict[str, torch.Tensor]:
     """state-spaces' layout."""
     return {
         key.replace("embeddings.weight", "embedding.weight"): tensor.clone()
@@ -327,6 +336,160 @@ def test_another_architecture_is_refused(cobra, cobra_words, tmp_path, capsys):
     (cobra.folder / "config.json").write_text(json.dumps(settings))
     assert convert(*cobra_words, "--out", tmp_path / "ours") == 2
     assert "arch_specifier is 'no-align+fused-ldpnet'" in capsys.readouterr().err
+
+
+# --- ML-Mamba
+
+
+def mamba2(weights: dict[str, torch.Tensor], x: torch.Tensor, way: str) -> torch.Tensor:
+    """One direction before the output projection, token by token (Dao and Gu, 2405.21060).
+
+    way: "" or "_b", whose convolution, steps, decays and skips are its own.
+    """
+    d_inner, heads = weights["norm.weight"].shape[0], weights["dt_bias"].shape[0]
+    states = (weights["conv1d.weight"].shape[0] - d_inner) // 2
+    projected = x @ weights["in_proj.weight"].T
+    z, rows, steps = projected.split([d_inner, d_inner + 2 * states, heads], dim=-1)
+    kernel, bias = weights[f"conv1d{way}.weight"], weights[f"conv1d{way}.bias"]
+    padded = F.pad(rows.T, (kernel.shape[-1] - 1, 0))[None]
+    rows = F.silu(F.conv1d(padded, kernel, bias, groups=len(kernel)))[0].T
+    values, b, c = rows.split([d_inner, states, states], dim=-1)
+    values = values.unflatten(-1, (heads, -1))
+    steps = F.softplus(steps + weights[f"dt_bias{way}"])
+    decay = torch.exp(-steps * weights[f"A_log{way}"].exp())
+    state, out = torch.zeros(heads, values.shape[-1], states), []
+    for t in range(len(x)):
+        added = (steps[t, :, None] * values[t])[..., None] * b[t]
+        state = decay[t, :, None, None] * state + added
+        out.append(state @ c[t] + weights[f"D{way}"][:, None] * values[t])
+    gated = torch.stack(out).flatten(1) * F.silu(z)
+    scale = gated.pow(2).mean(-1, keepdim=True).add(1e-5).rsqrt()
+    return gated * scale * weights["norm.weight"]
+
+
+def scanned(parts: dict[str, dict[str, torch.Tensor]], features: torch.Tensor) -> torch.Tensor:
+    """Features (P, Dv) through the released code's `mlp`, `bidirectional_mamba` and `projector`."""
+    x = F.gelu(features @ parts["mlp"]["0.weight"].T + parts["mlp"]["0.bias"])
+    scan = parts["bidirectional_mamba"]
+    for n in range(2):
+        home = f"layers.{n}."
+        own = {k.removeprefix(home): t for k, t in scan.items() if k.startswith(home)}
+        mixer = {k.removeprefix("mixer."): t for k, t in own.items() if k.startswith("mixer.")}
+        back = mamba2(mixer, x.flip(0), "_b").flip(0)
+        x = x + (mamba2(mixer, x, "") + back) / 2 @ mixer["out_proj.weight"].T
+        normed = F.layer_norm(x, x.shape[-1:], own["norm.weight"], own["norm.bias"])
+        w1, w2 = (F.linear(normed, own[f"mlp.w{i}.weight"], own[f"mlp.w{i}.bias"]) for i in (1, 2))
+        x = x + F.linear(F.silu(w1) * w2, own["mlp.w3.weight"], own["mlp.w3.bias"])
+    x = F.layer_norm(x, x.shape[-1:], scan["norm_f.weight"], scan["norm_f.bias"])
+    for n in (0, 2, 4):
+        weight, bias = (parts["projector"][f"projector.{n}.{leaf}"] for leaf in ("weight", "bias"))
+        x = F.linear(x if n == 0 else F.gelu(x), weight, bias)
+    return x
+
+
+def bidirectional_weights(width: int, heads: int, states: int) -> dict[str, torch.Tensor]:
+    """`Bidirectional_Mamba` of the authors' fork, two layers, with random weights."""
+    d_inner = 2 * width
+    conv = d_inner + 2 * states
+    shapes: dict[str, tuple[int, ...]] = {
+        "mixer.in_proj.weight": (d_inner + conv + heads, width),
+        "mixer.norm.weight": (d_inner,),
+        "mixer.out_proj.weight": (width, d_inner),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+    }
+    for way in ("", "_b"):
+        shapes |= {f"mixer.{name}{way}": (heads,) for name in ("dt_bias", "A_log", "D")}
+        shapes |= {f"mixer.conv1d{way}.weight": (conv, 1, 4), f"mixer.conv1d{way}.bias": (conv,)}
+    for n in (1, 2, 3):
+        shapes |= {f"mlp.w{n}.weight": (width, width), f"mlp.w{n}.bias": (width,)}
+    weights = {f"layers.{n}.{k}": torch.randn(s) * 0.3 for n in (0, 1) for k, s in shapes.items()}
+    return weights | {
+        "norm_f.weight": 1 + torch.randn(width) / 9,
+        "norm_f.bias": torch.randn(width),
+    }
+
+
+@pytest.fixture
+def ml_mamba(tmp_path):
+    """A file of ML-Mamba by itself, as its hub repository has it, and its parts."""
+    width, heads, states = 32, 8, 16
+    config = Mamba2Config(
+        vocab_size=320,
+        hidden_size=width,
+        num_hidden_layers=2,
+        num_heads=heads,
+        head_dim=2 * width // heads,
+        state_size=states,
+        n_groups=1,
+        chunk_size=8,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        eos_token_id=0,
+    )
+    language = random_weights(Mamba2ForCausalLM(config))
+    linear = random_weights(torch.nn.Linear(128 + 144, width))
+    parts = {
+        "llm_backbone": original_names(language),
+        "mlp": {f"0.{key}": tensor for key, tensor in linear.state_dict().items()},
+        "bidirectional_mamba": bidirectional_weights(width, heads, states),
+        "projector": {
+            f"projector.{key}": t for key, t in projector(width, width).state_dict().items()
+        },
+    }
+    file = tmp_path / "latest-checkpoint.pt"
+    torch.save({"model": parts}, file)
+    return SimpleNamespace(file=file, parts=parts, language=language)
+
+
+@pytest.fixture
+def ml_mamba_words(ml_mamba, timm_encoders, tokenizer_folder):
+    return ["ml-mamba", ml_mamba.file, *timm_encoders.flags, "--tokenizer", tokenizer_folder]
+
+
+def test_ml_mamba_computes_what_its_authors_compute(
+    ml_mamba, ml_mamba_words, timm_encoders, tmp_path
+):
+    model, processor = converted(tmp_path / "ours", *ml_mamba_words)
+    features = prismatic_features(timm_encoders, split_pixels(processor))
+    image = scanned(ml_mamba.parts, features[0])
+    assert (model.connector(features)[0] - image).abs().max() < TOLERANCE
+    text = f"<|user|>\n{QUESTION}<|endoftext|>\n<|assistant|>\n"
+    words = ml_mamba.language.get_input_embeddings()(
+        torch.tensor(processor.tokenizer(text)["input_ids"])
+    )
+    expected = ml_mamba.language(inputs_embeds=torch.cat([image, words])[None]).logits[0]
+    found = our_logits(model, processor)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() < TOLERANCE
+    assert expected.std() > 0.1
+
+
+def test_a_fresh_msc_starts_both_ways_alike_and_gives_every_parameter_a_gradient():
+    config = tiny_config(connector="msc", connector_layer={"head_dim": 8})
+    connector = VLMambaForConditionalGeneration(config).train().connector
+    for block in connector.blocks:
+        for name in ("dt_bias", "A_log", "D"):
+            assert torch.equal(getattr(block.mixer, name), getattr(block.mixer, f"{name}_b"))
+    connector(torch.randn(2, config.num_patches, config.vision_width)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in connector.parameters())
+
+
+@pytest.mark.parametrize("key", ["layers.1.mixer.conv1d_b.bias", "layers.0.mlp.w2.weight"])
+@pytest.mark.parametrize("how", ["missing", "unexpected"])
+def test_its_broken_files_are_refused_in_one_line(
+    how, key, ml_mamba, ml_mamba_words, tmp_path, capsys
+):
+    scan = ml_mamba.parts["bidirectional_mamba"]
+    if how == "missing":
+        del scan[key]
+    else:
+        key += "_c"
+        scan[key] = torch.zeros(3)
+    torch.save({"model": ml_mamba.parts}, ml_mamba.file)
+    assert convert(*ml_mamba_words, "--out", tmp_path / "ours") == 2
+    error = capsys.readouterr().err
+    assert f"bidirectional_mamba.{key}" in error and error.count("\n") == 1
 
 
 # --- Mamba-VL and Pythia-VL

@@ -101,6 +101,7 @@ def _pythia_vl(hidden_size: int, layers: int, heads: int) -> dict[str, Any]:
 
 PUBLISHED_VLMS: dict[str, dict[str, Any]] = {
     "cobra-3b": COBRA,
+    "ml-mamba-3b": ML_MAMBA,
     "mamba-vl-790m": _mamba_vl(1536, 48),
     "mamba-vl-1.4b": _mamba_vl(2048, 48),
     "mamba-vl-2.8b": _mamba_vl(2560, 64),

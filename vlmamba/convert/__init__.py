@@ -12,11 +12,11 @@ A converted folder is an ordinary checkpoint: `harness.run --model`, `vlmamba.as
 and `vlmamba.train --init` load it.
 """
 
-from vlmamba.convert import cobra, mamba_vl, pythia_vl
+from vlmamba.convert import cobra, mamba_vl, ml_mamba, pythia_vl
 from vlmamba.convert.system import System, convert
 
 __all__ = ["SYSTEMS", "convert"]
 
 SYSTEMS: dict[str, System] = {
-    module.SYSTEM.name: module.SYSTEM for module in (cobra, mamba_vl, pythia_vl)
+    module.SYSTEM.name: module.SYSTEM for module in (cobra, ml_mamba, mamba_vl, pythia_vl)
 }

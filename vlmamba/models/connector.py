@@ -4,6 +4,7 @@
     mlp3      V_out = MLP3(V_img), three layers
     vss_mlp   V_scan = VSS(V_img);                         V_out = MLP(Norm(V_scan + V_img))
     vss_l2    V' = Linear(V_img); V_scan = VSS(GELU(V'));  V_out = Linear(Norm(V_scan + V'))
+    msc       ML-Mamba's: GELU(Linear), two blocks of a Mamba-2 that reads both ways, MLP3
 
 (VL-Mamba, section 3.2; `vss_l2` with `bsm` is its final model.)  VSS, the vision selective scan,
 unfolds the patch grid into one sequence per scan direction, runs a Mamba layer over each
@@ -21,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from vlmamba import registry
-from vlmamba.config import VLMambaConfig
+from vlmamba.config import MambaConfig, VLMambaConfig
 from vlmamba.models.mixers import MIXERS, Mixer
+from vlmamba.models.mixers.bidirectional import BidirectionalMamba2
 from vlmamba.models.scan2d import fold, scan_orders, unfold
 
 
@@ -170,6 +172,69 @@ class VSSL2Connector(ScanningConnector):
         """(B, P, Dv) -> (B, P, D)."""
         projected = self.linear_in(patches)
         return self.linear_out(self.norm(self.vss(self.act(projected)) + projected))
+
+
+class SwiGLU(nn.Module):
+    """w3(silu(w1 x) * w2 x), as wide inside as outside."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.w1, self.w2, self.w3 = (nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.w3(nn.functional.silu(self.w1(x)) * self.w2(x))
+
+
+class ScanBlock(nn.Module):
+    """x + BiMamba2(x), then x + SwiGLU(LayerNorm(x)); no norm stands before the scan."""
+
+    def __init__(self, layer: MambaConfig):
+        super().__init__()
+        self.mixer = BidirectionalMamba2(layer)
+        self.mlp = SwiGLU(layer.d_model)
+        self.norm = nn.LayerNorm(layer.d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, P, D) -> (B, P, D)."""
+        x = x + self.mixer.both_ways(x)
+        return x + self.mlp(self.norm(x))
+
+
+@registry.connectors.add("msc")
+class MSCConnector(Connector):
+    """`msc`: ML-Mamba's Mamba-2 scan connector as its code has it (2407.19832, 3.2.3 "Advanced").
+
+    The paper's equations have neither residual nor norm; its released code, followed here, has.
+    It scans forward and backward over the raster of patches, whatever `scan` says, with Mamba-2 at
+    the language model's width (connector_layer: d_state, d_conv, expand, head_dim, n_groups).
+    """
+
+    layers = 2
+
+    def __init__(self, config: VLMambaConfig, d_vision: int):
+        super().__init__(config, d_vision)
+        width = config.hidden_size
+        layer = config.connector_layer_config(width)
+        self.linear_in = nn.Linear(d_vision, width)
+        self.blocks = nn.ModuleList(ScanBlock(layer) for _ in range(self.layers))
+        self.norm = nn.LayerNorm(width)
+        self.mlp = _three_layers(width, width)
+
+    def activation_bytes(self, element: int) -> int:
+        """As above, and of each block its SwiGLU and what its layer keeps, both ways."""
+        width = self.widths[1]
+        mixer = cast(ScanBlock, self.blocks[0]).mixer
+        kept, at_work = mixer.activation_bytes(element)
+        block = 4 * 6 * width + kept + 2 * at_work
+        return self.patches * (4 * (self.widths[0] + 12 * width) + self.layers * block)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(B, P, Dv) -> (B, P, D)."""
+        x = nn.functional.gelu(self.linear_in(patches))
+        for block in self.blocks:
+            x = block(x)
+        return self.mlp(self.norm(x))
 
 
 def build_connector(config: VLMambaConfig) -> Connector:
