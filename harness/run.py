@@ -9,6 +9,7 @@
     python -m harness.run --tasks pope --model hf:llava-hf/llava-1.5-7b-hf --template vicuna_v1
     python -m harness.run --tasks pope --model api:http://localhost:8000/v1,model=llava
     python -m harness.run --tasks pope --model lmms:llava_hf,pretrained=FOLDER,device_map=auto
+    python -m harness.run --tasks pope --votes 16 --temperature 0.7   # majority, accuracy by votes
     python -m harness.run --list                                  # tasks, and what --model takes
     python -m harness.run --from-record runs/final/record.json --out runs/again
     accelerate launch --multi_gpu --num_processes 2 -m harness.run --tasks pope   # CPUs too
@@ -40,7 +41,7 @@ from harness.models import BUNDLED_MODELS, ranks
 from harness.models.registry import ABOUT, OWN, ModelOptions, eval_models
 from harness.models.resumable import Resumable
 from harness.reporting import render
-from harness.runs import evaluation, older, rerun
+from harness.runs import evaluation, older, rerun, voting
 from harness.runs.evaluation import Asked
 from harness.scoring import judge as judging
 from harness.scoring import submit
@@ -59,11 +60,13 @@ DTYPES = ("auto", *models.DTYPES)
 KEPT = (
     *("tasks", "model", "revision", "data", "style", "split", "data_id", "data_revision"),
     *("protocol", "limit", "batch_size", "blind", "dtype", "device", "backend", "seed"),
-    *("judge", "judge_model", "judge_key_env", "template"),
+    *("judge", "judge_model", "judge_key_env", "template", "votes", "temperature"),
     *tasks.PROMPT_OPTIONS,
 )
+HOTTEST = 100
 LONGEST_NAME = 100  # characters of a model's name in a folder's
-NOT_TEXT = {"limit": int, "batch_size": int, "blind": bool, "seed": int}
+NOT_TEXT = {"limit": int, "batch_size": int, "blind": bool, "seed": int, "votes": int}
+NOT_TEXT["temperature"] = float
 MAY_BE_ABSENT = {"revision", "style", "split", "data_id", "data_revision", "limit"} | {
     *("judge", "judge_key_env", "template"),
     *tasks.PROMPT_OPTIONS,
@@ -114,6 +117,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--backend", default="auto", help=f"selective scan: {', '.join(BACKENDS)}")
     add("--seed", type=int, default=0, help="seed of all generators")
+    add("--temperature", type=float, default=0.0, help="sample answers (default: 0, greedy)")
+    add(
+        "--votes",
+        type=int,
+        default=1,
+        metavar="K",
+        help="sample K answers to each question from one prefilled state; their majority counts",
+    )
     add(
         "--cost",
         action="store_true",
@@ -146,10 +157,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, option in tasks.PROMPT_OPTIONS.items():
         if value := getattr(args, name):
             setattr(args, name, choose(f"value of --{name}", value, option.values))
-    for name in ("limit", "batch_size"):
+    for name in ("limit", "batch_size", "votes"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} is {value}; expected at least 1")
+    if not 0 <= args.temperature <= HOTTEST:
+        raise UserError(f"--temperature is {args.temperature}; expected 0 (greedy) to {HOTTEST}")
+    if args.votes > 1 and not args.temperature:
+        raise UserError(
+            f"--votes {args.votes} at temperature 0 would be one answer {args.votes} times; give "
+            "--temperature, such as 0.7"
+        )
     if not 0 <= args.seed < 2**32:
         raise UserError(f"--seed is {args.seed}; expected 0 to {2**32 - 1}")
     check_model(args.model)
@@ -247,6 +265,8 @@ def default_out(args: argparse.Namespace, source: Source, chosen: Sequence[Bench
     parts += ["blind"] if args.blind else []
     parts += [f"{n}-{getattr(args, n)}" for n in tasks.PROMPT_OPTIONS if getattr(args, n)]
     parts += [f"template-{Path(args.template).name}"] if args.template else []
+    parts += [f"temperature-{args.temperature:g}"] if args.temperature else []
+    parts += [f"votes-{args.votes}"] if args.votes > 1 else []
     parts += [f"first{args.limit}"] if args.limit else []
     return Path("runs") / "_".join(parts)
 
@@ -321,7 +341,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 rerun.refuse_other_weights(out, there, model.model.describe().get("sha256"))
             if rank == 0:
                 rerun.warn(before, evaluation.terms_of(arguments, model))
-            predictions = evaluation.ask(model, asked, args.protocol)
+            predictions = evaluation.ask(model, asked, args.protocol, args.votes)
             if args.cost and rank == 0:
                 model.cost = evaluation.measure_cost(model, asked, args.protocol)
         if predictions is not None:  # every process but the first is done
@@ -335,7 +355,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def load_model(args: argparse.Namespace, journal: AnswerJournal) -> Resumable:
     """The model that `--model` names, its answers kept. Raises UserError."""
     names = ("revision", "batch_size", "device", "dtype", "backend", "blind", "seed", "template")
-    options = ModelOptions(**{name: getattr(args, name) for name in names})
+    options = ModelOptions(**{name: getattr(args, name) for name in (*names, "temperature")})
     evaluation.seed_everything(args.seed)
     return Resumable(eval_models.load(args.model, options), journal)
 
@@ -349,10 +369,16 @@ def finish(
 ) -> dict[str, Any]:
     """Score the answers, write all files, print the table, and check it; returns the record."""
     began = time.perf_counter()
+    voted = None
+    if (votes := run.arguments["votes"]) > 1:
+        given = zip(asked, predictions, strict=True)
+        voted = [voting.Voted.of(one, answers, votes) for one, answers in given]
+        predictions = [one.chosen(run.protocol) for one in voted]
     pairs = zip(asked, predictions, strict=True)
     outcomes = [evaluation.score(run, task, answers, model.refused) for task, answers in pairs]
     model.timing["score_s"] = time.perf_counter() - began
     record = evaluation.write(run, model, asked, outcomes, started)
+    said = voting.write(run.folder, record, model, voted) if voted else []
     title = evaluation.title_line(run.arguments, run.source, record["model"])
     results = [outcome.result for outcome in outcomes]
     run.folder.write("table.md", render.report(results, title, markdown=True))
@@ -366,6 +392,8 @@ def finish(
     print(f"written to {run.folder.path}: record.json, table.md, samples_*.jsonl{kept}")
     print(evaluation.say_where_the_time_went(record["timing"]))
     if line := evaluation.say_cost(record["cost"]):
+        print(line)
+    for line in said:
         print(line)
     for line in evaluation.check(run, record, asked, outcomes):
         print(f"warning: {line}", file=sys.stderr)

@@ -74,7 +74,8 @@ class Limits:
 class Request:
     """One question: the text of the user's turn without image tags, and its pictures.
 
-    task and row say where it came from (row counts from 0); a record names them.
+    task and row say where it came from (row counts from 0); a record names them.  vote: which of
+    several sampled answers to the same question this one is to be, from 0.
     """
 
     task: str
@@ -82,6 +83,7 @@ class Request:
     prompt: str
     pictures: tuple[Picture, ...]
     limits: Limits
+    vote: int = 0
 
     @property
     def image_key(self) -> str | None:

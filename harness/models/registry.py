@@ -34,6 +34,7 @@ class ModelOptions:
     blind: bool = False
     seed: int = 0
     template: str | None = None
+    temperature: float = 0.0
 
     def refuse(self, kind: str, *names: str) -> None:
         """Raise UserError where one of these was chosen: `kind` has no use for it."""

@@ -123,7 +123,7 @@ class Resumable:
             else:
                 keep(index, kept)
                 self.timing["resumed_answers"] += 1
-        self.timing["questions"] += len(still_open)
+        self.timing["questions"] += sum(requests[i].vote == 0 for i in still_open)
         self.timing["images"] += len({requests[i].image_key for i in still_open})
 
         def done(index: int, text: str | None, reason: str) -> None:
@@ -171,6 +171,7 @@ class Resumable:
                 request.image_key,
                 limits.max_new_tokens,
                 limits.until,
+                *([request.vote] if request.vote else []),
             ]
         )
 

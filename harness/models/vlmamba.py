@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,11 +50,15 @@ def load(name: str, options: ModelOptions) -> EvalModel:
         backend=options.backend,
         blind=options.blind,
         template=options.template,
+        temperature=options.temperature,
+        seed=options.seed,
     )
 
 
 class VLMambaModel(EvalModel):
-    """Greedy answers of a VL-Mamba checkpoint. Raises UserError for unusable arguments.
+    """Answers of a VL-Mamba checkpoint, greedy unless `temperature` is above 0.
+
+    Raises UserError for unusable arguments.
 
     template: in place of the checkpoint's own, see `harness.models.templates.choose`.
     """
@@ -69,6 +74,8 @@ class VLMambaModel(EvalModel):
         blind: bool = False,
         revision: str | None = None,
         template: str | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> None:
         backend = names.choose("backend", backend, BACKENDS)
         self.name, self.blind, self.batch_size = pretrained, blind, batch_size
@@ -79,6 +86,7 @@ class VLMambaModel(EvalModel):
             pretrained, dtype=self.dtype, device=self.device, revision=revision
         )
         self._chosen = None if template is None else templates.choose(self.processor, template)
+        self.temperature, self.seed = temperature, seed
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.notes = reading_notes(self.model.language_model)
         self.seconds = dict.fromkeys(PARTS, 0.0)
@@ -95,19 +103,24 @@ class VLMambaModel(EvalModel):
             "image_aspect_ratio": self.processor.image_aspect_ratio,
             "image_layout": self.processor.image_layout,
         }
+        drawn = {"temperature": self.temperature, "seed": self.seed} if self.temperature else {}
         usual = {"image_aspect_ratio": "pad", "image_layout": WHOLE}  # of all older journals
         found: dict[str, Any] = {n: value for n, value in shown.items() if value != usual[n]}
         if self._chosen is not None:
             found["template"] = self._chosen.describe()
-        return found | {
-            "model_sha256": self.sha256,
-            "code_sha256": code_sha256(),
-            "device": self.device.type,
-            "dtype": str(self.dtype),
-            "backend": self.backend,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
+        return (
+            found
+            | drawn
+            | {
+                "model_sha256": self.sha256,
+                "code_sha256": code_sha256(),
+                "device": self.device.type,
+                "dtype": str(self.dtype),
+                "backend": self.backend,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            }
+        )
 
     def describe(self) -> dict[str, Any]:
         """Digest, size and configuration, under the name that the user gave."""
@@ -139,9 +152,17 @@ class VLMambaModel(EvalModel):
     def answer(
         self, requests: Sequence[Request], limits: Limits, batch_size: int, on_done: OnDone
     ) -> None:
-        """Greedy answers; requests of one image share its prefill."""
-        generator = GroupedGenerator(self.model, self.processor, self._stand_in)
-        questions = [self._question(request) for request in requests]
+        """Greedy or sampled answers; requests of one image share its prefill.
+
+        What is drawn for an answer depends on the run's seed, its task, row and vote alone.
+        """
+        generator = GroupedGenerator(
+            self.model, self.processor, self._stand_in, temperature=self.temperature
+        )
+        questions = [
+            replace(self._question(r), seed=f"{self.seed}/{r.task}/{r.row}/{r.vote}")
+            for r in requests
+        ]
         try:
             with use_backend(self.backend):
                 generator.generate(questions, limits.max_new_tokens, batch_size, on_done)

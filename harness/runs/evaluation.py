@@ -90,25 +90,37 @@ def seed_everything(seed: int) -> None:
         torch.manual_seed(seed)
 
 
-def ask(model: Resumable, asked: Sequence[Asked], protocol: str) -> list[list[Answer]] | None:
-    """An answer to each question, by task; None on every process of a run but the first."""
+def ask(
+    model: Resumable, asked: Sequence[Asked], protocol: str, votes: int = 1
+) -> list[list[Answer]] | None:
+    """An answer to each question, by task; None on every process of a run but the first.
+
+    votes: of sampled answers, how many to each question; they stand one after the other.
+    """
     questions = [question for task in asked for question in task.questions]
     for question in questions:
         if question.image_key is None:
             model.note(f"{question.task.name}: row {question.row + 1}: {question.trouble}")
-    readable = [place for place, q in enumerate(questions) if q.image_key is not None]
-    requests = [request_of(questions[place], protocol) for place in readable]
+    readable = [
+        votes * place + vote
+        for place, question in enumerate(questions)
+        if question.image_key is not None
+        for vote in range(votes)
+    ]
+    once = {place // votes: None for place in readable}
+    first = {place: request_of(questions[place], protocol) for place in once}
+    requests = [replace(first[place // votes], vote=place % votes) for place in readable]
     mine = ranks.share([request.image_key for request in requests])
     answers = model.answer([requests[number] for number in mine])
     found = ranks.gather(list(zip(mine, answers, strict=True)))
     model.gather()
     if ranks.rank() > 0:
         return None
-    given: list[Answer] = [None] * len(questions)
+    given: list[Answer] = [None] * (votes * len(questions))
     for number, answer in (pair for part in found for pair in part):
         given[readable[number]] = answer
     rest = iter(given)
-    return [[next(rest) for _ in task.questions] for task in asked]
+    return [[next(rest) for _ in range(votes * len(task.questions))] for task in asked]
 
 
 def request_of(question: Question, protocol: str) -> Request:
@@ -348,6 +360,10 @@ def title_line(arguments: Arguments, source: Source, model: Mapping[str, Any]) -
     """What the table is about, and what its numbers may not be compared with."""
     parts = [f"model {arguments['model']}", f"data {source.name}"]
     parts += [f"protocol {arguments['protocol']}", f"template {template_of({'model': model})}"]
+    if (votes := arguments.get("votes") or 1) > 1:
+        parts += [f"majority of {votes} votes at temperature {arguments['temperature']:g}"]
+    elif arguments.get("temperature"):
+        parts += [f"temperature {arguments['temperature']:g}"]
     parts += ["blind (image features replaced by their mean)"] if arguments["blind"] else []
     parts += [f"first {arguments['limit']} questions only"] if arguments["limit"] else []
     line = ", ".join(parts)

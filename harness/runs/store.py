@@ -73,6 +73,8 @@ def marks(arguments: Mapping[str, Any], task: str | None = None) -> list[str]:
     held_out = arguments.get("style") == "heldout"
     found = ["blind"] * bool(arguments.get("blind")) + ["held-out style"] * held_out
     options = tasks.load(task).prompt_options if task in tasks.NAMES else ()
+    if (votes := arguments.get("votes") or 1) > 1:
+        found.append(f"{votes} votes")
     return found + [f"{name} {arguments[name]}" for name in options if arguments.get(name)]
 
 
