@@ -3,6 +3,7 @@
 # make lint    ruff and mypy
 # make tables plots   every file of results/tables and results/plots again, from results/runs
 # make demo-model   train the bundled demo model again (some two hours on 2 cores)
+# make docs    the documentation site, into site/
 # Each builds .venv first when it is missing or out of date.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ PY := $(VENV)/bin/python
 DEMO_DATA ?= runs/demo-data
 DEMO_OUT ?= runs/demo-model
 
-.PHONY: install run test lint tables plots demo-model clean
+.PHONY: install run test lint tables plots docs demo-model clean
 
 install: $(VENV)/.installed
 
@@ -41,6 +42,10 @@ tables: install
 plots: install
 	$(PY) -m harness.plots --from results/runs --out results/plots
 
+docs: install
+	$(PY) -m pip install -qq --constraint constraints.txt --editable ".[docs]"
+	$(PY) -m mkdocs build --strict
+
 # The commands that made vlmamba/assets/nano: six stages of text, then the paper's two.
 TRAIN = $(PY) -m vlmamba.train --preset nano+vss_l2+bsm --images $(DEMO_DATA) \
   --features-cache $(DEMO_OUT)/features --resume auto --save-every 200
@@ -69,4 +74,4 @@ demo-model: install
 	$(PY) tools/bundle_demo_model.py $(DEMO_OUT)/finetune/final vlmamba/assets/nano
 
 clean:
-	rm -rf runs .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf runs site .pytest_cache .ruff_cache .mypy_cache .hypothesis

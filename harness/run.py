@@ -46,6 +46,7 @@ from harness.runs.evaluation import Asked
 from harness.scoring import judge as judging
 from harness.scoring import submit
 from tasks.common import Benchmark, choose_protocol
+from vlmamba_core import hub
 from vlmamba_core.cli import Parser, cli
 from vlmamba_core.errors import UserError, unknown
 from vlmamba_core.folder import AnswerJournal, RunFolder, digest
@@ -272,12 +273,16 @@ def default_out(args: argparse.Namespace, source: Source, chosen: Sequence[Bench
 
 
 def stay_offline(args: argparse.Namespace, source: Source) -> None:
-    """Keep the hub's libraries off the network unless data or model come from there."""
+    """Keep the hub's libraries off the network unless data or model come from there.
+
+    And where it does not answer, which they would find out by minutes of retries.
+    """
     _, name = eval_models.split(args.model)
     hub_model = "/" in name and not Path(name).is_dir()
-    if source.kind != "hub" and not hub_model:
-        for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
-            os.environ[name] = "1"
+    if source.kind == "hub" or hub_model:
+        hub.offline_unless_reachable()
+    else:
+        hub.stay_offline()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 

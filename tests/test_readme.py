@@ -42,8 +42,13 @@ PLACEHOLDERS = {
 }
 
 
+def pages() -> list[Path]:
+    """README.md and every page of the documentation site."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
 def blocks(*kinds: str) -> list[str]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages())
     return [content for kind, content in BLOCK.findall(text) if kind in kinds]
 
 
@@ -52,7 +57,7 @@ def commands() -> list[str]:
     lines = "\n".join(blocks("bash", "text")).replace("\\\n", " ").splitlines()
     stripped = (shlex.join(shlex.split(line, comments=True)) for line in lines)
     starts = ("python ", "make ", "lmms-eval ", "accelerate ", "pip ")
-    return [line for line in stripped if line.startswith(starts)]
+    return list(dict.fromkeys(line for line in stripped if line.startswith(starts)))
 
 
 @pytest.fixture
@@ -227,7 +232,7 @@ def test_the_readmes_scores_are_the_committed_runs():
     }
     names = ("demo", "demo-blind", "demo-heldout")
     sees, blind, heldout = (store.read_record(ROOT / "results" / "runs" / name) for name in names)
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
     for label, (task, metric) in rows.items():
         with_picture, without = (r["tasks"][task]["metrics"][metric] for r in (sees, blind))
         scale, unit = (1, "") if task == "mme" else (100, " %")
@@ -243,3 +248,36 @@ def test_the_readmes_scores_are_the_committed_runs():
     assert f"POPE's F1 is {shown}" in text
     accuracy = blind["tasks"]["pope"]["metrics"]["accuracy"]["value"]
     assert f"its accuracy without the picture is {100 * accuracy:.1f} %" in text
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 100
+    for page in pages():
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            assert link.startswith("https://") or (page.parent / link).exists(), (page, link)
+    linked = {link for link in re.findall(r"\]\((docs/[^)#]+)\)", text)}
+    assert {ROOT / link for link in linked} | {ROOT / "docs" / "index.md"} >= {
+        page for page in pages()[1:] if page.parent.name not in ("reference",)
+    } - {ROOT / "docs" / "how-to" / "speed.md"}
+
+
+def test_the_site_is_built_without_a_network(tmp_path):
+    """Strict: a broken link or an unknown name is an error. A reader's browser fetches nothing."""
+    pytest.importorskip("mkdocs")
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | nowhere,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    made = sorted(tmp_path.rglob("*.html"))
+    assert len(made) >= len(pages()) - 1
+    fetched = re.compile(r"<(?:script|img|link|iframe)[^>]*(?:src|href)=.?https?://")
+    for file in made:
+        assert not fetched.search(file.read_text(encoding="utf-8")), file
+    reference = (tmp_path / "reference" / "index.html").read_text(encoding="utf-8")
+    assert "vlmamba.generation.GroupedGenerator" in reference

@@ -16,6 +16,7 @@ from vlmamba.config import VLMambaConfig, split_revision
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor, follow_tokenizer
 from vlmamba.weight_files import check_finite, in_dtype, model_files
+from vlmamba_core import hub
 from vlmamba_core.errors import UserError, shortened, unknown
 from vlmamba_core.names import choose_dtype, match
 
@@ -111,6 +112,7 @@ def _resolve(name: str) -> str:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         mistake = unknown("model", name, NAMES)
         raise UserError(f"{mistake} (or an existing folder, or a hub id ORGANISATION/NAME)")
+    hub.offline_unless_reachable()
     return name
 
 

@@ -58,7 +58,8 @@ def lock_folder(path: Path, *, wait: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        os.truncate(file, 0)
+        # gone while it is still held: filelock takes no lock on a file that has lost its name
+        file.unlink(missing_ok=True)
         lock.release()
 
 

@@ -84,6 +84,15 @@ def read_column(files: Sequence[Path], column: str) -> list[Row]:
     return rows
 
 
+def whats_there(root: Path, most: int = 3) -> str:
+    """The data files of a folder for an error: a few names, and how many more there are."""
+    kinds = (".parquet", ".arrow", ".jsonl", ".json", ".tsv", ".csv", ".xlsx")
+    found = sorted(p.name for p in root.iterdir() if p.suffix.lower() in kinds and p.is_file())
+    shown = ", ".join(found[:most])
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return f"{shown}{more}" if found else "no data file"
+
+
 def names(files: Sequence[Path], root: Path) -> list[str]:
     """The files' names for a record; of the text files of one folder (MME's) the folder's alone."""
     inside = [file.relative_to(root) for file in files]

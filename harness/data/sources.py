@@ -148,7 +148,7 @@ class Source:
                 "or a folder that has them"
             )
         if self.root is not None and not self.has(task):
-            found = ", ".join(sorted(p.name for p in self.root.iterdir())[:8]) or "nothing"
+            found = folder.whats_there(self.root)
             published = f", or as published {task.layout.description}" if task.layout else ""
             raise UserError(
                 f"no data for task {task.name!r} in {self.root}: expected {task.name}.parquet, "
