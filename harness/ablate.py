@@ -13,12 +13,14 @@ has learnt with connector vss_l2 and scan bsm; `--quick` takes it too, with trai
 own and a small budget: a few minutes a cell, from nothing. At the paper's: its presets, published
 parts, and a folder with pretrain.json, finetune.json and their images. Finished cells are kept,
 also between axes, and the same command continues an interrupted study. OUT/AXIS receives
-record.json and table.md.
+record.json and table.md.  `--launcher slurm --slurm partition=NAME,gpus_per_node=1` makes each cell
+a job of a cluster whose machines share these folders; `--dry-run` shows the script.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import shlex
 import sys
@@ -35,6 +37,7 @@ from harness.data.sources import Source, choose_tasks
 from harness.models import BUNDLED_MODELS
 from harness.reporting import render, study
 from harness.runs import schema
+from vlmamba_core import launcher
 from vlmamba_core.cli import Parser, cli
 from vlmamba_core.errors import UserError
 from vlmamba_core.folder import RunFolder
@@ -69,6 +72,7 @@ def build_parser() -> Parser:
     add("--style", help="demo data only: seen, heldout or validation")
     add("--limit", type=int, help="only the first N questions of each task")
     add("--jobs", type=int, default=1, help="cells at a time; they share the cores (default: 1)")
+    launcher.add_arguments(add)
     add("--out", type=Path, default=Path("runs/ablation"), help="default: runs/ablation")
     return parser
 
@@ -80,11 +84,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     budget = _budget(args)
     chosen = _chosen(args)
     cells = [Cell(variant, seed) for seed in range(args.seeds) for variant in chosen]
+    where = launcher.Launcher.parse(args.launcher, args.slurm, args.out / "jobs")
     _check_inputs(args, cells)
+    if args.dry_run:
+        print(_plan(cells, where, args.jobs))
+        return 0
     with RunFolder(args.out) as folder:
         if args.quick and not (args.data / "finetune.json").exists():
             _make_data(args.data)
-        _run_cells(cells, budget, args.out / "cells", args.jobs)
+        if where.here:
+            _run_cells(cells, budget, args.out / "cells", args.jobs)
+        else:
+            submit_cells(cells, budget, args.out / "cells", where)
         record = report.record(args.axis, cells, budget, args.out / "cells")
         (args.out / args.axis).mkdir(exist_ok=True)
         shown = study.tables_of(record)
@@ -122,6 +133,35 @@ def _make_data(folder: Path) -> None:
     pictures = ["--images", "3200", "--captions", "1000", "--dialogues", "16"]
     if code := execute("vlmamba.demo", ["--out", str(folder), *pictures]):
         raise UserError(f"the training pictures were not made: vlmamba.demo ended with {code}")
+
+
+def _plan(cells: Sequence[Cell], where: launcher.Launcher, jobs: int) -> str:
+    """What --dry-run shows: every cell, and how it would be started."""
+    names = "\n".join(cell.name for cell in cells)
+    if where.here:
+        return f"{len(cells)} cells, {jobs} at a time, on this machine:\n{names}"
+    return f"{len(cells)} cells, a job each:\n{names}\n\n{where.script(cells[0].name)}"
+
+
+def submit_cells(
+    cells: Sequence[Cell], budget: Budget, root: Path, where: launcher.Launcher
+) -> None:
+    """Do what is left of the cells, one job each. Raises UserError for the first that failed."""
+    call = functools.partial(run_in_job, budget=budget, root=root)
+    left = []
+    for cell in cells:
+        if (cell.folder(root) / "evaluation" / "record.json").exists():
+            call(cell)  # nothing but a look at its settings
+        else:
+            left.append(cell)
+    print(f"{len(left)} of {len(cells)} cells to do, a job each", file=sys.stderr, flush=True)
+    for place, _ in enumerate(where.run(call, left), 1):
+        print(f"{place} of {len(left)}: {left[place - 1].name}", file=sys.stderr, flush=True)
+
+
+def run_in_job(cell: Cell, budget: Budget, root: Path) -> None:
+    """`run_cell`, with its progress in the cell's folder."""
+    run_cell(cell, budget, root, quiet=True)
 
 
 def _run_cells(cells: Sequence[Cell], budget: Budget, root: Path, jobs: int) -> None:

@@ -16,11 +16,12 @@ finish) and record.json; the last line printed is JSON.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from harness.speed.certainty import NOISY
 from harness.speed.sweep import lengths as lengths_run
 from harness.speed.sweep import summary, tables
 from harness.speed.sweep.points import Journal, Settings, plan
+from vlmamba_core import launcher
 from vlmamba_core.cli import Parser, cli
 from vlmamba_core.errors import UserError, unknown
 from vlmamba_core.folder import RunFolder
@@ -80,6 +82,7 @@ def build_parser() -> Parser:
     add("--seconds", type=float, default=5.0, help="repeat a prefill for so long (default: 5)")
     add("--time-limit", type=float, default=240.0, help="seconds for a point (default: 240)")
     add("--memory-limit-gib", type=float, help="for a point on CPU (default: 4/5 of the memory)")
+    launcher.add_arguments(add)
     add("--out", type=Path, default=Path("runs/profile"), help="default: runs/profile")
     add("--tiny", action="store_true", help="shrink every model, for tests")
     return parser
@@ -91,15 +94,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     lengths = _numbers("--seq-lens", args.seq_lens)
     batches = _numbers("--batch-sizes", args.batch_sizes)
-    settings = _settings(args)
+    where = launcher.Launcher.parse(args.launcher, args.slurm, args.out / "jobs")
+    settings = _settings(args, where)
     models = _models(args.models)
     rerun.refuse_another(args.out, rerun.finished(args.out), "profile")
     started = time.perf_counter()
+    points = plan(models, lengths, batches, settings)
+    if args.dry_run:
+        names = "\n".join(point.name for point in points)
+        print(f"{len(points)} points, one after the other:\n{names}")
+        print("" if where.here else f"\n{where.script(points[0].name)}")
+        return 0
     with RunFolder(args.out) as folder:
+        start = functools.partial(_in_job, where, lengths_run.launch)
         rows = lengths_run.run(
-            plan(models, lengths, batches, settings), Journal(args.out / "points.jsonl")
+            points, Journal(args.out / "points.jsonl"), None if where.here else start
         )
-        machine = lengths_run.measure_machine(settings)
+        if where.here:
+            machine = lengths_run.measure_machine(settings)
+        else:
+            machine = _in_job(where, lengths_run.measure_machine, settings)
         record = _record(args, settings, machine, rows, time.perf_counter() - started)
         folder.write("record.json", schema.record_text(record))
     profile = summary.Profile.from_record(args.out.name, record)
@@ -110,7 +124,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _settings(args: argparse.Namespace) -> Settings:
+def _in_job(where: launcher.Launcher, call: Callable[[Any], Any], given: Any) -> Any:
+    """What `call` gives in a job of its own, waited for: a shorter length decides on a longer."""
+    (result,) = where.run(call, [given])
+    return result
+
+
+def _settings(args: argparse.Namespace, where: launcher.Launcher) -> Settings:
     """What all points share. Raises UserError for values that make no sense."""
     args.dtype = choose_dtype(args.dtype, DTYPES)
     if args.image_tokens < 0 or math.isqrt(max(args.image_tokens, 0)) ** 2 != args.image_tokens:
@@ -126,7 +146,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         image_tokens=args.image_tokens,
         decode=args.decode,
         dtype=args.dtype,
-        device=_device(args.device),
+        device=_device(args.device, where),
         compile=args.compile,
         threads=args.threads,
         seconds=args.seconds,
@@ -136,10 +156,14 @@ def _settings(args: argparse.Namespace) -> Settings:
     )
 
 
-def _device(name: str) -> str:
+def _device(name: str, where: launcher.Launcher) -> str:
+    """The device of every point. That of another machine cannot be looked for: it is believed."""
     name = name.casefold()
     if name == "cpu":
         return name
+    if not where.here:
+        gpus = any("gpu" in f"{key}={value}" for key, value in where.parameters.items())
+        return name if name != "auto" else "cuda" if gpus else "cpu"
     import torch
 
     there = torch.cuda.is_available()

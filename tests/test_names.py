@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -19,6 +21,7 @@ from vlmamba.training.recipe import Hyperparameters, load_recipe
 from vlmamba.training.stages import STAGES, get_stage
 from vlmamba_core import names
 from vlmamba_core.errors import UserError
+from vlmamba_core.launcher import Launcher
 
 NEEDED = {"lr": 1e-3, "batch_size": 2, "micro_batch": 1}  # what has no default
 
@@ -46,7 +49,9 @@ def test_numeric_types_have_their_short_names(given, meant):
     assert choose_dtype(given, torch.device("cpu")) == meant
     assert getattr(torch, run.parse(["--tasks", "pope", "--dtype", given]).dtype) == meant
     assert getattr(torch, names.choose_dtype(given, checkpoints.DTYPES)) == meant
-    settings = profile._settings(profile.build_parser().parse_args(["--dtype", given]))
+    settings = profile._settings(
+        profile.build_parser().parse_args(["--dtype", given]), Launcher("local", Path())
+    )
     assert getattr(torch, settings.dtype) == meant
     if meant != torch.float16:  # training has no loss scaling
         short = {torch.float32: "fp32", torch.bfloat16: "bf16"}[meant]

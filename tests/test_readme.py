@@ -139,12 +139,19 @@ def asked(arguments: list[str]) -> None:
         sys.stdin = sys.__stdin__
 
 
+def studied(arguments: list[str]) -> None:
+    """harness.ablate: what it would run, once its inputs are there; test_ablate.py runs a study."""
+    parsed(ablate.build_parser)(arguments)
+    if "--quick" in arguments:
+        assert ablate.main([*arguments, "--dry-run"]) == 0
+
+
 HOW: dict[str, Callable[[list[str]], None]] = {
     "harness.run": on_two_questions,
     "harness.score": parsed(score.build_parser),
     "harness.bench": benchmarked,
     "harness.profile": profiled,
-    "harness.ablate": parsed(ablate.build_parser),  # test_ablate.py runs a small study
+    "harness.ablate": studied,
     "harness.compare": on_prepared_runs(compare_command.main),
     "harness.report": on_prepared_runs(report.main),
     "harness.tables": from_committed_runs(tables.main),
@@ -165,6 +172,8 @@ def test_command(command, place, capsys):
     if words[0] == "make":
         environment = {k: v for k, v in os.environ.items() if k != "MAKEFLAGS"}
         subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, env=environment, check=True)
+    elif words[1].endswith(".py"):
+        assert (ROOT / words[1]).is_file()
     elif words[0] == "lmms-eval":
         check_lmms_eval(words[1:])
     else:
@@ -256,7 +265,7 @@ def test_the_readme_is_short_and_its_links_lead_somewhere():
     for page in pages():
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
             assert link.startswith("https://") or (page.parent / link).exists(), (page, link)
-    linked = {link for link in re.findall(r"\]\((docs/[^)#]+)\)", text)}
+    linked = set(re.findall(r"\]\((docs/[^)#]+)\)", text))
     assert {ROOT / link for link in linked} | {ROOT / "docs" / "index.md"} >= {
         page for page in pages()[1:] if page.parent.name not in ("reference",)
     } - {ROOT / "docs" / "how-to" / "speed.md"}
