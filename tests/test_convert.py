@@ -29,10 +29,12 @@ from transformers import (
 )
 
 from harness.models.vlmamba import VLMambaModel
-from vlmamba import VLMambaConfig, VLMambaForConditionalGeneration, checkpoints
+from vlmamba import VLMambaConfig, VLMambaForConditionalGeneration, ask, checkpoints
 from vlmamba.convert import __main__ as command
 from vlmamba.generation import GroupedGenerator, Request
 from vlmamba.published_vlms import PUBLISHED_VLMS
+from vlmamba.training.init_model import initial_model
+from vlmamba.training.stages import STAGES
 from vlmamba_core.errors import UserError
 
 QUESTION = "Is there a cat?"
@@ -231,6 +233,15 @@ def test_a_converted_folder_is_evaluated_asked_and_trained(cobra_words, tmp_path
     assert processor.tokenizer.decode(new, skip_special_tokens=True).strip() == grouped
     evaluated = VLMambaModel(str(tmp_path / "ours"), device="cpu")
     assert evaluated.provenance()["image_aspect_ratio"] == "resize"
+    PICTURE.save(tmp_path / "picture.png")
+    words = [str(tmp_path / "picture.png"), QUESTION, "--model", str(tmp_path / "ours")]
+    capsys.readouterr()
+    assert ask.main([*words, "--max-new-tokens", "5", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.strip() == grouped
+    config = checkpoints.read_config(str(tmp_path / "ours"))
+    start, _ = initial_model(config, STAGES["finetune"], str(tmp_path / "ours"), [], 0)
+    ours = model.state_dict()
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in start.state_dict().items())
 
 
 def test_cobra_prompts_follow_its_prompt_builder(cobra_words, tmp_path):
