@@ -2,6 +2,7 @@
 # make test    the test suite
 # make lint    ruff and mypy
 # make tables plots   every file of results/tables and results/plots again, from results/runs
+# make screenshots   docs/report.png, report-answers.png and serve.png (needs chromium)
 # make demo-model   train the bundled demo model again (some two hours on 2 cores)
 # make docs    the documentation site, into site/
 # Each builds .venv first when it is missing or out of date.
@@ -12,7 +13,7 @@ PY := $(VENV)/bin/python
 DEMO_DATA ?= runs/demo-data
 DEMO_OUT ?= runs/demo-model
 
-.PHONY: install run test lint tables plots docs demo-model clean
+.PHONY: install run test lint tables plots docs screenshots demo-model clean
 
 install: $(VENV)/.installed
 
@@ -45,6 +46,9 @@ plots: install
 docs: install
 	$(PY) -m pip install -qq --constraint constraints.txt --editable ".[docs]"
 	$(PY) -m mkdocs build --strict
+
+screenshots: install
+	$(PY) tools/screenshots.py
 
 # The commands that made vlmamba/assets/nano: six stages of text, then the paper's two.
 TRAIN = $(PY) -m vlmamba.train --preset nano+vss_l2+bsm --images $(DEMO_DATA) \

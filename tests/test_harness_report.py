@@ -289,6 +289,17 @@ def test_a_link_keeps_the_difference_and_the_order(world, tmp_path):
     )
 
 
+@pytest.mark.soak
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_twenty_thousand_answers_load_in_two_seconds():
+    """On an idle machine: the page's own time, from the start of navigation."""
+    from tools.time_report import measure
+
+    found = measure(20_000, 1000)
+    assert found["page_mb"] < 40
+    assert found["load_s"] < 2
+
+
 def browse(page: Path, state: str, profile: Path) -> str:
     """The document after its script has run; fails on any line of the browser's console."""
     command = [
