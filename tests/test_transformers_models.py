@@ -21,7 +21,8 @@ from harness.models.transformers import TransformersModel
 from vlmamba_core.errors import UserError
 
 NEW_TOKENS = 10
-TASKS = ("pope", "mme", "mmbench")
+PER_TASK = 3
+TASKS = tuple(name for name in tasks.NAMES if Source.parse("demo").has(tasks.load(name)))
 
 
 @pytest.fixture(scope="session")
@@ -32,17 +33,20 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def demo_requests() -> list[Request]:
-    """The first questions of the demo's tasks, and what tasks may hold besides."""
+    """The first questions of each of the demo's tasks, and what tasks may hold besides."""
     found = []
     for name in TASKS:
         task = tasks.load(name)
         rows = Source.parse("demo").load(task, "paper")
-        for n in range(8):
-            stored = rows[n][task.image_column]
-            picture = Picture(image_key(stored), lambda stored=stored: decode(stored))
+        without = [n for n in range(len(rows)) if not task.image_cells(rows[n])][:1]
+        for n in [*range(PER_TASK), *without]:
+            pictures = tuple(
+                Picture(image_key(stored), lambda stored=stored: decode(stored))
+                for stored in task.image_cells(rows[n])
+            )
             prompt = task.prompt(rows[n], "paper")
-            found.append(Request(name, n, prompt, (picture,), Limits(NEW_TOKENS)))
-    one, *_, other = (request.pictures[0] for request in found)
+            found.append(Request(name, n, prompt, pictures, Limits(NEW_TOKENS)))
+    one, *_, other = (request.pictures[0] for request in found if request.pictures)
     for n, pictures in enumerate([(one, other), (other, one, one), (one, other), (), ()]):
         text = ("Which is larger?", "Compare them.", "How many dogs?", "What is 2 + 2?", "Hi!")[n]
         found.append(Request("mixed", n, text, pictures, Limits(NEW_TOKENS)))
