@@ -1,5 +1,5 @@
 # make run     the demo model on POPE and MME: the whole pipeline, ends with a table
-# make test    the test suite
+# make test    the test suite, in two processes (TEST_PROCESSES=0: in one)
 # make lint    ruff and mypy
 # make tables plots   every file of results/tables and results/plots again, from results/runs
 # make screenshots   docs/report.png, report-answers.png and serve.png (needs chromium)
@@ -10,6 +10,7 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+TEST_PROCESSES ?= 2
 DEMO_DATA ?= runs/demo-data
 DEMO_OUT ?= runs/demo-model
 
@@ -30,7 +31,7 @@ run: install
 	$(PY) -m harness.run --tasks pope,mme --out runs/demo
 
 test: install
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 lint: install
 	$(VENV)/bin/ruff check .
