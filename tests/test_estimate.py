@@ -99,12 +99,16 @@ def measure(stage: str, model: dict, hyper: dict) -> int:
 
     def updates(config: VLMambaConfig, chosen: Hyperparameters, number: int) -> None:
         part = SimpleNamespace(
-            model=VLMambaForConditionalGeneration(config), stage=get_stage(stage), hyper=chosen
+            model=VLMambaForConditionalGeneration(config),
+            stage=get_stage(stage),
+            hyper=chosen,
+            objective=build_objective(chosen),
+            processor=None,
         )
         prepared, optimizer = loop.prepare(part, accelerator)
         batches = [full(config, chosen)] * (chosen.batch_size // chosen.micro_batch)
         for _ in range(number):  # the second has moments
-            loop.update(prepared, optimizer, batches, build_objective(chosen), accelerator)
+            loop.update(prepared, optimizer, batches, part.objective, accelerator)
 
     small = VLMambaConfig(**(model | {"d_model": 64, "n_layer": 1, "vocab_size": 64}))
     few = {"batch_size": 1, "micro_batch": 1, "max_length": small.num_image_tokens + 8}

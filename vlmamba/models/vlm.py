@@ -112,7 +112,7 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         """
         main_process = args[0] if args else kwargs.get("is_main_process", True)
         if main_process and not Path(save_directory).is_file():
-            hub_files.keep_card(self.name_or_path, save_directory)
+            hub_files.keep_card(self.name_or_path or "", save_directory)
             hub_files.write_card(save_directory, self.config)
         return super().save_pretrained(save_directory, *args, **kwargs)
 
