@@ -17,11 +17,14 @@ def test_entry_point_names_the_manifest():
 def test_registry_resolves_to_the_class():
     from lmms_eval.models.registry_v2 import ModelRegistryV2
 
-    from harness.models.lmms import VLMamba
+    from harness.models.lmms import VLMamba, VLMambaChat
 
     registry = ModelRegistryV2()
-    registry.register_manifest(vlmamba())
+    for manifest in vlmamba():
+        registry.register_manifest(manifest)
     assert registry.get_model_class("vlmamba") is VLMamba
+    assert registry.get_model_class("vlmamba_chat") is VLMambaChat
+    assert registry.get_model_class("vlmamba_chat", force_simple=True) is VLMamba
 
 
 def test_checking_arguments_loads_no_torch():

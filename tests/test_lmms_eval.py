@@ -30,7 +30,9 @@ NAMES = {
     "lmms_eval.api.model": {"lmms": ()},
     "lmms_eval.api.task": {"ConfigurableTask": ("config", "model_name")},
     "lmms_eval.models": {},
-    "lmms_eval.models.registry_v2": {"ModelManifest": ("model_id", "simple_class_path")},
+    "lmms_eval.models.registry_v2": {
+        "ModelManifest": ("model_id", "simple_class_path", "chat_class_path"),
+    },
     "lmms_eval.utils": {"load_yaml_config": ("mode",), "simple_parse_args_string": ()},
 }
 # Class -> methods that are overridden or called, and attributes that are set or read
@@ -49,7 +51,11 @@ MEMBERS = {
 # Texts of lmms-eval's source: keys and shapes of what it passes
 WRITTEN = {
     "lmms_eval.models": ["MODEL_REGISTRY_V2 ="],
-    "lmms_eval.api.task": ['"__padding_only__"', "self.doc_to_visual, doc_id, self.config.task"],
+    "lmms_eval.api.task": [
+        *('"__padding_only__"', "self.doc_to_visual, doc_id, self.config.task"),
+        "(ctx, self.doc_to_messages, copy.deepcopy(self.config.generation_kwargs), doc_id",
+        "return (None, True, prev_out, prev_info)",
+    ],
     "lmms_eval.evaluator": ['"__padding_only__"', "lm.task_dict[task_name] = task_obj.dataset"],
 }
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from PIL import Image
@@ -141,6 +142,98 @@ class GroupedGenerator:
                     finish(*some)
         return answers
 
+    @torch.inference_mode()
+    def loglikelihood(
+        self,
+        requests: Sequence[Request],
+        continuations: Sequence[str],
+        batch_size: int = 32,
+        on_done: Callable[[int, float, bool], None] | None = None,
+    ) -> list[tuple[float, bool]]:
+        """How likely each request is continued by that text: (sum of log-probabilities, greedy).
+
+        Of the continuation's tokens, which are split apart from the prompt's as in training, the
+        sum of their natural log-probabilities, and whether each is the likeliest in its place.
+        Batches, shared images and errors are those of `generate`.
+        """
+        for number, request in enumerate(requests, 1):
+            _check(request, number)
+        found = [(0.0, True)] * len(requests)
+        told = [self.processor.encode(text.replace(IMAGE, "")) for text in continuations]
+        for items, state in self._batches(requests, batch_size):
+            targets = [told[item.index] for item in items]
+            if state is None:
+                hidden, _, lengths = self._hidden_whole(items, requests, targets)
+            else:
+                rows = [item.suffix + more for item, more in zip(items, targets, strict=True)]
+                hidden, _, lengths = self._hidden(state, rows)
+            for row, (item, target) in enumerate(zip(items, targets, strict=True)):
+                end = int(lengths[row]) - 1  # the last token predicts nothing that is asked
+                scores = self._token_scores(hidden[row, end - len(target) : end], target)
+                found[item.index] = scores
+                if on_done is not None:
+                    on_done(item.index, *scores)
+        return found
+
+    def _token_scores(self, hidden: Tensor, target: Sequence[int]) -> tuple[float, bool]:
+        """Of the states (T, D) before each of T tokens: sum of log-probabilities, all likeliest."""
+        logits = self.model.language_model.head(hidden).float()
+        tokens = torch.tensor(target, device=logits.device, dtype=torch.long)
+        chosen = logits.log_softmax(-1).gather(1, tokens[:, None])
+        return float(chosen.double().sum()), bool((logits.argmax(-1) == tokens).all())
+
+    @torch.inference_mode()
+    def sampled(self, request: Request, max_new_tokens: int, seed: int, **settings: Any) -> str:
+        """One answer by generate() under its settings (do_sample, temperature, num_beams...).
+
+        The same seed gives the same answer; the generators outside are left as they were.
+        """
+        _check(request, 1)
+        features, tiles = self._image_features([request])
+        ids = torch.tensor([self.processor.encode(request.prompt, tiles[0])])
+        ids = ids.to(self.model.device)
+        shown = {} if features is None else {"image_features": features}
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        generate: Any = self.model.generate
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            with self._timed("decode"):  # generate() does not tell its prefill apart
+                tokens = generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=max_new_tokens,
+                    **shown,
+                    **settings,
+                )
+        answer = tokens[0, ids.shape[1] :]
+        self.tokens["prefill"] += ids.shape[1]
+        self.tokens["decode"] += len(answer)
+        return self.processor.tokenizer.decode(answer, skip_special_tokens=True).strip()
+
+    def _batches(
+        self, requests: Sequence[Request], batch_size: int
+    ) -> Iterator[tuple[list[_Question], Cache | None]]:
+        """Questions that are read together, with a state of their own behind each one's prefix.
+
+        None in place of it: the model cannot continue a prefix.
+        """
+        pending = _by_prefix(requests, self.processor)
+        if not self.model.language_model.batches:
+            batch_size = 1
+        if not self.model.language_model.shares_prefix:
+            everything = [item for group in pending.values() for item in group]
+            for items in chunks(everything, batch_size):
+                yield list(items), None
+            return
+        for chunk in chunks(list(pending.values()), batch_size):
+            state = self._prefill_images([group[0] for group in chunk], requests)
+            questions = [(row, item) for row, group in enumerate(chunk) for item in group]
+            # similar lengths together: less padding
+            questions.sort(key=lambda q: len(q[1].suffix))
+            for batch in chunks(questions, batch_size):
+                rows = torch.tensor([row for row, _ in batch], device=self.model.device)
+                yield [item for _, item in batch], state.select(rows)
+
     def _prefill_images(self, firsts: list[_Question], requests: Sequence[Request]) -> Cache:
         """States after the prefix of each group's first question, (len(firsts) rows)."""
         state = self.model.init_state(len(firsts))
@@ -167,6 +260,15 @@ class GroupedGenerator:
 
         An image is still encoded once for all its questions.
         """
+        return _last(*self._hidden_whole(items, requests, [[] for _ in items]))
+
+    def _hidden_whole(
+        self,
+        items: Sequence[_Question],
+        requests: Sequence[Request],
+        continuations: Sequence[list[int]],
+    ) -> tuple[Tensor, Cache, Tensor]:
+        """Hidden states (B, L, D), cache and lengths (B,) of prompts and what follows each."""
         keys = [requests[item.index].image_key for item in items]
         distinct = {key: requests[i.index] for key, i in zip(keys, items, strict=True) if key}
         features, tiles = self._image_features(list(distinct.values()))
@@ -176,15 +278,15 @@ class GroupedGenerator:
             places = dict(zip(distinct, torch.arange(len(features)).split(sizes), strict=True))
             features = features[torch.cat([places[key] for key in keys if key])]
         prompts = [
-            self.processor.encode(item.prefix, counts[key] if key else []) + item.suffix
-            for key, item in zip(keys, items, strict=True)
+            self.processor.encode(item.prefix, counts[key] if key else []) + item.suffix + more
+            for key, item, more in zip(keys, items, continuations, strict=True)
         ]
         ids, lengths = _right_pad(prompts, self.model)
         self.tokens["prefill"] += int(lengths.sum())
         with self._timed("prefill"):
             embeds, _ = self.model.embed(ids, image_features=features)
             hidden, cache = self.model.language_model(embeds, None, lengths)
-            return hidden[torch.arange(len(items), device=ids.device), lengths - 1], cache
+        return hidden, cache, lengths
 
     def _image_features(self, requests: Sequence[Request]) -> tuple[Tensor | None, list[list[int]]]:
         """Of all tiles of these requests, one after the other: (tiles, P, Dv) or None.
@@ -212,12 +314,16 @@ class GroupedGenerator:
 
     def _read(self, state: Cache, suffixes: list[list[int]]) -> tuple[Tensor, Cache]:
         """Each row's suffix read: the last hidden states (B, D), and the states behind it."""
-        ids, lengths = _right_pad(suffixes, self.model)
+        return _last(*self._hidden(state, suffixes))
+
+    def _hidden(self, state: Cache, texts: list[list[int]]) -> tuple[Tensor, Cache, Tensor]:
+        """Hidden states (B, L, D), state and lengths (B,) of token rows behind a state."""
+        ids, lengths = _right_pad(texts, self.model)
         self.tokens["prefill"] += int(lengths.sum())
         with self._timed("prefill"):
             embeds = self.model.get_input_embeddings()(ids)
             hidden, state = self.model.language_model(embeds, state, lengths)
-            return hidden[torch.arange(len(suffixes), device=ids.device), lengths - 1], state
+        return hidden, state, lengths
 
     def _decoded(
         self,
@@ -351,6 +457,11 @@ def _by_prefix(requests: Sequence[Request], processor: VLMambaProcessor) -> dict
         question = _Question(index, prefix, processor.encode(suffix))
         groups.setdefault((request.image_key, prefix), []).append(question)
     return groups
+
+
+def _last(hidden: Tensor, state: Cache, lengths: Tensor) -> tuple[Tensor, Cache]:
+    """Of hidden states (B, L, D) each row's last one, (B, D); the state as it is."""
+    return hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1], state
 
 
 def _right_pad(

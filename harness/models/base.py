@@ -16,9 +16,10 @@
 from __future__ import annotations
 
 import functools
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -62,12 +63,43 @@ class Picture:
         self._image = None
 
 
+SAMPLING, TURNS, LOGLIKELIHOOD = "sampling or beams", "earlier turns", "log-likelihoods"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen where it is not the likeliest each time; names as in generate().
+
+    None: the model's own setting.  seed: of the draws, together with all that a request asks.
+    """
+
+    do_sample: bool = False
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    num_beams: int = 1
+    seed: int = 0
+
+
 @dataclass(frozen=True)
 class Limits:
-    """How an answer is made: at most max_new_tokens, cut before the first of the stop strings."""
+    """How an answer is made: at most max_new_tokens, cut before the first of the stop strings.
+
+    sampling: None for greedy answers.
+    """
 
     max_new_tokens: int
     until: tuple[str, ...] = ()
+    sampling: Sampling | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What was said before a question: "system", "user" or "assistant", and its pictures."""
+
+    role: str
+    text: str
+    pictures: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,6 +108,9 @@ class Request:
 
     task and row say where it came from (row counts from 0); a record names them.  vote: which of
     several sampled answers to the same question this one is to be, from 0.
+    before: the turns before this one; their pictures are the first ones of `pictures`.
+    continuation: not an answer is wanted, but how likely the model thinks this one; the "text" of
+    it is what `likelihood_text` writes.
     """
 
     task: str
@@ -84,11 +119,46 @@ class Request:
     pictures: tuple[Picture, ...]
     limits: Limits
     vote: int = 0
+    before: tuple[Turn, ...] = ()
+    continuation: str | None = None
 
     @property
     def image_key(self) -> str | None:
         """One key for all pictures; None without any."""
         return "+".join(picture.key for picture in self.pictures) or None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What a model must offer to answer it, besides greedy answers to one turn."""
+        told = {
+            SAMPLING: self.limits.sampling is not None,
+            TURNS: bool(self.before),
+            LOGLIKELIHOOD: self.continuation is not None,
+        }
+        return frozenset(name for name, needed in told.items() if needed)
+
+    @property
+    def extras(self) -> list[Any]:
+        """What the answer depends on besides prompt, pictures, limits and vote; mostly empty."""
+        if not self.needs:
+            return []
+        turns = [[turn.role, turn.text, turn.pictures] for turn in self.before]
+        sampling = self.limits.sampling and asdict(self.limits.sampling)
+        return [turns, sampling, self.continuation]
+
+
+def likelihood_text(log_probability: float, is_greedy: bool) -> str:
+    """The answer to a request with a continuation, as a journal keeps it.
+
+    The sum of the log-probabilities of its tokens, and whether each was the likeliest.
+    """
+    return json.dumps([log_probability, is_greedy])
+
+
+def likelihood(text: str) -> tuple[float, bool]:
+    """What `likelihood_text` wrote."""
+    log_probability, is_greedy = json.loads(text)
+    return float(log_probability), bool(is_greedy)
 
 
 @dataclass
@@ -105,6 +175,7 @@ class EvalModel(ABC):
     name: str
     batch_size: int = 1
     parameters: int | None = None
+    offers: frozenset[str] = frozenset()  # of SAMPLING, TURNS, LOGLIKELIHOOD; others are not asked
     notes: tuple[str, ...] = ()  # what a record and its reader must know of how answers are made
     device: Any = None  # torch's, where the model runs in this process
     seconds: Mapping[str, float] = MappingProxyType({})  # so far: encode, prefill, decode; if known

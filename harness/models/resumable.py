@@ -116,6 +116,10 @@ class Resumable:
         seen = self._seen[task] = self._begin(task, list(distinct.values()))
         still_open = []
         for index in indices:
+            if lacking := requests[index].needs - self.model.offers:
+                self._refused(requests[index], f"{self.model.name} offers no {min(lacking)}")
+                keep(index, None)
+                continue
             key = self._key(requests[index], seen)
             kept = self.journal.get(key) if self.journal is not None else None
             if kept is None:
@@ -134,12 +138,14 @@ class Resumable:
             self._answered += 1
             if self._forecast is not None:
                 self._forecast.answered()
-            text = cut(text, requests[index].limits.until)
+            if requests[index].continuation is None:
+                text = cut(text, requests[index].limits.until)
             if self.journal is not None:
                 self.journal.add(self._key(requests[index], seen), text)
             keep(index, text)
 
-        for limits, same in _by([requests[i] for i in still_open], lambda r: r.limits).items():
+        kinds = _by([requests[i] for i in still_open], lambda r: (r.limits, r.needs))
+        for (limits, _), same in kinds.items():
             group = [still_open[place] for place in same]
             for some in _whole_images(requests, group, BATCHES_AHEAD * self._batch_size):
                 if self._forecast is not None:
@@ -172,6 +178,7 @@ class Resumable:
                 limits.max_new_tokens,
                 limits.until,
                 *([request.vote] if request.vote else []),
+                *request.extras,
             ]
         )
 

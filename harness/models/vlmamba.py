@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,18 @@ from torch import Tensor
 
 from harness.data.images import UnreadableImage
 from harness.models import DTYPES, ranks, templates
-from harness.models.base import EvalModel, Limits, OnDone, Picture, Request
+from harness.models.base import (
+    LOGLIKELIHOOD,
+    SAMPLING,
+    TURNS,
+    EvalModel,
+    Limits,
+    OnDone,
+    Picture,
+    Request,
+    Turn,
+    likelihood_text,
+)
 from harness.models.code import code_sha256
 from harness.models.registry import ModelOptions
 from vlmamba import checkpoints
@@ -63,6 +74,8 @@ class VLMambaModel(EvalModel):
     template: in place of the checkpoint's own, see `harness.models.templates.choose`.
     """
 
+    offers = frozenset((SAMPLING, TURNS, LOGLIKELIHOOD))
+
     def __init__(
         self,
         pretrained: str = "nano",
@@ -86,10 +99,12 @@ class VLMambaModel(EvalModel):
             pretrained, dtype=self.dtype, device=self.device, revision=revision
         )
         self._chosen = None if template is None else templates.choose(self.processor, template)
+        if self._chosen is not None and not self._chosen.chat:
+            self.offers = self.offers - {TURNS}  # such a template has room for one question
         self.temperature, self.seed = temperature, seed
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.notes = reading_notes(self.model.language_model)
-        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         self._stand_in: Tensor | None = None
 
     @functools.cached_property
@@ -152,9 +167,10 @@ class VLMambaModel(EvalModel):
     def answer(
         self, requests: Sequence[Request], limits: Limits, batch_size: int, on_done: OnDone
     ) -> None:
-        """Greedy or sampled answers; requests of one image share its prefill.
+        """Answers and likelihoods; requests of one image share its prefill.
 
-        What is drawn for an answer depends on the run's seed, its task, row and vote alone.
+        What is drawn for an answer depends on the run's seed, its task, row and vote alone, or on
+        the request where that says how tokens are chosen: such answers are made one by one.
         """
         generator = GroupedGenerator(
             self.model, self.processor, self._stand_in, temperature=self.temperature
@@ -163,9 +179,21 @@ class VLMambaModel(EvalModel):
             replace(self._question(r), seed=f"{self.seed}/{r.task}/{r.row}/{r.vote}")
             for r in requests
         ]
+        scored = [r.continuation for r in requests if r.continuation is not None]
         try:
             with use_backend(self.backend):
-                generator.generate(questions, limits.max_new_tokens, batch_size, on_done)
+                if limits.sampling is not None:
+                    for index, asked in enumerate(zip(questions, requests, strict=True)):
+                        on_done(index, sampled(generator, *asked))
+                elif scored:
+                    generator.loglikelihood(
+                        questions,
+                        scored,
+                        batch_size,
+                        lambda index, *found: on_done(index, likelihood_text(*found)),
+                    )
+                else:
+                    generator.generate(questions, limits.max_new_tokens, batch_size, on_done)
         finally:
             for part in PARTS:
                 self.seconds[part] += generator.seconds[part]
@@ -188,6 +216,11 @@ class VLMambaModel(EvalModel):
 
     def _question(self, request: Request) -> Question:
         text = request.prompt.replace(IMAGE, "")  # a question cannot bring image tokens along
+        if request.before:
+            key = f"{len(request.pictures)} {MEAN_IMAGE}" if self.blind else request.image_key
+            images = [picture.image for picture in request.pictures]
+            prompt = self._conversation(request, text)
+            return Question(prompt, key if images else None, images or None)
         if not request.pictures:
             return Question(self._prompt(text, 0))
         count = len(request.pictures)
@@ -199,6 +232,23 @@ class VLMambaModel(EvalModel):
         if self._chosen is None:
             return self.processor.conversation_prompt(text, images)
         return self._chosen.render(self.processor, text, images)
+
+    def _conversation(self, request: Request, text: str) -> str:
+        """The prompt of a question with turns before it, by the chat template."""
+        shown = len(request.pictures) - sum(turn.pictures for turn in request.before)
+        turns = [*request.before, Turn("user", text, shown)]
+        messages: list[dict[str, Any]] = [
+            {
+                "role": turn.role,
+                "content": [{"type": "image"}] * turn.pictures
+                + [{"type": "text", "text": turn.text.replace(IMAGE, "")}],
+            }
+            for turn in turns
+        ]
+        chosen = self._chosen.text if self._chosen is not None else None
+        return self.processor.apply_chat_template(
+            messages, chat_template=chosen, add_generation_prompt=True
+        )
 
     def _mean_features(self, pictures: Sequence[Picture], batch_size: int) -> Tensor:
         """The mean per patch over the readable pictures' tiles, (1, P, Dv): text-only control."""
@@ -215,6 +265,19 @@ class VLMambaModel(EvalModel):
                 features = self.model.encode_images(pixels).double().cpu()
                 total, count = total + features.sum(0, keepdim=True), count + len(features)
         return (total / max(count, 1)).to(self.device, self.dtype)
+
+
+def sampled(generator: GroupedGenerator, question: Question, request: Request) -> str:
+    """One answer as the request's sampling says: an answer does not depend on its neighbours."""
+    sampling = request.limits.sampling
+    assert sampling is not None
+    settings = {name: value for name, value in asdict(sampling).items() if value is not None}
+    seed = settings.pop("seed")
+    if not sampling.do_sample:  # generate() warns of what beams have no use for
+        settings = {"do_sample": False, "num_beams": sampling.num_beams}
+    asked = [seed, request.task, request.row, request.prompt, request.image_key, request.vote]
+    own = int(digest(asked)[:15], 16)
+    return generator.sampled(question, request.limits.max_new_tokens, own, **settings)
 
 
 def reading_notes(language_model: LanguageModel) -> tuple[str, ...]:
