@@ -55,6 +55,7 @@ WRITTEN = {
         *('"__padding_only__"', "self.doc_to_visual, doc_id, self.config.task"),
         "(ctx, self.doc_to_messages, copy.deepcopy(self.config.generation_kwargs), doc_id",
         "return (None, True, prev_out, prev_info)",
+        "pred = np.argmin(lls)",  # a likelihood is given as a loss
     ],
     "lmms_eval.evaluator": ['"__padding_only__"', "lm.task_dict[task_name] = task_obj.dataset"],
 }

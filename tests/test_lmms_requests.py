@@ -108,7 +108,7 @@ def test_samples_depend_on_the_seed_alone(make):
     assert cold == make().generate_until([generate(1)])
 
 
-def test_log_likelihoods_are_sums_over_the_continuations_tokens(make):
+def test_likelihoods_are_the_loss_over_the_continuations_tokens(make):
     vlm = make()
     model, tokenizer = vlm.answers.model.model, vlm.answers.model.processor.tokenizer
     texts = [" yes", " a long walk", " 4"]
@@ -118,7 +118,7 @@ def test_log_likelihoods_are_sums_over_the_continuations_tokens(make):
         + [instance("loglikelihood", 3, "?", " x", shown)]
     )
     assert found.pop() == UNLIKELY
-    for (row, text), (likely, greedy) in zip(asked, found, strict=True):
+    for (row, text), (loss, greedy) in zip(asked, found, strict=True):
         inputs = inputs_of(vlm, row)
         more = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
         inputs["input_ids"] = torch.cat([inputs["input_ids"], more], dim=1)
@@ -126,7 +126,7 @@ def test_log_likelihoods_are_sums_over_the_continuations_tokens(make):
         with torch.no_grad():
             logits = model(**inputs).logits[0, -more.shape[1] - 1 : -1].double()
         picked = logits.log_softmax(-1)[torch.arange(more.shape[1]), more[0]]
-        assert likely == pytest.approx(float(picked.sum()), abs=1e-4)
+        assert loss == pytest.approx(-float(picked.mean()), abs=1e-4)
         assert greedy == bool((logits.argmax(-1) == more[0]).all())
 
 

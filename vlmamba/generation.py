@@ -148,17 +148,18 @@ class GroupedGenerator:
         requests: Sequence[Request],
         continuations: Sequence[str],
         batch_size: int = 32,
-        on_done: Callable[[int, float, bool], None] | None = None,
-    ) -> list[tuple[float, bool]]:
-        """How likely each request is continued by that text: (sum of log-probabilities, greedy).
+        on_done: Callable[[int, float, int, bool], None] | None = None,
+    ) -> list[tuple[float, int, bool]]:
+        """How likely each request is continued by that text: (log-probability, tokens, greedy).
 
         Of the continuation's tokens, which are split apart from the prompt's as in training, the
-        sum of their natural log-probabilities, and whether each is the likeliest in its place.
+        sum of their natural log-probabilities, their number, and whether each is the likeliest in
+        its place.
         Batches, shared images and errors are those of `generate`.
         """
         for number, request in enumerate(requests, 1):
             _check(request, number)
-        found = [(0.0, True)] * len(requests)
+        found = [(0.0, 0, True)] * len(requests)
         told = [self.processor.encode(text.replace(IMAGE, "")) for text in continuations]
         for items, state in self._batches(requests, batch_size):
             targets = [told[item.index] for item in items]
@@ -175,12 +176,13 @@ class GroupedGenerator:
                     on_done(item.index, *scores)
         return found
 
-    def _token_scores(self, hidden: Tensor, target: Sequence[int]) -> tuple[float, bool]:
-        """Of the states (T, D) before each of T tokens: sum of log-probabilities, all likeliest."""
+    def _token_scores(self, hidden: Tensor, target: Sequence[int]) -> tuple[float, int, bool]:
+        """Of the states (T, D) before T tokens: sum of log-probabilities, T, all likeliest."""
         logits = self.model.language_model.head(hidden).float()
         tokens = torch.tensor(target, device=logits.device, dtype=torch.long)
         chosen = logits.log_softmax(-1).gather(1, tokens[:, None])
-        return float(chosen.double().sum()), bool((logits.argmax(-1) == tokens).all())
+        greedy = bool((logits.argmax(-1) == tokens).all())
+        return float(chosen.double().sum()), len(target), greedy
 
     @torch.inference_mode()
     def sampled(self, request: Request, max_new_tokens: int, seed: int, **settings: Any) -> str:

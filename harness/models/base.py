@@ -147,18 +147,18 @@ class Request:
         return [turns, sampling, self.continuation]
 
 
-def likelihood_text(log_probability: float, is_greedy: bool) -> str:
+def likelihood_text(log_probability: float, tokens: int, is_greedy: bool) -> str:
     """The answer to a request with a continuation, as a journal keeps it.
 
-    The sum of the log-probabilities of its tokens, and whether each was the likeliest.
+    The sum of its tokens' log-probabilities, their number, and whether each was the likeliest.
     """
-    return json.dumps([log_probability, is_greedy])
+    return json.dumps([log_probability, tokens, is_greedy])
 
 
-def likelihood(text: str) -> tuple[float, bool]:
+def likelihood(text: str) -> tuple[float, int, bool]:
     """What `likelihood_text` wrote."""
-    log_probability, is_greedy = json.loads(text)
-    return float(log_probability), bool(is_greedy)
+    log_probability, tokens, is_greedy = json.loads(text)
+    return float(log_probability), int(tokens), bool(is_greedy)
 
 
 @dataclass

@@ -44,7 +44,7 @@ from harness.models.resumable import Resumable
 from vlmamba_core.errors import UserError, one_line
 
 UNREADABLE = "\ue000unreadable image\ue000"  # instead of an answer; no tokenizer writes it
-UNLIKELY = (-math.inf, False)  # instead of a log-likelihood
+UNLIKELY = (math.inf, False)  # instead of a loss
 ODD_TO_GIVE_UP = 10  # rows that cannot be asked, and not one that can: the fault is not a row's
 
 
@@ -52,7 +52,7 @@ class VLMamba(lmms):
     """Answers of what `--model` of `harness.run` names: a VL-Mamba checkpoint, for one.
 
     A row that cannot be asked or answered is counted and said at the end; its answer is UNREADABLE
-    (UNLIKELY for a log-likelihood).  Raises UserError for unusable arguments.
+    (UNLIKELY for a likelihood).  Raises UserError for unusable arguments.
     """
 
     is_simple = True
@@ -99,9 +99,14 @@ class VLMamba(lmms):
         return [UNREADABLE if text is None else text for text in self._ask_all(requests, of)]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """(sum of the log-probabilities of the continuation's tokens, whether it is greedy)."""
+        """(mean cross-entropy of the continuation's tokens, whether it is greedy).
+
+        A loss in spite of the name: lmms-eval chooses the choice with the least
+        (`ConfigurableTask.process_results`), as all of its own models return one.  It takes the
+        first choice of a row that is UNLIKELY throughout.
+        """
         found = self._ask_all(requests, lambda place: self._scored(requests[place]))
-        return [UNLIKELY if not text else likelihood(text) for text in found]
+        return [UNLIKELY if not text else _loss(*likelihood(text)) for text in found]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
         """Each row's answers, by round; the task makes a round's question of those before it.
@@ -326,6 +331,10 @@ def sampling(generation: Mapping[str, Any], seed: int) -> Sampling | None:
         return Sampling(num_beams=beams, seed=seed) if beams > 1 else None
     values = {name: generation.get(name) for name in ("temperature", "top_p", "top_k")}
     return Sampling(do_sample=True, num_beams=beams, seed=seed, **values)
+
+
+def _loss(log_probability: float, tokens: int, is_greedy: bool) -> tuple[float, bool]:
+    return -log_probability / max(tokens, 1), is_greedy
 
 
 def _turn(message: Mapping[str, Any]) -> tuple[Turn, list[Any]]:
