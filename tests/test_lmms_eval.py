@@ -24,6 +24,7 @@ MOVED = "lmms-eval has moved: {} is no longer in {}; harness/models/lmms*.py use
 NAMES = {
     "lmms_eval.api.instance": {
         "Instance": ("request_type", "arguments", "idx", "metadata"),
+        "GenerationResult": ("text",),
         "unwrap_generation_output": (),
     },
     "lmms_eval.api.metrics": {},

@@ -8,7 +8,7 @@ import datasets
 import pytest
 import torch
 from harness_world import png
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import Instance, unwrap_generation_output
 from PIL import Image
 
 from harness.models.base import Limits, Request, Turn
@@ -117,6 +117,7 @@ def test_likelihoods_are_the_loss_over_the_continuations_tokens(make):
         [instance("loglikelihood", r, ROWS[r]["question"], t, shown) for r, t in asked]
         + [instance("loglikelihood", 3, "?", " x", shown)]
     )
+    found = [unwrap_generation_output(one)[0] for one in found]  # as lmms-eval does
     assert found.pop() == UNLIKELY
     for (row, text), (loss, greedy) in zip(asked, found, strict=True):
         inputs = inputs_of(vlm, row)

@@ -30,7 +30,7 @@ from typing import Any
 import datasets
 import lmms_eval.api.metrics  # noqa: F401 - registers the metrics that task files name
 import torch
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.api.task import ConfigurableTask
 from lmms_eval.utils import load_yaml_config
@@ -98,15 +98,18 @@ class VLMamba(lmms):
 
         return [UNREADABLE if text is None else text for text in self._ask_all(requests, of)]
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """(mean cross-entropy of the continuation's tokens, whether it is greedy).
+    def loglikelihood(self, requests: list[Instance]) -> list[Any]:
+        """(mean cross-entropy of the continuation's tokens, whether it is greedy), wrapped.
 
         A loss in spite of the name: lmms-eval chooses the choice with the least
         (`ConfigurableTask.process_results`), as all of its own models return one.  It takes the
-        first choice of a row that is UNLIKELY throughout.
+        first choice of a row that is UNLIKELY throughout.  In a GenerationResult, because
+        lmms-eval makes a text of anything else that is no text, a pair too; its --use_cache (0.7.3)
+        does the same, so that no model can be asked this with it.
         """
         found = self._ask_all(requests, lambda place: self._scored(requests[place]))
-        return [UNLIKELY if not text else _loss(*likelihood(text)) for text in found]
+        losses = [UNLIKELY if not text else _loss(*likelihood(text)) for text in found]
+        return [GenerationResult(loss) for loss in losses]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
         """Each row's answers, by round; the task makes a round's question of those before it.
