@@ -3,6 +3,7 @@
     python -m harness.profile                        # 130M shapes to 16k tokens: under 20 minutes
     python -m harness.profile --models vl-mamba-130m,pythia-160m --seq-lens 256,512 --decode 16
     python -m harness.profile --batch-sizes 1,4,16 --seq-lens 256,512,1024 --out runs/batches
+    python -m harness.profile --whole nano,hf:FOLDER --out runs/whole    # whole VLMs alone
     python -m harness.profile --models vl-mamba-2.8b,pythia-2.8b,phi-2,mobilellama-2.7b \\
         --dtype bfloat16 --device cuda --out runs/profile-2.8b
 
@@ -29,9 +30,11 @@ from typing import Any
 import psutil
 
 from harness.models import DTYPES
+from harness.models.registry import eval_models
 from harness.reporting import render
 from harness.runs import rerun, schema
 from harness.runs.points import Row
+from harness.speed import whole
 from harness.speed.certainty import NOISY
 from harness.speed.sweep import lengths as lengths_run
 from harness.speed.sweep import summary, tables
@@ -39,6 +42,7 @@ from harness.speed.sweep.points import Journal, Settings, plan
 from vlmamba_core import launcher
 from vlmamba_core.cli import Parser, cli
 from vlmamba_core.errors import UserError, unknown
+from vlmamba_core.folder import Journal as Kept
 from vlmamba_core.folder import RunFolder
 from vlmamba_core.memory import total_bytes
 from vlmamba_core.names import choose_dtype
@@ -53,6 +57,10 @@ NOTE = (
     f"the middle half; above {NOISY * 100:.0f} % a point is too noisy. Other load: cores that "
     "other processes kept busy."
 )
+WHOLE_NOTE = (
+    "Whole models: their own weights, from a decoded picture to the last token, processor and "
+    "encoder included; medians of repeats and their range."
+)
 
 
 def build_parser() -> Parser:
@@ -64,7 +72,14 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--models", default=MODELS, help=f"comma-separated (default: {MODELS})")
+    add("--models", help=f"comma-separated (default: {MODELS}; none with --whole)")
+    add(
+        "--whole",
+        default="",
+        metavar="MODELS",
+        help="256 new tokens over the whole time, one image, encoder included, batch 1, of these: "
+        "nano, a checkpoint's folder, hf:FOLDER",
+    )
     add("--seq-lens", default=SEQ_LENS, help=f"tokens, image included (default: {SEQ_LENS})")
     add("--batch-sizes", default="1", help="comma-separated (default: 1)")
     add(
@@ -96,32 +111,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     batches = _numbers("--batch-sizes", args.batch_sizes)
     where = launcher.Launcher.parse(args.launcher, args.slurm, args.out / "jobs")
     settings = _settings(args, where)
-    models = _models(args.models)
+    whole_models = [name.strip() for name in args.whole.split(",") if name.strip()]
+    if args.models is None:
+        args.models = "" if whole_models else MODELS
+    models = _models(args.models) if args.models or not whole_models else []
+    for name in whole_models:
+        eval_models.split(name)  # an unknown kind is told before anything is measured
     rerun.refuse_another(args.out, rerun.finished(args.out), "profile")
     started = time.perf_counter()
     points = plan(models, lengths, batches, settings)
     if args.dry_run:
-        names = "\n".join(point.name for point in points)
-        print(f"{len(points)} points, one after the other:\n{names}")
-        print("" if where.here else f"\n{where.script(points[0].name)}")
+        names = [*(point.name for point in points), *whole_models]
+        print(f"{len(names)} points, one after the other:\n" + "\n".join(names))
+        print("" if where.here else f"\n{where.script(names[0])}")
         return 0
     with RunFolder(args.out) as folder:
-        start = functools.partial(_in_job, where, lengths_run.launch)
-        rows = lengths_run.run(
-            points, Journal(args.out / "points.jsonl"), None if where.here else start
-        )
-        if where.here:
-            machine = lengths_run.measure_machine(settings)
-        else:
-            machine = _in_job(where, lengths_run.measure_machine, settings)
-        record = _record(args, settings, machine, rows, time.perf_counter() - started)
+        there = functools.partial(_place, where)
+        launch, machine_of = there(lengths_run.launch), there(lengths_run.measure_machine)
+        rows = lengths_run.run(points, Journal(args.out / "points.jsonl"), launch)
+        machine = machine_of(settings)
+        kept = Kept[whole.Row](args.out / "whole.jsonl")
+        vlms = whole.run(whole_models, settings, kept, there(whole.in_a_process))
+        record = _record(args, settings, machine, rows, vlms, time.perf_counter() - started)
         folder.write("record.json", schema.record_text(record))
     profile = summary.Profile.from_record(args.out.name, record)
     for title, headers, cells in tables.tables(profile):
         print(f"{title}\n{render.text_table(headers, cells)}\n")
-    print(f"{NOTE}\nwritten to {args.out}: record.json, points.jsonl")
+    notes = [NOTE] * bool(rows) + [WHOLE_NOTE] * bool(vlms)
+    print(
+        "\n".join([*notes, f"written to {args.out}: record.json and journals of what is finished"])
+    )
     print(json.dumps(record["summary"], allow_nan=False))
     return 0
+
+
+def _place(where: launcher.Launcher, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`call`, done here or in a job."""
+    return call if where.here else functools.partial(_in_job, where, call)
 
 
 def _in_job(where: launcher.Launcher, call: Callable[[Any], Any], given: Any) -> Any:
@@ -208,6 +234,7 @@ def _record(
     settings: Settings,
     machine: dict[str, Any],
     rows: list[Row],
+    vlms: list[dict[str, Any]],
     total_s: float,
 ) -> dict[str, Any]:
     record = {
@@ -215,9 +242,12 @@ def _record(
         "kind": "profile",
         "label": "tiny models, for tests only" if settings.tiny else None,
         "arguments": {name: str(value) for name, value in vars(args).items() if name != "out"},
-        "settings": asdict(settings) | {"weights": "random"} | schema.environment(),
+        "settings": asdict(settings)
+        | ({"weights": "random"} if rows else {})
+        | schema.environment(),
         "machine": machine,
         "points": [asdict(row) for row in rows],
+        **({"whole": vlms} if vlms else {}),
         "timing": {"total_s": total_s},
         "finished": schema.now(),
     }

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_vlms
 from scipy import stats
 
-from harness import profile
+from harness import plots as plots_command
+from harness import profile, report
+from harness import tables as tables_command
 from harness.runs.points import (
     FAILED,
     KILLED,
@@ -22,9 +25,10 @@ from harness.runs.points import (
     TIME_LIMIT,
     Row,
 )
-from harness.speed import certainty, energy, models
+from harness.speed import certainty, energy, models, whole
 from harness.speed.sweep import fits, lengths, measure, subject, summary, tables, worker
 from harness.speed.sweep.points import Journal, Point, Settings, plan, row_of
+from vlmamba_core.folder import Journal as FolderJournal
 
 SETTINGS = Settings(
     image_tokens=16,
@@ -372,3 +376,56 @@ def test_an_evaluation_in_the_folder_is_left_alone(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "holds another finished run (1296 answers scored): it is of kind evaluation" in error
     assert "1296" in record.read_text()
+
+
+def test_whole_models_have_a_row(tmp_path):
+    """A checkpoint and a transformers VLM, image encoder included; kept by their files' content."""
+    folder = tiny_vlms.save("llava", tmp_path / "llava")
+    asked = []
+
+    def start(given):
+        asked.append(given[0])
+        return json.loads(json.dumps(whole.measure(*given)))  # as its process prints it
+
+    def rows():
+        return whole.run(["nano", f"hf:{folder}"], SETTINGS, FolderJournal(tmp_path / "j"), start)
+
+    nano, _ = found = rows()
+    assert [row["template"] for row in found] == ["vicuna_v1", "chat_template"]
+    for row in found:
+        cost = row["cost"]
+        assert cost["new_tokens"] == 8 and 0 < cost["first_token_s"] < cost["total_s"]
+        assert cost["tokens_per_s"] == pytest.approx(8 / cost["total_s"])
+    assert rows() == found and len(asked) == 2
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1  # the last bit of the last weight: another checkpoint of the same size
+    weights.write_bytes(content)
+    assert rows()[0] == nano and asked[2:] == [f"hf:{folder}"]
+
+
+def test_whole_models_need_no_point_of_a_language_model(tmp_path, capsys, monkeypatch):
+    """Nor do the readers of such a record: tables, plots and the report."""
+    monkeypatch.setattr(lengths, "measure_machine", lambda settings: MACHINE)
+    out = tmp_path / "runs" / "out"
+    command = ["--tiny", "--threads", "1", "--device", "cpu", "--whole", "nano"]
+    assert profile.main([*command, "--out", str(out)]) == 0
+    record = json.loads((out / "record.json").read_text())
+    printed = capsys.readouterr().out
+    assert record["points"] == [] and record["whole"][0]["status"] == OK
+    rate = record["whole"][0]["cost"]["tokens_per_s"]
+    assert json.loads(printed.splitlines()[-1])["whole"] == {"nano": float(f"{rate:.4g}")}
+    assert "whole models: one question" in printed and "crossovers" not in printed
+    place = ["--from", str(tmp_path / "runs"), "--out"]
+    assert tables_command.main([*place, str(tmp_path / "t")]) == 0
+    [line] = [x for x in (tmp_path / "t/out.whole.csv").read_text().splitlines() if "nano" in x]
+    assert f"{rate:.4g}" in line
+    assert plots_command.main([*place, str(tmp_path / "p")]) == 0
+    assert not list((tmp_path / "p").glob("out.*"))
+    assert report.main([str(out), "--out", str(tmp_path / "r.html")]) == 0
+    assert "whole models: one question" in (tmp_path / "r.html").read_text()
+
+
+def test_a_whole_model_alone_is_planned(capsys, tmp_path):
+    assert profile.main(["--whole", "nano", "--dry-run", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines() == ["1 points, one after the other:", "nano", ""]

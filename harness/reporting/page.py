@@ -298,7 +298,7 @@ def _profiles(found: Sequence[Found]) -> list[Block]:
         images = {
             f"{name} against sequence length": "data:image/svg+xml;base64,"
             + base64.b64encode(plots.plot(profile, name, "svg")).decode()
-            for name in plots.PLOTS
+            for name in (plots.PLOTS if profile.rows else ())
         }
         blocks.append(Block([one.name], plots=images))
         for title, headers, rows in profile_tables(profile):

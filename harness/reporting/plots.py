@@ -97,9 +97,12 @@ def write_all(folder: Path, files: Mapping[str, str | bytes]) -> str:
 
 
 def render(profile: Profile, look: str = "paper") -> dict[str, bytes]:
-    """Every plot of a profile: file suffix such as "latency.svg" -> content."""
+    """Every plot of a profile: file suffix such as "latency.svg" -> content.
+
+    None of a profile of whole models alone.
+    """
     files: dict[str, bytes] = {}
-    for name in PLOTS:
+    for name in PLOTS if profile.rows else ():
         for format_ in FORMATS:
             files[f"{name}.{format_}"] = plot(profile, name, format_, look)
     return files

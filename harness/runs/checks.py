@@ -184,13 +184,42 @@ class Point(Part):
     result: Measured | None
 
 
+class WholeCost(Part):
+    """What a question with an image costs, measured."""
+
+    parameters: Count | None
+    first_token_s: Positive
+    new_tokens: Count | None
+    total_s: Positive
+    total_s_spread: Annotated[list[Positive], Field(min_length=2, max_length=2)]
+    peak_mem_bytes: Amount | None
+    tokens_per_s: Positive | None
+
+
+class WholeModel(Part):
+    """A model with its image encoder, and what came of measuring it."""
+
+    model: Text
+    template: Text | None
+    status: Text
+    detail: Text | None
+    cost: WholeCost | None = None
+
+
 class Profile(Part):
     """A record of `harness.profile`."""
 
     label: Text | None = None
     machine: Machine
     settings: Mapped
-    points: Annotated[list[Point], Field(min_length=1)]
+    points: list[Point]
+    whole: list[WholeModel] = []
+
+    @model_validator(mode="after")
+    def _measures_something(self) -> Profile:
+        if not self.points and not self.whole:
+            raise ValueError("points and whole are empty; expected a row in one of them")
+        return self
 
 
 class Seeds(Part):

@@ -40,12 +40,13 @@ class Profile:
     machine: Mapping[str, Any]
     settings: Mapping[str, Any]
     rows: Sequence[Row]
+    whole: Sequence[Mapping[str, Any]] = ()  # of harness.speed.whole
 
     @classmethod
     def from_record(cls, name: str, record: Mapping[str, Any]) -> Profile:
         """The profile of a record.json of harness.profile."""
         rows = [Row(**row) for row in record["points"]]
-        return cls(name, record["machine"], record["settings"], rows)
+        return cls(name, record["machine"], record["settings"], rows, record.get("whole", ()))
 
     def models(self) -> list[str]:
         """In the order of the sweep."""
@@ -99,9 +100,11 @@ def summarize(profile: Profile) -> dict[str, Any]:
     Lengths in tokens, slopes in bytes a token.  A crossover of null comes with the reason;
     crossover_at_most names those that lie at or below the shortest length measured, if anywhere.
     too_noisy: points whose repeats differ too much to be believed; other_load_cores: the most that
-    other processes kept busy during a point (None: not recorded).
+    other processes kept busy during a point (None: not recorded).  whole, where there are such:
+    new tokens over the whole time of each (None: not measured).
     """
-    batch = profile.batch_sizes()[0]
+    vlms = {row["model"]: (row.get("cost") or {}).get("tokens_per_s") for row in profile.whole}
+    batch = profile.batch_sizes()[0] if profile.rows else 1  # whole models answer one question
     crossings = {
         " / ".join(pair): {q: profile.crossover(pair, batch, q) for q in CROSSING}
         for pair in profile.pairs()
@@ -130,6 +133,7 @@ def summarize(profile: Profile) -> dict[str, Any]:
             for r in profile.rows
             if r.status != OK
         ],
+        **({"whole": {name: _round(rate) for name, rate in vlms.items()}} if vlms else {}),
     }
 
 

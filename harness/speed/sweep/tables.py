@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.runs.points import Row
-from harness.speed import certainty
+from harness.speed import certainty, whole
 from harness.speed.sweep.fits import Crossover
 from harness.speed.sweep.summary import CROSSING, QUANTITIES, Profile, floors, growth, verdict
 
@@ -106,8 +106,14 @@ def _fit_text(fit: Mapping[str, Any] | None) -> str:
 
 def tables(profile: Profile) -> list[tuple[str, Sequence[str], list[list[str]]]]:
     """(title, headers, rows) of everything a profile has to say."""
-    return [
-        ("points", POINT_HEADERS, point_rows(profile)),
-        ("growth with sequence length", GROWTH_HEADERS, growth_rows(profile)),
-        ("crossovers", CROSSOVER_HEADERS, crossover_rows(profile)),
-    ]
+    found: list[tuple[str, Sequence[str], list[list[str]]]] = []
+    if profile.rows:
+        found = [
+            ("points", POINT_HEADERS, point_rows(profile)),
+            ("growth with sequence length", GROWTH_HEADERS, growth_rows(profile)),
+            ("crossovers", CROSSOVER_HEADERS, crossover_rows(profile)),
+        ]
+    if profile.whole:
+        title = "whole models: one question with one image, encoder included, batch 1"
+        found.append((title, whole.HEADERS, whole.table_rows(profile.whole)))
+    return found
