@@ -52,6 +52,16 @@ def test_import_rules(folder):
     assert not broken, "\n".join(broken)
 
 
+def test_a_scan_on_the_cpu_loads_no_triton_kernel():
+    code = (
+        "import sys, torch, vlmamba; from vlmamba.models.selective_scan import selective_scan; "
+        "import vlmamba.train, vlmamba.ask; x = torch.ones(1, 2, 3); "
+        "selective_scan(x, x, -torch.ones(3, 4), torch.ones(1, 2, 4), torch.ones(1, 2, 4)); "
+        "sys.exit(any(m.startswith('vlmamba.models.scan_backends.triton') for m in sys.modules))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 @pytest.mark.parametrize("package", ["torch", "pydantic", "httpx", "jinja2"])
 def test_scoring_and_a_refused_command_load_nothing_slow(package):
     code = f"{TORCH_FREE}; import sys; sys.exit({package!r} in sys.modules)"

@@ -364,6 +364,68 @@ def test_backend_names():
         resolve_backend("cuda", "cpu")
 
 
+@pytest.fixture
+def no_choice_made():
+    """The choices of before are forgotten, and those of the test after it."""
+    caches = (scan_module._resolve, scan_module._module)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+def has_packages(monkeypatch, *names: str, fault: str = "") -> None:
+    """Pretend that only these are installed, and that the check of the Triton kernels says so."""
+    stand_in = ModuleType("vlmamba.models.scan_backends.triton")
+    stand_in.check_on = lambda device: fault
+    monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
+    monkeypatch.setattr(scan_module, "_installed", lambda *wanted: set(wanted) <= set(names))
+
+
+def test_a_gpu_takes_mamba_ssm_else_triton(no_choice_made, monkeypatch):
+    monkeypatch.setenv("CC", "cc")
+    has_packages(monkeypatch, "mamba_ssm", "causal_conv1d", "triton")
+    assert resolve_backend("auto", "cuda") == "cuda"
+    scan_module._resolve.cache_clear()
+    has_packages(monkeypatch, "mamba_ssm", "triton")
+    assert resolve_backend("auto", "cuda") == "triton"
+    assert resolve_backend("triton", "cuda") == "triton"
+
+
+@pytest.mark.parametrize(
+    ("packages", "compiler", "fault", "reason"),
+    [
+        (["triton"], "cc", "RuntimeError: no driver", "RuntimeError: no driver"),
+        (["triton"], "", "", "a C compiler"),
+        ([], "cc", "", "the package triton"),
+    ],
+)
+def test_a_gpu_without_kernels_runs_torch_and_one_warning_says_why(
+    no_choice_made, monkeypatch, packages, compiler, fault, reason
+):
+    monkeypatch.setenv("CC", compiler)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    has_packages(monkeypatch, *packages, fault=fault)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert [resolve_backend("auto", "cuda") for _ in range(2)] == ["torch", "torch"]
+    assert len(caught) == 1 and reason in str(caught[0].message)
+    if not fault:
+        with pytest.raises(UserError, match=f"'triton' needs {reason}"):
+            resolve_backend("triton", "cuda")
+
+
+def test_a_backend_is_refused_where_it_cannot_run(no_choice_made, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    has_packages(monkeypatch, "triton")
+    with pytest.raises(UserError, match="'triton' cannot run on 'cpu' tensors"):
+        resolve_backend("triton", "cpu")
+    with pytest.raises(UserError, match="needs mamba-ssm and causal-conv1d"):
+        resolve_backend("cuda", "cuda")
+
+
 def test_without_a_compiler_torch_runs_and_one_warning_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("VLMAMBA_CACHE", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")

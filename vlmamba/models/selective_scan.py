@@ -3,10 +3,11 @@
     y, state = selective_scan(u, delta, A, B, C, D, z, delta_bias, lengths=lengths)
     y = selective_scan_step(state, u_t, delta_t, A, B_t, C_t, D, z_t, delta_bias)
 
-One meaning, four backends (`BACKENDS`); "auto" takes mamba-ssm on a GPU that has it, the fused C++
-kernel on a CPU that can build it, and vectorised PyTorch otherwise. All start from a given state,
-return the state after each row's own last token and treat the rest of the row as absent, which is
-what makes continued and right-padded sequences exact.
+One meaning, five backends (`BACKENDS`); "auto" takes mamba-ssm on a GPU where it is installed, else
+the Triton kernels where they pass a small check on that GPU, the fused C++ kernel on a CPU that can
+build it, and vectorised PyTorch otherwise. All start from a given state, return the state after
+each row's own last token and treat the rest of the row as absent, which is what makes continued and
+right-padded sequences exact.
 
 Shapes: B batch, L steps, Di channels (d_inner), N states per channel, K convolution taps.
 Source: Gu and Dao, Mamba (arXiv:2312.00752), section 3 and algorithm 2.
@@ -18,6 +19,9 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import os
+import shutil
+import warnings
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -27,8 +31,9 @@ from torch import Tensor
 from vlmamba.models.scan_backends.build import kernels
 from vlmamba_core.errors import UserError, unknown
 
-BACKENDS = ("auto", "reference", "torch", "cpu", "cuda")
-_MODULES = {"reference": "reference", "torch": "torch_ops", "cpu": "cpu", "cuda": "cuda"}
+BACKENDS = ("auto", "reference", "torch", "cpu", "cuda", "triton")
+_MODULES = {name: name for name in BACKENDS[1:]} | {"torch": "torch_ops"}
+_DEVICES = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda",)}  # the others run on any
 _default = "auto"
 
 
@@ -166,7 +171,8 @@ def use_backend(name: str) -> Iterator[None]:
 def resolve_backend(name: str, device: torch.device | str) -> str:
     """The backend that `name` stands for on `device`: what a run should record.
 
-    A "cpu" kernel that cannot be built becomes "torch", with one warning that says why.
+    A "cpu" kernel that cannot be built becomes "torch", with one warning that says why; so does
+    "auto" on a GPU without mamba-ssm where the Triton kernels do not run or are wrong.
     Raises UserError for an unknown name or one that `device` cannot run.
     """
     return _resolve(_default if name == "auto" else name, torch.device(device).type)
@@ -176,21 +182,53 @@ def resolve_backend(name: str, device: torch.device | str) -> str:
 def _resolve(name: str, device_type: str) -> str:
     if name not in BACKENDS:
         raise unknown("scan backend", name, BACKENDS)
+    if name == "auto" and device_type == "cuda":
+        return _fastest_on_a_gpu()
     if name == "auto":
-        fastest = {"cpu": "cpu", "cuda": "cuda" if _has_cuda_packages() else "torch"}
-        name = fastest.get(device_type, "torch")
-    if name in ("cpu", "cuda") and name != device_type:
+        name = "cpu" if device_type == "cpu" else "torch"
+    interpreted = name == "triton" and _is_interpreted()
+    if not interpreted and device_type not in _DEVICES.get(name, (device_type,)):
         raise UserError(f"scan backend {name!r} cannot run on {device_type!r} tensors; use 'auto'")
-    if name == "cuda" and not _has_cuda_packages():
+    if name == "cuda" and not _installed("mamba_ssm", "causal_conv1d"):
         raise UserError(
             "scan backend 'cuda' needs mamba-ssm and causal-conv1d: "
-            "pip install 'vlmamba-harness[cuda]', or use 'torch'"
+            "pip install 'vlmamba-harness[cuda]', or use 'triton' or 'torch'"
         )
+    if name == "triton" and (missing := _triton_lacks()):
+        raise UserError(f"scan backend 'triton' needs {missing}; or use 'torch'")
     return "torch" if name == "cpu" and kernels() is None else name
 
 
-def _has_cuda_packages() -> bool:
-    return all(importlib.util.find_spec(p) for p in ("mamba_ssm", "causal_conv1d"))
+def _fastest_on_a_gpu() -> str:
+    if _installed("mamba_ssm", "causal_conv1d"):
+        return "cuda"
+    if missing := _triton_lacks():
+        fault = f"they need {missing}"
+    else:
+        module = importlib.import_module("vlmamba.models.scan_backends.triton")
+        fault = module.check_on(torch.device("cuda"))
+    if not fault:
+        return "triton"
+    warnings.warn(f"the Triton scan kernels are not used, PyTorch is: {fault}", stacklevel=2)
+    return "torch"
+
+
+def _triton_lacks() -> str:
+    """What is missing to run Triton's kernels, "" if nothing is."""
+    if not _installed("triton"):
+        return "the package triton, which comes with PyTorch for GPUs"
+    if _is_interpreted() or os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"):
+        return ""
+    return "a C compiler (gcc, clang or $CC), with which Triton builds its start-up stub"
+
+
+def _installed(*packages: str) -> bool:
+    return all(importlib.util.find_spec(p) for p in packages)
+
+
+def _is_interpreted() -> bool:
+    """Whether Triton runs its kernels in Python, on CPU tensors too."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @functools.cache
