@@ -24,6 +24,8 @@ from pydantic import (
     Field,
     InstanceOf,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -212,14 +214,15 @@ class Profile(Part):
     label: Text | None = None
     machine: Machine
     settings: Mapped
+    whole: list[WholeModel] = []  # before the points, whose check looks at it
     points: list[Point]
-    whole: list[WholeModel] = []
 
-    @model_validator(mode="after")
-    def _measures_something(self) -> Profile:
-        if not self.points and not self.whole:
-            raise ValueError("points and whole are empty; expected a row in one of them")
-        return self
+    @field_validator("points")
+    @classmethod
+    def _something_measured(cls, points: list[Point], info: ValidationInfo) -> list[Point]:
+        if not points and not info.data.get("whole"):
+            raise ValueError("expected a point or a whole model")
+        return points
 
 
 class Seeds(Part):

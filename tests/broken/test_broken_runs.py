@@ -130,6 +130,12 @@ PROFILES: dict[str, tuple[Damage, str]] = {
     "no settings": (record("settings", gone=True), "settings is missing"),
     "no points": (record("points", gone=True), "points is missing"),
     "an empty list of points": (record("points", to=[]), "points is missing or wrong"),
+    "whole models of text": (record("whole", to=["a"]), r"whole\[0\]"),
+    "a whole model without a status": (record("whole", to=[{"model": "nano"}]), r"whole\[0\]"),
+    "no points and no whole model": (
+        lambda path: (record("points", to=[])(path), record("whole", to=[])(path)),
+        "points is missing or wrong",
+    ),
     "points of text": (record("points", to=["a"]), r"points\[0\]"),
     "a point of other columns": (record(*POINT, "extra", to=1), r"points\[0\]"),
     "a length of text": (record(*POINT, "seq_len", to="256"), "seq_len"),
