@@ -222,6 +222,7 @@ def test_mamba2s_single_steps_are_the_recurrence():
 
 
 def test_the_check_before_use_finds_a_kernel_that_is_wrong_or_does_not_run(monkeypatch):
+    monkeypatch.setattr(triton_scan, "STATES_OF_A_WARP", 256)
     assert resolve_backend("triton", "cpu") == "triton"
     with torch.inference_mode():
         assert triton.check_on(torch.device("cpu")) == ""
@@ -236,6 +237,7 @@ def test_the_check_before_use_finds_a_kernel_that_is_wrong_or_does_not_run(monke
     monkeypatch.undo()
     conv_forward = triton.Conv.forward
     monkeypatch.setattr(triton_scan, "CHUNK", 4)
+    monkeypatch.setattr(triton_scan, "STATES_OF_A_WARP", 256)
     monkeypatch.setattr(
         triton.Conv, "forward", lambda *a: tuple(1.01 * x for x in conv_forward(*a))
     )

@@ -98,7 +98,7 @@ def check_on(device: torch.device) -> str:
 def _errors_on(device: torch.device) -> Iterator[tuple[str, float]]:
     """The relative error of each output and gradient of `check_on`, with its name."""
     rng = torch.Generator("cpu").manual_seed(0)
-    batch, length, channels, states, taps = 2, triton_scan.CHUNK + 3, 5, 3, 4
+    batch, length, channels, states, taps = 2, triton_scan.CHUNK + 3, 32, 16, 4  # Mamba's N and K
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=rng, device="cpu", dtype=torch.float64)
