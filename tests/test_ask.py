@@ -92,7 +92,7 @@ def test_every_command_is_listed_and_says_its_version(commands, capsys):
         assert f"python -m {package}.{name} " in listed
     for name in commands.COMMANDS:
         command = importlib.import_module(f"{package}.{name}")
-        if name == "demo":
+        if hasattr(command, "__path__"):  # a package, run by its __main__
             command = importlib.import_module(f"{package}.{name}.__main__")
         with pytest.raises(SystemExit) as left:
             command.main(["--version"])

@@ -434,9 +434,8 @@ def test_command_line(tmp_path, capsys):
     assert (tmp_path / "mmvet.parquet").is_file()
     assert main(["--out", str(tmp_path), "--benchmarks", "mmvet", "--split", "unseen"]) == 2
     assert "unknown split 'unseen'" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as stopped:
-        main(["--out", str(tmp_path), "--benchmarks", "poppe"])
-    assert stopped.value.code == 2 and "pope" in capsys.readouterr().err
+    assert main(["--out", str(tmp_path), "--benchmarks", "poppe"]) == 2
+    assert "pope" in capsys.readouterr().err
 
 
 def test_text_has_definitions_and_examples():

@@ -102,14 +102,14 @@ def test_memory_that_a_batch_does_not_fit(evaluation, tmp_path, monkeypatch):  #
     from vlmamba.generation import GroupedGenerator
 
     assert run.main([*evaluation[:-1], str(tmp_path / "calm")]) == 0
-    answer = GroupedGenerator._answer
+    read = GroupedGenerator._read
 
-    def with_little_memory(self, state, suffixes, max_new_tokens):
+    def with_little_memory(self, state, suffixes):
         if len(suffixes) > 2:
             torch.empty(2**60, dtype=torch.uint8)
-        return answer(self, state, suffixes, max_new_tokens)
+        return read(self, state, suffixes)
 
-    monkeypatch.setattr(GroupedGenerator, "_answer", with_little_memory)
+    monkeypatch.setattr(GroupedGenerator, "_read", with_little_memory)
     assert run.main([*evaluation[:-1], str(tmp_path / "tight")]) == 0
     record = json.loads((tmp_path / "tight" / "record.json").read_text())
     assert record["events"] == ["out of memory: batch size halved to 2"]

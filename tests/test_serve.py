@@ -207,7 +207,7 @@ def test_the_page_loads_nothing_from_elsewhere(address):
     ("arguments", "message"),
     [
         (["--port", "0"], "--port must be at least 1"),
-        (["--dtype", "int8"], "--dtype int8; expected auto"),
+        (["--dtype", "int8"], "unknown dtype 'int8'; known, nearest first: auto"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, message, capsys):

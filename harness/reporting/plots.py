@@ -280,8 +280,8 @@ def _title(profile: Profile, batch: int) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that matplotlib shows as it is; between two dollars it would read mathematics."""
-    return text.replace("$", r"\$")
+    """Text that matplotlib shows as it is: no mathematics between dollars, surrogates escaped."""
+    return text.replace("$", r"\$").encode("utf-8", "backslashreplace").decode()
 
 
 def _short(tokens: int) -> str:
