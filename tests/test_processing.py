@@ -12,11 +12,15 @@ import pytest
 import torch
 from PIL import Image
 from tiny import TINY_CLIP, tiny_config
-from transformers import pipeline
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast, pipeline
 
 from vlmamba.config import VISION_ENCODERS
 from vlmamba.data.decode import BrokenPicture, rgb_picture
 from vlmamba.data.images import PixelImages
+from vlmamba.data.text import first_tokens
+from vlmamba.generation import GroupedGenerator, Request
+from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import SYSTEM, VLMambaProcessor
 from vlmamba_core.errors import UserError
 from vlmamba_core.tokens import EOS, IGNORE
@@ -151,6 +155,72 @@ def test_a_training_prompt_has_the_tokens_of_inference(processor):
         text=processor.conversation_prompt("What is it?"), images=Image.new("RGB", (9, 9))
     )
     assert inputs["input_ids"][0] == prompt
+
+
+def llama_like(bos: bool) -> PreTrainedTokenizerFast:
+    """Byte-level BPE, whose own post-processor puts <s> in front of a text, or does not."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(["a dog sits"], trainer)
+    if bos:
+        bpe.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 0)]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize("images", [0, 1, 2])
+def test_a_prompt_opens_with_bos_once_where_the_tokenizer_puts_it(bos, images):
+    """As LLaVA's tokenizer_image_token: the pieces' own BOS tokens but the first are left out."""
+    processor = VLMambaProcessor.from_config(tiny_config(vocab_size=1024), llama_like(bos))
+    tokenizer, image = processor.tokenizer, [processor.image_token_id] * processor.num_image_tokens
+    prompt = processor.conversation_prompt("What is it?", images=images)
+    first, *others = (tokenizer(piece).input_ids for piece in prompt.split("<image>"))
+    expected = first + [token for piece in others for token in [*image, *piece[bos:]]]
+    assert processor.encode(prompt) == expected
+    assert expected.count(tokenizer.bos_token_id) == bos
+    head, tail = processor.split_prompt(prompt)
+    assert head + tail == expected
+    pictures = [Image.new("RGB", (9, 9))] * images
+    assert processor(text=prompt, images=pictures or None)["input_ids"][0] == expected
+    assert processor.encode(f"<s>{prompt}").count(tokenizer.bos_token_id) == 1
+    turns = [human("<image>" * images + "What is it?"), gpt("a dog"), human("Why?"), gpt("so")]
+    ids, labels = processor.training_example(turns, images=images)
+    assert ids[: len(expected)] == expected
+    assert ids.count(tokenizer.bos_token_id) == bos and labels[0] == IGNORE
+    if images:
+        caption = [human("<image>" * images), gpt("a dog")]
+        ids, _ = processor.training_example(caption, images=images, template="plain")
+        assert ids == tokenizer("").input_ids + image * images + processor.continuation("a dog\n")
+
+
+def test_generation_and_packed_text_open_with_bos_once(tmp_path, monkeypatch):
+    tokenizer = llama_like(bos=True)
+    config = tiny_config(vocab_size=1024)
+    processor = VLMambaProcessor.from_config(config, tokenizer)
+    model = VLMambaForConditionalGeneration(config).eval()
+    picture = Image.new("RGB", (9, 9), "red")
+    requests = [Request("q USER: why?"), Request("<image>\nwhat?", "red", picture)]
+    seen: list[list[int]] = []
+    embedding = model.get_input_embeddings()
+    embedding.register_forward_hook(
+        lambda _, args, out: seen.extend(args[0].tolist() if args[0].ndim == 2 else [])
+    )
+    for shares in (True, False):
+        monkeypatch.setattr(type(model.language_model), "shares_prefix", shares)
+        seen.clear()
+        GroupedGenerator(model, processor).generate(requests, 2)
+        opened = [row[: row.index(1) if 1 in row else None] for row in seen if row[0] == 0]
+        assert len(opened) == 2 and all(row.count(0) == 1 for row in opened), seen
+    (tmp_path / "text.txt").write_text("a dog\nsits\n")
+    ids = first_tokens([tmp_path / "text.txt"], processor, 100).tolist()
+    assert ids == [*tokenizer("a dog").input_ids, 1, *tokenizer("sits").input_ids, 1]
 
 
 def test_split_prompt_shares_the_image_prefix(processor):

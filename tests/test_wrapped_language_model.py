@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from tiny import TINY_CLIP
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig
 
 from vlmamba.config import VLMambaConfig
@@ -58,6 +61,39 @@ def test_logits_and_greedy_steps_are_those_of_transformers(name):
             ids[row : row + 1, :n], max_new_tokens=32, do_sample=False, eos_token_id=None
         )
         assert made[0, n:].tolist() == torch.stack(answers)[:, row].tolist()
+
+
+class Asked(TorchDispatchMode):
+    """Counts the values of tensors that the host waits for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += "_local_scalar_dense" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@torch.no_grad()
+def test_a_step_does_not_wait_for_the_device(padded):
+    model = language_model("llama")
+    ids, lengths = prompts(model)
+    _, cache = model(model.embed(ids), None, lengths if padded else None)
+    assert cache.padded == padded
+    row, longest = torch.tensor([2]), torch.tensor([0])
+    assert (cache.select(row).padded, cache.select(longest).padded) == (padded, False)
+    given = []
+    model.model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: given.append(kwargs), with_kwargs=True
+    )
+    with Asked() as waits:
+        model.step(model.embed(ids[:, 0]), cache)
+    [options] = given
+    assert ("attention_mask" in options) == padded
+    options["past_key_values"] = copy.deepcopy(cache.layers)
+    with Asked() as theirs:
+        model.model.base_model(**options)
+    assert waits.count == theirs.count
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -160,7 +160,7 @@ class GroupedGenerator:
         for number, request in enumerate(requests, 1):
             _check(request, number)
         found = [(0.0, 0, True)] * len(requests)
-        told = [self.processor.encode(text.replace(IMAGE, "")) for text in continuations]
+        told = [self.processor.continuation(text.replace(IMAGE, "")) for text in continuations]
         for items, state in self._batches(requests, batch_size):
             targets = [told[item.index] for item in items]
             if state is None:
@@ -280,7 +280,7 @@ class GroupedGenerator:
             places = dict(zip(distinct, torch.arange(len(features)).split(sizes), strict=True))
             features = features[torch.cat([places[key] for key in keys if key])]
         prompts = [
-            self.processor.encode(item.prefix, counts[key] if key else []) + item.suffix + more
+            (self.processor.encode(item.prefix, counts[key]) if key else []) + item.suffix + more
             for key, item, more in zip(keys, items, continuations, strict=True)
         ]
         ids, lengths = _right_pad(prompts, self.model)
@@ -456,7 +456,8 @@ def _by_prefix(requests: Sequence[Request], processor: VLMambaProcessor) -> dict
     groups: dict[tuple, list[_Question]] = {}
     for index, request in enumerate(requests):
         prefix, suffix = split_text(request.prompt)
-        question = _Question(index, prefix, processor.encode(suffix))
+        tokens = processor.continuation if prefix else processor.encode
+        question = _Question(index, prefix, tokens(suffix))
         groups.setdefault((request.image_key, prefix), []).append(question)
     return groups
 

@@ -4,7 +4,8 @@ The conversation template is LLaVA-1.5's `vicuna_v1` (the paper trains with LLaV
 
     SYSTEM USER: <image>\\nquestion ASSISTANT: answer<eos>USER: next question ASSISTANT: ...
 
-<eos> is the tokenizer's own end token.
+<eos> is the tokenizer's own end token.  Where the tokenizer itself puts a token in front of a text
+(Llama's BOS; Mamba's and GPT-NeoX's puts none), every sample and prompt opens with it, once.
 
 A picture belongs to its turn: as many tags as a question has, they move to its front, in training,
 chat template and prompts alike.  (LLaVA's train.py does so too, but makes one tag of several, for
@@ -234,8 +235,23 @@ class VLMambaProcessor(ProcessorMixin):
     def encode(self, text: str, tiles: Sequence[int] | None = None) -> list[int]:
         """Token ids of a prompt, every `<image>` as its layout writes each of its tiles.
 
-        tiles: how many each picture has (None: one).
+        It opens with what the tokenizer puts in front of a text.  tiles: how many each picture has
+        (None: one).
         """
+        return self.opening(text) + self.continuation(text, tiles)
+
+    def opening(self, text: str) -> list[int]:
+        """The BOS token that the tokenizer puts in front of a text that has not got it already."""
+        bos = self.tokenizer.bos_token
+        return [] if bos and text.startswith(bos) else list(self._opening)
+
+    @functools.cached_property
+    def _opening(self) -> tuple[int, ...]:
+        first, bos = self.tokenizer("a")["input_ids"][0], self.tokenizer.bos_token_id
+        return (bos,) if first == bos and self._tokens("a")[0] != bos else ()
+
+    def continuation(self, text: str, tiles: Sequence[int] | None = None) -> list[int]:
+        """`encode` of a piece of a prompt that stands behind another one."""
         first, *pieces = text.split(IMAGE)
         ids = self._tokens(first)
         counts = [1] * len(pieces) if tiles is None else tiles
@@ -262,7 +278,7 @@ class VLMambaProcessor(ProcessorMixin):
     ) -> tuple[list[int], list[int]]:
         """Token ids up to and with the last image, and the rest; together `encode(prompt)`."""
         head, tail = split_text(prompt)
-        return self.encode(head, tiles), self._tokens(tail)
+        return (self.encode(head, tiles), self._tokens(tail)) if head else ([], self.encode(tail))
 
     def training_example(
         self,
@@ -288,12 +304,12 @@ class VLMambaProcessor(ProcessorMixin):
         if any(IMAGE in answer["value"] for answer in conversations[1::2]):
             raise UserError(f"{IMAGE} in an answer; images belong to the questions")
         segments = (_plain if template == "plain" else _vicuna)(conversations)
-        ids: list[int] = []
-        labels: list[int] = []
+        ids = self.opening(segments[0].text) if segments else []
+        labels = [IGNORE] * len(ids)
         counts = None if tiles is None else iter(tiles)
         for text, supervised, ends in segments:
             shown = None if counts is None else list(islice(counts, text.count(IMAGE)))
-            tokens = self.encode(text, shown) + [self.tokenizer.eos_token_id] * ends
+            tokens = self.continuation(text, shown) + [self.tokenizer.eos_token_id] * ends
             ids += tokens
             labels += tokens if supervised else [IGNORE] * len(tokens)
         return ids, labels

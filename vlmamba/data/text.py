@@ -95,7 +95,7 @@ def _token_ids(
         encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
         for document in chunk:
             if isinstance(document, str):
-                ids = np.array(next(encoded), dtype=np.uint32)
+                ids = np.array(processor.opening(document) + next(encoded), dtype=np.uint32)
                 yield np.concatenate([ids, end])
             else:
                 ids = _conversation_ids(document, processor, template)

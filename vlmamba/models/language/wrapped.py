@@ -17,7 +17,7 @@ import copy
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -69,11 +69,16 @@ EXACT = 1e-5  # largest difference, relative to the largest value, that counts a
 class WrappedCache(Cache):
     """What a transformers model keeps of each row: its own cache and which columns are real.
 
-    layers: transformers' cache.  mask: (B, T) bool, False on padding.
+    layers: transformers' cache.  mask: (B, T) bool, False on padding.  padded: whether it has any;
+    known here, for asking the mask makes the host wait for the device.
     """
 
     layers: DynamicCache
     mask: Tensor
+    padded: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.padded = _has_padding(self.mask)
 
     @property
     def batch(self) -> int:
@@ -125,10 +130,11 @@ class WrappedCache(Cache):
         for (_, _, target), (_, _, tensor) in pairs:
             target[rows] = tensor
         self.mask[rows] = source.mask
+        self.padded = _has_padding(self.mask)
 
     def write(self, other: WrappedCache) -> None:
         """Take over all of `other`."""
-        self.layers, self.mask = other.layers, other.mask
+        self.layers, self.mask, self.padded = other.layers, other.mask, other.padded
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns consumed so far, padding included."""
@@ -158,6 +164,10 @@ def _tensors(cache: DynamicCache) -> Iterator[tuple[Any, Any, Tensor]]:
             for index, tensor in states.items():
                 if tensor is not None:
                     yield states, index, tensor
+
+
+def _has_padding(mask: Tensor) -> bool:
+    return not bool(mask.all())
 
 
 def _set(holder: Any, name: Any, tensor: Tensor) -> None:
@@ -317,15 +327,16 @@ class WrappedLM(LanguageModel):
         collect: list[Tensor] | None,
     ) -> tuple[Tensor, WrappedCache]:
         """transformers' model over left-padded rows; real (B, L) bool, None: no padding."""
+        padded = real is not None and _has_padding(real)
         if real is None:
             real = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
         seen = cache.lengths.unsqueeze(1)
-        cache.mask = torch.cat([cache.mask, real], dim=1)
+        cache.mask, cache.padded = torch.cat([cache.mask, real], dim=1), cache.padded or padded
         options: dict[str, Any] = {self._cache_name: cache.layers}
         # without attention there is nothing to mask behind this call's own tokens
-        mask = real if all(cache.layers.is_linear) and cache.layers.layers else cache.mask
-        if not bool(mask.all()):
-            options["attention_mask"] = mask.long()
+        own = all(cache.layers.is_linear) and cache.layers.layers
+        if padded if own else cache.padded:
+            options["attention_mask"] = (real if own else cache.mask).long()
         if self._positions:
             options["position_ids"] = (seen + real.cumsum(dim=1) - 1).clamp(min=0)
         output = self.model.base_model(
