@@ -20,7 +20,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("vlmamba_core", "vlmamba", "harness", "tasks")
 # used where they are there, and never asked for: counters of an NVIDIA GPU
-IF_THERE = {"pynvml"}
+IF_THERE = {"pynvml", "triton"}  # triton comes with torch where it has GPUs
 NO_SOURCE = ("__pycache__", ".venv", ".git", "build", "*.egg-info", ".*_cache")
 
 

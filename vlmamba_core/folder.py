@@ -41,11 +41,14 @@ def lock_folder(path: Path, *, wait: bool = False) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
+    class FolderLock(FileLock):
+        """Its own class: lmms-eval makes all `FileLock`s of a path one, which shuts nobody out."""
+
     file = path / OWNER
     make_folder(path)
     try:
         # where the file system has no locks an error is better than one that outlives its process
-        lock = FileLock(file, timeout=-1 if wait else 0, fallback_to_soft=False)
+        lock = FolderLock(file, timeout=-1 if wait else 0, fallback_to_soft=False)
         lock.acquire()
         file.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
     except Timeout:
