@@ -119,27 +119,14 @@ class GroupedGenerator:
                 if on_done is not None:
                     on_done(item.index, answers[item.index])
 
-        pending = _by_prefix(requests, self.processor)
-        if not self.model.language_model.batches:
-            batch_size = 1
-        if not self.model.language_model.shares_prefix:
-            everything = [same for group in pending.values() for same in _alike(group)]
-            for alike in chunks(everything, batch_size):
-                last, state = self._read_whole([same[0] for same in alike], requests)
-                for some in self._decoded(alike, requests, last, state, max_new_tokens, batch_size):
-                    finish(*some)
-            return answers
-        for chunk in chunks(list(pending.values()), batch_size):
-            state = self._prefill_images([group[0] for group in chunk], requests)
-            questions = [(row, same) for row, group in enumerate(chunk) for same in _alike(group)]
-            # similar lengths together: less padding
-            questions.sort(key=lambda q: len(q[1][0].suffix))
-            for batch in chunks(questions, batch_size):
-                rows = torch.tensor([row for row, _ in batch], device=self.model.device)
-                alike = [same for _, same in batch]
-                last, after = self._read(state.select(rows), [same[0].suffix for same in alike])
-                for some in self._decoded(alike, requests, last, after, max_new_tokens, batch_size):
-                    finish(*some)
+        for alike, state in self._batches(requests, batch_size, _alike):
+            firsts = [same[0] for same in alike]
+            if state is None:
+                last, after = self._read_whole(firsts, requests)
+            else:
+                last, after = self._read(state, [first.suffix for first in firsts])
+            for some in self._decoded(alike, requests, last, after, max_new_tokens, batch_size):
+                finish(*some)
         return answers
 
     @torch.inference_mode()
@@ -161,7 +148,8 @@ class GroupedGenerator:
             _check(request, number)
         found = [(0.0, 0, True)] * len(requests)
         told = [self.processor.continuation(text.replace(IMAGE, "")) for text in continuations]
-        for items, state in self._batches(requests, batch_size):
+        for alone, state in self._batches(requests, batch_size, _apart):
+            items = [item for (item,) in alone]
             targets = [told[item.index] for item in items]
             if state is None:
                 hidden, _, lengths = self._hidden_whole(items, requests, targets)
@@ -213,28 +201,32 @@ class GroupedGenerator:
         return self.processor.tokenizer.decode(answer, skip_special_tokens=True).strip()
 
     def _batches(
-        self, requests: Sequence[Request], batch_size: int
-    ) -> Iterator[tuple[list[_Question], Cache | None]]:
-        """Questions that are read together, with a state of their own behind each one's prefix.
+        self,
+        requests: Sequence[Request],
+        batch_size: int,
+        together: Callable[[Sequence[_Question]], list[list[_Question]]],
+    ) -> Iterator[tuple[list[list[_Question]], Cache | None]]:
+        """Questions that are read at a time, and the state behind each one's prefix.
 
-        None in place of it: the model cannot continue a prefix.
+        None in place of it: the model cannot continue a prefix.  together: which questions of one
+        prefix are read as one; the state has a row for each such list.
         """
         pending = _by_prefix(requests, self.processor)
         if not self.model.language_model.batches:
             batch_size = 1
         if not self.model.language_model.shares_prefix:
-            everything = [item for group in pending.values() for item in group]
-            for items in chunks(everything, batch_size):
-                yield list(items), None
+            everything = [same for group in pending.values() for same in together(group)]
+            for alike in chunks(everything, batch_size):
+                yield list(alike), None
             return
         for chunk in chunks(list(pending.values()), batch_size):
             state = self._prefill_images([group[0] for group in chunk], requests)
-            questions = [(row, item) for row, group in enumerate(chunk) for item in group]
+            questions = [(row, same) for row, group in enumerate(chunk) for same in together(group)]
             # similar lengths together: less padding
-            questions.sort(key=lambda q: len(q[1].suffix))
+            questions.sort(key=lambda q: len(q[1][0].suffix))
             for batch in chunks(questions, batch_size):
                 rows = torch.tensor([row for row, _ in batch], device=self.model.device)
-                yield [item for _, item in batch], state.select(rows)
+                yield [same for _, same in batch], state.select(rows)
 
     def _prefill_images(self, firsts: list[_Question], requests: Sequence[Request]) -> Cache:
         """States after the prefix of each group's first question, (len(firsts) rows)."""
@@ -437,6 +429,11 @@ def _alike(group: Sequence[_Question]) -> list[list[_Question]]:
     for question in group:
         found.setdefault(tuple(question.suffix), []).append(question)
     return list(found.values())
+
+
+def _apart(group: Sequence[_Question]) -> list[list[_Question]]:
+    """Every question by itself: what comes behind it differs."""
+    return [[question] for question in group]
 
 
 def _check(request: Request, number: int) -> None:
