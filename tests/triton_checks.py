@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_mamba2 import recurrence
-from test_mamba2 import scan_inputs as ssd_inputs
 from test_selective_scan import CONV, assert_near, conv_inputs, gradients, scan_inputs, to
 
-from vlmamba.models.mixers import mamba2
-from vlmamba.models.scan_backends import triton, triton_scan, triton_ssd
+from vlmamba.models.scan_backends import triton, triton_scan
 from vlmamba.models.selective_scan import (
     causal_conv1d,
     causal_conv1d_step,
@@ -31,7 +28,6 @@ def _small_blocks(monkeypatch):
     """Several chunks and blocks of channels in small tensors: the interpreter is slow."""
     monkeypatch.setattr(triton_scan, "CHUNK", 4)
     monkeypatch.setattr(triton_scan, "STATES_OF_A_WARP", 16)  # 2 channels of 5 states
-    monkeypatch.setattr(triton_ssd, "CHUNK", 16)
 
 
 def small_scan(length=STEPS, **options) -> dict:
@@ -172,53 +168,6 @@ def test_the_convolution_and_its_gradients_are_the_references(taps, activation, 
     assert_near(*(x if taps > 1 else x[:1] for x in (ours, truth)), TOLERANCE)
     truth = gradients(causal_conv1d, exact, names, **options, backend="reference")
     assert_near(gradients(causal_conv1d, inputs, names, **options, backend="triton"), truth, 5e-5)
-
-
-def ssd_results(scan, inputs: dict, lengths, dtype) -> dict:
-    """y at real steps, the last state and all gradients of a weighted sum of both."""
-    leaves = {n: x.to(dtype).clone().requires_grad_() for n, x in inputs.items()}
-    y, state = scan(**{"initial_state": None, **leaves}, lengths=lengths)
-    real = torch.arange(y.shape[1]) < lengths[:, None]
-    y = torch.where(real[:, :, None, None], y, 0)
-    weight = torch.linspace(-1, 1, y.shape[1], dtype=dtype)[:, None, None]
-    ((y * weight).sum() + (state * state).sum()).backward()
-    return {"y": y, "state": state, **{n: x.grad for n, x in leaves.items()}}
-
-
-@pytest.mark.parametrize("length", [1, 37])
-def test_mamba2s_scan_and_its_gradients_are_the_recurrence(length):
-    inputs, lengths = ssd_inputs(length), torch.tensor([length, (length + 1) // 2])
-    truth = ssd_results(recurrence, inputs, lengths, torch.float64)
-    ours = ssd_results(triton_ssd.ssd, inputs, lengths, torch.float32)
-    for name, expected in truth.items():
-        assert_near([ours[name]], [expected], TOLERANCE)
-    assert (ours["y"][1, (length + 1) // 2 :] == 0).all()
-
-
-def test_mamba2s_scan_from_zeros_with_a_row_without_steps_and_extreme_step_sizes():
-    inputs, lengths = ssd_inputs(20), torch.tensor([20, 0])
-    inputs["dt"] = torch.linspace(30, -90, 20, dtype=torch.float64)[None, :, None].expand(2, -1, 4)
-    truth = ssd_results(recurrence, inputs, lengths, torch.float64)
-    ours = ssd_results(triton_ssd.ssd, inputs, lengths, torch.float32)
-    assert torch.equal(ours["state"][1], inputs["initial_state"][1].float())
-    for name, expected in truth.items():
-        assert_near([ours[name]], [expected], TOLERANCE)
-    del inputs["initial_state"]
-    ours = ssd_results(triton_ssd.ssd, inputs, lengths, torch.float32)
-    truth = ssd_results(mamba2.ssd, inputs, lengths, torch.float64)
-    for name, expected in truth.items():
-        assert_near([ours[name]], [expected], TOLERANCE)
-
-
-def test_mamba2s_single_steps_are_the_recurrence():
-    inputs = ssd_inputs(3)
-    y, last = recurrence(**inputs)
-    state = inputs.pop("initial_state").float()
-    inputs = to(inputs, torch.float32)
-    for t in range(3):
-        token = {n: x[:, t] if x.ndim > 1 else x for n, x in inputs.items()}
-        assert_near([triton_ssd.ssd_step(state, **token)], [y[:, t]], TOLERANCE)
-    assert_near([state], [last], TOLERANCE)
 
 
 def test_the_check_before_use_finds_a_kernel_that_is_wrong_or_does_not_run(monkeypatch):
