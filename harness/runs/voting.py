@@ -28,9 +28,20 @@ Votes = Sequence[str] | None  # of one question; None: its image could not be re
 
 def majority(task: Benchmark, doc: Doc, votes: Sequence[str], protocol: str) -> str:
     """The first answer of the most frequent reading; one without a reading reads as itself."""
-    readings = [_reading(task, doc, answer, protocol) for answer in votes]
-    counts = Counter(readings)  # keeps the order of first appearance
-    return votes[readings.index(max(counts, key=lambda reading: counts[reading]))]
+    return _majorities(task, doc, votes, protocol)[-1]
+
+
+def _majorities(task: Benchmark, doc: Doc, votes: Sequence[str], protocol: str) -> list[str]:
+    """The majority of the first k votes for k = 1 to all; every answer is read once."""
+    first: dict[tuple[bool, str], str] = {}  # reading -> its first answer, in order of appearance
+    counts: Counter[tuple[bool, str]] = Counter()
+    chosen = []
+    for answer in votes:
+        reading = _reading(task, doc, answer, protocol)
+        first.setdefault(reading, answer)
+        counts[reading] += 1
+        chosen.append(first[max(first, key=lambda one: counts[one])])
+    return chosen
 
 
 def _reading(task: Benchmark, doc: Doc, answer: str, protocol: str) -> tuple[bool, str]:
@@ -39,31 +50,34 @@ def _reading(task: Benchmark, doc: Doc, answer: str, protocol: str) -> tuple[boo
 
 
 def majorities(
-    task: Benchmark, docs: Sequence[Doc], votes: Sequence[Votes], k: int, protocol: str
-) -> list[str | None]:
-    """The majority of each question's first k votes; rows that cannot be scored take the first."""
+    task: Benchmark, docs: Sequence[Doc], votes: Sequence[Votes], protocol: str
+) -> list[Votes]:
+    """Of each question the majority for every k; of rows that cannot be scored the first vote."""
     left_out = task.exclude(docs, protocol)
-    return [
-        None
-        if found is None
-        else found[0]
-        if row in left_out
-        else majority(task, doc, found[:k], protocol)
-        for row, (doc, found) in enumerate(zip(docs, votes, strict=True))
-    ]
+    chosen: list[Votes] = []
+    for row, (doc, found) in enumerate(zip(docs, votes, strict=True)):
+        if found is None:
+            chosen.append(None)
+        elif row in left_out:
+            chosen.append([found[0]] * len(found))
+        else:
+            chosen.append(_majorities(task, doc, found, protocol))
+    return chosen
 
 
 def accuracy(
     task: Benchmark, docs: Sequence[Doc], votes: Sequence[Votes], protocol: str
 ) -> dict[str, list[float]]:
     """Each overall metric for k = 1 to as many votes as there are; empty where none is made."""
-    most = max((len(found) for found in votes if found is not None), default=0)
+    answered = [
+        (doc, chosen)
+        for doc, chosen in zip(docs, majorities(task, docs, votes, protocol), strict=True)
+        if chosen is not None
+    ]
+    documents = [doc for doc, _ in answered]
     curves: dict[str, list[float]] = {}
-    for k in range(1, most + 1):
-        answers = majorities(task, docs, votes, k, protocol)
-        kept = [(doc, text) for doc, text in zip(docs, answers, strict=True) if text is not None]
-        report = task.evaluate([doc for doc, _ in kept], [text for _, text in kept], protocol)
-        for metric, value in report.metrics.items():
+    for answers in zip(*(chosen for _, chosen in answered), strict=True):  # a tuple for each k
+        for metric, value in task.evaluate(documents, answers, protocol).metrics.items():
             if "/" not in metric:
                 curves.setdefault(metric, []).append(value)
     return curves
@@ -86,8 +100,8 @@ class Voted:
 
     def chosen(self, protocol: str) -> list[str | None]:
         """The majority of all votes on each question."""
-        most = max((len(found) for found in self.votes if found is not None), default=1)
-        return majorities(self.task, self.docs, self.votes, most, protocol)
+        by_number = majorities(self.task, self.docs, self.votes, protocol)
+        return [None if found is None else found[-1] for found in by_number]
 
     def curves(self, protocol: str) -> dict[str, list[float]]:
         """See `accuracy`."""
