@@ -32,9 +32,9 @@ from harness.models.vlmamba import VLMambaModel
 from vlmamba import VLMambaConfig, VLMambaForConditionalGeneration, ask, checkpoints
 from vlmamba.convert import __main__ as command
 from vlmamba.generation import GroupedGenerator, Request
-from vlmamba.published_vlms import PUBLISHED_VLMS
 from vlmamba.training.init_model import initial_model
 from vlmamba.training.stages import STAGES
+from vlmamba.vlm_presets import VLM_PRESETS
 from vlmamba_core.errors import UserError
 
 QUESTION = "Is there a cat?"
@@ -79,7 +79,7 @@ def our_logits(model, processor) -> torch.Tensor:
 def test_presets_have_the_published_sizes():
     """Cobra calls itself 3.5B; the pair differ in the language model alone (paper, section 3)."""
     sizes = {}
-    for name in PUBLISHED_VLMS:
+    for name in VLM_PRESETS:
         config = VLMambaConfig.preset(name)
         with torch.device("meta"):
             model = VLMambaForConditionalGeneration(config)

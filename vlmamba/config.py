@@ -5,7 +5,7 @@ A preset is `LLM[+ENCODER][+CONNECTOR][+SCAN]`, in any order after the first, fo
 encoders are fused, patch by patch: `2.8b+dinov2-l-384+siglip-so400m-384+mlp`.
 `hf:FOLDER_OR_ID[@REVISION]` as LLM is any causal language model of transformers in its published
 form, for instance `hf:EleutherAI/pythia-1.4b+clip-l-336+mlp`; nothing in it may contain a `+`.
-A published VLM has one name (`cobra-3b`, see vlmamba.published_vlms).
+A published VLM has one name (`cobra-3b`, see vlmamba.vlm_presets).
 Sizes: `state-spaces/mamba-*` and `mamba2-*`; connectors and scans: VL-Mamba, section 3.
 """
 
@@ -22,7 +22,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from vlmamba import hub_files, registry
 from vlmamba.models.scan2d import SCANS
-from vlmamba.published_vlms import PUBLISHED_VLMS
+from vlmamba.vlm_presets import VLM_PRESETS
 from vlmamba_core.errors import UserError, unknown
 from vlmamba_core.names import choose
 
@@ -432,13 +432,13 @@ class VLMambaConfig(PretrainedConfig):
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> VLMambaConfig:
         """The configuration called `name` (see the module's text); overrides replace fields."""
-        if (whole := name.casefold()) in PUBLISHED_VLMS:
-            return cls(**copy.deepcopy(PUBLISHED_VLMS[whole]) | overrides)
+        if (whole := name.casefold()) in VLM_PRESETS:
+            return cls(**copy.deepcopy(VLM_PRESETS[whole]) | overrides)
         llm, *parts = name.split("+")
         if llm.casefold().startswith(HUB_PREFIX):
             fields = _published_language_model(llm[len(HUB_PREFIX) :])
         else:
-            whole_models = [] if parts else PUBLISHED_VLMS
+            whole_models = [] if parts else VLM_PRESETS
             known = [*LANGUAGE_MODELS, *whole_models, "hf:FOLDER_OR_ID"]
             llm = choose("language model preset", llm, known)
             fields = dict(LANGUAGE_MODELS[llm])

@@ -99,7 +99,7 @@ def _pythia_vl(hidden_size: int, layers: int, heads: int) -> dict[str, Any]:
     }
 
 
-PUBLISHED_VLMS: dict[str, dict[str, Any]] = {
+VLM_PRESETS: dict[str, dict[str, Any]] = {
     "cobra-3b": COBRA,
     "ml-mamba-3b": ML_MAMBA,
     "mamba-vl-790m": _mamba_vl(1536, 48),
