@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"note: {note}", file=sys.stderr)
     pictures = f"{len(browser.images)} pictures, {args.out.stat().st_size / 2**20:.1f} MiB"
     beside = f"; large pictures in {browser.folder}" if browser.folder else ""
-    print(f"written to {args.out}: {len(inputs.records())} runs, {pictures}{beside}")
+    number = len(inputs.records())
+    print(f"written to {args.out}: {number} run{'s' * (number != 1)}, {pictures}{beside}")
     return 0
 
 

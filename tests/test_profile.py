@@ -333,6 +333,7 @@ def test_one_command_profiles_and_continues(tmp_path, capsys):
         "libc10.so: failed to map segment from shared object",
         "libgomp: Thread creation failed: Resource temporarily unavailable",
         "can't start new thread",
+        "could not create a primitive",
         "DefaultCPUAllocator: can't allocate memory: you tried to allocate 14112 bytes",
     ],
 )

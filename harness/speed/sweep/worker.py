@@ -29,6 +29,8 @@ EXHAUSTED = (  # as told by allocators, the loader of shared libraries and maker
     "can't start new thread",
     "thread creation failed",
     "resource temporarily unavailable",
+    "could not create a primitive",  # oneDNN, whose scratch memory was refused, says no more
+    "could not create a memory object",
 )
 
 
