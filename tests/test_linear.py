@@ -1,29 +1,41 @@
-"""The decoding linear layer: equal to nn.Linear, whatever the sizes, and only where it may run."""
+"""The linear layer: equal to nn.Linear whatever the sizes, only where it may run, rows alone."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import linear
 
-from vlmamba.models.linear import FEW_ROWS, Linear
+from vlmamba.models import products
+from vlmamba.models.linear import MOST_ROWS, Linear, use_fast_products
+from vlmamba.models.products import LIBRARIES, product
 from vlmamba.models.scan_backends import build
 
 NEEDS_KERNELS = pytest.mark.skipif(build.kernels() is None, reason="no C++ compiler")
+ROWS = (1, 2, 3, 4, 5, 8, 9, 16, 17, 33, 64)
+# the processor's own instructions, and those that stand in where it has fewer
+SETS = dict.fromkeys((build.instruction_set(), torch.backends.cpu.get_cpu_capability(), "DEFAULT"))
+
+
+def tensors(*sizes, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(size, generator=generator).to(dtype) for size in sizes]
 
 
 @NEEDS_KERNELS
+@pytest.mark.parametrize("instructions", SETS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 768, 80), (3, 17, 5), (8, 100, 1003), (2, 64, 0)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (1, 768, 80), (3, 17, 5), (8, 100, 1003), (2, 64, 0), (37, 48, 9)]
+)
 @pytest.mark.parametrize("bias", [False, True])
-def test_kernel_equals_the_product(dtype, shape, bias):
+def test_kernel_equals_the_product(instructions, dtype, shape, bias):
     rows, width, outputs = shape
-    generator = torch.Generator().manual_seed(0)
-    x, w, b = (
-        torch.randn(size, generator=generator).to(dtype)
-        for size in ((rows, width), (outputs, width), (outputs,))
-    )
-    got = build.kernels().linear(x, w, b if bias else None)
+    x, w, b = tensors((rows, width), (outputs, width), (outputs,), dtype=dtype)
+    got = build.load_kernels(instructions).linear(x, w, b if bias else None)
     want = linear(x.double(), w.double(), b.double() if bias else None)
     assert got.dtype == dtype and got.shape == want.shape
     tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-5
@@ -32,7 +44,7 @@ def test_kernel_equals_the_product(dtype, shape, bias):
 
 def test_layer_equals_nn_linear_in_every_situation():
     layer = Linear(33, 21, bias=False)
-    for shape in ((33,), (1, 33), (2, 4, 33), (FEW_ROWS + 1, 33)):
+    for shape in ((33,), (1, 33), (2, 4, 33), (1, 1, 33), (MOST_ROWS + 1, 33), (0, 33)):
         x = torch.randn(shape)
         want = linear(x, layer.weight)
         with torch.inference_mode():
@@ -41,6 +53,7 @@ def test_layer_equals_nn_linear_in_every_situation():
     x = torch.randn(33, 2).t()  # not contiguous
     with torch.inference_mode():
         torch.testing.assert_close(layer(x), linear(x, layer.weight))
+        torch.testing.assert_close(layer(x[None]), linear(x[None], layer.weight))
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
 
@@ -50,3 +63,83 @@ def test_layer_runs_without_kernels(monkeypatch):
     layer, x = Linear(5, 3), torch.randn(1, 5)
     with torch.inference_mode():
         torch.testing.assert_close(layer(x), linear(x, layer.weight, layer.bias))
+
+
+@NEEDS_KERNELS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("size", [(256, 4096), (48, 512), (100, 7)])
+def test_a_row_is_the_same_bit_for_bit_whatever_the_batch(dtype, threads, size, with_threads):
+    with_threads(threads)
+    width, outputs = size
+    layer = Linear(width, outputs).to(dtype)
+    [x] = tensors((max(ROWS), width), dtype=dtype)
+    with torch.inference_mode():
+        for shape in ((-1, width), (-1, 1, width), (1, -1, width)):
+            whole = layer(x.view(shape)).view(-1, outputs)
+            for rows in ROWS:
+                some = layer(x[:rows].view(shape)).view(-1, outputs)
+                assert torch.equal(some, whole[:rows]), (shape, rows)
+
+
+@pytest.fixture
+def with_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("shape", [(40, 768, 80), (1, 48, 512), (3, 100, 1003)])
+def test_every_library_is_the_same_product(library, shape, monkeypatch):
+    choice = products.Choice(library, products.steady_rows(LIBRARIES[library], torch.float32), {})
+    monkeypatch.setattr(products, "chosen", lambda dtype: choice)
+    rows, width, outputs = shape
+    x, w, b = tensors((1, rows, width), (outputs, width), (outputs,))
+    want = linear(x.double(), w.double(), b.double())
+    with torch.inference_mode():
+        got = product(x, w, b)
+        assert float((got - want).abs().max()) <= 1e-5 * float(want.abs().max())
+        assert torch.equal(product(x[:, :1], w, b), got[:, :1])
+
+
+def test_the_choice_is_measured_once_and_kept_by_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLMAMBA_CACHE", str(tmp_path))
+    measured = []
+
+    def measure(dtype):
+        measured.append(dtype)
+        return products.Choice("pytorch", 3, {"pytorch": 1.0})
+
+    monkeypatch.setattr(products, "measure", measure)
+    for _ in range(2):  # two processes
+        assert products._chosen.__wrapped__(torch.float32, 1).steady_rows == 3
+    assert measured == [torch.float32]
+    [file] = (tmp_path / "products").iterdir()
+    content = json.loads(file.read_text())
+    assert content["threads"] == 1 and content["torch"] == torch.__version__
+    file.write_text(file.read_text()[:20])  # cut short: measured again
+    products._chosen.__wrapped__(torch.float32, 1)
+    products._chosen.__wrapped__(torch.float32, 2)  # more threads: another measurement
+    assert len(measured) == 3 and len(list(file.parent.iterdir())) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
+    (tmp_path / "products").write_text("in the way")
+    monkeypatch.setenv("VLMAMBA_CACHE", str(tmp_path))
+    assert products._chosen.__wrapped__(torch.bfloat16, 1).library == "pytorch"
+
+
+def test_measuring_draws_nothing_and_names_what_it_tried():
+    before = torch.random.get_rng_state()
+    choice = products.measure(torch.float32)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert choice.library == max(choice.gflop_per_s, key=lambda name: choice.gflop_per_s[name])
+    assert 1 <= choice.steady_rows <= products.MOST_ROWS
+
+
+def test_other_peoples_layers_take_the_fast_product():
+    part = nn.Sequential(nn.Linear(4, 4), nn.MultiheadAttention(4, 1))
+    use_fast_products(part)
+    assert type(part[0]) is Linear
+    assert type(part[1].out_proj) is not Linear  # a subclass of theirs stays what it is

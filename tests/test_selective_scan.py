@@ -491,11 +491,11 @@ def test_cuda_backend_feeds_states_and_lengths(cuda_backend, lengths, with_state
 
 @pytest.mark.parametrize("damage", [slice(0, -7), slice(1, None), slice(0, 0)])
 def test_a_damaged_kept_kernel_is_built_anew(damage, cpu_kernel, tmp_path, monkeypatch):
-    name = torch.backends.cpu.get_cpu_capability()
+    name = build.instruction_set()
     build.load_kernels(name)  # kept by now
     key = build._key((*build._FLAGS, *build.INSTRUCTION_SETS.get(name, ())))
-    [file] = (build._cache_dir() / "kernels" / key).glob(f"*_{name.lower()}*.so")
-    kept = tmp_path / file.relative_to(build._cache_dir())
+    [file] = (build.cache_dir() / "kernels" / key).glob(f"*_{name.lower()}*.so")
+    kept = tmp_path / file.relative_to(build.cache_dir())
     kept.parent.mkdir(parents=True)
     monkeypatch.setenv("VLMAMBA_CACHE", str(tmp_path))
     monkeypatch.setattr(build, "_build", lambda *_: "built anew")

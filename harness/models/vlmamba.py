@@ -37,6 +37,7 @@ from vlmamba.chat_template import CHAT_TEMPLATE
 from vlmamba.generation import PARTS, GroupedGenerator
 from vlmamba.generation import Request as Question
 from vlmamba.image_layouts import WHOLE
+from vlmamba.models import products
 from vlmamba.models.language import LanguageModel
 from vlmamba.models.selective_scan import BACKENDS, resolve_backend, use_backend
 from vlmamba.weight_files import weights_sha256
@@ -132,10 +133,17 @@ class VLMambaModel(EvalModel):
                 "device": self.device.type,
                 "dtype": str(self.dtype),
                 "backend": self.backend,
+                **self._products(),
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
             }
         )
+
+    def _products(self) -> dict[str, str]:
+        """The library that multiplies on a CPU: a choice by measurement, which changes rounding."""
+        if self.device.type != "cpu" or self.dtype not in products.DTYPES:
+            return {}
+        return {"products": products.chosen(self.dtype).library}
 
     def describe(self) -> dict[str, Any]:
         """Digest, size and configuration, under the name that the user gave."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 import torch
 
 from harness.speed.timing import Contender, Effort, side_by_side
+from vlmamba.models import products
+from vlmamba_core.processor import processor_name
 
 BUFFER_BYTES = 2**29  # larger than a core's share of any cache
 GEMM_SHAPES = ((1024, 768, 3072), (2048, 2048, 2048))  # a 130M prefill's largest; a square one
@@ -25,7 +26,8 @@ GEMM_SHAPES = ((1024, 768, 3072), (2048, 2048, 2048))  # a 130M prefill's larges
 class Machine:
     """Rates measured with this process's threads: the best of some runs, which no load flatters.
 
-    copy counts the bytes read and those written; read is a sum over a buffer.
+    copy counts the bytes read and those written; read is a sum over a buffer; gemm is the faster
+    of the libraries that `vlmamba.models.products` chooses from.
     """
 
     copy_bytes_per_s: float
@@ -42,7 +44,12 @@ def measure(effort: Effort, device: str = "cpu", dtype: torch.dtype = torch.floa
     """Measure this machine (about 3 seconds on a CPU, 1 GiB of memory)."""
     source = torch.ones(BUFFER_BYTES // 4, device=device)
     target = torch.empty_like(source)
-    products = {2 * m * k * n: _product(m, k, n, device, dtype) for m, k, n in GEMM_SHAPES}
+    libraries = ("pytorch",) if device != "cpu" else tuple(products.chosen(dtype).gflop_per_s)
+    contenders = [
+        (2 * m * k * n, _product(products.LIBRARIES[name], m, k, n, device, dtype))
+        for m, k, n in GEMM_SHAPES
+        for name in libraries
+    ]
     moves = side_by_side(
         {"copy": Contender(lambda: target.copy_(source)), "read": Contender(source.sum)},
         effort,
@@ -50,7 +57,7 @@ def measure(effort: Effort, device: str = "cpu", dtype: torch.dtype = torch.floa
     )
     rates = [
         flops / min(side_by_side({"": Contender(product)}, effort, device)[""].wall_s)
-        for flops, product in products.items()
+        for flops, product in contenders
     ]
     return Machine(
         copy_bytes_per_s=2 * BUFFER_BYTES / min(moves["copy"].wall_s),
@@ -59,16 +66,18 @@ def measure(effort: Effort, device: str = "cpu", dtype: torch.dtype = torch.floa
     )
 
 
-def _product(m: int, k: int, n: int, device: str, dtype: torch.dtype) -> Callable[[], object]:
+def _product(
+    run: products.Product, m: int, k: int, n: int, device: str, dtype: torch.dtype
+) -> Callable[[], object]:
     x = torch.randn(m, k, device=device, dtype=dtype)
     weight = torch.randn(n, k, device=device, dtype=dtype)
-    return lambda: torch.nn.functional.linear(x, weight)
+    return lambda: run(x, weight, None)
 
 
 def state(device: str, dtype: torch.dtype) -> dict[str, object]:
     """What a reader must know of the machine and its settings."""
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "cpu_count": psutil.cpu_count(),
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -76,10 +85,3 @@ def state(device: str, dtype: torch.dtype) -> dict[str, object]:
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
         "dtype": str(dtype).removeprefix("torch."),
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "unknown"

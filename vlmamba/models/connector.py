@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vlmamba import registry
 from vlmamba.config import MambaConfig, VLMambaConfig
+from vlmamba.models.linear import Linear, use_fast_products
 from vlmamba.models.mixers import MIXERS, Mixer
 from vlmamba.models.mixers.bidirectional import BidirectionalMamba2
 from vlmamba.models.scan2d import fold, scan_orders, unfold
@@ -52,7 +53,7 @@ class VisionSelectiveScan(nn.Module):
         return merged.sum(0) if self.merge == "sum" else merged.mean(0)
 
 
-class OutputLinear(nn.Linear):
+class OutputLinear(Linear):
     """The layer that writes into the language model's embedding space.
 
     It starts at the scale of token embeddings (see VLMambaPreTrainedModel._init_weights): with
@@ -239,4 +240,6 @@ class MSCConnector(Connector):
 
 def build_connector(config: VLMambaConfig) -> Connector:
     """The connector that `config.connector` names."""
-    return registry.connectors[config.connector](config, config.vision_width)
+    connector = registry.connectors[config.connector](config, config.vision_width)
+    use_fast_products(connector)
+    return connector

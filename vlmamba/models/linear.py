@@ -1,21 +1,26 @@
-"""A linear layer that is as fast as memory allows for the few rows of a decoding step.
+"""A linear layer whose inference on a CPU is as fast as the machine allows.
 
     y = x W^T + b
 
 Decoding multiplies one row, or a few, with every weight of the model, so reading the weights once
 is all the time it needs to take.  The matrix-vector product that PyTorch calls on a CPU runs on one
-thread; the kernel in `csrc/linear.cpp` shares the rows of W out among all threads.
+thread; the kernel in `csrc/linear.cpp` shares the rows of W out among all threads, and multiplies
+bfloat16 by the processor's own dot product where it has one.  Sequences go to the faster library
+(`products`).
+
+Which of the two it is depends on the shape alone, (B, D) or (B, L, D), not on how many rows there
+are: so what a row becomes is the same, bit for bit, whatever the batch.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlmamba.models.products import DTYPES, product
 from vlmamba.models.scan_backends.build import kernels
 
-FEW_ROWS = 16  # above, a matrix product that keeps parts of W in cache is faster
+MOST_ROWS = 256  # above, reading the weights is nothing beside multiplying them
 
 
 class Linear(nn.Linear):
@@ -23,14 +28,31 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        if (
-            x.device.type == "cpu"
-            and x.numel() <= FEW_ROWS * self.in_features
-            and not torch.is_grad_enabled()
-            and x.dtype == self.weight.dtype
-            and x.dtype in (torch.float32, torch.bfloat16)
-            and not torch.is_autocast_enabled("cpu")
-            and (module := kernels()) is not None
-        ):
-            return module.linear(x.contiguous(), self.weight, self.bias)
-        return F.linear(x, self.weight, self.bias)
+        return rows_product(x, self.weight, self.bias)
+
+
+def rows_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear as `Linear` computes it: (..., in), (out, in), (out,) -> (..., out)."""
+    if is_step(x, weight.dtype) and (module := kernels()) is not None:
+        return module.linear(x.contiguous(), weight, bias)
+    return product(x, weight, bias)
+
+
+def is_step(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether x holds single tokens, for which the kernels of csrc are made: (D,) or (B, D)."""
+    return (
+        x.ndim <= 2
+        and x.device.type == "cpu"
+        and x.dtype == dtype
+        and dtype in DTYPES
+        and not torch.is_grad_enabled()
+        and x.numel() <= MOST_ROWS * x.shape[-1]
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def use_fast_products(part: nn.Module) -> None:
+    """Make every nn.Linear inside, other people's models included, multiply as `Linear` does."""
+    for module in part.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear

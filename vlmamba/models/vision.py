@@ -29,6 +29,7 @@ from transformers.utils import logging
 
 from vlmamba import registry
 from vlmamba.config import VISION_SIZES, FusedVisionConfig, VLMambaConfig, split_revision
+from vlmamba.models.linear import use_fast_products
 from vlmamba.published import timm_tensors
 from vlmamba.weight_files import in_dtype
 from vlmamba_core.errors import UserError
@@ -537,7 +538,9 @@ def _class(vision: PretrainedConfig) -> type[VisionEncoder]:
 def build_vision_encoder(config: VLMambaConfig) -> VisionEncoder:
     """The encoder (random weights) that `config.vision_config.model_type` names."""
     vision = config.vision_config
-    return _class(vision)(vision, config.vision_feature_layer, config.vision_model_id)
+    encoder = _class(vision)(vision, config.vision_feature_layer, config.vision_model_id)
+    use_fast_products(encoder)
+    return encoder
 
 
 AutoImageProcessor.register(

@@ -200,6 +200,32 @@ Tensor few_rows_linear(const Tensor& x, const Tensor& weight, const Maybe& bias)
   });
 }
 
+// weight (outputs, width) int8, or (outputs, bytes) uint8 of 4 bits; scales (outputs, groups).
+Tensor few_rows_quantised(
+    const Tensor& x, const Tensor& weight, const Tensor& scales, int64_t group, const Maybe& bias) {
+  const bool bytes = weight.scalar_type() == at::kChar;
+  const int64_t width = x.size(-1), outputs = weight.size(0);
+  const int64_t row_size = bytes ? width : (width + 31) / 32 * 16;
+  TORCH_CHECK_VALUE(weight.size(1) == row_size, "x and weight differ in width");
+  TORCH_CHECK_VALUE(
+      group > 0 && (group % 32 == 0 || group == width) && scales.size(0) == outputs &&
+          scales.size(1) == (width + group - 1) / group,
+      "the scales do not fit the weight");
+  auto sizes = x.sizes().vec();
+  sizes.back() = outputs;
+  Tensor y = at::empty(sizes, x.options());
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    quantised_linear<T>(
+        {width ? x.numel() / width : 0, width, outputs, group, bytes ? 8 : 4, data<T>(x),
+         bytes ? static_cast<const void*>(data<int8_t>(weight)) : data<uint8_t>(weight),
+         data<float>(scales), data<T>(bias)},
+        y.data_ptr<T>());
+  };
+  x.scalar_type() == at::kBFloat16 ? run(c10::BFloat16{}) : run(float{});
+  return y;
+}
+
 }  // namespace
 }  // namespace vlmamba
 
@@ -243,4 +269,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("conv_backward", &v::convolve_backward, NoGil());
   m.def("conv_step", &v::convolve_step, NoGil());
   m.def("linear", &v::few_rows_linear, NoGil());
+  m.def("quantised_linear", &v::few_rows_quantised, NoGil());
 }

@@ -112,4 +112,19 @@ struct LinearInputs {
 template <typename T>
 void linear(const LinearInputs<T>& in, T* y);
 
+// Weights of whole numbers, each worth the scale of its row's group of columns. `group` is a
+// multiple of 32, or the width. Of 8 bits: int8 (outputs, width); of 4: see Int4 in linear.cpp.
+template <typename T>
+struct QuantisedInputs {
+  int64_t rows, width, outputs, group;
+  int bits;
+  const T* x;                    // (rows, width)
+  const void* weight;
+  const float* scales;           // (outputs, groups)
+  const T* bias;                 // (outputs)
+};
+
+template <typename T>
+void quantised_linear(const QuantisedInputs<T>& in, T* y);
+
 }  // namespace vlmamba

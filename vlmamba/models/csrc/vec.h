@@ -103,11 +103,17 @@ VLMAMBA_INLINE void store(T* p, Vec<Wide<T>> x, int count) {
   for (int i = 0; i < count; ++i) p[i] = some[i];
 }
 
+// The sum of all lanes, by halves: a chain of additions would take as long as a short row.
 template <typename T>
-VLMAMBA_INLINE T sum(const Vec<T>& x) {
-  T total = 0;
-  for (int i = 0; i < kLanes<T>; ++i) total += x[i];
-  return total;
+VLMAMBA_INLINE T sum(Vec<T> x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_reduce_add_ps(x);
+  else return _mm512_reduce_add_pd(x);
+#else
+  for (int half = kLanes<T> / 2; half; half /= 2)
+    for (int i = 0; i < half; ++i) x[i] += x[i + half];
+  return x[0];
+#endif
 }
 
 // Brings the line at p to the second cache level: strides of Di elements use few sets of the first.

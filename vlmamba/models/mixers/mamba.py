@@ -11,12 +11,11 @@ K d_conv, R dt_rank; layout is channels-last (B, L, D).
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
 from vlmamba.config import MambaConfig
-from vlmamba.models.linear import Linear
+from vlmamba.models.linear import Linear, rows_product
 from vlmamba.models.mixers.base import Mixer, StateShapes, initial_step_bias
 from vlmamba.models.selective_scan import (
     causal_conv1d,
@@ -40,7 +39,7 @@ class MambaMixer(Mixer):
         self.in_proj = Linear(d_model, 2 * d_inner, bias=False)
         self.conv1d = nn.Conv1d(d_inner, d_inner, config.d_conv, groups=d_inner)
         self.x_proj = Linear(d_inner, dt_rank + 2 * config.d_state, bias=False)
-        self.dt_proj = nn.Linear(dt_rank, d_inner, bias=True)
+        self.dt_proj = Linear(dt_rank, d_inner, bias=True)
         self.A_log = nn.Parameter(torch.empty(d_inner, config.d_state))
         self.D = nn.Parameter(torch.empty(d_inner))
         self.out_proj = Linear(d_inner, d_model, bias=False)
@@ -72,7 +71,7 @@ class MambaMixer(Mixer):
     def _scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Delta (before bias and softplus), A, B and C for convolved inputs x (..., Di)."""
         dt, b, c = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        return F.linear(dt, self.dt_proj.weight), -torch.exp(self.A_log.float()), b, c
+        return rows_product(dt, self.dt_proj.weight), -torch.exp(self.A_log.float()), b, c
 
     def forward(
         self,

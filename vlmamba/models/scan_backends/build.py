@@ -31,8 +31,10 @@ import torch
 DIGEST_BYTES = 32
 SOURCES = Path(__file__).parents[1] / "csrc"
 _AVX2 = ("-mavx2", "-mfma")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl")
 INSTRUCTION_SETS = {
-    "AVX512": (*_AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"),
+    "AVX512_BF16": (*_AVX512, "-mavx512bf16"),
+    "AVX512": _AVX512,
     "AVX2": _AVX2,
     "DEFAULT": (),  # what the compiler assumes: SSE2 or NEON
 }
@@ -44,7 +46,7 @@ _FLAGS = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 def kernels() -> Any:
     """The module for this machine; without a working compiler None, with one warning why."""
     try:
-        return load_kernels(torch.backends.cpu.get_cpu_capability())
+        return load_kernels(instruction_set())
     except (OSError, RuntimeError, ImportError, subprocess.CalledProcessError) as error:
         reason = " ".join(str(error).split())[:300]
         warnings.warn(
@@ -55,11 +57,22 @@ def kernels() -> Any:
         return None
 
 
+def instruction_set() -> str:
+    """The one of INSTRUCTION_SETS that this machine has, at most the one PyTorch is told to use."""
+    name = torch.backends.cpu.get_cpu_capability()
+    return "AVX512_BF16" if name == "AVX512" and has_bfloat16_products() else name
+
+
+def has_bfloat16_products() -> bool:
+    """Whether the processor multiplies bfloat16 itself, twice as fast as float32 or faster."""
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
 def load_kernels(instruction_set: str) -> ModuleType:
     """The kernels for one of INSTRUCTION_SETS ("DEFAULT" for an unknown one), built if need be."""
     flags = (*_FLAGS, *INSTRUCTION_SETS.get(instruction_set, ()))
     name = f"vlmamba_kernels_{instruction_set.lower()}"
-    folder = _cache_dir() / "kernels" / _key(flags)
+    folder = cache_dir() / "kernels" / _key(flags)
     file = folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not _intact(file):
         return _build(name, flags, file)
@@ -76,7 +89,7 @@ def _intact(file: Path) -> bool:
     return content[-DIGEST_BYTES:] == hashlib.sha256(content[:-DIGEST_BYTES]).digest()
 
 
-def _cache_dir() -> Path:
+def cache_dir() -> Path:
     return Path(os.environ.get("VLMAMBA_CACHE") or Path.home() / ".cache" / "vlmamba")
 
 

@@ -1,0 +1,167 @@
+"""Products of a sequence's rows and a weight on a CPU: y = x W^T + b by the faster library.
+
+    y = product(x, weight, bias)
+    chosen(torch.float32).library             # "onednn" or "pytorch": what a run should record
+
+PyTorch gives float32 products to MKL, which takes half of an AMD processor's rate; oneDNN, which
+comes with PyTorch too, takes it on either kind.  Which of them is faster is measured at first use
+(a tenth of a second) and kept in `$VLMAMBA_CACHE/products`, by processor, PyTorch and threads.
+
+Both sum in another order where there are few rows, and from some number of rows on in the same one.
+That number is measured too, and shorter inputs are filled up with zeros: what a row becomes never
+depends on which rows stand beside it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlmamba.models.scan_backends.build import cache_dir
+from vlmamba_core.processor import processor_name
+
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+DTYPES = (torch.float32, torch.bfloat16)
+ROUNDS = 5
+SHAPE = (256, 1024, 1024)  # rows, width, outputs: what is timed
+STEADY_SHAPES = ((256, 4096), (512, 48))  # width and outputs whose bits are compared
+MOST_ROWS = 32  # a library whose bits still change there is taken as it is
+
+
+def _pytorch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+LIBRARIES: dict[str, Product] = {"pytorch": _pytorch, "onednn": _onednn}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The library for one dtype, and the number of rows from which a row's bits are its own."""
+
+    library: str
+    steady_rows: int
+    gflop_per_s: dict[str, float]  # of every library that was tried
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(..., in) and (out, in) -> (..., out), as F.linear; without a gradient on a CPU faster."""
+    if (
+        x.device.type != "cpu"
+        or torch.is_grad_enabled()
+        or x.dtype != weight.dtype
+        or x.dtype not in DTYPES
+        or x.numel() == 0
+        or weight.numel() == 0
+        or torch.is_autocast_enabled("cpu")
+    ):
+        return F.linear(x, weight, bias)
+    choice = chosen(x.dtype)
+    run, width = LIBRARIES[choice.library], x.shape[-1]
+    rows = x.numel() // width
+    if rows >= choice.steady_rows:
+        return run(x.contiguous(), weight, bias)
+    filled = x.new_zeros(choice.steady_rows, width)
+    filled[:rows] = x.reshape(rows, width)
+    return run(filled, weight, bias)[:rows].reshape(*x.shape[:-1], len(weight))
+
+
+def chosen(dtype: torch.dtype) -> Choice:
+    """What was measured on this machine for a dtype and PyTorch's present number of threads."""
+    return _chosen(dtype, torch.get_num_threads())
+
+
+@functools.cache
+def _chosen(dtype: torch.dtype, threads: int) -> Choice:
+    known = {
+        "processor": processor_name(),
+        "machine": platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "threads": threads,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+    file = cache_dir() / "products" / f"{known['dtype']}-{threads}-{digest}.json"
+    return _read(file) or _keep(file, known, measure(dtype))
+
+
+def _read(file: Path) -> Choice | None:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        choice = Choice(**{name: content[name] for name in Choice.__dataclass_fields__})
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or cut short
+        return None
+    return choice if choice.library in LIBRARIES else None
+
+
+def _keep(file: Path, known: dict[str, object], choice: Choice) -> Choice:
+    """Write it; processes that measured at once all take what the last of them wrote."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as content:
+            json.dump(known | asdict(choice), content, indent=2)
+        os.replace(content.name, file)
+    except OSError:  # a cache that cannot be written: this process measures for itself
+        return choice
+    return _read(file) or choice
+
+
+@torch.inference_mode()
+def measure(dtype: torch.dtype) -> Choice:
+    """Time every library and find from which number of rows on its bits stay."""
+    rows, width, outputs = SHAPE
+    x, weight = _random(rows, width, dtype), _random(outputs, width, dtype)
+    tried = [name for name in LIBRARIES if name == "pytorch" or _has_onednn(dtype)]
+    seconds = dict.fromkeys(tried, float("inf"))
+    for repeat in range(ROUNDS + 1):
+        for name in tried:
+            began = time.perf_counter()
+            LIBRARIES[name](x, weight, None)
+            if repeat:  # the first call prepares itself
+                seconds[name] = min(seconds[name], time.perf_counter() - began)
+    fastest = min(tried, key=lambda name: seconds[name])
+    flops = 2 * rows * width * outputs
+    rates = {name: round(flops / s / 1e9, 1) for name, s in seconds.items()}
+    return Choice(fastest, steady_rows(LIBRARIES[fastest], dtype), rates)
+
+
+def _has_onednn(dtype: torch.dtype) -> bool:
+    # F.linear takes oneDNN itself for bfloat16
+    return dtype == torch.float32 and torch.backends.mkldnn.is_available()
+
+
+def steady_rows(run: Product, dtype: torch.dtype) -> int:
+    """From which number of rows on a row's result is bit for bit the same; 1 where none is."""
+    steady = 1
+    for width, outputs in STEADY_SHAPES:
+        x, weight = _random(MOST_ROWS + 1, width, dtype), _random(outputs, width, dtype)
+        whole = run(x, weight, None)
+        changed = [
+            rows
+            for rows in range(1, MOST_ROWS + 1)
+            if not torch.equal(run(x[:rows], weight, None), whole[:rows])
+        ]
+        steady = max([steady, *(rows + 1 for rows in changed)])
+    return steady if steady <= MOST_ROWS else 1
+
+
+def _random(rows: int, width: int, dtype: torch.dtype) -> Tensor:
+    generator = torch.Generator().manual_seed(0)  # the process's own draws stay as they are
+    return torch.randn(rows, width, generator=generator).to(dtype)
