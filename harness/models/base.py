@@ -178,7 +178,7 @@ class EvalModel(ABC):
     offers: frozenset[str] = frozenset()  # of SAMPLING, TURNS, LOGLIKELIHOOD; others are not asked
     notes: tuple[str, ...] = ()  # what a record and its reader must know of how answers are made
     device: Any = None  # torch's, where the model runs in this process
-    seconds: Mapping[str, float] = MappingProxyType({})  # so far: encode, prefill, decode; if known
+    seconds: Mapping[str, float] = MappingProxyType({})  # so far, by part of answering; if known
     also_alone: int = 0  # the first requests of a run, which `answer_alone` is asked too
 
     @functools.cached_property

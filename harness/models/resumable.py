@@ -32,9 +32,10 @@ class Resumable:
     """A model whose answers outlive the process.
 
     events: what a record must tell (broken images, halved batches).  timing: seconds of all
-    answering and, within it, of decoding images and (`encode_s`, `prefill_s`, `decode_s`, where the
-    model tells) of its parts; questions and distinct images asked; answers that
-    were already there.
+    answering and, within it, of decoding images and of the model: of its parts where it tells
+    (`encode_s`, `prefill_s`, `decode_s`, ...), else all that it was waited for (`model_s`); of
+    asking some questions also alone; questions and distinct images asked; answers that were already
+    there.
     provenance: all that the answers depend on besides the requests (empty without a journal).
     """
 
@@ -48,6 +49,7 @@ class Resumable:
             "images": 0,
             "resumed_answers": 0,
         }
+        self.timing |= {f"{part}_s": 0.0 for part in model.seconds or ("model",)}
         self.refused: dict[tuple[str, int], str] = {}  # (task, row) -> why it has no answer
         self.cost: dict[str, Any] = {}  # of one question, where it was measured
         self._batch_size = model.batch_size
@@ -64,7 +66,10 @@ class Resumable:
         answers: list[str | None] = [None] * len(requests)
         try:
             self._answer_all(requests, answers)
+            started = time.perf_counter()
             self._check_agreement(requests, answers)
+            if self.model.also_alone:
+                self.timing["alone_s"] = time.perf_counter() - started
         finally:
             if self.journal is not None:
                 self.journal.flush()
@@ -89,8 +94,7 @@ class Resumable:
                 self._answer_task(requests, indices, keep)
         self.timing["generate_s"] += time.perf_counter() - started
         for part, seconds in self.model.seconds.items():
-            name = f"{part}_s"
-            self.timing[name] = self.timing.get(name, 0.0) + seconds - before[part]
+            self.timing[f"{part}_s"] += seconds - before[part]
 
     def note(self, event: str) -> None:
         """Tell something in the record, once."""
@@ -238,14 +242,19 @@ class Resumable:
     ) -> None:
         """Answer all; after running out of memory, go on with the rest at half the batch size."""
         answered: set[int] = set()
+        kept_s = 0.0  # in this process, not by the model
         while left := [(index, r) for index, r in requests if index not in answered]:
 
             def on_done(
                 index: int, text: str | None, reason: str = "", left: Sequence = left
             ) -> None:
+                nonlocal kept_s
+                began = time.perf_counter()
                 answered.add(left[index][0])
                 done(left[index][0], text, reason)
+                kept_s += time.perf_counter() - began
 
+            started, kept_s = time.perf_counter(), 0.0
             try:
                 self.model.answer([r for _, r in left], limits, self._batch_size, on_done)
             except (RuntimeError, MemoryError) as error:
@@ -254,6 +263,9 @@ class Resumable:
                 if len(answered) < len(requests):
                     missing = len(requests) - len(answered)
                     raise UserError(f"model {self.model.name} left {missing} requests unanswered")
+            finally:
+                if not self.model.seconds:
+                    self.timing["model_s"] += time.perf_counter() - started - kept_s
 
     def _refused(self, request: Request, reason: str) -> None:
         """Note a request without an answer; a model that refuses everything is an error."""

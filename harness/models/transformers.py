@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +50,8 @@ from vlmamba_core.errors import UserError, one_line
 
 AGREEMENT = 8  # questions of the run that are also asked one by one
 MODES = (BATCHED, EQUAL, ALONE)
+# Where its time goes: a library's model encodes pictures within the forward that reads the prompt
+PROCESSOR, READING, DECODE = "processor", "encode_prefill", "decode"
 # What generate() would do besides taking the most likely token and penalising repetition
 OTHER_RULES = (
     *("no_repeat_ngram_size", "bad_words_ids", "min_length", "min_new_tokens", "suppress_tokens"),
@@ -100,6 +103,7 @@ class TransformersModel(EvalModel):
         self.model.to(self.device).eval()
         self.template = templates.choose(self.processor, template)
         self.parameters = sum(p.numel() for p in self.model.parameters())
+        self.seconds: dict[str, float] = dict.fromkeys((PROCESSOR, READING, DECODE), 0.0)
         self.decoder = SharedPrefix(self.model)
         self.reasons: list[str] = []  # why not a faster mode
         self.error: float | None = None
@@ -177,21 +181,40 @@ class TransformersModel(EvalModel):
         found = {name: value for name, value in inputs.items() if name != "labels"}
         return Prompt(found, self._shared_tokens(found["input_ids"][0]) if images else 0)
 
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the time inside the `with` block to `seconds`, a GPU's queued work included."""
+        started = self._now()
+        try:
+            yield
+        finally:
+            self.seconds[part] += self._now() - started
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
     def text(self, tokens: Sequence[int]) -> str:
         """What an answer's tokens say."""
         return self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
 
     def alone(self, prompt: Prompt, limits: Limits) -> list[int]:
         """The tokens of the library's own greedy generate() for one prompt."""
-        criteria = StoppingCriteriaList()
+        first = _FirstToken(self._now)
+        criteria = StoppingCriteriaList([first])
         if limits.until:
             criteria.append(_Stops(self, len(prompt.ids), limits.until))
+        started = self._now()
         output = self.model.generate(
             **prompt.inputs,
             **GREEDY,
             max_new_tokens=limits.max_new_tokens,
             stopping_criteria=criteria,
         )
+        ended = self._now()
+        self.seconds[READING] += (first.at or ended) - started
+        self.seconds[DECODE] += ended - (first.at or ended)
         start = 0 if self.model.config.is_encoder_decoder else len(prompt.ids)
         return output[0, start:].tolist()
 
@@ -223,13 +246,15 @@ class TransformersModel(EvalModel):
         with self._same_images():
             for index in same:
                 try:
-                    prompt = self.prompt(requests[index])
+                    with self.timed(PROCESSOR):
+                        prompt = self.prompt(requests[index])
                     if self.mode == ALONE:
                         on_done(index, self.text(self.alone(prompt, limits)))
                         continue
                     shared = prompt.ids[: prompt.shared]
                     if prefix is None or first is None or not torch.equal(first, shared):
-                        prefix, first = self.decoder.prefill(prompt), shared
+                        with self.timed(READING):
+                            prefix, first = self.decoder.prefill(prompt), shared
                 except NOT_TAKEN as error:
                     on_done(index, None, f"{type(error).__name__}: {one_line(str(error))[:300]}")
                     continue
@@ -348,12 +373,14 @@ class _Waiting:
     def _decode(self, rows: list[tuple[int, Prompt, Prefix]]) -> None:
         """Greedy tokens of a batch; rows that have ended leave it once half of them have."""
         model = self._model
-        batch = model.decoder.start([r[2] for r in rows], [r[1].question for r in rows])
+        with model.timed(READING):
+            batch = model.decoder.start([r[2] for r in rows], [r[1].question for r in rows])
         alive = list(range(len(rows)))  # the row of each place in the batch
         tokens: list[list[int]] = [[] for _ in rows]
         ended: set[int] = set()
         while True:
-            chosen = self._most_likely(batch, [(rows[r][1], tokens[r]) for r in alive])
+            with model.timed(DECODE):
+                chosen = self._most_likely(batch, [(rows[r][1], tokens[r]) for r in alive])
             for place, row in enumerate(alive):
                 if row in ended:
                     continue
@@ -364,11 +391,12 @@ class _Waiting:
             if len(ended) == len(rows):
                 return
             going = [place for place, row in enumerate(alive) if row not in ended]
-            if 2 * len(going) <= len(alive):
-                batch.select(torch.tensor(going, device=model.device))
-                alive = [alive[place] for place in going]
-                chosen = [chosen[place] for place in going]
-            batch.step(torch.tensor(chosen, device=model.device))
+            with model.timed(DECODE):
+                if 2 * len(going) <= len(alive):
+                    batch.select(torch.tensor(going, device=model.device))
+                    alive = [alive[place] for place in going]
+                    chosen = [chosen[place] for place in going]
+                batch.step(torch.tensor(chosen, device=model.device))
 
     def _most_likely(
         self, batch: Batch, sofar: Sequence[tuple[Prompt, Sequence[int]]]
@@ -389,6 +417,18 @@ class _Waiting:
         if tokens[-1] in self._model.ends or len(tokens) >= self._limits.max_new_tokens:
             return True
         return _has_stop(self._model.text(tokens), self._limits.until)
+
+
+class _FirstToken(StoppingCriteria):
+    """Notes when generate() has its first token: what came before read the prompt."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self.at: float | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
+        self.at = self._now() if self.at is None else self.at
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 class _Stops(StoppingCriteria):

@@ -46,6 +46,15 @@ if TYPE_CHECKING:
 
 Arguments = Mapping[str, Any]
 Answer = str | None  # None: the image could not be read
+# Parts of answering by their names in a record's `timing`, as the last line of a run says them
+PARTS = {
+    "processor_s": "processor",
+    "encode_s": "encode",
+    "encode_prefill_s": "encode and prefill",
+    "prefill_s": "prefill",
+    "decode_s": "decode",
+    "model_s": "model",
+}
 
 
 @dataclass(frozen=True)
@@ -373,16 +382,16 @@ def title_line(arguments: Arguments, source: Source, model: Mapping[str, Any]) -
 def say_where_the_time_went(timing: Mapping[str, Any]) -> str:
     """One line: questions a second, and the seconds of each part.
 
-    Where the model tells, answering is parted into encode, prefill and decode; what is left of it
-    (journal, batches, a blind run's mean) is "other answering".
+    Answering is parted as far as the model tells; what is left of it (journal, batches, a blind
+    run's mean) is "other answering".
     """
-    inner = (name for name in ("encode", "prefill", "decode") if f"{name}_s" in timing)
-    known = {name: timing[f"{name}_s"] for name in inner}
+    known = {shown: timing[name] for name, shown in PARTS.items() if name in timing}
     answering = timing["generate_s"] - timing["decode_images_s"] - sum(known.values())
     parts = {
         "decoding images": timing["decode_images_s"],
         **known,
-        "other answering" if known else "answering": answering,
+        "other answering": answering,
+        **({"some also alone": timing["alone_s"]} if "alone_s" in timing else {}),
         "scoring": timing.get("score_s", 0.0),
     }
     rate = timing["questions"] / timing["generate_s"] if timing["generate_s"] else 0.0
