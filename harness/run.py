@@ -131,6 +131,11 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also measure seconds to the first token, and 256 new tokens over the whole time",
     )
+    add(
+        "--update-card",
+        action="store_true",
+        help="put the scores into README.md of the model's folder, the card that a hub shows",
+    )
     add("--submit", type=Path, metavar="DIR", help="write the test servers' files here")
     judging.add_arguments(parser)
     add("--from-record", type=Path, metavar="FILE", help="repeat the run of a record.json")
@@ -189,6 +194,17 @@ def check_model(name: str) -> None:
             f"{unknown('model', name, BUNDLED_MODELS)} (or an existing folder, or a hub id "
             "ORGANISATION/NAME)"
         )
+
+
+def card_folder(name: str) -> Path:
+    """The model's own folder, whose card can be updated. Raises UserError where there is none."""
+    kind, folder = eval_models.split(name)
+    if kind not in (OWN, "hf") or name in BUNDLED_MODELS or not Path(folder).is_dir():
+        raise UserError(f"--update-card writes into the model's own folder; {name!r} is none")
+    from vlmamba import model_card
+
+    model_card.check_card(Path(folder))
+    return Path(folder)
 
 
 def read_arguments(path: Path) -> dict[str, Any]:
@@ -314,6 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.submit:
         make_submit_folder(args.submit, chosen)
     out = args.out or default_out(args, source, chosen)
+    card = card_folder(args.model) if args.update_card else None
     judge = judging.from_arguments(args, chosen, out / "judge.replies.jsonl")
     there = None if args.overwrite else rerun.finished(out)
     arguments = {name: getattr(args, name) for name in KEPT}
@@ -354,6 +371,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 folder.clear()
             record = finish(run, model, asked, predictions, started)
             rerun.warn(before, {"data": record["data"]})
+            if card is not None:
+                from vlmamba import model_card
+
+                print(f"scores added to {model_card.add_scores(card, record)}")
     return 0
 
 

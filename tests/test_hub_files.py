@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from vlmamba import VLMambaConfig, VLMambaForConditionalGeneration, VLMambaProcessor, hub_files
@@ -113,19 +112,6 @@ from transformers import {auto}
     )
 
 
-def test_a_card_is_written_once_and_the_users_own_is_kept(model, tmp_path):
-    model.save_pretrained(tmp_path / "a")
-    card = (tmp_path / "a" / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n")
-    assert "import vlmamba" in card
-    assert f"| connector | {model.config.connector} |" in card
-    (tmp_path / "a" / "README.md").write_text("mine")
-    model.save_pretrained(tmp_path / "a")
-    assert (tmp_path / "a" / "README.md").read_text() == "mine"
-    model.save_pretrained(tmp_path / "b", is_main_process=False)
-    assert not (tmp_path / "b" / "README.md").exists()
-
-
 def test_the_cards_commands_are_ones_that_load(saved, monkeypatch):
     """The Python of the card, run as it stands on this folder."""
     (code,) = re.findall(r"```python\n(.*?)```", (saved / "README.md").read_text(), re.DOTALL)
@@ -146,43 +132,3 @@ def test_the_map_is_no_part_of_a_configuration(saved):
     assert "auto_map" not in loaded.to_dict()
     loaded.save_pretrained(saved)
     assert json.loads(path.read_text())["auto_map"] == hub_files.CONFIG_MAP
-
-
-def test_a_card_says_how_the_weights_were_trained(model, tmp_path):
-    """Data by name and digest, without its folder; nothing from a command line breaks the table."""
-    run = {
-        "stage": "finetune",
-        "init": "/home/somebody/pretrain/final",
-        "preset": "nano+vss_l2",
-        "data": ["/home/somebody/a|b.json"],
-        "data_digests": ["0123456789abcdef0123"],
-        "hyperparameters": {"lr": 2e-5, "lora": None, "schedule": "cosine"},
-        "packages": {"torch": "2.15"},
-    }
-    hub_files.write_card(tmp_path, model.config, run)
-    card = (tmp_path / "README.md").read_text()
-    _, front, text = card.split("---\n", 2)
-    assert yaml.safe_load(front) == {
-        "library_name": "transformers",
-        "pipeline_tag": "image-text-to-text",
-        "tags": ["vl-mamba", "mamba"],
-    }
-    for line in (
-        "| stage | finetune |",
-        "| started from | final |",
-        r"| data | a\|b.json |",
-        "| SHA-256 of the data, first 16 digits | 0123456789abcdef |",
-        "| lr | 2e-05 |",
-        "| packages: torch | 2.15 |",
-    ):
-        assert line in text.splitlines()
-    assert "somebody" not in card and "| lora |" not in card
-    assert "## Scores" in text
-
-
-def test_a_card_goes_along_from_folder_to_folder(model, tmp_path):
-    model.save_pretrained(tmp_path / "a")
-    (tmp_path / "a" / "README.md").write_text("mine")
-    loaded = VLMambaForConditionalGeneration.from_pretrained(tmp_path / "a")
-    loaded.save_pretrained(tmp_path / "b")
-    assert (tmp_path / "b" / "README.md").read_text() == "mine"

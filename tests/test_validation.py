@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from test_llava_data import conversation, write
@@ -114,6 +115,11 @@ def test_validation_changes_nothing_of_the_training(more, watched, world, tmp_pa
     ]
 
 
+def scores_of_card(folder: Path) -> list[float] | None:
+    found = ModelCard.load(folder / "README.md").data.eval_results
+    return None if found is None else [result.metric_value for result in found]
+
+
 def test_a_benchmark_is_run_every_n_steps(world, tmp_path):
     command = f"python {world / 'benchmark.py'}"
     more = ["--eval-command", command, "--eval-every", "2"]
@@ -127,6 +133,10 @@ def test_a_benchmark_is_run_every_n_steps(world, tmp_path):
     for step, found in scores.items():
         saved = load_file(tmp_path / "o" / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
         assert found == {"pope/accuracy": float(saved["connector.linear_out.weight"].abs().max())}
+        [shown] = scores_of_card(tmp_path / "o" / "checkpoints" / f"step-{step:08d}")
+        assert shown == pytest.approx(100 * found["pope/accuracy"], abs=0.005)
+    assert scores_of_card(tmp_path / "o" / "final") == [shown]
+    assert scores_of_card(tmp_path / "o" / "checkpoints" / "step-00000003") is None
     assert not (tmp_path / "o" / "eval" / "model").exists()
     assert (tmp_path / "o" / "eval" / "step-00000002" / "record.json").is_file()
 

@@ -24,7 +24,7 @@ from transformers import (
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from vlmamba import hub_files
+from vlmamba import model_card
 from vlmamba.config import VLMambaConfig
 from vlmamba.models.adapter import merge, pending
 from vlmamba.models.connector import OutputLinear, build_connector
@@ -112,8 +112,8 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         """
         main_process = args[0] if args else kwargs.get("is_main_process", True)
         if main_process and not Path(save_directory).is_file():
-            hub_files.keep_card(self.name_or_path or "", save_directory)
-            hub_files.write_card(save_directory, self.config)
+            model_card.keep_card(self.name_or_path or "", save_directory)
+            model_card.write_card(save_directory, self.config)
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod

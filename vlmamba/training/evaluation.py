@@ -133,7 +133,7 @@ def benchmark(
     OUT/eval/step-N.log.
     """
     home, scores = out / "eval", None
-    place, folder = home / f"step-{step:08d}", home / "model"
+    place, folder = trainer_state.evaluation_folder(out, step), home / "model"
     if accelerator.is_main_process:
         for old in (place, folder, home / ".model.partial"):
             shutil.rmtree(old, ignore_errors=True)

@@ -135,7 +135,8 @@ def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -
         began = time.perf_counter()
     with trainer_state.atomic_folder(run.out / "final", accelerator) as folder:
         parts = (folder, model, run.processor, accelerator, hyper)
-        trainer_state.write_model(*parts, final=True, settings=run.settings)
+        scores = trainer_state.evaluation_folder(run.out, progress.step) / "record.json"
+        trainer_state.write_model(*parts, final=True, settings=run.settings, scores=scores)
     log.close(progress)
     return run.out / "final"
 

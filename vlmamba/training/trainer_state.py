@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from vlmamba import hub_files
+from vlmamba import model_card
 from vlmamba.training import lora
 from vlmamba.training.recipe import Hyperparameters
 from vlmamba.weight_files import read_object, tensors
@@ -100,11 +100,12 @@ def write_model(
     hyper: Hyperparameters,
     final: bool = False,
     settings: dict[str, Any] | None = None,
+    scores: Path | None = None,
 ) -> None:
     """Model and processor as from_pretrained reads them; all processes call it.
 
     LoRA lies beside them, and is part of the weights too if `final`.  settings: of the run, for the
-    model's card.
+    model's card; scores: record.json of its benchmark, where there is one.
     """
     weights = accelerator.get_state_dict(model)
     if accelerator.is_main_process:
@@ -119,7 +120,9 @@ def write_model(
             part.dtype = None  # the model's own counts; set where it was loaded
         for name in ("is_local", "local_files_only"):  # likewise: a resumed run writes equal files
             processor.tokenizer.init_kwargs.pop(name, None)
-        hub_files.write_card(folder, whole.config, settings)
+        model_card.write_card(folder, whole.config, settings)
+        if scores is not None:
+            model_card.add_scores_of(folder, scores)
         whole.save_pretrained(folder, state_dict=weights)
         processor.save_pretrained(folder)
 
@@ -137,7 +140,8 @@ def save_checkpoint(
     """Write the checkpoint of `progress["step"]`, then delete all but the newest `hyper.keep`."""
     target = checkpoint_root(out) / f"step-{progress['step']:08d}"
     with atomic_folder(target, accelerator) as folder:
-        write_model(folder, model, processor, accelerator, hyper, settings=settings)
+        scores = evaluation_folder(out, progress["step"]) / "record.json"
+        write_model(folder, model, processor, accelerator, hyper, settings=settings, scores=scores)
         # full on the main process, empty on the others
         moments: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=FULL)
         save_file(random_state(), folder / f"rng-{accelerator.process_index:05d}.safetensors")
@@ -153,6 +157,11 @@ def save_checkpoint(
 def checkpoint_root(out: Path) -> Path:
     """Where a run's checkpoints lie."""
     return Path(out) / "checkpoints"
+
+
+def evaluation_folder(out: Path, step: int) -> Path:
+    """Where the benchmark of a step leaves its record."""
+    return Path(out) / "eval" / f"step-{step:08d}"
 
 
 def checkpoints(out: Path) -> list[Path]:
