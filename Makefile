@@ -3,6 +3,7 @@
 # make lint    ruff and mypy
 # make tables plots   every file of results/tables and results/plots again, from results/runs
 # make screenshots   docs/report.png, report-answers.png and serve.png (needs chromium)
+# make notebooks   the notebooks' outputs again, in a kernel of each
 # make demo-model   train the bundled demo model again (some two hours on 2 cores)
 # make docs    the documentation site, into site/
 # Each builds .venv first when it is missing or out of date.
@@ -14,7 +15,7 @@ TEST_PROCESSES ?= 2
 DEMO_DATA ?= runs/demo-data
 DEMO_OUT ?= runs/demo-model
 
-.PHONY: install run test lint tables plots docs screenshots demo-model clean
+.PHONY: install run test lint tables plots docs screenshots notebooks demo-model clean
 
 install: $(VENV)/.installed
 
@@ -50,6 +51,9 @@ docs: install
 
 screenshots: install
 	$(PY) tools/screenshots.py
+
+notebooks: install
+	$(PY) tools/run_notebooks.py
 
 # The commands that made vlmamba/assets/nano: six stages of text, then the paper's two.
 TRAIN = $(PY) -m vlmamba.train --preset nano+vss_l2+bsm --images $(DEMO_DATA) \

@@ -115,7 +115,7 @@ def test_scores_are_in_the_metadata_and_in_the_text(folder, capsys):
         assert found[key].metric_name == f"{key[1]} ({settings})"
         assert f"| {found[key].dataset_name} | {found[key].metric_name} |" in card.text
     results = yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])["model-index"]
-    assert [len(one["metrics"]) for one in results[0]["results"]] == [2, 5]
+    assert [len(one["metrics"]) for one in results[0]["results"]] == [5, 1]
 
 
 def test_scores_of_equal_settings_are_replaced_and_others_stay(folder):
