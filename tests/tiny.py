@@ -15,8 +15,13 @@ TINY_CLIP = {
     "projection_dim": 16,
 }
 
-# The layers of the language model and the connector, small
-TINY_MIXERS = {"mamba": {}, "mamba2": {"mixer": "mamba2", "d_state": 16, "head_dim": 8}}
+# The layers of the language model, small
+TINY_MIXERS = {
+    "mamba": {},
+    "mamba2": {"mixer": "mamba2", "d_state": 16, "head_dim": 8},
+    "hybrid": {"mixer": "mamba,attention,mlp", "n_layer": 3, "head_dim": 8, "d_intermediate": 40},
+}
+TINY_TRANSFORMER = {"mixer": "attention,mlp", "n_layer": 4, "head_dim": 8}
 
 
 def tiny_config(**overrides) -> VLMambaConfig:

@@ -27,14 +27,34 @@ from vlmamba_core.errors import UserError, unknown
 from vlmamba_core.names import choose
 
 MIXER_NAMES = ("mamba", "mamba2")
+LAYER_KINDS = (*MIXER_NAMES, "attention", "mlp")  # what a pattern of layers is made of
 NORMS = ("rms", "layer")
 
 # Mamba-2's are those of its published models (their vocabulary is padded to a multiple of 16)
 MAMBA2: dict[str, Any] = {"mixer": "mamba2", "d_state": 128, "vocab_size": 50288}
 
+NANO: dict[str, Any] = {
+    "d_model": 256,
+    "n_layer": 6,
+    "vocab_size": 4096,
+    "language_model_id": None,
+}
+EIGHT_MAMBA_THEN_ATTENTION = ",".join(["mamba"] * 8 + ["attention"])
+
 # d_model, n_layer, vocab_size, hub id of the pretrained weights (None: trained here)
 LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
-    "nano": {"d_model": 256, "n_layer": 6, "vocab_size": 4096, "language_model_id": None},
+    "nano": NANO,
+    # families of as many parameters (2 % apart) as nano, for a comparison from scratch
+    "nano-mamba2": {**NANO, "mixer": "mamba2", "d_state": 64},
+    "nano-transformer": {**NANO, "n_layer": 8, "mixer": "attention,mlp", "d_intermediate": 512},
+    "nano-hybrid": {
+        **NANO,
+        "n_layer": 7,
+        "mixer": "mamba,mamba,mamba,attention,mlp,mamba,mamba",
+        "d_intermediate": 228,
+    },
+    # nano with two attention layers more, which start with zero output
+    "nano-plus-attention": {**NANO, "n_layer": 8, "mixer": "mamba,mamba,mamba,attention"},
     "130m": {"d_model": 768, "n_layer": 24, "language_model_id": "state-spaces/mamba-130m"},
     "790m": {"d_model": 1536, "n_layer": 48, "language_model_id": "state-spaces/mamba-790m"},
     "1.4b": {"d_model": 2048, "n_layer": 48, "language_model_id": "state-spaces/mamba-1.4b"},
@@ -43,6 +63,12 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
         "d_model": 2560,
         "n_layer": 64,
         "language_model_id": "state-spaces/mamba-2.8b-slimpj",
+    },
+    "2.8b-plus-attention": {  # eight attention layers more
+        "d_model": 2560,
+        "n_layer": 72,
+        "mixer": EIGHT_MAMBA_THEN_ATTENTION,
+        "language_model_id": "state-spaces/mamba-2.8b",
     },
     **{
         f"mamba2-{size}": {
@@ -145,7 +171,7 @@ LARGEST |= {"d_conv": 2**6, "expand": 2**6, "d_state": 2**12}
 LARGEST_GRID = 2**7  # patches along one side
 TOKENIZER_ID = "EleutherAI/gpt-neox-20b"  # of all published Mamba and Mamba-2 language models
 HUB_PREFIX = "hf:"  # of a language model that a preset takes as it was published
-DEFAULT_ENCODER = {"nano": "efficientnet-lite0"}
+DEFAULT_ENCODER = {n: "efficientnet-lite0" for n in LANGUAGE_MODELS if n.startswith("nano")}
 
 
 class EfficientNetLite0Config(PretrainedConfig):
@@ -211,10 +237,14 @@ AutoConfig.register("fused_vision_model", FusedVisionConfig, exist_ok=True)
 
 
 class MambaConfig(PretrainedConfig):
-    """The shape of a Mamba language model (families `mamba` and `mamba2`: see `mixer`).
+    """The shape of a Mamba language model, or of one with other layers among or instead of them.
 
-    mixer ("mamba" or "mamba2"), d_model, n_layer, d_state, d_conv, expand, vocab_size; of Mamba
-    dt_rank ("auto": d_model / 16 rounded up), of Mamba-2 head_dim and n_groups.
+    mixer: the kind of the layers, "mamba" or "mamba2", or a pattern of kinds that is repeated over
+    the n_layer layers, such as "mamba,mamba,mamba,attention" (a hybrid) or "attention,mlp" (a
+    transformer, two layers a block).  It may name one kind of Mamba.
+    d_model, n_layer, d_state, d_conv, expand, vocab_size; of Mamba dt_rank ("auto": d_model / 16
+    rounded up), of Mamba-2 n_groups, of it and of attention head_dim (channels of a head), of mlp
+    d_intermediate ("auto": 8/3 d_model, rounded up to a multiple of 8).
     norm: of every block and the last one, "rms" as published or "layer" (with a bias).
     scan_backend: "auto" or one of `selective_scan.BACKENDS`; changes speed, not results.
     Raises UserError for unknown names and impossible sizes.
@@ -235,6 +265,7 @@ class MambaConfig(PretrainedConfig):
         mixer: str = "mamba",
         head_dim: int = 64,
         n_groups: int = 1,
+        d_intermediate: int | str = "auto",
         norm: str = "rms",
         rms_eps: float = 1e-5,
         residual_in_fp32: bool = True,
@@ -246,6 +277,8 @@ class MambaConfig(PretrainedConfig):
         _check_size("vocab_size", vocab_size, LARGEST["vocab_size"])
         if dt_rank != "auto":
             _check_size("dt_rank", dt_rank)
+        if d_intermediate != "auto":
+            _check_size("d_intermediate", d_intermediate)
         self.d_model = d_model
         self.n_layer = n_layer
         self.vocab_size = vocab_size
@@ -256,6 +289,8 @@ class MambaConfig(PretrainedConfig):
         self.mixer = mixer
         self.head_dim = head_dim
         self.n_groups = n_groups
+        auto = -(-8 * d_model // 24) * 8
+        self.d_intermediate = auto if d_intermediate == "auto" else int(d_intermediate)
         self.norm = norm
         self.rms_eps = rms_eps
         self.residual_in_fp32 = residual_in_fp32
@@ -265,14 +300,33 @@ class MambaConfig(PretrainedConfig):
         super().__init__(**shared, **kwargs)
 
     def _check(self) -> None:
-        self.mixer = choose("mixer", self.mixer, MIXER_NAMES)
+        kinds = [choose("mixer", kind.strip(), LAYER_KINDS) for kind in str(self.mixer).split(",")]
+        self.mixer = ",".join(kinds)
+        if set(MIXER_NAMES) <= set(kinds):
+            raise UserError(f"config: mixer is {self.mixer!r}; expected one kind of Mamba in it")
         self.norm = choose("norm", self.norm, NORMS)
         sizes = ("d_model", "n_layer", "vocab_size", "d_state", "d_conv", "expand", "dt_rank")
-        for name in (*sizes, "head_dim", "n_groups"):
+        for name in (*sizes, "head_dim", "n_groups", "d_intermediate"):
             _check_size(name, getattr(self, name), LARGEST.get(name, LARGEST_SIZE))
         _check_type("residual_in_fp32", self.residual_in_fp32, bool, "true or false")
         if type(self.rms_eps) not in (int, float) or not 0 < self.rms_eps < 1:
             raise UserError(f"config: rms_eps is {self.rms_eps!r}; expected a number in 0..1")
+        if "attention" in kinds and (self.d_model % self.head_dim or self.head_dim % 2):
+            raise UserError(
+                f"config: d_model={self.d_model} does not divide into attention heads of "
+                f"head_dim={self.head_dim} channels, an even number"
+            )
+
+    @property
+    def layer_kinds(self) -> list[str]:
+        """The kind of every layer, one of LAYER_KINDS: the pattern, repeated."""
+        pattern = self.mixer.split(",")
+        return [pattern[layer % len(pattern)] for layer in range(self.n_layer)]
+
+    @property
+    def recurrent(self) -> str:
+        """The kind of the Mamba layers; "mamba" where there is none (a scanning connector's)."""
+        return "mamba2" if "mamba2" in self.mixer.split(",") else "mamba"
 
     @property
     def d_inner(self) -> int:
@@ -294,9 +348,10 @@ class VLMambaConfig(PretrainedConfig):
     Language model: text_config, a MambaConfig or the configuration of any causal language model
     of transformers (or its dictionary).  A MambaConfig's settings may also be given by their own
     names, as older checkpoints hold them.
-    Connector: connector, scan, scan_merge ("sum" or "mean"), scan_shared (one Mamba layer for all
-    directions, or one each), connector_layer (that layer's mixer, d_state, d_conv, expand, dt_rank,
-    head_dim and n_groups; where they are not given, a Mamba language model's own or the defaults).
+    Connector: connector, scan, scan_merge ("sum" or "mean"), scan_shared (true: one Mamba layer for
+    all directions; false: one each; "projections": one each around common projections),
+    connector_layer (that layer's mixer, d_state, d_conv, expand, dt_rank, head_dim and n_groups;
+    where they are not given, a Mamba language model's own or the defaults).
     Vision: vision_config (a transformers configuration or its dictionary), vision_feature_layer
     (which hidden state is read: second to last, patch tokens only, as LLaVA does; the paper does
     not say).
@@ -317,7 +372,7 @@ class VLMambaConfig(PretrainedConfig):
         connector: str = "vss_l2",
         scan: str = "bsm",
         scan_merge: str = "sum",
-        scan_shared: bool = True,
+        scan_shared: bool | str = True,
         connector_layer: dict[str, Any] | None = None,
         vision_config: dict[str, Any] | PretrainedConfig | None = None,
         vision_model_id: str | None = None,
@@ -375,7 +430,8 @@ class VLMambaConfig(PretrainedConfig):
         self.scan_merge = choose("scan_merge", self.scan_merge, ("sum", "mean"))
         for name in ("image_token_id", "vision_feature_layer"):
             _check_type(name, getattr(self, name), int, "an integer")
-        _check_type("scan_shared", self.scan_shared, bool, "true or false")
+        if self.scan_shared != "projections":
+            _check_type("scan_shared", self.scan_shared, bool, 'true, false or "projections"')
         for name in ("vision_model_id", "language_model_id", "tokenizer_id"):
             _check_type(name, getattr(self, name), str | None, "text or null")
         for vision in getattr(self.vision_config, "encoders", [self.vision_config]):
@@ -535,6 +591,10 @@ def _connector_layer(given: Any, text_config: PretrainedConfig) -> dict[str, Any
         )
     names = [name for name in LAYER_FIELDS if name != "dt_rank"]  # that goes with the width
     inherited = {n: getattr(text_config, n) for n in names if isinstance(text_config, MambaConfig)}
+    if isinstance(text_config, MambaConfig):
+        inherited["mixer"] = text_config.recurrent
+    if "mixer" in own:
+        choose("mixer of connector_layer", str(own["mixer"]), MIXER_NAMES)
     return inherited | own
 
 

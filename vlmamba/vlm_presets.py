@@ -41,6 +41,11 @@ DINO_SIGLIP: dict[str, Any] = {
         },
     ],
 }
+# As the hub's files have them: positions interpolated from 518 pixels, SigLIP with tanh GELU
+HUB_DINO_SIGLIP: tuple[dict[str, Any], dict[str, Any]] = (
+    {**DINO_SIGLIP["encoders"][0], "image_size": 518, "resolution": 384},
+    {k: v for k, v in DINO_SIGLIP["encoders"][1].items() if k != "hidden_act"},
+)
 EVA02: dict[str, Any] = {"model_type": "eva02", "image_size": 336}
 NEOX = "EleutherAI/gpt-neox-20b"
 
@@ -61,6 +66,13 @@ ML_MAMBA: dict[str, Any] = {
     "connector": "msc",
     "vision_config": DINO_SIGLIP,
     "tokenizer_id": NEOX,
+}
+
+# The same from published parts, to be trained: encoders from the hub, Mamba-2 of state-spaces
+ML_MAMBA_TO_TRAIN = ML_MAMBA | {
+    "language_model_id": "state-spaces/mamba2-2.7b",
+    "vision_config": {"model_type": "fused_vision_model", "encoders": list(HUB_DINO_SIGLIP)},
+    "vision_model_id": "facebook/dinov2-with-registers-large,google/siglip-so400m-patch14-384",
 }
 
 
@@ -102,6 +114,8 @@ def _pythia_vl(hidden_size: int, layers: int, heads: int) -> dict[str, Any]:
 VLM_PRESETS: dict[str, dict[str, Any]] = {
     "cobra-3b": COBRA,
     "ml-mamba-3b": ML_MAMBA,
+    "ml-mamba-2.7b": ML_MAMBA_TO_TRAIN,
+    "ml-mamba-2.7b-basic": ML_MAMBA_TO_TRAIN | {"connector": "msc_basic"},
     "mamba-vl-790m": _mamba_vl(1536, 48),
     "mamba-vl-1.4b": _mamba_vl(2048, 48),
     "mamba-vl-2.8b": _mamba_vl(2560, 64),

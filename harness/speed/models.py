@@ -31,7 +31,7 @@ ENCODER = "siglip-so400m-384"
 TINY_TRANSFORMER = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 1008}
 TINY_ATTENTION = {"num_attention_heads": 2, "intermediate_size": 64}
 TINY_VL_MAMBA = {"d_model": 32, "n_layer": 2, "vocab_size": 1008, "language_model_id": None}
-TINY_VL_MAMBA |= {"head_dim": 8}  # of Mamba-2
+TINY_VL_MAMBA |= {"head_dim": 8}  # of Mamba-2 and attention
 TINY_ENCODER = {"hidden_size": 24, "intermediate_size": 32, "num_attention_heads": 2}
 
 
@@ -111,7 +111,11 @@ def _side(connector: str, image_tokens: int) -> int:
 def _language_model(name: str, tiny: bool) -> dict[str, Any]:
     """A configuration's fields that say which language model it has."""
     if name.startswith(VL_MAMBA):
-        return LANGUAGE_MODELS[name.removeprefix(VL_MAMBA)] | (TINY_VL_MAMBA if tiny else {})
+        shape = LANGUAGE_MODELS[name.removeprefix(VL_MAMBA)]
+        if not tiny:
+            return shape
+        pattern = str(shape.get("mixer", "mamba")).split(",")
+        return shape | TINY_VL_MAMBA | {"n_layer": max(2, len(pattern))}
     spec = BASELINES[name] | (TINY_TRANSFORMER if tiny else {})
     if tiny and "num_attention_heads" in spec:
         spec |= TINY_ATTENTION
@@ -120,7 +124,7 @@ def _language_model(name: str, tiny: bool) -> dict[str, Any]:
 
 def choose_model(name: str) -> str:
     """The model of that name, in any case. Raises UserError that lists the known names."""
-    known = {VL_MAMBA + size for size in LANGUAGE_MODELS if size != "nano"} | BASELINES.keys()
+    known = {VL_MAMBA + size for size in LANGUAGE_MODELS if "nano" not in size} | BASELINES.keys()
     return choose("model", name, known)
 
 

@@ -5,13 +5,16 @@
     vss_mlp   V_scan = VSS(V_img);                         V_out = MLP(Norm(V_scan + V_img))
     vss_l2    V' = Linear(V_img); V_scan = VSS(GELU(V'));  V_out = Linear(Norm(V_scan + V'))
     msc       ML-Mamba's: GELU(Linear), two blocks of a Mamba-2 that reads both ways, MLP3
+    msc_basic the same without the SwiGLU of each block
 
 (VL-Mamba, section 3.2; `vss_l2` with `bsm` is its final model.)  VSS, the vision selective scan,
 unfolds the patch grid into one sequence per scan direction, runs a Mamba layer over each
 (config.connector_layer shapes it), puts every output back into the patch order and merges them.
 The paper leaves open, and we chose: one Mamba layer shared by all directions (scan_shared),
-merging by sum (scan_merge), LayerNorm and GELU.  Sizes: B batch, P patches, Dv encoder width, D
-width of the language model, S directions.
+merging by sum (scan_merge), LayerNorm and GELU.  With scan_shared "projections" the directions
+share what comes before and after the scan, as in ML-Mamba, but not its dynamics.
+
+Sizes: B batch, P patches, Dv encoder width, D width of the language model, S directions.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ from vlmamba.models.mixers import MIXERS, Mixer
 from vlmamba.models.mixers.bidirectional import BidirectionalMamba2
 from vlmamba.models.scan2d import fold, scan_orders, unfold
 
+SHARED = ("in_proj", "out_proj", "norm")  # under scan_shared "projections"
+
 
 class VisionSelectiveScan(nn.Module):
     """VSS: a 2D scan mechanism around one Mamba layer (or one per direction)."""
@@ -36,9 +41,22 @@ class VisionSelectiveScan(nn.Module):
         super().__init__()
         self.grid, self.scan, self.merge = config.grid, config.scan, config.scan_merge
         self.directions = len(scan_orders(self.scan, *self.grid)[0])
-        layers = 1 if config.scan_shared else self.directions
+        layers = 1 if config.scan_shared is True else self.directions
         layer = config.connector_layer_config(width)
         self.layers = nn.ModuleList(MIXERS[layer.mixer](layer) for _ in range(layers))
+        self.shared: list[str] = []
+        if config.scan_shared == "projections":
+            self.shared = [name for name in SHARED if hasattr(self.layers[0], name)]
+            for other in self.layers[1:]:
+                for name in self.shared:  # no part of `other`: saved, moved and counted once
+                    delattr(other, name)
+                    object.__setattr__(other, name, getattr(self.layers[0], name))
+
+    def repeated(self) -> int:
+        """Parameters beyond those it has that the directions use: a shared one counts for each."""
+        one = self.layers[0]
+        parts = [one] if len(self.layers) == 1 else [getattr(one, name) for name in self.shared]
+        return (self.directions - 1) * sum(p.numel() for part in parts for p in part.parameters())
 
     def forward(self, patches: Tensor) -> Tensor:
         """(B, P, width) -> (B, P, width)."""
@@ -109,9 +127,7 @@ class ScanningConnector(Connector):
 
     def flops(self) -> float:
         """A shared layer's parameters count once for each direction."""
-        scanned = sum(p.numel() for p in self.vss.parameters())
-        repeats = self.vss.directions if len(self.vss.layers) == 1 else 1
-        return super().flops() + 2 * self.patches * (repeats - 1) * scanned
+        return super().flops() + 2 * self.patches * self.vss.repeated()
 
 
 @registry.connectors.add("mlp")
@@ -188,17 +204,32 @@ class SwiGLU(nn.Module):
 
 
 class ScanBlock(nn.Module):
-    """x + BiMamba2(x), then x + SwiGLU(LayerNorm(x)); no norm stands before the scan."""
+    """x + BiMamba2(x); no norm stands before the scan."""
+
+    inner_widths = 0  # rows of the block's width that a backward pass keeps besides the scan's
 
     def __init__(self, layer: MambaConfig):
         super().__init__()
         self.mixer = BidirectionalMamba2(layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, P, D) -> (B, P, D)."""
+        return x + self.mixer.both_ways(x)
+
+
+class GatedScanBlock(ScanBlock):
+    """x + BiMamba2(x), then x + SwiGLU(LayerNorm(x))."""
+
+    inner_widths = 6
+
+    def __init__(self, layer: MambaConfig):
+        super().__init__(layer)
         self.mlp = SwiGLU(layer.d_model)
         self.norm = nn.LayerNorm(layer.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, P, D) -> (B, P, D)."""
-        x = x + self.mixer.both_ways(x)
+        x = super().forward(x)
         return x + self.mlp(self.norm(x))
 
 
@@ -212,13 +243,14 @@ class MSCConnector(Connector):
     """
 
     layers = 2
+    block: type[ScanBlock] = GatedScanBlock
 
     def __init__(self, config: VLMambaConfig, d_vision: int):
         super().__init__(config, d_vision)
         width = config.hidden_size
         layer = config.connector_layer_config(width)
         self.linear_in = nn.Linear(d_vision, width)
-        self.blocks = nn.ModuleList(ScanBlock(layer) for _ in range(self.layers))
+        self.blocks = nn.ModuleList(self.block(layer) for _ in range(self.layers))
         self.norm = nn.LayerNorm(width)
         self.mlp = _three_layers(width, width)
 
@@ -227,7 +259,7 @@ class MSCConnector(Connector):
         width = self.widths[1]
         mixer = cast(ScanBlock, self.blocks[0]).mixer
         kept, at_work = mixer.activation_bytes(element)
-        block = 4 * 6 * width + kept + 2 * at_work
+        block = 4 * self.block.inner_widths * width + kept + 2 * at_work
         return self.patches * (4 * (self.widths[0] + 12 * width) + self.layers * block)
 
     def forward(self, patches: Tensor) -> Tensor:
@@ -236,6 +268,13 @@ class MSCConnector(Connector):
         for block in self.blocks:
             x = block(x)
         return self.mlp(self.norm(x))
+
+
+@registry.connectors.add("msc_basic")
+class MSCBasicConnector(MSCConnector):
+    """`msc_basic`: `msc` without its SwiGLU, the paper's "Basic", which its code does not have."""
+
+    block = ScanBlock
 
 
 def build_connector(config: VLMambaConfig) -> Connector:

@@ -31,7 +31,7 @@ from vlmamba.models.connector import OutputLinear, build_connector
 from vlmamba.models.generate import MambaGenerationMixin
 from vlmamba.models.language import Cache, build_language_model
 from vlmamba.models.language.base import EMBEDDING_STD
-from vlmamba.models.mixers.base import Mixer
+from vlmamba.models.mixers.base import Layer
 from vlmamba.models.vision import build_vision_encoder
 
 
@@ -65,7 +65,7 @@ class VLMambaPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Mamba's published initialisation (state-spaces/mamba, `_init_weights` and the mixer)."""
-        if isinstance(module, Mixer):
+        if isinstance(module, Layer):
             module.initialise(self.config.n_layer)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=EMBEDDING_STD)

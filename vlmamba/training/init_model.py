@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from vlmamba import checkpoints
 from vlmamba.config import MambaConfig, VLMambaConfig
@@ -76,7 +75,9 @@ def tiny(config: VLMambaConfig) -> VLMambaConfig:
     fields = config.to_dict() | dict.fromkeys(("language_model_id", "vision_model_id"))
     fields |= {"tokenizer_id": None, "connector_layer": None}  # as the language model's then
     if isinstance(config.text_config, MambaConfig):
-        fields |= {"d_model": 32, "n_layer": 2, "dt_rank": 2, "vocab_size": 512, "head_dim": 8}
+        layers = max(2, len(config.mixer.split(",")))
+        fields |= {"d_model": 32, "n_layer": layers, "dt_rank": 2, "vocab_size": 512, "head_dim": 8}
+        fields |= {"d_intermediate": 48}
     else:
         fields["text_config"] = shrunk(config.text_config)
     vision = fields["vision_config"]
@@ -90,9 +91,19 @@ def tiny(config: VLMambaConfig) -> VLMambaConfig:
     return VLMambaConfig(**fields)
 
 
-def adopt(model: nn.Module, donor: nn.Module, part: str, source: str) -> None:
-    """Take over the donor's weights of one submodule; UserError naming what does not fit."""
+def adopt(
+    model: VLMambaForConditionalGeneration,
+    donor: VLMambaForConditionalGeneration,
+    part: str,
+    source: str,
+) -> None:
+    """Take over the donor's weights of one submodule; UserError naming what does not fit.
+
+    A language model with layers among the donor's computes what the donor does, until it learns.
+    """
     donated, own = donor.get_submodule(part).state_dict(), model.get_submodule(part).state_dict()
+    if part == "language_model":
+        donated = model.language_model.weights_from(donor.language_model)
     wrong = [k for k in own if k not in donated or donated[k].shape != own[k].shape]
     wrong += [k for k in donated if k not in own]
     if part == "connector":

@@ -66,7 +66,11 @@ def config_fields(pairs: Iterable[str]) -> dict[str, Any]:
             value = json.loads(text)
         except ValueError:
             value = text
-        if not equals or (isinstance(defaults[name], bool) and not isinstance(value, bool)):
+        switch = isinstance(defaults[name], bool) and (name, value) != (
+            "scan_shared",
+            "projections",
+        )
+        if not equals or (switch and not isinstance(value, bool)):
             raise UserError(
                 f"--set {pair}: expected FIELD=VALUE with a value like {defaults[name]!r}"
             )

@@ -146,6 +146,10 @@ class LanguageModel(nn.Module):
         """
         raise NotImplementedError
 
+    def weights_from(self, donor: LanguageModel) -> dict[str, Tensor]:
+        """The weights of a trained model by this one's names, to be loaded where they fit."""
+        return donor.state_dict()
+
     def flops(self, tokens: int) -> float:
         """FLOPs of a forward pass over one sequence, without the head; a multiply-add is two."""
         raise NotImplementedError

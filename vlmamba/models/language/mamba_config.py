@@ -7,6 +7,7 @@ results and that our layers lack is refused.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -131,6 +132,13 @@ def _refuse_others(published: dict[str, Any], wanted: dict[str, Any], path: Path
     for name, value in wanted.items():
         if published.get(name, value) != value:
             raise UserError(f"{path}: {name} is {published[name]!r}; supported here is {value!r}")
+
+
+def without_insertions(config: MambaConfig) -> MambaConfig:
+    """The model of the Mamba layers alone, which others may have been put among."""
+    plain = copy.deepcopy(config)
+    plain.mixer, plain.n_layer = config.recurrent, config.layer_kinds.count(config.recurrent)
+    return plain
 
 
 def take_results_only(config: MambaConfig, published: dict[str, Any]) -> None:

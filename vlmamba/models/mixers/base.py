@@ -26,10 +26,34 @@ class StateShapes(NamedTuple):
     ssm: tuple[int, ...]
 
 
-class Mixer(nn.Module):
-    """One Mamba layer without norm and residual; its parameters are named as published ones."""
+class Layer(nn.Module):
+    """One layer of the language model without norm and residual, of any kind."""
 
     out_proj: nn.Linear
+
+    def initialise(self, n_layer: int) -> None:
+        """How a layer starts in a model of n_layer layers."""
+        self._initialise_projection(n_layer)
+
+    def inner_flops(self, tokens: int) -> float:
+        """FLOPs over one sequence besides the products with weights."""
+        raise NotImplementedError
+
+    def activation_bytes(self, element: int) -> tuple[int, int]:
+        """Bytes a token that a backward pass keeps besides the layer's input.
+
+        Of every layer, and further ones of the layer at work; element: bytes of the dtype.
+        """
+        raise NotImplementedError
+
+    def _initialise_projection(self, n_layer: int) -> None:
+        """The residual stream's variance does not grow with depth."""
+        init.kaiming_uniform_(self.out_proj.weight, a=math.sqrt(5))
+        init.copy_(self.out_proj.weight, self.out_proj.weight / math.sqrt(n_layer))
+
+
+class Mixer(Layer):
+    """One Mamba layer; its parameters are named as published ones."""
 
     @staticmethod
     def state_shapes(config: MambaConfig) -> StateShapes:
@@ -56,20 +80,13 @@ class Mixer(nn.Module):
         """One token: (B, D) -> (B, D); both states are updated in place."""
         raise NotImplementedError
 
-    def initialise(self, n_layer: int) -> None:
-        """Mamba's published initialisation, in a model of n_layer layers."""
-        raise NotImplementedError
-
     def scan_flops(self) -> int:
         """FLOPs of the scan for one token; projections and convolution are not in it."""
         raise NotImplementedError
 
-    def activation_bytes(self, element: int) -> tuple[int, int]:
-        """Bytes a token that a backward pass keeps besides the layer's input.
-
-        Of every layer, and further ones of the layer at work; element: bytes of the dtype.
-        """
-        raise NotImplementedError
+    def inner_flops(self, tokens: int) -> float:
+        """Those of the scan."""
+        return tokens * self.scan_flops()
 
     @torch.compiler.disable  # kernels and the hooks of checkpoint: opaque to torch.compile
     def _run_rest(
@@ -86,11 +103,6 @@ class Mixer(nn.Module):
             # it stops where all is back that a backward needs: out_proj is not computed again
             return checkpoint(rest, *rows, *states, lengths, use_reentrant=False)
         return rest(*rows, *states, lengths)
-
-    def _initialise_projection(self, n_layer: int) -> None:
-        """The residual stream's variance does not grow with depth."""
-        init.kaiming_uniform_(self.out_proj.weight, a=math.sqrt(5))
-        init.copy_(self.out_proj.weight, self.out_proj.weight / math.sqrt(n_layer))
 
 
 def initial_step_bias(channels: int, device: torch.device) -> Tensor:
