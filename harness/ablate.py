@@ -150,7 +150,7 @@ def submit_cells(
     call = functools.partial(run_in_job, budget=budget, root=root)
     left = []
     for cell in cells:
-        if (cell.folder(root) / "evaluation" / "record.json").exists():
+        if (cell.folder(root) / cell.variant.evaluation / "record.json").exists():
             call(cell)  # nothing but a look at its settings
         else:
             left.append(cell)

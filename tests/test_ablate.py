@@ -26,16 +26,43 @@ BUDGET = Budget("data", "lm", 5, 7, ("--cpu",), "pope", "demo", "demo", None, 10
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_variant_is_a_preset_and_every_axis_has_the_final_model(scale):
-    for axis in AXES:
+    for axis in SCALES[scale]:
         found = variants(axis, scale)
         assert sum(v.same_model(FINAL[scale]) for v in found) == 1
-        assert len({v.folder for v in found}) == len(found)
+        assert len({(v.folder, v.evaluation) for v in found}) == len(found)
         for variant in found:
             config = VLMambaConfig.preset(variant.preset)
             assert (config.connector, config.scan) == (variant.connector, variant.scan)
     axis = SCALES[scale]["encoder"]
     patches = [VLMambaConfig.preset(v.preset).num_image_tokens for v in axis]
     assert patches == {"demo": [25, 49, 100], "paper": [576, 729]}[scale]
+
+
+def test_the_papers_scale_has_the_papers_axes():
+    assert set(SCALES["paper"]) < set(AXES)
+    with pytest.raises(UserError, match="unknown axis at --scale paper 'votes'"):
+        variants("votes", "paper")
+
+
+def test_what_a_variant_changes_reaches_its_commands(tmp_path):
+    done: list[tuple[str, str]] = []
+
+    def start(module: str, arguments: list[str]) -> int:
+        done.append((module, " ".join(arguments)))
+        return finished(module, arguments)
+
+    for axis in ("objective", "votes"):
+        for variant in variants(axis):
+            cells.run_cell(Cell(variant, 0), BUDGET, tmp_path, start)
+    trained = [text for module, text in done if module == "vlmamba.train"]
+    asked = [text for module, text in done if module == "harness.run"]
+    assert len(trained) == 2 * 6 and len(asked) == 6 + 2  # votes ask the final model again
+    contrastive = [text for text in trained if "--objective contrastive" in text]
+    assert len(contrastive) == 1 and "--stage pretrain" in contrastive[0]
+    taught = [text for text in trained if "--teacher nano" in text]
+    assert len(taught) == 3 and all("--stage finetune" in text for text in taught)
+    assert asked[-1].endswith("--votes 16 --temperature 0.7")
+    assert "evaluation-votes-16" in asked[-1]
 
 
 def test_published_parts_need_no_text_stage():
@@ -114,7 +141,7 @@ def finished(module: str, arguments: list[str]) -> int:
 
 
 def test_tables_follow_from_the_cells_scores(tmp_path):
-    chosen = DEMO["connector"][:1] + DEMO["connector"][2:]
+    chosen = DEMO["connector"][:1] + DEMO["connector"][2:3]
     scores = {("mlp", 0): [0, 0, 1, 0], ("mlp", 1): [0, 1, 1, 0]}
     scores |= {("vss_l2", 0): [1, 1, 1, 0], ("vss_l2", 1): [1, 1, 1, 1]}
     studied = [Cell(variant, seed) for seed in (0, 1) for variant in chosen]

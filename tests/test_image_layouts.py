@@ -361,3 +361,33 @@ def test_an_estimate_counts_the_tiles_of_an_image():
 def test_the_bundled_demo_shows_pictures_whole():
     _, processor = checkpoints.load("nano")
     assert processor.image_layout == "whole"
+
+
+@pytest.mark.parametrize(
+    ("size", "most", "grid"),
+    [
+        ((39, 39), 12, (1, 1)),  # 2 x 2 is as near, but has more than twice as many pixels
+        ((100, 100), 12, (3, 3)),
+        ((100, 100), 4, (2, 2)),
+        ((200, 100), 12, (4, 2)),
+        ((300, 100), 12, (6, 2)),
+        ((40, 20), 12, (2, 1)),
+        ((20, 90), 12, (1, 4)),
+        ((20, 90), 4, (1, 4)),
+        ((1200, 10), 12, (12, 1)),
+        ((90, 60), 4, (2, 1)),  # 3:2 is as far from 1:1 as from 2:1 and larger than half of each
+    ],
+)
+def test_dynamic_tiles_follow_the_published_rule(size, most, grid):
+    """Grids by hand, for tiles of 28 x 28."""
+    layout = registry.image_layouts[f"dynamic_{most}"]()
+    assert layout.grid(size, (28, 28)) == grid
+    picture = Image.effect_noise(size, 40).convert("RGB")
+    tiles = layout.tiles(picture, (28, 28))
+    cells = grid[0] * grid[1]
+    assert len(tiles) == cells + (cells > 1) <= layout.most
+    assert {tile.size for tile in tiles} == {(28, 28)}
+    stretched = picture.resize((28 * grid[0], 28 * grid[1]))
+    last = stretched.crop((28 * (grid[0] - 1), 28 * (grid[1] - 1), *stretched.size))
+    assert tiles[cells - 1].tobytes() == last.tobytes()
+    assert tiles[-1].tobytes() == (picture.resize((28, 28)) if cells > 1 else last).tobytes()

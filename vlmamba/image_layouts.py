@@ -63,6 +63,56 @@ class RowSeparators(ImageLayout):
         return self.edge + self.between.join([IMAGE * side] * side) + self.edge
 
 
+class DynamicTiles(ImageLayout):
+    """Tiles of the grid whose shape is nearest to the picture's, then a thumbnail of all of it.
+
+    InternVL 2.5's rule as its code has it (2412.05271, `dynamic_preprocess` in OpenGVLab/InternVL):
+    of the grids of at most `grid_tiles` cells, fewest cells first, the one whose ratio of sides is
+    nearest to the picture's; of two that are as near, the later where the picture has more than
+    half of its pixels.  The picture is stretched to the grid and cut row by row.  One cell needs no
+    thumbnail.
+    """
+
+    grid_tiles: int
+
+    def tiles(self, picture: Image.Image, resolution: tuple[int, int]) -> Sequence[Image.Image]:
+        """Of the encoder's resolution each: columns * rows, and the thumbnail."""
+        height, width = resolution
+        columns, rows = self.grid(picture.size, resolution)
+        if columns * rows == 1:
+            return [picture.resize((width, height))]
+        stretched = picture.resize((columns * width, rows * height))
+        corners = [(c * width, r * height) for r in range(rows) for c in range(columns)]
+        cut = [stretched.crop((x, y, x + width, y + height)) for x, y in corners]
+        return [*cut, picture.resize((width, height))]
+
+    def grid(self, size: tuple[int, int], resolution: tuple[int, int]) -> tuple[int, int]:
+        """Columns and rows for a picture of size (W, H)."""
+        sides = range(1, self.grid_tiles + 1)
+        grids = [(i, j) for i in sides for j in sides if i * j <= self.grid_tiles]
+        best, nearest = (1, 1), math.inf
+        for columns, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
+            distance = abs(size[0] / size[1] - columns / rows)
+            half = 0.5 * resolution[0] * resolution[1] * columns * rows
+            if distance < nearest or (distance == nearest and size[0] * size[1] > half):
+                best, nearest = (columns, rows), distance
+        return best
+
+
+@registry.image_layouts.add("dynamic_12")
+class TwelveTiles(DynamicTiles):
+    """At most twelve tiles and a thumbnail, as published."""
+
+    grid_tiles, most = 12, 13
+
+
+@registry.image_layouts.add("dynamic_4")
+class FourTiles(DynamicTiles):
+    """At most four tiles and a thumbnail: enough for the demo's pictures."""
+
+    grid_tiles, most = 4, 5
+
+
 def most_tiles(name: str) -> int:
     """How many tiles the layout called `name` makes of a picture at most. Raises UserError."""
     return registry.image_layouts[name].most

@@ -1,7 +1,7 @@
 """A cell of an ablation: one variant with one seed, trained in two stages and evaluated.
 
-OUT/cells/VARIANT/seed-N/{pretrain,finetune,evaluation}.  Every step is a command of this project in
-a process of its own; a finished one is not repeated, an interrupted one goes on.
+OUT/cells/VARIANT/seed-N/{pretrain,finetune,evaluation...}.  Every step is a command of this project
+in a process of its own; a finished one is not repeated, an interrupted one goes on.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Cell:
 
     def evaluation(self, root: Path) -> EvaluationRun:
         """Its finished evaluation. Raises UserError where there is none."""
-        return EvaluationRun.read(self.folder(root) / "evaluation")
+        return EvaluationRun.read(self.folder(root) / self.variant.evaluation)
 
 
 def execute(module: str, arguments: Sequence[str], log: Path | None = None) -> int:
@@ -86,8 +86,8 @@ def run_cell(
     for stage in STAGES:
         if not (folder / stage / "final").is_dir():
             _do(start, "vlmamba.train", training(cell, stage, budget, folder), cell)
-    if not (folder / "evaluation" / "record.json").exists():
-        _do(start, "harness.run", evaluating(budget, folder, cell.seed), cell)
+    if not (folder / cell.variant.evaluation / "record.json").exists():
+        _do(start, "harness.run", evaluating(budget, folder, cell), cell)
 
 
 def training(cell: Cell, stage: str, budget: Budget, folder: Path) -> list[str]:
@@ -105,22 +105,25 @@ def training(cell: Cell, stage: str, budget: Budget, folder: Path) -> list[str]:
         arguments += ["--features-cache", str(folder.parent.parent / "features")]
     arguments += ["--seed", str(cell.seed), "--resume", "auto"]
     arguments += ["--steps", str(steps)] if steps else []
-    return [*arguments, *budget.train_args]
+    own = cell.variant.pretrain if stage == "pretrain" else cell.variant.finetune
+    return [*arguments, *budget.train_args, *own]
 
 
-def evaluating(budget: Budget, folder: Path, seed: int) -> list[str]:
+def evaluating(budget: Budget, folder: Path, cell: Cell) -> list[str]:
     """The arguments of harness.run."""
     arguments = ["--tasks", budget.tasks, "--model", str(folder / "finetune" / "final")]
-    arguments += ["--data", budget.eval_data, "--out", str(folder / "evaluation")]
+    arguments += ["--data", budget.eval_data, "--out", str(folder / cell.variant.evaluation)]
     arguments += ["--style", budget.style] if budget.style else []
     arguments += ["--limit", str(budget.limit)] if budget.limit else []
-    return [*arguments, "--seed", str(seed)]
+    return [*arguments, "--seed", str(cell.seed), *cell.variant.evaluate]
 
 
 def _check_terms(file: Path, cell: Cell, budget: Budget) -> None:
     """Keep the settings of a new cell; refuse to mix an old one with others."""
     settings = json.loads(json.dumps({"variant": asdict(cell.variant), **asdict(budget)}))
-    del settings["variant"]["name"]  # axes may call the same model differently
+    for field in ("name", "evaluate"):  # axes may call the same model differently, and ask it so
+        del settings["variant"][field]
+    settings["variant"] = {k: v for k, v in settings["variant"].items() if v != []}
     if not file.exists():
         write_atomically(file, json.dumps(settings, indent=2) + "\n")
         return

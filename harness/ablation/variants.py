@@ -1,4 +1,8 @@
-"""The paper's four ablation axes: what each variant changes, at the demo's and the paper's scale.
+"""The axes of an ablation: what each variant changes, at the demo's and the paper's scale.
+
+Four are the paper's; the others are what neighbouring systems change, one part each, and exist at
+the demo's scale: `objective` (LLAVADI, VLKD, InternVL 2.5), `mixer` (hybrids), `adaptation` (how
+the language model learns), `tiles` and `votes` (InternVL 2.5).
 
 The paper ablates language model and vision encoder with the `mlp` connector, connectors with `bsm`,
 scans with `vss_l2`.  The demo has one encoder and one size of language model, so two axes stand for
@@ -8,7 +12,10 @@ something nearer by: `encoder` is the same encoder at several resolutions (fewer
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+from vlmamba_core.names import choose
 
 
 @dataclass(frozen=True)
@@ -16,7 +23,8 @@ class Variant:
     """One row: its name in the table, and the model it stands for.
 
     llm, encoder, connector, scan: parts of a preset.  lm: the demo's text stage that the language
-    model comes from; None: it is a published one.
+    model comes from; None: it is a published one.  pretrain, finetune: more arguments of these
+    stages; evaluate: of harness.run.
     """
 
     name: str
@@ -25,6 +33,9 @@ class Variant:
     encoder: str = "efficientnet-lite0"
     lm: str | None = "talk"
     llm: str = "nano"
+    pretrain: tuple[str, ...] = ()
+    finetune: tuple[str, ...] = ()
+    evaluate: tuple[str, ...] = ()
 
     @property
     def preset(self) -> str:
@@ -33,12 +44,24 @@ class Variant:
 
     @property
     def folder(self) -> str:
-        """Named after the model alone: axes share their cells."""
-        return f"{self.preset}+{self.lm}" if self.lm else self.preset
+        """Named after the trained model alone: axes share their cells."""
+        parts = [self.preset, *([self.lm] if self.lm else [])]
+        parts += [slug(arguments) for arguments in (self.pretrain, self.finetune) if arguments]
+        return "+".join(parts)
+
+    @property
+    def evaluation(self) -> str:
+        """The folder of its evaluation inside that: one model may be asked in several ways."""
+        return "-".join(["evaluation", *([slug(self.evaluate)] if self.evaluate else [])])
 
     def same_model(self, other: Variant) -> bool:
-        """Whether both stand for the same model."""
-        return self.folder == other.folder
+        """Whether both stand for the same model, asked in the same way."""
+        return (self.folder, self.evaluation) == (other.folder, other.evaluation)
+
+
+def slug(arguments: tuple[str, ...]) -> str:
+    """Arguments as a part of a folder's name."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", " ".join(arguments)).strip("-")
 
 
 def _published(
@@ -53,11 +76,16 @@ def _published(
 
 Axes = dict[str, tuple[Variant, ...]]
 
+TAUGHT = ("--objective", "distill", "--teacher", "nano")
+TILES = ("--image-layout", "dynamic_4")
+
 DEMO: Axes = {
     "connector": (
         Variant("mlp", connector="mlp"),
         Variant("vss_mlp", connector="vss_mlp"),
         Variant("vss_l2", connector="vss_l2"),
+        Variant("msc", connector="msc"),
+        Variant("msc_basic", connector="msc_basic"),
     ),
     "scan": (
         Variant("raster", scan="raster"),
@@ -73,6 +101,33 @@ DEMO: Axes = {
     "llm": (
         Variant("text only", connector="mlp", lm="text"),
         Variant("text and questions", connector="mlp"),
+    ),
+    "objective": (
+        Variant("cross-entropy"),
+        Variant("distill: distribution", finetune=(*TAUGHT, "--distill-features", "0")),
+        Variant("distill: features", finetune=(*TAUGHT, "--distill-logits", "0")),
+        Variant("distill: both", finetune=TAUGHT),
+        Variant("square average", finetune=("--objective", "square_average")),
+        Variant("contrastive", pretrain=("--objective", "contrastive")),
+    ),
+    "mixer": (
+        Variant("mamba"),
+        Variant("mamba and attention", llm="nano-plus-attention"),
+    ),
+    "adaptation": (
+        Variant("all weights"),
+        Variant("LoRA", finetune=("--lora", "16")),
+    ),
+    "tiles": (
+        Variant("whole"),
+        Variant("dynamic_4", pretrain=TILES, finetune=TILES),
+    ),
+    "votes": (
+        Variant("greedy"),
+        *(
+            Variant(f"{k} votes", evaluate=("--votes", str(k), "--temperature", "0.7"))
+            for k in (4, 16)
+        ),
     ),
 }
 PAPER: Axes = {
@@ -92,6 +147,12 @@ AXES = tuple(DEMO)
 
 
 def variants(axis: str, scale: str = "demo") -> list[Variant]:
-    """The axis's variants; the final model follows where it is none of them."""
-    found, final = list(SCALES[scale][axis]), FINAL[scale]
+    """The axis's variants; the final model follows where it is none of them.
+
+    Raises UserError for an axis that the scale does not have.
+    """
+    found, final = (
+        list(SCALES[scale][choose(f"axis at --scale {scale}", axis, SCALES[scale])]),
+        FINAL[scale],
+    )
     return found if any(v.same_model(final) for v in found) else [*found, final]

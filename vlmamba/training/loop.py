@@ -250,7 +250,7 @@ def update(
     batches: list[Batch],
     objective: Objective,
     accelerator: Accelerator,
-) -> tuple[float | None, float | None, dict[str, int]]:
+) -> tuple[float | None, float | None, dict[str, Any]]:
     """One optimizer step; -> (mean loss per scored token, gradient norm, counts of the batch).
 
     A global batch without a label makes no step, since weight decay and moments would still move
@@ -278,19 +278,21 @@ def update(
     return mean_loss, norm, counts
 
 
-def _count(batches: list[Batch], objective: Objective, accelerator: Accelerator) -> dict[str, int]:
-    """Scored tokens, tokens and skipped samples of the global batch."""
+def _count(batches: list[Batch], objective: Objective, accelerator: Accelerator) -> dict[str, Any]:
+    """What the objective counts (scored tokens), tokens and skipped samples of the global batch."""
     local = [
         sum(objective.count(batch) for batch in batches),
         sum(batch.n_tokens for batch in batches),
         sum(len(batch.skipped) for batch in batches),
     ]
     if accelerator.num_processes > 1:
-        local = accelerator.reduce(torch.tensor(local, device=accelerator.device), "sum").tolist()
-    return dict(zip(("labels", "tokens", "skipped"), local, strict=True))
+        sums = torch.tensor(local, dtype=torch.float64, device=accelerator.device)
+        local = accelerator.reduce(sums, "sum").tolist()
+    numbers = (int(n) if n == int(n) else n for n in local)  # an objective may count in parts
+    return dict(zip(("labels", "tokens", "skipped"), numbers, strict=True))
 
 
-def _account(run: Run, progress: Progress, batches: list[Batch], counts: dict[str, int]) -> None:
+def _account(run: Run, progress: Progress, batches: list[Batch], counts: dict[str, Any]) -> None:
     progress.step += 1
     progress.tokens += counts["tokens"]
     progress.without_labels += not counts["labels"]

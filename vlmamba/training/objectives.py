@@ -23,11 +23,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmamba import registry
 from vlmamba.data.collate import Batch
 from vlmamba_core.errors import unknown
+from vlmamba_core.tokens import IGNORE
 
 if TYPE_CHECKING:  # the recipe checks its objective's name, so it loads this file
     from vlmamba.models.vlm import VLMambaForConditionalGeneration
@@ -62,7 +64,7 @@ class Objective:
         """The model's output for `inputs`, with what `outputs` names."""
         return model(**inputs, **{f"output_{name}": True for name in self.outputs})
 
-    def count(self, batch: Batch) -> int:
+    def count(self, batch: Batch) -> float:
         """What the summed loss is divided by; zero: nothing to learn from this batch."""
         return batch.n_labels
 
@@ -81,6 +83,35 @@ class Objective:
             return self.summed(model, inputs, batch)
         del inputs["labels"]  # every process must give every parameter a gradient
         return model(**inputs).logits.sum() * 0.0
+
+
+@registry.objectives.add("square_average")
+class SquareAverage(Objective):
+    """Cross-entropy in which a token of a sample with x supervised tokens weighs 1 / sqrt(x).
+
+    InternVL 2.5's "square averaging" (2412.05271): between token averaging, under which long
+    answers decide, and sample averaging, under which short ones do.
+    """
+
+    outputs = ("logits",)
+
+    def count(self, batch: Batch) -> float:
+        """The sum of all weights: sqrt(x) a sample."""
+        return float(_supervised(batch.inputs["labels"]).sum(dim=1).sqrt().sum())
+
+    def summed(self, model: nn.Module, inputs: dict[str, Tensor], batch: Batch) -> Tensor:
+        """The weighted loss (scalar), summed over the supervised tokens."""
+        labels = inputs["labels"]
+        supervised = _supervised(labels)
+        logits = self.forward(model, inputs).logits[:, :-1][supervised]
+        losses = F.cross_entropy(logits.float(), labels[:, 1:][supervised], reduction="none")
+        weights = supervised.sum(dim=1, keepdim=True).rsqrt().expand_as(supervised)[supervised]
+        return (weights * losses).sum()
+
+
+def _supervised(labels: Tensor) -> Tensor:
+    """labels (B, T) -> (B, T - 1) bool: where the token before has something to predict."""
+    return labels[:, 1:] != IGNORE
 
 
 def build_objective(hyper: Hyperparameters) -> Objective:

@@ -14,7 +14,7 @@ from typing import Any
 
 from vlmamba import registry
 from vlmamba.config import VLMambaConfig
-from vlmamba.training import distillation, objectives  # noqa: F401  # fill the registry
+from vlmamba.training import contrastive, distillation, objectives  # noqa: F401  # fill the registry
 from vlmamba.training.flags import OnResume, flag
 from vlmamba.training.schedule import SCHEDULES
 from vlmamba_core.errors import UserError, unknown
@@ -33,7 +33,8 @@ class Hyperparameters:
     the language model (None: all of it learns), lora_alpha (None: twice the rank), lora_dropout,
     lora_targets (comma-separated projections; None: all that the family names); objective: what is
     made small (objectives.py).  Of objective distill: teacher (a model's name, folder or hub id),
-    distill_logits and distill_features (weights of the two terms), distill_temperature.
+    distill_logits and distill_features (weights of the two terms), distill_temperature.  Of
+    objective contrastive: contrastive_weight, contrastive_temperature.
     """
 
     lr: float
@@ -55,6 +56,8 @@ class Hyperparameters:
     distill_logits: float = 1.0
     distill_features: float = 1.0
     distill_temperature: float = 1.0
+    contrastive_weight: float = 1.0
+    contrastive_temperature: float = 0.07
     gradient_checkpointing: bool = flag(False, on_resume=OnResume.FREE)
     compile: bool = flag(False, on_resume=OnResume.FREE)
     lora: int | None = None
@@ -68,11 +71,13 @@ class Hyperparameters:
     def __post_init__(self) -> None:
         for field in fields(self):
             _check_kind(field.name, getattr(self, field.name), str(field.type))
-        for name in ("lr", "batch_size", "micro_batch", "epochs", "max_length", "clip_norm"):
+        above_zero = ("lr", "batch_size", "micro_batch", "epochs", "max_length", "clip_norm")
+        for name in (*above_zero, "distill_temperature", "contrastive_temperature"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)!r}; expected a positive number")
         at_least_zero = ("connector_lr", "warmup_ratio", "weight_decay", "lora_dropout", "keep")
-        for name in (*at_least_zero, "distill_logits", "distill_features"):
+        weights = ("distill_logits", "distill_features", "contrastive_weight")
+        for name in (*at_least_zero, *weights):
             if (getattr(self, name) or 0) < 0:
                 raise UserError(f"{name} is {getattr(self, name)!r}; expected 0 or more")
         for name in ("warmup_ratio", "lora_dropout"):
@@ -88,10 +93,6 @@ class Hyperparameters:
             raise UserError(f"lora is {self.lora}; expected a rank of at least 1")
         self._name("schedule", choose("schedule", self.schedule, SCHEDULES))
         self._name("objective", registry.objectives.choose(self.objective))
-        if self.distill_temperature <= 0:
-            raise UserError(
-                f"distill_temperature is {self.distill_temperature}; expected a positive number"
-            )
         if (self.teacher is None) == (self.objective == "distill"):
             raise UserError("--objective distill and --teacher MODEL belong together")
         self._name("dtype", choose_dtype(self.dtype, DTYPES))
