@@ -375,7 +375,7 @@ def test_the_bundled_demo_shows_pictures_whole():
         ((20, 90), 12, (1, 5)),
         ((20, 90), 4, (1, 4)),
         ((1200, 10), 12, (12, 1)),
-        ((90, 60), 4, (2, 1)),  # 3:2 is as far from 1:1 as from 2:1 and larger than half of each
+        ((45, 30), 4, (2, 1)),  # 3:2 is as far from 1:1 and 2:2 as from 2:1
     ],
 )
 def test_dynamic_tiles_follow_the_published_rule(size, most, grid):
