@@ -124,6 +124,7 @@ def _activation_bytes(
     dtype = torch.bfloat16 if hyper.dtype == "bf16" else torch.float32
     of_token = model.language_model.activation_bytes(dtype, hyper.gradient_checkpointing)
     kept, at_work = (hyper.max_length * size for size in of_token)
+    spared = _spared_bytes(model, hyper)
     encoder = 0
     if text is not None:
         kept += tiles * model.connector.activation_bytes(element)
@@ -133,7 +134,15 @@ def _activation_bytes(
     loss = rows * labels * config.vocab_size
     at_loss = max((8 + element % 4) * loss + in_forward, 12 * loss + in_backward)
     at_layer = rows * at_work + in_backward + _tied_bytes(model)
-    return max(rows * encoder, rows * kept + max(at_loss, at_layer))
+    return max(rows * encoder, rows * kept + spared + max(at_loss, at_layer))
+
+
+def _spared_bytes(model: VLMambaForConditionalGeneration, hyper: Hyperparameters) -> int:
+    """What a small micro-batch keeps of its layers' inner parts rather than compute it again."""
+    if hyper.gradient_checkpointing:
+        return 0
+    element = 2 if hyper.dtype == "bf16" else 4
+    return model.language_model.spared_bytes(hyper.micro_batch * hyper.max_length, element)
 
 
 def _tied_bytes(model: VLMambaForConditionalGeneration) -> int:
@@ -152,10 +161,10 @@ def _cast_bytes(model: VLMambaForConditionalGeneration, hyper: Hyperparameters) 
         return 0, 0
     head = model.get_input_embeddings().weight.numel()
     in_forward = in_backward = head
-    blocks = model.language_model.blocks()
+    blocks, keeps_all = model.language_model.blocks(), bool(_spared_bytes(model, hyper))
     for name, weight in (pair for block in blocks for pair in block.named_parameters()):
         if name.endswith("proj.weight"):
-            graph = "in_proj" in name and not hyper.gradient_checkpointing
+            graph = "in_proj" in name and not hyper.gradient_checkpointing or keeps_all
             in_backward += weight.numel() if graph else 0
             in_forward += weight.numel() if graph or weight.requires_grad else 0
     return 2 * in_forward, 2 * in_backward

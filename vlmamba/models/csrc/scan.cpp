@@ -232,8 +232,8 @@ void load_backward(
     int64_t s) {
   using R = Wide<T>;
   const Vec<R> raw = b.raw_step(t);
-  tile.dt[s] = b.in.softplus ? softplus(raw) : raw;
-  tile.slope[s] = b.in.softplus ? sigmoid(raw) : splat<R>(1);
+  tile.slope[s] = splat<R>(1);
+  tile.dt[s] = b.in.softplus ? softplus(raw, tile.slope[s]) : raw;
   tile.x[s] = b.input(t);
   if (b.z) tile.gate[s] = b.gate(t);
   tile.grad_y[s] = load(grads.y.at(b.row, t) + b.channel, b.count);
@@ -248,44 +248,76 @@ void store_backward(
   if (b.z) store(grads.z + b.at(t), tile.gate[s], b.count);
 }
 
+// What the walk through kCount states of a tile, from its last step to its first, adds up: grad_h
+// and grad_A, (N), stay in registers, `drive` and `exponent` are the gradients of dt x and of dt A,
+// whose exp the decay is, at every step.
+template <int kCount, typename R>
+void reverse_states(
+    int64_t i, int64_t n, int64_t steps, const BackwardTile<R>& tile, const Vec<R>* rates,
+    const R* B, const R* C, TileMemory<R>& memory, Vec<R>* grad_h, Vec<R>* grad_A, Vec<R>* drive,
+    Vec<R>* exponent) {
+  Vec<R> h[kCount], sum_A[kCount], after[kCount];
+#pragma GCC unroll 4
+  for (int j = 0; j < kCount; ++j) {
+    h[j] = grad_h[i + j];
+    sum_A[j] = grad_A[i + j];
+    after[j] = memory.states[steps * n + i + j];
+  }
+  for (int64_t s = steps - 1; s >= 0; --s) {
+    const int64_t at = s * n + i;
+    const Vec<R> grad_y = tile.grad_y[s], dt = tile.dt[s], x = tile.dt[s] * tile.x[s];
+    Vec<R> sum_drive = drive[s], sum_exponent = exponent[s];
+#pragma GCC unroll 4
+    for (int j = 0; j < kCount; ++j) {
+      const Vec<R> g = h[j] + grad_y * C[at + j];
+      memory.grad_C[at + j] += grad_y * after[j];
+      memory.grad_B[at + j] += g * x;
+      sum_drive += g * B[at + j];
+      h[j] = g * memory.decays[at + j];
+      after[j] = memory.states[at + j];  // the state before this step, after the one before
+      const Vec<R> e = h[j] * after[j];
+      sum_exponent += e * rates[i + j];
+      sum_A[j] += e * dt;
+    }
+    drive[s] = sum_drive;
+    exponent[s] = sum_exponent;
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < kCount; ++j) {
+    grad_h[i + j] = h[j];
+    grad_A[i + j] = sum_A[j];
+  }
+}
+
 // Walk a scanned tile from its last step to its first. grad_h, (N): the gradient of the state after
 // the tile, which becomes that of the state before it.
-template <typename T, int kN>
+template <typename T>
 void reverse_tile(
     const Block<T>& b, const Vec<Wide<T>>* rates, int64_t begin, int64_t steps,
     BackwardTile<Wide<T>>& tile, TileMemory<Wide<T>>& memory, Vec<Wide<T>>* grad_h,
     BlockSums<Wide<T>>& sums) {
   using R = Wide<T>;
-  const int64_t n = kN ? kN : b.in.states;
-  Vec<R>* grad_A = sums.A.data();
-  for (int64_t s = steps - 1; s >= 0; --s) {
-    Vec<R> grad_y = tile.grad_y[s];
-    if (b.z) {
-      const Vec<R> z = tile.gate[s], p = sigmoid(z);
+  const int64_t n = b.in.states;
+  Vec<R> drive[kChunk] = {}, exponent[kChunk] = {};
+  if (b.z)
+    for (int64_t s = 0; s < steps; ++s) {
+      const Vec<R> z = tile.gate[s], p = sigmoid(z), grad_y = tile.grad_y[s];
       tile.gate[s] = grad_y * tile.out[s] * p * (1 + z * (1 - p));
-      grad_y *= z * p;
+      tile.grad_y[s] = grad_y * z * p;
     }
-    const Vec<R> x = tile.x[s], dt = tile.dt[s], drive = dt * x;
-    const R *B = b.B + (begin + s) * n, *C = b.C + (begin + s) * n;
-    const Vec<R>* before = memory.states.data() + s * n;
-    const Vec<R>* after = before + n;
-    const Vec<R>* decays = memory.decays.data() + s * n;
-    Vec<R>* grad_B = memory.grad_B.data() + s * n;
-    Vec<R>* grad_C = memory.grad_C.data() + s * n;
-    Vec<R> grad_drive{}, grad_exponent{};
-#pragma GCC unroll 4
-    for (int64_t i = 0; i < n; ++i) {
-      const Vec<R> g = grad_h[i] + grad_y * C[i];
-      grad_C[i] += grad_y * after[i];
-      grad_B[i] += g * drive;
-      grad_drive += g * B[i];
-      grad_h[i] = g * decays[i];
-      const Vec<R> e = grad_h[i] * before[i];  // gradient of dt A, whose exp the decay is
-      grad_exponent += e * rates[i];
-      grad_A[i] += e * dt;
-    }
-    tile.dt[s] = (grad_exponent * R(kLn2) + grad_drive * x) * tile.slope[s];
-    tile.x[s] = grad_y * b.D + grad_drive * dt;
+  const R *B = b.B + begin * n, *C = b.C + begin * n;
+  constexpr int kGroup = kVecBytes == 64 ? 4 : 2;  // as many as there are registers for
+  int64_t i = 0;
+  for (; i + kGroup <= n; i += kGroup)
+    reverse_states<kGroup, R>(
+        i, n, steps, tile, rates, B, C, memory, grad_h, sums.A.data(), drive, exponent);
+  for (; i < n; ++i)
+    reverse_states<1, R>(
+        i, n, steps, tile, rates, B, C, memory, grad_h, sums.A.data(), drive, exponent);
+  for (int64_t s = steps - 1; s >= 0; --s) {
+    const Vec<R> x = tile.x[s], dt = tile.dt[s], grad_y = tile.grad_y[s];
+    tile.dt[s] = (exponent[s] * R(kLn2) + drive[s] * x) * tile.slope[s];
+    tile.x[s] = grad_y * b.D + drive[s] * dt;
     sums.bias += tile.dt[s];
     sums.D += grad_y * x;
   }
@@ -318,7 +350,7 @@ void backward_panel(
           for (const T* grad : {grads.u, grads.delta, grads.z}) fetch(grad + next.at(next_t + s));
         },
         memory.decays.data(), memory.states.data() + n);
-    reverse_tile<T, kN>(
+    reverse_tile<T>(
         b, A2, begin, end - begin, tiles[i], memory, group.state(at + i), sums[at + i]);
   }
   for (int64_t t = begin; t < end; ++t)

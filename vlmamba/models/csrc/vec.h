@@ -230,4 +230,12 @@ VLMAMBA_INLINE V softplus(V x) {
   return (x > 0 ? x : zero) + log1p_unit(exp(x > 0 ? -x : x));
 }
 
+// The same, and its slope sigmoid(x), of one exp.
+template <typename V>
+VLMAMBA_INLINE V softplus(V x, V& slope) {
+  const V zero{}, e = exp(x > 0 ? -x : x), share = 1 / (1 + e);
+  slope = x > 0 ? share : e * share;
+  return (x > 0 ? x : zero) + log1p_unit(e);
+}
+
 }  // namespace vlmamba

@@ -157,3 +157,11 @@ class LanguageModel(nn.Module):
     def activation_bytes(self, dtype: torch.dtype, checkpointing: bool) -> tuple[int, int]:
         """Bytes a token that a backward pass keeps: over the whole model, and once at its peak."""
         raise NotImplementedError
+
+    def spared_bytes(self, tokens: int, element: int) -> int:
+        """Bytes more that a batch of so many tokens keeps where it recomputes nothing; usually 0.
+
+        A model that recomputes parts of its layers without being asked to keeps them instead for
+        batches that are small enough.  element: bytes of the dtype.
+        """
+        return 0

@@ -36,6 +36,9 @@ from vlmamba.models.mixers.mlp import GatedMLP
 from vlmamba.published import published_folder
 
 
+KEPT_BYTES = 2**28  # what a batch may keep rather than compute again in its backward pass
+
+
 @dataclass
 class MambaState(Cache):
     """What a Mamba model remembers of a sequence; constant in size whatever its length.
@@ -116,6 +119,12 @@ class MambaState(Cache):
         self.positions = 0
 
 
+def _element(x: Tensor) -> int:
+    """Bytes of a number that a layer keeps, under autocast too."""
+    kind = x.device.type
+    return (torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype).itemsize
+
+
 def _build_norm(config: MambaConfig) -> nn.RMSNorm | nn.LayerNorm:
     kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
     return kind(config.d_model, eps=config.rms_eps)
@@ -161,9 +170,10 @@ class MambaBlock(Block):
         conv_state: Tensor | None = None,
         ssm_state: Tensor | None = None,
         lengths: Tensor | None = None,
+        recompute: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(B, L, D) -> (B, L, D) and the two states, as MambaMixer.forward."""
-        again = not self.gradient_checkpointing  # else the whole block runs again anyway
+        again = recompute and not self.gradient_checkpointing  # else the block runs again anyway
         y, conv_state, ssm_state = self.mixer(self._norm(x), conv_state, ssm_state, lengths, again)
         return self._residual(x) + y, conv_state, ssm_state
 
@@ -256,6 +266,7 @@ class MambaLM(LanguageModel):
         x = inputs_embeds
         recurrent: list[tuple[Tensor, Tensor]] = []
         attended: list[tuple[Tensor, Tensor]] = []
+        again = not self.spared_bytes(x[..., 0].numel(), _element(x))
         past = self._past(cache, inputs_embeds.shape[1])
         for layer in self.layers:
             if collect is not None:
@@ -263,7 +274,7 @@ class MambaLM(LanguageModel):
             if isinstance(layer, MambaBlock):
                 n = len(recurrent)
                 before = (None, None) if cache is None else (cache.conv[n], cache.ssm[n])
-                x, *states = layer(x, *before, lengths)
+                x, *states = layer(x, *before, lengths, again)
                 recurrent.append((states[0], states[1]))
             elif isinstance(layer, AttentionBlock):
                 n = len(attended)
@@ -403,6 +414,12 @@ class MambaLM(LanguageModel):
         kept += residual if "norm.weight" in trainable else 0
         kept += element * self.config.d_model if any("in_proj" in n for n in trainable) else 0
         return kept, at_work + 2 * residual
+
+    def spared_bytes(self, tokens: int, element: int) -> int:
+        """What all Mamba layers but the one at work keep; 0 where that is too much."""
+        mixers = [layer.mixer for layer in self.layers if isinstance(layer, MambaBlock)]
+        spared = tokens * sum(mixer.activation_bytes(element)[1] for mixer in mixers[1:])
+        return spared if spared <= KEPT_BYTES else 0
 
 
 def _places(kinds: list[str], donors: list[str]) -> list[int | None] | None:
