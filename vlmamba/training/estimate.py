@@ -164,7 +164,7 @@ def _cast_bytes(model: VLMambaForConditionalGeneration, hyper: Hyperparameters) 
     blocks, keeps_all = model.language_model.blocks(), bool(_spared_bytes(model, hyper))
     for name, weight in (pair for block in blocks for pair in block.named_parameters()):
         if name.endswith("proj.weight"):
-            graph = "in_proj" in name and not hyper.gradient_checkpointing or keeps_all
+            graph = ("in_proj" in name and not hyper.gradient_checkpointing) or keeps_all
             in_backward += weight.numel() if graph else 0
             in_forward += weight.numel() if graph or weight.requires_grad else 0
     return 2 * in_forward, 2 * in_backward

@@ -35,7 +35,6 @@ from vlmamba.models.mixers.base import Layer, Mixer
 from vlmamba.models.mixers.mlp import GatedMLP
 from vlmamba.published import published_folder
 
-
 KEPT_BYTES = 2**28  # what a batch may keep rather than compute again in its backward pass
 
 

@@ -85,8 +85,8 @@ class MambaMixer(Mixer):
 
         `lengths` (B,): real tokens of each right-padded row; outputs beyond them are meaningless.
         With `recompute`, the backward pass makes what follows the first projection again instead
-        of keeping it: half the memory, for a thirtieth (float32) to an eighth (bfloat16) of a step's
-        time.
+        of keeping it: half the memory, for a thirtieth (float32) to an eighth (bfloat16) of the
+        time of a step.
         """
         x, z = self.in_proj(u).chunk(2, dim=-1)
         states = (conv_state, ssm_state)
