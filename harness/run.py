@@ -10,6 +10,7 @@
     python -m harness.run --tasks pope --model api:http://localhost:8000/v1,model=llava
     python -m harness.run --tasks pope --model lmms:llava_hf,pretrained=FOLDER,device_map=auto
     python -m harness.run --tasks pope --votes 16 --temperature 0.7   # majority, accuracy by votes
+    python -m harness.run --tasks lmms:ai2d,lmms:mmmu_val --model CHECKPOINT     # lmms-eval's own
     python -m harness.run --list                                  # tasks, and what --model takes
     python -m harness.run --from-record runs/final/record.json --out runs/again
     accelerate launch --multi_gpu --num_processes 2 -m harness.run --tasks pope   # CPUs too
@@ -65,6 +66,7 @@ KEPT = (
     *tasks.PROMPT_OPTIONS,
 )
 HOTTEST = 100
+LMMS = "lmms:"  # in front of the name of one of lmms-eval's own tasks
 LONGEST_NAME = 100  # characters of a model's name in a folder's
 NOT_TEXT = {"limit": int, "batch_size": int, "blind": bool, "seed": int, "votes": int}
 NOT_TEXT["temperature"] = float
@@ -84,7 +86,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--list", action="store_true", help="show the tasks and what --model takes, then stop")
-    add("--tasks", help=f"comma-separated, or all: {', '.join(tasks.NAMES)}")
+    add(
+        "--tasks",
+        help=f"comma-separated, or all: {', '.join(tasks.NAMES)}; lmms:NAME for any of lmms-eval's",
+    )
     kinds = ", ".join(f"{kind}:NAME" for kind in eval_models if kind != OWN)
     others = f", or another kind of model: {kinds}" if kinds else ""
     add(
@@ -100,12 +105,19 @@ def build_parser() -> argparse.ArgumentParser:
         "model's own, the default), vicuna_v1, mistral_instruct, cobra, plain, or a file with a "
         "Jinja template",
     )
-    add("--data", default="demo", help="demo, hub, or a folder with files such as TASK.parquet")
+    add(
+        "--data",
+        help="demo (the default), hub (that of lmms: tasks), or a folder with files such as "
+        "TASK.parquet",
+    )
     add("--style", help=f"demo data only: {', '.join(STYLES)} (default: seen)")
     add("--split", help="another split than the task's, such as testdev for vqav2")
     add("--data-id", metavar="ORG/NAME", help="hub data only: another data set of one task")
     add("--data-revision", metavar="REV", help="hub data only: branch, tag or commit")
-    add("--protocol", default="paper", help="paper (LLaVA-1.5's scripts) or lmms (lmms-eval's)")
+    add(
+        "--protocol",
+        help="paper (LLaVA-1.5's scripts, the default) or lmms (lmms-eval's, that of lmms: tasks)",
+    )
     for name, option in tasks.PROMPT_OPTIONS.items():
         values = f"{', '.join(option.values)} (default: the protocol's)"
         add(f"--{name}", metavar="CHOICE", help=f"{option.help}: {values}")
@@ -152,7 +164,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         args = parser.parse_args(argv)
     if not args.tasks and not args.list:
         raise UserError(f"--tasks is missing; give some of {', '.join(tasks.NAMES)}, or all")
-    args.protocol = choose_protocol(args.protocol)
+    only_lmms = bool(args.tasks) and not split_tasks(args.tasks)[0]
+    args.protocol = choose_protocol(args.protocol or ("lmms" if only_lmms else "paper"))
+    args.data = args.data or ("hub" if only_lmms else "demo")
     args.backend = choose("backend", args.backend, BACKENDS)
     args.dtype = choose_dtype(args.dtype, DTYPES)
     args.style = args.style and choose("style", args.style, STYLES)
@@ -178,6 +192,32 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError(f"--seed is {args.seed}; expected 0 to {2**32 - 1}")
     check_model(args.model)
     return args
+
+
+def split_tasks(names: str) -> tuple[list[str], list[str]]:
+    """The names that `--tasks` has of benchmarks here, and of lmms-eval's own tasks."""
+    given = [name.strip() for name in names.split(",") if name.strip()]
+    theirs = [name for name in given if name.startswith(LMMS)]
+    return [name for name in given if name not in theirs], [n.removeprefix(LMMS) for n in theirs]
+
+
+def choose_benchmarks(args: argparse.Namespace, source: Source) -> list[Benchmark]:
+    """What `--tasks` names, those of lmms-eval last. Raises UserError."""
+    ours, theirs = split_tasks(args.tasks)
+    if not theirs:
+        return choose_tasks(args.tasks, source)
+    if source.kind == "demo":
+        raise UserError(
+            f"the demo has no rows of {LMMS}{theirs[0]}; give --data hub, or a folder that has them"
+        )
+    if source.dataset and len(ours) + len(theirs) > 1:
+        raise UserError(f"--data-id {source.dataset} is one data set; give one task in --tasks")
+    from harness.models import lmms_tasks  # lmms-eval takes seconds to load
+
+    kind, name = eval_models.split(args.model)
+    whose = name.partition(",")[0] if kind == "lmms" else "vlmamba"
+    chosen = choose_tasks(",".join(ours), source) if ours else []
+    return [*chosen, *lmms_tasks.load(list(dict.fromkeys(theirs)), whose)]
 
 
 def check_model(name: str) -> None:
@@ -309,7 +349,11 @@ def listing(source: Source) -> str:
     rows = [[t.name, t.size, "" if t.name in absent else "yes", t.description] for t in chosen]
     known = render.text_table(("task", "published", f"in {source.name}", "what it asks"), rows)
     models = render.text_table(("--model", "what it is"), [list(row) for row in ABOUT.items()])
-    return f"{known}\n\n{models}"
+    theirs = (
+        f"{LMMS}NAME: any of lmms-eval's own tasks (generate_until, multiple_choice), such as "
+        f"{LMMS}ai2d,{LMMS}mmmu_val; lmms-eval --tasks list shows their names"
+    )
+    return f"{known}\n\n{theirs}\n\n{models}"
 
 
 @cli
@@ -326,7 +370,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list:
         print(listing(source))
         return 0
-    chosen = with_prompts(choose_tasks(args.tasks, source), args)
+    chosen = with_prompts(choose_benchmarks(args, source), args)
     if args.submit:
         make_submit_folder(args.submit, chosen)
     out = args.out or default_out(args, source, chosen)
@@ -341,6 +385,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = functools.cache(source.rows)
     asked = []
     for task in chosen:
+        if isinstance(task, questions.OwnRows):
+            asked.append(Asked(task, task.questions(source, args.limit)))
+            continue
         table = source.demo_table(task)
         table = rows(task) if table is None else table
         asked.append(Asked(task, questions.read(task, table, args.protocol, args.limit)))

@@ -30,6 +30,7 @@ HAS_IMAGE = "has_image"  # the column that tells it once the image column is gon
 
 Doc = Mapping[str, Any]
 T = TypeVar("T")
+Unit = Literal["fraction", "points"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,9 @@ class Report:
     excluded: dict[str, int] = field(default_factory=dict)  # reason -> rows left out
     notes: list[str] = field(default_factory=list)  # what a reader of the table must know
     metric_n: dict[str, int] = field(default_factory=dict)  # where a metric is not over all n
+    unit: Unit | None = None  # of the metrics, where it is not the benchmark's
+    unbounded: frozenset[str] = frozenset()  # metrics whose largest value nobody knows
+    no_interval: dict[str, str] = field(default_factory=dict)  # metric -> why it has none
 
 
 @dataclass(frozen=True)
@@ -118,9 +122,6 @@ PROMPT_OPTIONS = {
         "ScienceQA's context and MMBench's hint: before the question, or left out",
     ),
 }
-
-Unit = Literal["fraction", "points"]
-
 
 class Benchmark(ABC):
     """A benchmark. Subclasses are stateless; one instance per folder is exported as `task`."""

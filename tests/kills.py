@@ -34,6 +34,7 @@ PRELOADED = [
     "harness.models.vlmamba",
     "harness.models.lmms",
     "harness.models.lmms_models",
+    "harness.models.lmms_tasks",
     "harness.models.transformers",
     "harness.models.api",
     "harness.ablate",

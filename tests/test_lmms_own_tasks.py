@@ -1,4 +1,5 @@
-"""lmms-eval's own tasks, run by lmms-eval over small local files with the registered model.
+"""lmms-eval's own tasks over small local files: by lmms-eval with the registered model, and by
+`harness.run`.
 
 Their scores are computed again here from the rows and the model's logged words, by each
 benchmark's rule. Rows have one picture, several or none.
@@ -7,6 +8,7 @@ benchmark's rule. Rows have one picture, several or none.
 from __future__ import annotations
 
 import io
+import json
 import math
 import random
 from collections import defaultdict
@@ -19,6 +21,7 @@ from lmms_eval import evaluator
 from lmms_eval.tasks.mmbench import en_utils
 from PIL import Image, ImageDraw
 
+from harness import run as harness_run
 from vlmamba import checkpoints
 
 OWNER = "lmms-lab-encoder"
@@ -157,6 +160,10 @@ def write(name: str, folder: Path) -> Path:
     return path
 
 
+def judge(payload):
+    return {"choices": [{"message": {"content": JUDGED}}]}
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """What lmms-eval found; the data and MMBench's judge, both far away, are the test's own."""
@@ -167,9 +174,6 @@ def run(tmp_path_factory):
     def local(path, name=None, cache_dir=None, **_):
         split = SPLITS[path.removeprefix(f"{OWNER}/")]
         return load("parquet", data_files={split: files[path]}, cache_dir=str(folder / "cache"))
-
-    def judge(payload):
-        return {"choices": [{"message": {"content": JUDGED}}]}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # where the tasks leave their submission files
@@ -285,3 +289,43 @@ def test_mme(run):
     assert 0 < perception < 400
     assert score(run, "mme", "mme_perception_score") == pytest.approx(perception)
     assert score(run, "mme", "mme_cognition_score") == pytest.approx(scores["code_reasoning"])
+
+
+@pytest.fixture(scope="module")
+def ours(run, tmp_path_factory):
+    """The same tasks by `harness.run`, over the same rows: the folder that it leaves."""
+    folder = tmp_path_factory.mktemp("harness")
+    for name in ROWS:
+        write(name, folder)
+    command = ["--tasks", ",".join(f"lmms:{task}" for task in TASKS), "--data", str(folder)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(en_utils.mmbench_evaluator, "_post_request", judge)
+        out = folder / "out"
+        assert harness_run.main([*command, "--batch-size", "16", "--out", str(out)]) == 0
+    return out
+
+
+METRICS = [
+    *(("seedbench", f"seed_{kind}") for kind in ("image", "video", "all")),
+    *(("seedbench_ppl", "acc"), ("mmmu_val", "mmmu_acc"), ("ai2d", "exact_match")),
+    *(("mmbench_en_dev", "gpt_eval_score"),),
+    *(("mme", "mme_perception_score"), ("mme", "mme_cognition_score")),
+]
+
+
+@pytest.mark.parametrize(("task", "metric"), METRICS)
+def test_harness_run_has_the_scores_of_lmms_evals_own_run(run, ours, task, metric):
+    record = json.loads((ours / "record.json").read_text())
+    found = record["tasks"][f"lmms-{task}"]["metrics"][metric]["value"]
+    assert found == pytest.approx(score(run, task, metric), abs=1e-12)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_harness_run_has_the_answers_of_lmms_evals_own_run(run, ours, task):
+    lines = (ours / f"samples_lmms-{task}.jsonl").read_text().splitlines()
+    answers = [json.loads(line)["prediction"] for line in lines]
+    if task == "seedbench_ppl":
+        answers = [[-chance / n for chance, n, _ in json.loads(text)] for text in answers]
+        assert answers == [pytest.approx(four) for four in said(run, task)]
+    else:
+        assert answers == said(run, task)

@@ -184,7 +184,7 @@ def test_command(command, place, capsys):
 
 
 def check_lmms_eval(arguments: list[str], place: Path) -> None:
-    """As it stands, in a new process without a network or caches, after the line that makes data."""
+    """As it stands, in a new process, without a network or caches; the line of its data first."""
     (place / "tasks").symlink_to(ROOT / "tasks")
     (data,) = [line for line in commands() if "--out lmms-lab/" in line]
     demo_data.main(shlex.split(data)[3:])

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import copy
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -66,6 +67,37 @@ def load(root: Path, task: Benchmark, hub: Hub) -> datasets.Dataset:
     if files[0].suffix == ".parquet":
         return _parquet(files, root, task)
     return _records(files, root, task)
+
+
+def load_unknown(files: Sequence[Path], root: Path, task: Benchmark) -> datasets.Dataset:
+    """Rows of parquet files whose columns nobody has told; every picture in them undecoded.
+
+    A column of {"bytes", "path"} holds pictures, whatever its file calls it.  Raises UserError.
+    """
+    import datasets
+
+    if files[0].suffix != ".parquet":
+        raise UserError(f"{task.name}: {files[0]} is no parquet file, which these data have to be")
+    named = copy.copy(task)
+    head = _features(files[0])
+    named.more_image_columns = tuple(
+        column
+        for column, kind in head.items()
+        if isinstance(inner := getattr(kind, "feature", kind), datasets.Image)
+        or (isinstance(inner, dict) and inner.keys() == {"bytes", "path"})
+    )
+    return _parquet(files, root, named, needed=tuple(head))
+
+
+def _features(file: Path) -> datasets.Features:
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return datasets.Features.from_arrow_schema(pq.read_schema(file))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{file} is not a readable parquet file: {first_line(error)}") from error
 
 
 def read_column(files: Sequence[Path], column: str) -> list[Row]:

@@ -9,8 +9,10 @@ the file's memory until somebody asks for the picture.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow
 
+    from harness.data.sources import Source
+
 NO_IMAGE = "none"  # in place of an image's key: the question has none
 ROWS_AT_ONCE = 256
 Row = dict[str, Any]
@@ -35,7 +39,8 @@ class Question:
 
     doc: every column but the images, and `has_image` where that is not always so.  images: as they
     are stored, in the order in which they are shown.  image_key: of their contents, joined by "+";
-    NO_IMAGE without any, None where one cannot be read, for the reason in `trouble`.
+    NO_IMAGE without any, None where one cannot be read, for the reason in `trouble`.  refusal: what
+    is wrong where that is something else than a picture.  requests: those that an `OwnRows` makes.
     """
 
     task: Benchmark
@@ -46,6 +51,8 @@ class Question:
     images: tuple[Any, ...] = ()
     image_key: str | None = NO_IMAGE
     trouble: str = ""
+    refusal: str = ""
+    requests: Sequence[Any] = ()
 
     @property
     def image_keys(self) -> list[str]:
@@ -55,6 +62,26 @@ class Question:
     def picture(self, place: int = 0) -> Image.Image:
         """One decoded image, RGB. Raises UnreadableImage."""
         return decode(self.images[place]).convert("RGB")
+
+
+class OwnRows(Benchmark):
+    """A benchmark of another library, which knows itself where its rows are and what is asked."""
+
+    @abstractmethod
+    def questions(self, source: Source, limit: int | None) -> list[Question]:
+        """The first `limit` rows with their requests. Raises UserError without data."""
+
+    @abstractmethod
+    def described(self, source: Source) -> dict[str, Any]:
+        """The settings of its data, for the record."""
+
+    @abstractmethod
+    def together(self, answers: Sequence[str]) -> str:
+        """The answers to a question's requests as one, which scoring takes apart."""
+
+    @abstractmethod
+    def keep_files(self, place: Path) -> None:
+        """Let scoring write files of its own below this folder."""
 
 
 class SecondTable:

@@ -126,7 +126,7 @@ class Source:
     def _version(self, hub: Hub, rows: datasets.Dataset | None) -> str | None:
         if _is_package(hub):
             return _package_version(hub)
-        return (_commit(rows) if rows is not None else None) or hub.revision
+        return (commit(rows) if rows is not None else None) or hub.revision
 
     def has(self, task: Benchmark) -> bool:
         """Whether the source holds the task (for a folder: has files for it)."""
@@ -304,7 +304,7 @@ def _stream_hub(hub: Hub, column: str) -> list[dict[str, Any]]:
         ) from error
 
 
-def _commit(rows: datasets.Dataset) -> str | None:
+def commit(rows: datasets.Dataset) -> str | None:
     """The commit that the hub resolved the revision to, as the addresses of the files tell it."""
     addresses = " ".join(rows.info.download_checksums or {})
     found = COMMIT.search(addresses)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.data.images import UnreadableImage
-from harness.data.questions import NO_IMAGE, Question
+from harness.data.questions import NO_IMAGE, OwnRows, Question
 from harness.data.sources import Source
 from harness.models import cost, ranks
 from harness.models.base import EvalModel, Limits, Picture, Request
@@ -105,31 +105,63 @@ def ask(
     """An answer to each question, by task; None on every process of a run but the first.
 
     votes: of sampled answers, how many to each question; they stand one after the other.
+    Raises UserError where the model does not offer what a task asks for.
     """
     questions = [question for task in asked for question in task.questions]
     for question in questions:
         if question.image_key is None:
             model.note(f"{question.task.name}: row {question.row + 1}: {question.trouble}")
-    readable = [
-        votes * place + vote
+    pieces = [
+        (place, request)
         for place, question in enumerate(questions)
         if question.image_key is not None
-        for vote in range(votes)
+        for request in requests_of(question, protocol, votes)
     ]
-    once = {place // votes: None for place in readable}
-    first = {place: request_of(questions[place], protocol) for place in once}
-    requests = [replace(first[place // votes], vote=place % votes) for place in readable]
+    requests = [request for _, request in pieces]
+    refuse_what_is_not_offered(model.model, requests)
     mine = ranks.share([request.image_key for request in requests])
     answers = model.answer([requests[number] for number in mine])
     found = ranks.gather(list(zip(mine, answers, strict=True)))
     model.gather()
     if ranks.rank() > 0:
         return None
-    given: list[Answer] = [None] * (votes * len(questions))
-    for number, answer in (pair for part in found for pair in part):
-        given[readable[number]] = answer
+    given: list[list[Answer]] = [[] for _ in questions]
+    for number, answer in sorted(pair for part in found for pair in part):
+        given[pieces[number][0]].append(answer)
     rest = iter(given)
-    return [[next(rest) for _ in range(votes * len(task.questions))] for task in asked]
+    return [
+        [answer for q in task.questions for answer in answers_to(q, next(rest), votes)]
+        for task in asked
+    ]
+
+
+def answers_to(question: Question, given: list[Answer], votes: int) -> list[Answer]:
+    """A question's answers, as many as votes, from those to its requests."""
+    if not given:
+        return [None] * votes
+    if not isinstance(question.task, OwnRows) or votes > 1:
+        return given
+    texts = [answer for answer in given if answer is not None]
+    return [question.task.together(texts) if len(texts) == len(given) else None]
+
+
+def refuse_what_is_not_offered(model: EvalModel, requests: Sequence[Request]) -> None:
+    """Raise UserError where a task asks for what the model does not offer."""
+    for request in requests:
+        if lacking := request.needs - model.offers:
+            raise UserError(
+                f"{request.task} asks for {min(lacking)}, which model {model.name} does not offer"
+            )
+
+
+def requests_of(question: Question, protocol: str, votes: int = 1) -> list[Request]:
+    """What a model is asked for a question: once, for each vote, or what an `OwnRows` says."""
+    made = question.requests or [request_of(question, protocol)]
+    if votes == 1:
+        return list(made)
+    if len(made) > 1 or made[0].continuation is not None:
+        raise UserError(f"--votes: {question.task.name} asks {len(made)} times for each question")
+    return [replace(made[0], vote=vote) for vote in range(votes)]
 
 
 def request_of(question: Question, protocol: str) -> Request:
@@ -159,8 +191,11 @@ def score(
     """
     questions, refused = asked.questions, refused or {}
     why = [
-        refused.get((asked.task.name, question.row), schema.UNREADABLE) for question in questions
+        question.refusal or refused.get((asked.task.name, question.row), schema.UNREADABLE)
+        for question in questions
     ]
+    if isinstance(asked.task, OwnRows):
+        asked.task.keep_files(run.folder.path)
     result, samples = schema.score_task(
         asked.task,
         [question.doc for question in questions],
@@ -192,7 +227,7 @@ def write(
     for task, outcome in zip(asked, outcomes, strict=True):
         name, samples = task.task.name, outcome.samples
         rows = [[sample.question, sample.reference, sample.image] for sample in samples]
-        which = source.describe(task.task, run.rows(task.task) if source.kind == "hub" else None)
+        which = described(run, task.task)
         data[name] = {**which, "rows_digest": digest(rows)}
         run.folder.write(f"samples_{name}.jsonl", schema.samples_text(samples))
     record = {
@@ -214,6 +249,13 @@ def write(
     }
     run.folder.write("record.json", schema.record_text(record))
     return record
+
+
+def described(run: Run, task: Benchmark) -> dict[str, Any]:
+    """The settings of a task's data."""
+    if isinstance(task, OwnRows):
+        return task.described(run.source)
+    return run.source.describe(task, run.rows(task) if run.source.kind == "hub" else None)
 
 
 def check(
@@ -241,6 +283,8 @@ def compare(run: Run, asked: Asked, outcome: Outcome) -> tuple[str, str]:
     Whether a question had an image is told by what the model was shown.
     """
     task, limit = asked.task, run.arguments["limit"]
+    if isinstance(task, OwnRows):
+        return "not made: the scores are lmms-eval's own", official.NOTHING
     if run.judge is not None and task.judged:
         return "not made: a judge helped", official.NOTHING
     if why := official.skipped(task, run.protocol, limit):
@@ -298,8 +342,10 @@ def measure_cost(model: Resumable, asked: Sequence[Asked], protocol: str) -> dic
     A model that offers no way to measure it is noted.
     """
     for question in (question for one in asked for question in one.questions):
-        request = request_of(question, protocol)
-        if not request.pictures or question.image_key is None:
+        if question.image_key is None:
+            continue
+        request, *_ = requests_of(question, protocol)
+        if not request.pictures:
             continue
         try:
             return cost.measure(model.model, request).record()

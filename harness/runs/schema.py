@@ -185,8 +185,8 @@ def result_of(
     """A report with its intervals."""
     return TaskResult(
         task=task.name,
-        unit=task.unit,
-        overall_metrics=tuple(m for m in task.metrics if "/" not in m),
+        unit=report.unit or task.unit,
+        overall_metrics=tuple(m for m in task.metrics or report.metrics if "/" not in m),
         metrics={k: v for k, v in report.metrics.items() if math.isfinite(v)},
         intervals=intervals(task, docs, report, protocol, seed=seed),
         n=report.n,

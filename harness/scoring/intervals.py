@@ -118,9 +118,12 @@ def intervals(
 ) -> dict[str, Interval | NoInterval]:
     """For every metric in `report` its 95 % interval, or why there is none."""
     rows = [(doc, case) for doc, case in zip(docs, report.cases, strict=True) if case is not None]
-    values = _finite(report.metrics)
+    found: dict[str, Interval | NoInterval] = {
+        name: NoInterval(why) for name, why in report.no_interval.items()
+    }
+    values = {n: value for n, value in _finite(report.metrics).items() if n not in found}
     if not rows or not values:
-        return {}
+        return found
 
     def metrics_of(picked: list[int]) -> Mapping[str, float]:
         return task.aggregate([rows[i][0] for i in picked], [rows[i][1] for i in picked], protocol)
@@ -130,10 +133,12 @@ def intervals(
     enough = {name: s for name, s in sampled.items() if s.clusters >= MIN_CLUSTERS}
     if enough:
         between, within = _variances(metrics_of, clusters, values, task.scored_alone, seed)
-    found: dict[str, Interval | NoInterval] = {}
     for name, value in values.items():
         if name not in enough:
             found[name] = too_few(sampled[name].clusters)
+            continue
+        if name in report.unbounded:
+            found[name] = unbounded_interval(value, between[name], enough[name].clusters)
             continue
         top = task.maximum(name, values)
         inside = None if within is None else within[name] / top**2
@@ -142,6 +147,17 @@ def intervals(
         method = f"Wilson, effective n {float(trials):.0f}, {enough[name].clusters} clusters"
         found[name] = Interval(float(low) * top, float(high) * top, method)
     return found
+
+
+def unbounded_interval(value: float, variance: float, clusters: int) -> Interval | NoInterval:
+    """The 95 % interval of a metric that has no largest value: Student's t on its jackknife."""
+    from scipy import stats
+
+    if variance <= TINY:
+        return NoInterval("the same without any image")
+    half = float(stats.t.ppf(0.975, clusters - 1)) * math.sqrt(variance)
+    method = f"jackknife, Student's t, {clusters} clusters"
+    return Interval(value - half, value + half, method)
 
 
 def too_few(clusters: int) -> NoInterval:

@@ -20,10 +20,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.common import Benchmark
 from tasks.official import Given, Official
+
+if TYPE_CHECKING:
+    from harness.models.lmms_tasks import OwnTask
 
 __all__ = ["NOTHING", "Given", "check", "skipped"]
 NOTHING = "nothing"
@@ -79,15 +82,15 @@ def _values(
     """The name of each metric here -> lmms-eval's value."""
     rows = [official.prepare(one.row) for one in given]
     with _silence():
-        from harness.models.lmms import OwnTask  # loads lmms-eval, which takes seconds
+        from harness.models.lmms_tasks import OwnTask  # loads lmms-eval, which takes seconds
 
-        task = OwnTask(official.file, rows)
+        task = OwnTask.of_file(official.file, rows)
         results: list[tuple[Given, Mapping[str, Any]]] = []
         for one, row in zip(given, rows, strict=True):
             answer = one.answer if reads or not official.reading else official.reading(one)
             if official.unread and one.parsed is None:
                 answer = official.unread(one)
-            results.append((one, task.results(row, answer)))
+            results.append((one, task.results(row, [answer])))
         values = {}
         for name, metric in official.metrics.items():
             if protocol == "lmms" or not metric.only_lmms:
@@ -97,9 +100,15 @@ def _values(
                     if metric.rows(one):
                         part = "" if pooled else one.row["category"]
                         parts.setdefault(part, []).append(result)
-                found = [task.value(metric.name, part) for part in parts.values()]
+                found = [_value(task, metric.name, part) for part in parts.values()]
                 values[name] = fmean(found) / official.scale if found else math.nan
     return values
+
+
+def _value(task: OwnTask, metric: str, results: Sequence[Mapping[str, Any]]) -> float:
+    """The metric of what `results` gave; NaN where no row says anything about it."""
+    items = [result[metric] for result in results if metric in result]
+    return float(task.value(metric, items)) if items else math.nan
 
 
 @contextlib.contextmanager

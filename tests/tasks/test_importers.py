@@ -11,7 +11,7 @@ from sample_documents import DOCUMENTS
 
 import tasks
 from harness import score
-from harness.models.lmms import OwnTask
+from harness.models.lmms_tasks import OwnTask
 from harness.scoring import imports
 from harness.scoring.submit import write_spreadsheet
 from tasks.common import OPTION_LETTER, SHORT_ANSWER, lmms_eval_functions
@@ -309,7 +309,7 @@ def logged_by_lmms_eval(name, docs):
     """What lmms-eval's own task of a benchmark logs of the documents: prompt, target, results."""
     official = tasks.load(name).official
     rows = [official.prepare(doc) for doc in docs]
-    task = OwnTask(official.file, rows)
+    task = OwnTask.of_file(official.file, rows)
     return [
         {
             "doc_id": doc_id,
