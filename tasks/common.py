@@ -123,6 +123,7 @@ PROMPT_OPTIONS = {
     ),
 }
 
+
 class Benchmark(ABC):
     """A benchmark. Subclasses are stateless; one instance per folder is exported as `task`."""
 

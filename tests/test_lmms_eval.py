@@ -1,6 +1,6 @@
 """What the harness uses of lmms-eval is where it was; else the name that has moved is printed.
 
-`harness/models/lmms.py` overrides and reads things that lmms-eval does not promise to keep.
+`harness/models/lmms*.py` override and read things that lmms-eval does not promise to keep.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 USERS = {
     "harness/models/lmms.py",
     "harness/models/lmms_models.py",
+    "harness/models/lmms_rows.py",
+    "harness/models/lmms_tasks.py",
     "harness/models/manifest.py",
 }
 MOVED = "lmms-eval has moved: {} is no longer in {}; harness/models/lmms*.py use it"
@@ -23,7 +25,7 @@ MOVED = "lmms-eval has moved: {} is no longer in {}; harness/models/lmms*.py use
 # Module -> names of it, with the parameters that are given to them by name
 NAMES = {
     "lmms_eval.api.instance": {
-        "Instance": ("request_type", "arguments", "idx", "metadata"),
+        "Instance": ("request_type", "arguments", "idx", "metadata", "resps"),
         "GenerationResult": ("text",),
         "unwrap_generation_output": (),
     },
@@ -34,20 +36,27 @@ NAMES = {
     "lmms_eval.models.registry_v2": {
         "ModelManifest": ("model_id", "simple_class_path", "chat_class_path"),
     },
+    "lmms_eval.tasks": {"TaskManager": ()},
     "lmms_eval.utils": {"load_yaml_config": ("mode",), "simple_parse_args_string": ()},
 }
 # Class -> methods that are overridden or called, and attributes that are set or read
 MEMBERS = {
-    "lmms_eval.api.instance:Instance": {"args", "metadata"},
+    "lmms_eval.api.instance:Instance": {"args", "filtered_resps", "metadata"},
     "lmms_eval.api.model:lmms": {
         *("generate_until", "generate_until_multi_round", "loglikelihood", "is_simple"),
         *("task_dict",),
     },
     "lmms_eval.api.task:ConfigurableTask": {
         *("download", "process_results", "aggregation", "dataset", "dataset_no_image"),
+        *("eval_docs_no_media", "construct_requests", "fewshot_context", "_filters", "VERSION"),
+        *("doc_to_choice", "doc_to_target"),
     },
     "lmms_eval.models.registry_v2:ModelRegistryV2": {"get_model_class", "list_model_names"},
-    "lmms_eval.api.task:TaskConfig": {"test_split"},
+    "lmms_eval.api.task:TaskConfig": {
+        *("test_split", "validation_split", "num_fewshot", "repeats", "doc_to_choice", "task"),
+        *("process_results_use_image", "reasoning_tags", "auto_strip_thinking", "output_type"),
+    },
+    "lmms_eval.tasks:TaskManager": {"all_subtasks", "task_index"},
 }
 # Texts of lmms-eval's source: keys and shapes of what it passes
 WRITTEN = {
@@ -57,8 +66,14 @@ WRITTEN = {
         "(ctx, self.doc_to_messages, copy.deepcopy(self.config.generation_kwargs), doc_id",
         "return (None, True, prev_out, prev_info)",
         "pred = np.argmin(lls)",  # a likelihood is given as a loss
+        "lls_unconditional = lls[1::2]",
     ],
-    "lmms_eval.evaluator": ['"__padding_only__"', "lm.task_dict[task_name] = task_obj.dataset"],
+    "lmms_eval.api.filter": ["inst.filtered_resps[self.name] = resp"],
+    "lmms_eval.evaluator": [
+        "instances.sort(key=lambda x: x.idx)",
+        '"__padding_only__"',
+        "lm.task_dict[task_name] = task_obj.dataset",
+    ],
 }
 
 

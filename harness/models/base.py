@@ -25,6 +25,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from vlmamba_core.folder import digest
+
 
 class OnDone(Protocol):
     """Takes the answers as they come."""
@@ -79,6 +81,14 @@ class Sampling:
     top_k: int | None = None
     num_beams: int = 1
     seed: int = 0
+
+    def settings(self) -> dict[str, Any]:
+        """What generate() is given; nothing that beams or greedy decoding have no use for."""
+        if not self.do_sample:
+            return {"do_sample": False, "num_beams": self.num_beams}
+        found = {name: value for name, value in asdict(self).items() if value is not None}
+        del found["seed"]
+        return found
 
 
 @dataclass(frozen=True)
@@ -136,6 +146,11 @@ class Request:
             LOGLIKELIHOOD: self.continuation is not None,
         }
         return frozenset(name for name, needed in told.items() if needed)
+
+    def seed(self, seed: int) -> int:
+        """Of what is drawn for it in a run of that seed: an answer depends on no neighbour."""
+        asked = [seed, self.task, self.row, self.prompt, self.image_key, self.vote]
+        return int(digest(asked)[:15], 16)
 
     @property
     def extras(self) -> list[Any]:

@@ -156,7 +156,7 @@ class LmmsTask(OwnRows):
     def described(self, source: Source) -> dict[str, Any]:
         """Where the rows are from, and the versions that decide what is asked."""
         hub = self._hub(source)
-        where = {"path": hub.path, "name": hub.name, "split": hub.split}
+        where: dict[str, Any] = {"path": hub.path, "name": hub.name, "split": hub.split}
         if source.root is not None:
             where = {"files": folder.names(self._found(source), source.root)}
         own = {"task": self.task_name, "model_name": self.model_name, "version": self.task.VERSION}

@@ -160,4 +160,4 @@ def alone(
 
 def share(value: Any) -> Share | None:
     """The value where it is a number from 0 to 1."""
-    return Share(value) if isinstance(value, Real) and 0 <= value <= 1 else None
+    return Share(value) if isinstance(value, Real) and 0 <= float(value) <= 1 else None

@@ -9,10 +9,12 @@ A wrong template costs more points than most changes to a model, so a record nam
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.models.base import Turn
 from vlmamba.processing import SYSTEM
 from vlmamba_core.errors import UserError, unknown
 from vlmamba_core.names import match
@@ -45,8 +47,13 @@ class Template:
         """What a record says of it."""
         return {"name": self.name, "sha256": hashlib.sha256(self.text.encode()).hexdigest()}
 
-    def render(self, processor: Any, question: str, images: int) -> str:
-        """The prompt's text with an image token for each picture."""
+    def render(
+        self, processor: Any, question: str, images: int, before: Sequence[Turn] = ()
+    ) -> str:
+        """The prompt's text with an image token for each picture.
+
+        before: earlier turns, for which only a chat template has room; `images` has theirs too.
+        """
         if not self.chat:
             token = image_token(processor)
             return self.text.format(
@@ -55,11 +62,28 @@ class Template:
                 question=question,
                 stripped=question.strip(),
             )
-        content: list[dict[str, str]] = [{"type": "image"}] * images
-        turn = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
+        turns = messages(question, images, before, image_token(processor))
         return processor.apply_chat_template(
-            [turn], chat_template=self.text, add_generation_prompt=True, tokenize=False
+            turns, chat_template=self.text, add_generation_prompt=True, tokenize=False
         )
+
+
+def messages(
+    question: str, images: int, before: Sequence[Turn], token: str
+) -> list[dict[str, Any]]:
+    """Chat messages, the pictures of a turn before its text.
+
+    A text cannot bring pictures along: `token`, which stands for one, is taken out of it.
+    """
+    turns = [*before, Turn("user", question, images - sum(turn.pictures for turn in before))]
+    return [
+        {
+            "role": turn.role,
+            "content": [{"type": "image"}] * turn.pictures
+            + [{"type": "text", "text": turn.text.replace(token, "")}],
+        }
+        for turn in turns
+    ]
 
 
 def choose(processor: Any, name: str | None) -> Template:

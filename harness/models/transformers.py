@@ -14,7 +14,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,13 +25,23 @@ from torch import Tensor
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    StoppingCriteria,
     StoppingCriteriaList,
 )
 
 from harness.models import ranks, templates
-from harness.models.base import EvalModel, Limits, OnDone, Picture, Request
+from harness.models.base import (
+    LOGLIKELIHOOD,
+    SAMPLING,
+    TURNS,
+    EvalModel,
+    Limits,
+    OnDone,
+    Picture,
+    Request,
+    Sampling,
+    likelihood_text,
+)
+from harness.models.forced import log_probability
 from harness.models.registry import ModelOptions
 from harness.models.resumable import is_out_of_memory
 from harness.models.shared_prefix import (
@@ -38,20 +49,18 @@ from harness.models.shared_prefix import (
     BATCHED,
     EQUAL,
     GREEDY,
-    Batch,
     Prefix,
     Prompt,
     SharedPrefix,
-    batch_key,
 )
+from harness.models.transformers_batches import DECODE, READING, FirstToken, Stops, Waiting
 from harness.models.vlmamba import choose_device, choose_dtype
 from vlmamba.weight_files import weights_sha256
 from vlmamba_core.errors import UserError, one_line
 
 AGREEMENT = 8  # questions of the run that are also asked one by one
 MODES = (BATCHED, EQUAL, ALONE)
-# Where its time goes: a library's model encodes pictures within the forward that reads the prompt
-PROCESSOR, READING, DECODE = "processor", "encode_prefill", "decode"
+PROCESSOR = "processor"  # of the parts of its time
 # What generate() would do besides taking the most likely token and penalising repetition
 OTHER_RULES = (
     *("no_repeat_ngram_size", "bad_words_ids", "min_length", "min_new_tokens", "suppress_tokens"),
@@ -66,7 +75,7 @@ NOT_TAKEN = (ValueError, TypeError, IndexError, KeyError)
 
 def load(name: str, options: ModelOptions) -> EvalModel:
     """The model in a folder or on the hub. Raises UserError."""
-    options.refuse("hf", "backend", "blind", "temperature")
+    options.refuse("hf", "backend", "blind")
     return TransformersModel(
         name,
         batch_size=options.batch_size,
@@ -74,15 +83,19 @@ def load(name: str, options: ModelOptions) -> EvalModel:
         dtype=options.dtype,
         revision=options.revision,
         template=options.template,
+        temperature=options.temperature,
+        seed=options.seed,
     )
 
 
 class TransformersModel(EvalModel):
-    """Greedy answers of a transformers VLM. Raises UserError for what cannot be loaded.
+    """Answers of a transformers VLM, greedy unless `temperature` is above 0. Raises UserError.
 
     template: see `harness.models.templates.choose`.  mode: one of MODES, or None for the fastest
     that is exact.  agreement: questions of the run that are also asked one by one.
     """
+
+    offers = frozenset((SAMPLING, TURNS, LOGLIKELIHOOD))
 
     def __init__(
         self,
@@ -95,6 +108,8 @@ class TransformersModel(EvalModel):
         template: str | None = None,
         mode: str | None = None,
         agreement: int = AGREEMENT,
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> None:
         self.name, self.batch_size = pretrained, batch_size
         self.device = device if isinstance(device, torch.device) else choose_device(device)
@@ -102,6 +117,9 @@ class TransformersModel(EvalModel):
         self.model, self.processor = _load(pretrained, self.dtype, revision)
         self.model.to(self.device).eval()
         self.template = templates.choose(self.processor, template)
+        if not self.template.chat:
+            self.offers = self.offers - {TURNS}  # such a template has room for one question
+        self.temperature, self.seed = temperature, seed
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.seconds: dict[str, float] = dict.fromkeys((PROCESSOR, READING, DECODE), 0.0)
         self.decoder = SharedPrefix(self.model)
@@ -110,7 +128,7 @@ class TransformersModel(EvalModel):
         self.mode = mode or self._choose_mode()
         if self.reasons:  # a run that is slower than it might be says why
             self.notes = (f"questions are answered {self.mode}: {'; '.join(self.reasons)}",)
-        self.also_alone = 0 if self.mode == ALONE else agreement
+        self.also_alone = 0 if self.mode == ALONE or temperature else agreement
         self._kept_images: dict[str, Any] | None = None
         self._keep_image_processing()
 
@@ -121,7 +139,8 @@ class TransformersModel(EvalModel):
 
     def provenance(self) -> dict[str, Any]:
         """Weights, template, device, numeric type, batching and library versions."""
-        return {
+        drawn = {"temperature": self.temperature, "seed": self.seed} if self.temperature else {}
+        return drawn | {
             "model_sha256": self.sha256,
             "template": self.template.describe(),
             "device": self.device.type,
@@ -151,11 +170,17 @@ class TransformersModel(EvalModel):
     def answer(
         self, requests: Sequence[Request], limits: Limits, batch_size: int, on_done: OnDone
     ) -> None:
-        """Greedy answers; requests of the same pictures share their prefill."""
+        """Answers; requests of the same pictures share their prefill.
+
+        Likelihoods, and answers whose request says how tokens are chosen, are made one by one.
+        """
+        if limits.sampling is not None or any(r.continuation is not None for r in requests):
+            self._answer_by_generate(requests, on_done)
+            return
         groups: dict[str | None, list[int]] = {}
         for index, request in enumerate(requests):
             groups.setdefault(request.image_key, []).append(index)
-        waiting = _Waiting(self, limits, batch_size, on_done)
+        waiting = Waiting(self, limits, batch_size, on_done)
         for same in groups.values():
             self._answer_same_pictures(requests, same, limits, waiting, on_done)
         waiting.flush()
@@ -169,7 +194,7 @@ class TransformersModel(EvalModel):
         """What the model reads. Raises one of NOT_TAKEN for a request that it does not take."""
         token = templates.image_token(self.processor)
         question = request.prompt.replace(token, "")  # a question cannot bring pictures along
-        text = self.template.render(self.processor, question, len(request.pictures))
+        text = self.template.render(self.processor, question, len(request.pictures), request.before)
         bos = self.processor.tokenizer.bos_token
         images = [picture.image.convert("RGB") for picture in request.pictures]
         inputs = self.processor(
@@ -199,16 +224,16 @@ class TransformersModel(EvalModel):
         """What an answer's tokens say."""
         return self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
 
-    def alone(self, prompt: Prompt, limits: Limits) -> list[int]:
-        """The tokens of the library's own greedy generate() for one prompt."""
-        first = _FirstToken(self._now)
+    def alone(self, prompt: Prompt, limits: Limits, how: Mapping[str, Any] = GREEDY) -> list[int]:
+        """The tokens of the library's own generate() for one prompt."""
+        first = FirstToken(self._now)
         criteria = StoppingCriteriaList([first])
         if limits.until:
-            criteria.append(_Stops(self, len(prompt.ids), limits.until))
+            criteria.append(Stops(self, len(prompt.ids), limits.until))
         started = self._now()
         output = self.model.generate(
             **prompt.inputs,
-            **GREEDY,
+            **how,
             max_new_tokens=limits.max_new_tokens,
             stopping_criteria=criteria,
         )
@@ -217,6 +242,34 @@ class TransformersModel(EvalModel):
         self.seconds[DECODE] += ended - (first.at or ended)
         start = 0 if self.model.config.is_encoder_decoder else len(prompt.ids)
         return output[0, start:].tolist()
+
+    def _answer_by_generate(self, requests: Sequence[Request], on_done: OnDone) -> None:
+        for index, request in enumerate(requests):
+            try:
+                with self.timed(PROCESSOR):
+                    prompt = self.prompt(request)
+            except NOT_TAKEN as error:
+                on_done(index, None, f"{type(error).__name__}: {one_line(str(error))[:300]}")
+                continue
+            if request.continuation is None:
+                on_done(index, self.text(self._drawn(prompt, request)))
+            else:
+                ids = self.processor.tokenizer(request.continuation, add_special_tokens=False)
+                with self.timed(READING):
+                    found = log_probability(self.model, prompt.inputs, ids["input_ids"])
+                on_done(index, likelihood_text(*found))
+
+    def _greedy(self, prompt: Prompt, request: Request) -> list[int]:
+        return self.alone(prompt, request.limits)
+
+    def _drawn(self, prompt: Prompt, request: Request) -> list[int]:
+        """The tokens of one sampled answer; the random generators outside are left as they were."""
+        plain = Sampling(do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0)
+        sampling = request.limits.sampling or replace(plain, seed=self.seed)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(request.seed(sampling.seed))
+            return self.alone(prompt, request.limits, sampling.settings())
 
     def generate_tokens(self, request: Request, new_tokens: int) -> int:
         """Decode exactly `new_tokens` for one request, past any end token; returns their number."""
@@ -237,7 +290,7 @@ class TransformersModel(EvalModel):
         requests: Sequence[Request],
         same: Sequence[int],
         limits: Limits,
-        waiting: _Waiting,
+        waiting: Waiting,
         on_done: OnDone,
     ) -> None:
         """Put the questions about one set of pictures into batches, or answer them one by one."""
@@ -249,7 +302,8 @@ class TransformersModel(EvalModel):
                     with self.timed(PROCESSOR):
                         prompt = self.prompt(requests[index])
                     if self.mode == ALONE:
-                        on_done(index, self.text(self.alone(prompt, limits)))
+                        alone = self._drawn if self.temperature else self._greedy
+                        on_done(index, self.text(alone(prompt, requests[index])))
                         continue
                     shared = prompt.ids[: prompt.shared]
                     if prefix is None or first is None or not torch.equal(first, shared):
@@ -258,7 +312,7 @@ class TransformersModel(EvalModel):
                 except NOT_TAKEN as error:
                     on_done(index, None, f"{type(error).__name__}: {one_line(str(error))[:300]}")
                     continue
-                waiting.add(index, prompt, prefix)
+                waiting.add(index, prompt, prefix, requests[index].seed(self.seed))
 
     def _shared_tokens(self, ids: Tensor) -> int:
         """How many tokens stand up to the last image token; 0 where there is none."""
@@ -343,109 +397,6 @@ class TransformersModel(EvalModel):
             yield
         finally:
             self._kept_images = None
-
-
-class _Waiting:
-    """Questions that wait until a batch of them is full."""
-
-    def __init__(
-        self, model: TransformersModel, limits: Limits, batch_size: int, on_done: OnDone
-    ) -> None:
-        self._model, self._limits, self._size, self._on_done = model, limits, batch_size, on_done
-        self._rows: dict[Any, list[tuple[int, Prompt, Prefix]]] = {}
-
-    def add(self, index: int, prompt: Prompt, prefix: Prefix) -> None:
-        """Decode a batch where this question fills one."""
-        key = batch_key(self._model.mode, prefix, prompt)
-        rows = self._rows.setdefault(key, [])
-        rows.append((index, prompt, prefix))
-        if len(rows) >= self._size:
-            self._decode(self._rows.pop(key))
-        elif len({id(row[2]) for rows in self._rows.values() for row in rows}) > self._size:
-            fullest = max(self._rows, key=lambda key: len(self._rows[key]))
-            self._decode(self._rows.pop(fullest))
-
-    def flush(self) -> None:
-        """Decode what is left."""
-        while self._rows:
-            self._decode(self._rows.pop(next(iter(self._rows))))
-
-    def _decode(self, rows: list[tuple[int, Prompt, Prefix]]) -> None:
-        """Greedy tokens of a batch; rows that have ended leave it once half of them have."""
-        model = self._model
-        with model.timed(READING):
-            batch = model.decoder.start([r[2] for r in rows], [r[1].question for r in rows])
-        alive = list(range(len(rows)))  # the row of each place in the batch
-        tokens: list[list[int]] = [[] for _ in rows]
-        ended: set[int] = set()
-        while True:
-            with model.timed(DECODE):
-                chosen = self._most_likely(batch, [(rows[r][1], tokens[r]) for r in alive])
-            for place, row in enumerate(alive):
-                if row in ended:
-                    continue
-                tokens[row].append(chosen[place])
-                if self._is_end(tokens[row]):
-                    ended.add(row)
-                    self._on_done(rows[row][0], model.text(tokens[row]))
-            if len(ended) == len(rows):
-                return
-            going = [place for place, row in enumerate(alive) if row not in ended]
-            with model.timed(DECODE):
-                if 2 * len(going) <= len(alive):
-                    batch.select(torch.tensor(going, device=model.device))
-                    alive = [alive[place] for place in going]
-                    chosen = [chosen[place] for place in going]
-                batch.step(torch.tensor(chosen, device=model.device))
-
-    def _most_likely(
-        self, batch: Batch, sofar: Sequence[tuple[Prompt, Sequence[int]]]
-    ) -> list[int]:
-        logits = batch.logits
-        penalty = self._model.model.generation_config.repetition_penalty
-        if penalty not in (None, 1.0):
-            penalise = RepetitionPenaltyLogitsProcessor(penalty)
-            rows = []
-            for place, (prompt, tokens) in enumerate(sofar):  # each without another's padding
-                ids = torch.cat([prompt.ids, prompt.ids.new_tensor(tokens)])
-                rows.append(penalise(ids[None], logits[place, None]))
-            logits = torch.cat(rows)
-        return logits.argmax(dim=-1).tolist()
-
-    def _is_end(self, tokens: Sequence[int]) -> bool:
-        """Whether an answer is complete: its end token, its limit, or a stop string."""
-        if tokens[-1] in self._model.ends or len(tokens) >= self._limits.max_new_tokens:
-            return True
-        return _has_stop(self._model.text(tokens), self._limits.until)
-
-
-class _FirstToken(StoppingCriteria):
-    """Notes when generate() has its first token: what came before read the prompt."""
-
-    def __init__(self, now: Callable[[], float]) -> None:
-        self._now = now
-        self.at: float | None = None
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
-        self.at = self._now() if self.at is None else self.at
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
-class _Stops(StoppingCriteria):
-    """Ends generate() at a stop string."""
-
-    def __init__(self, model: TransformersModel, prompt: int, until: Sequence[str]) -> None:
-        self._model, self._prompt, self._until = model, prompt, until
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
-        texts = [self._model.text(row[self._prompt :].tolist()) for row in input_ids]
-        ended = [_has_stop(text, self._until) for text in texts]
-        return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
-
-
-def _has_stop(text: str, until: Sequence[str]) -> bool:
-    whole = text.rstrip("\ufffd")  # a character whose last bytes are still to come
-    return any(stop in whole for stop in until)
 
 
 def _load(pretrained: str, dtype: torch.dtype, revision: str | None) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,7 +27,6 @@ from harness.models.base import (
     OnDone,
     Picture,
     Request,
-    Turn,
     likelihood_text,
 )
 from harness.models.code import code_sha256
@@ -243,16 +242,7 @@ class VLMambaModel(EvalModel):
 
     def _conversation(self, request: Request, text: str) -> str:
         """The prompt of a question with turns before it, by the chat template."""
-        shown = len(request.pictures) - sum(turn.pictures for turn in request.before)
-        turns = [*request.before, Turn("user", text, shown)]
-        messages: list[dict[str, Any]] = [
-            {
-                "role": turn.role,
-                "content": [{"type": "image"}] * turn.pictures
-                + [{"type": "text", "text": turn.text.replace(IMAGE, "")}],
-            }
-            for turn in turns
-        ]
+        messages = templates.messages(text, len(request.pictures), request.before, IMAGE)
         chosen = self._chosen.text if self._chosen is not None else None
         return self.processor.apply_chat_template(
             messages, chat_template=chosen, add_generation_prompt=True
@@ -279,13 +269,8 @@ def sampled(generator: GroupedGenerator, question: Question, request: Request) -
     """One answer as the request's sampling says: an answer does not depend on its neighbours."""
     sampling = request.limits.sampling
     assert sampling is not None
-    settings = {name: value for name, value in asdict(sampling).items() if value is not None}
-    seed = settings.pop("seed")
-    if not sampling.do_sample:  # generate() warns of what beams have no use for
-        settings = {"do_sample": False, "num_beams": sampling.num_beams}
-    asked = [seed, request.task, request.row, request.prompt, request.image_key, request.vote]
-    own = int(digest(asked)[:15], 16)
-    return generator.sampled(question, request.limits.max_new_tokens, own, **settings)
+    seed, length = request.seed(sampling.seed), request.limits.max_new_tokens
+    return generator.sampled(question, length, seed, **sampling.settings())
 
 
 def reading_notes(language_model: LanguageModel) -> tuple[str, ...]:

@@ -134,11 +134,12 @@ def write(
 def cost(model: Resumable, votes: int) -> dict[str, float]:
     """Seconds of a question's prefill (its image's part included) and of each further vote.
 
-    Empty for a model that does not tell them, and where some answers were there already.
+    Empty for a model that does not tell its prefill apart, and where some answers were there
+    already.
     """
     timing = model.timing
     questions = timing["questions"]
-    if not questions or timing["resumed_answers"] or "decode_s" not in timing:
+    if not questions or timing["resumed_answers"] or "prefill_s" not in timing:
         return {}
     once = timing["encode_s"] + timing["prefill_s"]
     return {

@@ -1,0 +1,139 @@
+"""Batches of questions to a transformers VLM that share their pictures' prefixes.
+
+waiting = Waiting(model, limits, batch_size, on_done)
+waiting.add(index, prompt, prefix, seed)     # decodes where a batch is full
+waiting.flush()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import RepetitionPenaltyLogitsProcessor, StoppingCriteria
+
+from harness.models.base import Limits, OnDone
+from harness.models.shared_prefix import Batch, Prefix, Prompt, batch_key
+from vlmamba.generation import Sampler
+
+if TYPE_CHECKING:
+    from harness.models.transformers import TransformersModel
+
+
+# Where time goes: a library's model encodes pictures within the forward that reads the prompt
+READING, DECODE = "encode_prefill", "decode"
+
+
+class Row(NamedTuple):
+    """A question that waits."""
+
+    number: int
+    prompt: Prompt
+    prefix: Prefix
+    seed: str
+
+
+class Waiting:
+    """Questions that wait until a batch of them is full: greedy, or drawn at a temperature."""
+
+    def __init__(
+        self, model: TransformersModel, limits: Limits, batch_size: int, on_done: OnDone
+    ) -> None:
+        self._model, self._limits, self._size, self._on_done = model, limits, batch_size, on_done
+        self._rows: dict[Any, list[Row]] = {}
+
+    def add(self, index: int, prompt: Prompt, prefix: Prefix, seed: int) -> None:
+        """Decode a batch where this question fills one. seed: of what is drawn for it."""
+        key = batch_key(self._model.mode, prefix, prompt)
+        rows = self._rows.setdefault(key, [])
+        rows.append(Row(index, prompt, prefix, str(seed)))
+        if len(rows) >= self._size:
+            self._decode(self._rows.pop(key))
+        elif len({id(row.prefix) for rows in self._rows.values() for row in rows}) > self._size:
+            fullest = max(self._rows, key=lambda key: len(self._rows[key]))
+            self._decode(self._rows.pop(fullest))
+
+    def flush(self) -> None:
+        """Decode what is left."""
+        while self._rows:
+            self._decode(self._rows.pop(next(iter(self._rows))))
+
+    def _decode(self, rows: list[Row]) -> None:
+        """The tokens of a batch; rows that have ended leave it once half of them have."""
+        model = self._model
+        with model.timed(READING):
+            batch = model.decoder.start([r.prefix for r in rows], [r.prompt.question for r in rows])
+        sampler = Sampler(model.temperature, [r.seed for r in rows]) if model.temperature else None
+        alive = list(range(len(rows)))  # the row of each place in the batch
+        tokens: list[list[int]] = [[] for _ in rows]
+        ended: set[int] = set()
+        while True:
+            with model.timed(DECODE):
+                logits = self._logits(batch, [(rows[r].prompt, tokens[r]) for r in alive])
+                likely = logits.argmax(dim=-1) if sampler is None else sampler(logits, alive)
+                chosen = likely.tolist()
+            for place, row in enumerate(alive):
+                if row in ended:
+                    continue
+                tokens[row].append(chosen[place])
+                if self._is_end(tokens[row]):
+                    ended.add(row)
+                    self._on_done(rows[row].number, model.text(tokens[row]))
+            if len(ended) == len(rows):
+                return
+            going = [place for place, row in enumerate(alive) if row not in ended]
+            with model.timed(DECODE):
+                if 2 * len(going) <= len(alive):
+                    batch.select(torch.tensor(going, device=model.device))
+                    alive = [alive[place] for place in going]
+                    chosen = [chosen[place] for place in going]
+                batch.step(torch.tensor(chosen, device=model.device))
+
+    def _logits(self, batch: Batch, sofar: Sequence[tuple[Prompt, Sequence[int]]]) -> Tensor:
+        logits = batch.logits
+        penalty = self._model.model.generation_config.repetition_penalty
+        if penalty not in (None, 1.0):
+            penalise = RepetitionPenaltyLogitsProcessor(penalty)
+            rows = []
+            for place, (prompt, tokens) in enumerate(sofar):  # each without another's padding
+                ids = torch.cat([prompt.ids, prompt.ids.new_tensor(tokens)])
+                rows.append(penalise(ids[None], logits[place, None]))
+            logits = torch.cat(rows)
+        return logits
+
+    def _is_end(self, tokens: Sequence[int]) -> bool:
+        """Whether an answer is complete: its end token, its limit, or a stop string."""
+        if tokens[-1] in self._model.ends or len(tokens) >= self._limits.max_new_tokens:
+            return True
+        return _has_stop(self._model.text(tokens), self._limits.until)
+
+
+class FirstToken(StoppingCriteria):
+    """Notes when generate() has its first token: what came before read the prompt."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self.at: float | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
+        self.at = self._now() if self.at is None else self.at
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+class Stops(StoppingCriteria):
+    """Ends generate() at a stop string."""
+
+    def __init__(self, model: TransformersModel, prompt: int, until: Sequence[str]) -> None:
+        self._model, self._prompt, self._until = model, prompt, until
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
+        texts = [self._model.text(row[self._prompt :].tolist()) for row in input_ids]
+        ended = [_has_stop(text, self._until) for text in texts]
+        return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
+
+
+def _has_stop(text: str, until: Sequence[str]) -> bool:
+    whole = text.rstrip("\ufffd")  # a character whose last bytes are still to come
+    return any(stop in whole for stop in until)
