@@ -27,7 +27,7 @@ from vlmamba_core.errors import UserError, unknown
 from vlmamba_core.names import choose
 
 MIXER_NAMES = ("mamba", "mamba2")
-LAYER_KINDS = (*MIXER_NAMES, "attention", "mlp")  # what a pattern of layers is made of
+LAYER_KINDS = (*MIXER_NAMES, "attention", "mlp", "experts")  # what a pattern of layers is made of
 NORMS = ("rms", "layer")
 
 # Mamba-2's are those of its published models (their vocabulary is padded to a multiple of 16)
@@ -55,6 +55,23 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     },
     # nano with two attention layers more, which start with zero output
     "nano-plus-attention": {**NANO, "n_layer": 8, "mixer": "mamba,mamba,mamba,attention"},
+    # nano with three layers of four experts more, which start with zero output
+    "nano-plus-experts": {
+        **NANO,
+        "n_layer": 9,
+        "mixer": "mamba,mamba,experts",
+        "d_intermediate": 256,
+        "n_experts": 4,
+    },
+    # BlackMamba's layout, half of the layers experts, and by its totals the size of its largest
+    "mamba-experts-2.8b": {
+        "d_model": 1472,
+        "n_layer": 36,
+        "mixer": "mamba,experts",
+        "d_intermediate": 3872,
+        "vocab_size": 50304,
+        "language_model_id": None,
+    },
     "130m": {"d_model": 768, "n_layer": 24, "language_model_id": "state-spaces/mamba-130m"},
     "790m": {"d_model": 1536, "n_layer": 48, "language_model_id": "state-spaces/mamba-790m"},
     "1.4b": {"d_model": 2048, "n_layer": 48, "language_model_id": "state-spaces/mamba-1.4b"},
@@ -167,7 +184,7 @@ MAY_BE_ZERO = ("num_hidden_layers", "image_size")  # to measure a model without 
 # No model comes near these; a damaged config.json may ask for more memory than there is.
 LARGEST_SIZE = 2**17
 LARGEST = {"vocab_size": 2**22, "n_layer": 2**10, "num_hidden_layers": 2**10}
-LARGEST |= {"d_conv": 2**6, "expand": 2**6, "d_state": 2**12}
+LARGEST |= {"d_conv": 2**6, "expand": 2**6, "d_state": 2**12, "n_experts": 2**10}
 LARGEST_GRID = 2**7  # patches along one side
 TOKENIZER_ID = "EleutherAI/gpt-neox-20b"  # of all published Mamba and Mamba-2 language models
 HUB_PREFIX = "hf:"  # of a language model that a preset takes as it was published
@@ -244,7 +261,9 @@ class MambaConfig(PretrainedConfig):
     transformer, two layers a block).  It may name one kind of Mamba.
     d_model, n_layer, d_state, d_conv, expand, vocab_size; of Mamba dt_rank ("auto": d_model / 16
     rounded up), of Mamba-2 n_groups, of it and of attention head_dim (channels of a head), of mlp
-    d_intermediate ("auto": 8/3 d_model, rounded up to a multiple of 8).
+    and each of the experts d_intermediate ("auto": 8/3 d_model, rounded up to a multiple of 8), of
+    experts n_experts, experts_per_token and the weights of their losses, balance_loss and
+    router_z_loss.
     norm: of every block and the last one, "rms" as published or "layer" (with a bias).
     scan_backend: "auto" or one of `selective_scan.BACKENDS`; changes speed, not results.
     Raises UserError for unknown names and impossible sizes.
@@ -266,6 +285,10 @@ class MambaConfig(PretrainedConfig):
         head_dim: int = 64,
         n_groups: int = 1,
         d_intermediate: int | str = "auto",
+        n_experts: int = 8,
+        experts_per_token: int = 2,
+        balance_loss: float = 0.01,
+        router_z_loss: float = 0.001,
         norm: str = "rms",
         rms_eps: float = 1e-5,
         residual_in_fp32: bool = True,
@@ -291,6 +314,8 @@ class MambaConfig(PretrainedConfig):
         self.n_groups = n_groups
         auto = -(-8 * d_model // 24) * 8
         self.d_intermediate = auto if d_intermediate == "auto" else int(d_intermediate)
+        self.n_experts, self.experts_per_token = n_experts, experts_per_token
+        self.balance_loss, self.router_z_loss = balance_loss, router_z_loss
         self.norm = norm
         self.rms_eps = rms_eps
         self.residual_in_fp32 = residual_in_fp32
@@ -306,11 +331,21 @@ class MambaConfig(PretrainedConfig):
             raise UserError(f"config: mixer is {self.mixer!r}; expected one kind of Mamba in it")
         self.norm = choose("norm", self.norm, NORMS)
         sizes = ("d_model", "n_layer", "vocab_size", "d_state", "d_conv", "expand", "dt_rank")
-        for name in (*sizes, "head_dim", "n_groups", "d_intermediate"):
+        more = ("head_dim", "n_groups", "d_intermediate", "n_experts", "experts_per_token")
+        for name in (*sizes, *more):
             _check_size(name, getattr(self, name), LARGEST.get(name, LARGEST_SIZE))
         _check_type("residual_in_fp32", self.residual_in_fp32, bool, "true or false")
         if type(self.rms_eps) not in (int, float) or not 0 < self.rms_eps < 1:
             raise UserError(f"config: rms_eps is {self.rms_eps!r}; expected a number in 0..1")
+        for name in ("balance_loss", "router_z_loss"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 <= value < math.inf:
+                raise UserError(f"config: {name} is {value!r}; expected a number of 0 or more")
+        if self.experts_per_token > self.n_experts:
+            raise UserError(
+                f"config: experts_per_token is {self.experts_per_token}; there are "
+                f"{self.n_experts} experts"
+            )
         if "attention" in kinds and (self.d_model % self.head_dim or self.head_dim % 2):
             raise UserError(
                 f"config: d_model={self.d_model} does not divide into attention heads of "

@@ -113,6 +113,7 @@ DEMO: Axes = {
     "mixer": (
         Variant("mamba"),
         Variant("mamba and attention", llm="nano-plus-attention"),
+        Variant("mamba and experts", llm="nano-plus-experts"),
     ),
     "adaptation": (
         Variant("all weights"),

@@ -332,10 +332,12 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         targets = labels[:, 1:]
         supervised = targets != -100
         logits = self.language_model.head(hidden[:, :-1][supervised]).float()
+        loss = F.cross_entropy(logits, targets[supervised])
+        if (added := self.language_model.auxiliary_loss()) is not None:
+            loss = loss + added
         if items is None:
-            return F.cross_entropy(logits, targets[supervised])
-        total = F.cross_entropy(logits, targets[supervised], reduction="sum")
-        return total / (items.to(total.device) if isinstance(items, Tensor) else items)
+            return loss
+        return loss * len(logits) / (items.to(loss.device) if isinstance(items, Tensor) else items)
 
     def init_state(self, batch: int) -> Cache:
         """The state before the first token, on the model's device and in its dtype."""

@@ -100,13 +100,18 @@ class SquareAverage(Objective):
         return float(_supervised(batch.inputs["labels"]).sum(dim=1).sqrt().sum())
 
     def summed(self, model: nn.Module, inputs: dict[str, Tensor], batch: Batch) -> Tensor:
-        """The weighted loss (scalar), summed over the supervised tokens."""
+        """The weighted loss (scalar), summed over the supervised tokens.
+
+        What the model itself adds to its loss (the balance of experts) is added once for each of
+        what is counted.
+        """
         labels = inputs["labels"]
         supervised = _supervised(labels)
-        logits = self.forward(model, inputs).logits[:, :-1][supervised]
+        output = self.forward(model, inputs)
+        logits = output.logits[:, :-1][supervised]
         losses = F.cross_entropy(logits.float(), labels[:, 1:][supervised], reduction="none")
         weights = supervised.sum(dim=1, keepdim=True).rsqrt().expand_as(supervised)[supervised]
-        return (weights * losses).sum()
+        return (weights * losses).sum() + self.count(batch) * (output.loss - losses.mean())
 
 
 def _supervised(labels: Tensor) -> Tensor:

@@ -146,6 +146,10 @@ class LanguageModel(nn.Module):
         """
         raise NotImplementedError
 
+    def auxiliary_loss(self) -> Tensor | None:
+        """What the last forward pass in training adds to its loss (scalar), asked for once."""
+        return None
+
     def weights_from(self, donor: LanguageModel) -> dict[str, Tensor]:
         """The weights of a trained model by this one's names, to be loaded where they fit."""
         return donor.state_dict()

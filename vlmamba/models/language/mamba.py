@@ -32,6 +32,7 @@ from vlmamba.models.linear import Linear
 from vlmamba.models.mixers import MIXERS
 from vlmamba.models.mixers.attention import ROOM, CausalAttention, KeyValues
 from vlmamba.models.mixers.base import Layer, Mixer
+from vlmamba.models.mixers.experts import Experts
 from vlmamba.models.mixers.mlp import GatedMLP
 from vlmamba.published import published_folder
 
@@ -215,11 +216,23 @@ class MLPBlock(Block):
         return self._residual(x) + self.mixer(self._norm(x))
 
 
+class ExpertsBlock(Block):
+    """One around a mixture of experts."""
+
+    def __init__(self, config: MambaConfig):
+        super().__init__(config, Experts(config))
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(..., D) -> (..., D); lengths as Experts.forward."""
+        return self._residual(x) + self.mixer(self._norm(x), lengths)
+
+
 BLOCKS: dict[str, Callable[[MambaConfig], Block]] = {
     "mamba": MambaBlock,
     "mamba2": MambaBlock,
     "attention": AttentionBlock,
     "mlp": MLPBlock,
+    "experts": ExpertsBlock,
 }
 
 
@@ -281,7 +294,7 @@ class MambaLM(LanguageModel):
                 x, *states = layer(x, columns, None if past is None else past.lengths)
                 attended.append((states[0], states[1]))
             else:
-                x = layer(x)
+                x = layer(x, lengths) if isinstance(layer, ExpertsBlock) else layer(x)
         new_state = self._new_state(x, cache, recurrent)
         if attended:
             new_state.attention = _grown(attended, past, x, lengths)
@@ -328,6 +341,17 @@ class MambaLM(LanguageModel):
             past.lengths = past.lengths + 1
         cache.positions += 1
         return self._final_norm(x)
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """What the experts of the last training pass add to its loss; None without experts."""
+        terms = []
+        for layer in self.layers:
+            if isinstance(layer, ExpertsBlock):
+                experts = cast(Experts, layer.mixer)
+                if experts.auxiliary is not None:
+                    terms.append(experts.auxiliary)
+                experts.auxiliary = None
+        return torch.stack(terms).sum() if terms else None
 
     def _final_norm(self, x: Tensor) -> Tensor:
         return _normed(self.norm_f, x)
@@ -380,7 +404,7 @@ class MambaLM(LanguageModel):
             block = BLOCKS[kind](self.config)
         with torch.no_grad():
             block.mixer.initialise(self.config.n_layer)
-            block.mixer.out_proj.weight.zero_()
+            block.mixer.silence()
         return block
 
     def flops(self, tokens: int) -> float:
@@ -388,9 +412,7 @@ class MambaLM(LanguageModel):
         total = 0.0
         for block in self.layers:
             layer = cast(Block, block).mixer
-            named = layer.named_parameters()
-            matrices = sum(p.numel() for name, p in named if p.ndim >= 2 and name != "A_log")
-            total += 2.0 * tokens * matrices + layer.inner_flops(tokens)
+            total += 2.0 * tokens * layer.product_parameters() + layer.inner_flops(tokens)
         return total
 
     def activation_bytes(self, dtype: torch.dtype, checkpointing: bool) -> tuple[int, int]:

@@ -35,6 +35,16 @@ class Layer(nn.Module):
         """How a layer starts in a model of n_layer layers."""
         self._initialise_projection(n_layer)
 
+    @torch.no_grad()
+    def silence(self) -> None:
+        """The layer's output is zero from now on, until it learns."""
+        self.out_proj.weight.zero_()
+
+    def product_parameters(self) -> int:
+        """Parameters that a token is multiplied with; A_log is a matrix of no product."""
+        named = self.named_parameters()
+        return sum(p.numel() for name, p in named if p.ndim >= 2 and name != "A_log")
+
     def inner_flops(self, tokens: int) -> float:
         """FLOPs over one sequence besides the products with weights."""
         raise NotImplementedError
