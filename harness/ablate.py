@@ -40,8 +40,16 @@ from harness.runs import schema
 from vlmamba_core import launcher
 from vlmamba_core.cli import Parser, cli
 from vlmamba_core.errors import UserError
-from vlmamba_core.folder import RunFolder
+from vlmamba_core.folder import RunFolder, explain
 from vlmamba_core.names import choose
+
+FILES = {
+    **dict.fromkeys(AXES, "the study of this axis: record.json, table.md"),
+    "cells": "VARIANT/seed-N: trainings and evaluation of each cell. A finished one is not made "
+    "again, so the folder is needed as long as the study may grow; cells/features may be deleted",
+    "jobs": "with --launcher slurm: the cluster's logs",
+}
+NOTE = "Without AXIS/record.json a study is not finished: the same command goes on with it."
 
 
 def build_parser() -> Parser:
@@ -90,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_plan(cells, where, args.jobs))
         return 0
     with RunFolder(args.out) as folder:
+        explain(args.out, "harness.ablate", FILES, NOTE)
         if args.quick and not (args.data / "finetune.json").exists():
             _make_data(args.data)
         if where.here:

@@ -43,7 +43,7 @@ from vlmamba_core import launcher
 from vlmamba_core.cli import Parser, cli
 from vlmamba_core.errors import UserError, unknown
 from vlmamba_core.folder import Journal as Kept
-from vlmamba_core.folder import RunFolder
+from vlmamba_core.folder import RunFolder, explain
 from vlmamba_core.memory import total_bytes
 from vlmamba_core.names import choose_dtype
 
@@ -61,6 +61,13 @@ WHOLE_NOTE = (
     "Whole models: their own weights, from a decoded picture to the last token, processor and "
     "encoder included; medians of repeats and their range."
 )
+FILES = {
+    "record.json": "every point with its times and memory, and the settings; written last",
+    "points.jsonl": "kept points (a journal): the same command takes them from here and measures "
+    "only the rest. Once record.json is there it may be deleted",
+    "whole.jsonl": "kept measurements of --whole, likewise",
+    "jobs": "with --launcher slurm: the cluster's logs",
+}
 
 
 def build_parser() -> Parser:
@@ -126,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("" if where.here else f"\n{where.script(names[0])}")
         return 0
     with RunFolder(args.out) as folder:
+        explain(args.out, "harness.profile", FILES, schema.NOTE)
         there = functools.partial(_place, where)
         launch, machine_of = there(lengths_run.launch), there(lengths_run.measure_machine)
         rows = lengths_run.run(points, Journal(args.out / "points.jsonl"), launch)

@@ -4,10 +4,10 @@
     python -m harness.report runs/final runs/mlp results/runs/profile-cpu --out report.html
     python -m harness.report runs/demo --no-images --max-samples 500
 
-A RUN is a folder with a record.json: of harness.run, harness.profile or harness.ablate. The page
-asks no server for anything: styles, script, plots and pictures are inside. Large pictures that are
-too many for one file are in a folder beside it (report_pictures for report.html). Everything that
-came from a model or from data is shown as text.
+A RUN is a folder with a record.json (of harness.run, harness.profile or harness.ablate), or one
+that holds such folders. The page asks no server for anything: styles, script, plots and pictures
+are inside. Large pictures that are too many for one file are in a folder beside it (report_pictures
+for report.html). Everything that came from a model or from data is shown as text.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ from harness.models import BUNDLED_MODELS, ranks
 from harness.models.registry import ABOUT, OWN, ModelOptions, eval_models
 from harness.models.resumable import Resumable
 from harness.reporting import render
-from harness.runs import evaluation, older, rerun, voting
+from harness.runs import evaluation, older, rerun, schema, voting
 from harness.runs.evaluation import Asked
 from harness.scoring import judge as judging
 from harness.scoring import submit
@@ -50,7 +50,7 @@ from tasks.common import Benchmark, choose_protocol
 from vlmamba_core import hub
 from vlmamba_core.cli import Parser, cli
 from vlmamba_core.errors import UserError, unknown
-from vlmamba_core.folder import AnswerJournal, RunFolder, digest
+from vlmamba_core.folder import AnswerJournal, RunFolder, digest, explain
 from vlmamba_core.names import choose, choose_dtype, match
 
 if TYPE_CHECKING:
@@ -403,6 +403,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             wanted=wanted,
             judge=judge,
         )
+        if rank == 0:
+            explain(out, "harness.run", schema.ASKED_FILES, schema.NOTE)
         with evaluation.quiet(not args.verbose):
             ranks.join()
             model = load_model(args, AnswerJournal(out, rank, every=args.batch_size))

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import fnmatch
 import io
+import re
 from pathlib import Path
 
 import datasets
 from PIL import Image
 
 CATEGORIES = ("random", "popular", "adversarial")
+
+
+def unexplained(folder: Path) -> list[str]:
+    """Names in an output folder that its README.md does not explain."""
+    told = re.findall(r"^\| `(.+?)` \|", (folder / "README.md").read_text(), re.MULTILINE)
+    found = {path.name for path in folder.iterdir()} - {"README.md"}
+    return sorted(name for name in found if not any(fnmatch.fnmatch(name, t) for t in told))
 
 
 def png(colour: tuple[int, int, int], size: tuple[int, int] = (32, 24)) -> bytes:

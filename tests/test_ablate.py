@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from harness_world import pope_rows, write_parquet
+from harness_world import pope_rows, unexplained, write_parquet
 from test_harness_compare import write_run
 
 from harness import ablate, tables
@@ -232,6 +232,7 @@ def test_a_small_study_for_real(tmp_path, monkeypatch, capsys):
     assert [cell["variant"] for cell in record["cells"]] == ["mlp", "vss_l2"]
     assert record["tests"][0]["n"] == 4
     assert "| vss_l2 * |" in (tmp_path / "out" / "connector" / "table.md").read_text()
+    assert unexplained(tmp_path / "out") == []
     assert "Ablation of connector, 1 seed" in capsys.readouterr().out
     page = tmp_path / "report.html"
     assert report_command.main([str(tmp_path / "out" / "connector"), "--out", str(page)]) == 0

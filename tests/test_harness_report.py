@@ -300,11 +300,85 @@ def test_twenty_thousand_answers_load_in_two_seconds():
     assert found["load_s"] < 2
 
 
-def browse(page: Path, state: str, profile: Path) -> str:
+AXE = Path(__file__).resolve().parents[1] / "node_modules" / "axe-core" / "axe.min.js"
+RUN_AXE = """
+axe.run(document, { resultTypes: ["violations"] }).then((found) => {
+  const shown = document.createElement("pre");
+  shown.id = "axe";
+  const told = found.violations.map((v) => [v.id, v.impact, v.nodes.map((n) => n.html)]);
+  const headings = [...document.querySelectorAll("h2")].map((h) => h.textContent);
+  const ground = getComputedStyle(document.body).backgroundColor;
+  shown.textContent = JSON.stringify({ told, headings, ground, passed: found.passes.length });
+  document.body.append(shown);
+});
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+@pytest.mark.skipif(not AXE.is_file(), reason="no axe-core: npm install --no-save axe-core")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 500])  # headless windows are not narrower
+def test_axe_finds_nothing(scheme, width, world, tmp_path):
+    """Every section of a page with scores, cost, settings, the paper's tables, speed, answers."""
+    arguments = [*(str(world / name) for name in ("a", "b", "speed")), "--paper-tables"]
+    text = re.sub(r"<meta http-equiv.*?>", "", make(world, *arguments))
+    scripts = f"<script>{AXE.read_text()}</script><script>{RUN_AXE}</script>"
+    page = tmp_path / "axe.html"
+    page.write_text(text.replace("</html>", f"{scripts}</html>"))
+    more = [f"--window-size={width},1000", "--virtual-time-budget=30000"]
+    more += ["--blink-settings=preferredColorScheme=0"] * (scheme == "dark")
+    dom = browse(page, "", tmp_path / "profile", *more)
+    found = json.loads(html.unescape(re.search(r'<pre id="axe">(.*?)</pre>', dom, re.DOTALL)[1]))
+    assert found["told"] == []
+    assert found["passed"] > 20
+    assert {"Scores", "Models and cost", "Answers"} <= set(found["headings"])
+    assert found["ground"] == {"light": "rgb(255, 255, 255)", "dark": "rgb(19, 20, 23)"}[scheme]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+@pytest.mark.skipif(shutil.which("pdftotext") is None, reason="no pdftotext (poppler-utils)")
+def test_each_printed_page_of_a_table_has_its_headings_and_all_columns(tmp_path):
+    names = [f"run{number}" for number in range(6)]
+    for number, name in enumerate(names):
+        path = write_run(tmp_path / name, [1.0]) / "record.json"
+        record = json.loads(path.read_text())
+        entry = record["tasks"]["pope"] | {
+            "metrics": {f"metric{row:02}": {"value": (1 + number) / 100} for row in range(90)}
+        }
+        path.write_text(json.dumps(record | {"tasks": {"mine": entry}}))
+    page, printed = tmp_path / "report.html", tmp_path / "report.pdf"
+    arguments = [str(tmp_path / name) for name in names]
+    assert report.main([*arguments, "--no-images", "--out", str(page)]) == 0
+    command = [BROWSER, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--no-pdf-header-footer"]
+    command += [f"--print-to-pdf={printed}", page.as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=240)
+    done = subprocess.run(["pdftotext", "-layout", printed, "-"], capture_output=True, text=True)
+    scored = [text for text in done.stdout.split("\f") if re.search(r"metric\d\d", text)]
+    assert len(scored) >= 3
+    for text in scored:
+        assert [name for name in names if name not in text] == [], text
+        assert "task and" in text
+        assert len({text.count(f" {number}.0%") for number in range(1, 7)}) == 1, text
+    assert [done.stdout.count(f" {number}.0%") for number in range(1, 7)] == [90] * 6
+    assert sorted(set(re.findall(r"metric\d\d", done.stdout))) == sorted(
+        f"metric{row:02}" for row in range(90)
+    )
+
+
+def test_a_folder_of_runs_stands_for_these(world, capsys):
+    (world / "runs").mkdir()
+    for name in ("a", "b"):
+        (world / name).rename(world / "runs" / name)
+    make(world, str(world / "runs"), str(world / "speed"))
+    assert "3 runs" in capsys.readouterr().out
+
+
+def browse(page: Path, state: str, profile: Path, *more: str) -> str:
     """The document after its script has run; fails on any line of the browser's console."""
     command = [
         BROWSER,
         *FLAGS,
+        *more,
         f"--user-data-dir={profile}",
         "--dump-dom",
         f"{page.as_uri()}#{state}",

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from harness_world import mme_rows, pope_rows, write_parquet
+from harness_world import mme_rows, pope_rows, unexplained, write_parquet
 
 from harness import compare as compare_command
 from harness import report, score, tables
@@ -84,6 +84,7 @@ def test_a_runs_own_samples_are_scored_again_to_the_same_lines(tmp_path, capsys)
     run, again = finished_run(tmp_path), tmp_path / "again"
     command = ["pope", str(run / "samples_pope.jsonl"), "--out", str(again)]
     assert score.main(command) == 0
+    assert unexplained(again) == []
     printed = capsys.readouterr().out
     assert "pope, protocol paper: 23 answers scored" in printed
     assert "left out: 1 rows: unreadable image" in printed

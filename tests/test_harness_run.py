@@ -10,7 +10,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from harness_world import mme_rows, png, pope_rows, write_parquet
+from harness_world import mme_rows, png, pope_rows, unexplained, write_parquet
 
 from harness import run
 from harness.data.images import UnreadableImage, decode
@@ -91,6 +91,7 @@ def test_run_writes_record_samples_and_table(world, capsys):
     assert "mme by part" in shown
     assert "absent from the answered rows: count" in shown
     assert "| pope | f1 |" in read(world, "table.md")
+    assert unexplained(Path(world["out"])) == []
 
 
 def test_every_row_gets_the_answer_it_would_get_alone(world):
@@ -162,6 +163,36 @@ def test_overwrite_leaves_nothing_of_the_run_before(world):
     assert list(json.loads(read(world, "record.json"))["tasks"]) == ["pope"]
     assert len(lines(world, "pope")) == 3
     assert not (Path(world["out"]) / "samples_mme.jsonl").exists()
+
+
+def test_overwrite_leaves_neither_votes_nor_a_servers_file(world):
+    main(command(world, "--votes", "2", "--temperature", "1", tasks="pope"))
+    folder = Path(world["out"])
+    (folder / "vqav2_submission.json").write_text("[]")
+    assert (folder / "votes_pope.jsonl").exists()
+    assert main(command(world, "--overwrite", tasks="pope")) == 0
+    left = {path.name for path in folder.iterdir()}
+    assert left == {
+        *("README.md", "record.json", "table.md"),
+        *("samples_pope.jsonl", "answers.rank0.jsonl"),
+    }
+
+
+def test_a_finished_runs_journal_answers_for_the_next_one(world):
+    """More questions, then another task: only the new ones are asked. README.md says so."""
+
+    def asked(*more: str, tasks: str) -> tuple[int, int]:
+        assert main(command(world, "--overwrite", *more, tasks=tasks)) == 0
+        timing = json.loads(read(world, "record.json"))["timing"]
+        return timing["questions"], timing["resumed_answers"]
+
+    assert asked("--limit", "10", tasks="pope") == (10, 0)
+    assert asked(tasks="pope") == (14, 10)
+    assert asked(tasks="pope,mme") == (8, 24)
+    assert asked(tasks="pope,mme") == (0, 32)
+    (Path(world["out"]) / "answers.rank0.jsonl").unlink()  # as README.md allows
+    assert main(["--from-record", f"{world['out']}/record.json", "--out", world["out"]]) == 0
+    assert asked(tasks="pope,mme") == (0, 32)
 
 
 def test_how_answers_are_made_may_change(world):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_vlms
+from harness_world import unexplained
 from scipy import stats
 
 from harness import plots as plots_command
@@ -319,6 +320,7 @@ def test_one_command_profiles_and_continues(tmp_path, capsys):
     found = json.loads(printed[-1])
     assert found["models"][VL_MAMBA]["state_bytes"]["32"] > 0
     record = json.loads((out / "record.json").read_text())
+    assert unexplained(out) == [] and (out / "points.jsonl").exists()
     assert record["settings"]["weights"] == "random"
     assert record["points"][0]["result"]["dtype"] == "float32"
     assert record["machine"]["gemm_flops_per_s"] > 0
@@ -414,6 +416,7 @@ def test_whole_models_need_no_point_of_a_language_model(tmp_path, capsys, monkey
     record = json.loads((out / "record.json").read_text())
     printed = capsys.readouterr().out
     assert record["points"] == [] and record["whole"][0]["status"] == OK
+    assert unexplained(out) == [] and (out / "whole.jsonl").exists()
     rate = record["whole"][0]["cost"]["tokens_per_s"]
     assert json.loads(printed.splitlines()[-1])["whole"] == {"nano": float(f"{rate:.4g}")}
     assert "whole models: one question" in printed and "crossovers" not in printed

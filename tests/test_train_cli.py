@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from harness_world import unexplained
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_llava_data import conversation, write
@@ -74,6 +75,16 @@ def uninterrupted(world, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("run") / "whole"
     assert train.main(["--preset", PRESET, *flags(world, out, steps=12, batch_size=6)]) == 0
     return out
+
+
+def test_the_folder_explains_itself_and_another_readme_stays(uninterrupted, world, tmp_path):
+    assert unexplained(uninterrupted) == []
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "README.md").write_text("mine")
+    held_out = ["--eval-data", str(world / "data.json")]
+    assert train.main(["--preset", PRESET, *flags(world, out, steps=1), *held_out]) == 0
+    assert (out / "README.md").read_text() == "mine"
 
 
 def test_every_saved_model_has_a_card_of_its_training(uninterrupted):

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import whole_files
+from harness_world import unexplained
 
 import tasks
 from harness import run
@@ -75,6 +76,7 @@ def test_a_run_with_votes(command, tmp_path, capsys, monkeypatch):
     assert "majority of 4 votes at temperature 1.5" in shown
     assert "easy_vqa accuracy by votes: 1: " in shown and "each further vote" in shown
     assert run.main([*sampled, "--out", str(tmp_path / "b"), "--batch-size", "32"]) == 0
+    assert unexplained(tmp_path / "a") == []
     votes = read(tmp_path / "a")
     assert votes == read(tmp_path / "b")
     assert any(len(set(line["votes"])) > 1 for line in votes)

@@ -38,7 +38,21 @@ from vlmamba.training.estimate import estimate, table
 from vlmamba.training.plan import Plan, resolve
 from vlmamba_core.cli import cli
 from vlmamba_core.errors import UserError
-from vlmamba_core.folder import lock_folder
+from vlmamba_core.folder import explain, lock_folder
+
+FILES = {
+    "final": "the trained model, as from_pretrained takes it, with its card",
+    "config.json": "every setting, resolved",
+    "train.jsonl": "a line a step: loss, rate, tokens a second, memory",
+    "loss.png": "the loss curve",
+    "summary.json": "steps, tokens, samples cut or left out; written when all is done",
+    "checkpoints": "step-N: model, optimizer and random state, which --resume takes up. Once final "
+    "is there they may be deleted, unless the run is to be made longer",
+    "eval": "with --eval-command: each step's record and log",
+    "tensorboard": "with --tensorboard: its log",
+    "wandb": "with --wandb: its log",
+}
+NOTE = "Without summary.json the run is not finished: the same command with --resume auto goes on."
 
 
 @cli
@@ -134,6 +148,7 @@ def train(plan: Plan, accelerator: Accelerator) -> Path:
     settings = resume.run_settings(plan, digests)
     if accelerator.is_main_process:
         (out / "summary.json").unlink(missing_ok=True)
+        explain(out, "vlmamba.train", FILES, NOTE)
         (out / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     model.to(accelerator.device)
     resuming = resume_from is not None

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
@@ -22,6 +22,8 @@ from vlmamba_core.errors import UserError
 
 T = TypeVar("T")  # what a journal keeps
 OWNER = ".lock"  # in the locked folder: who holds it
+EXPLAINED = "README.md"
+WRITTEN_BY = "# Written by `python -m "  # how such a file of ours begins
 
 
 def make_folder(path: Path) -> None:
@@ -66,6 +68,19 @@ def lock_folder(path: Path, *, wait: bool = False) -> Iterator[None]:
         lock.release()
 
 
+def explain(path: Path, command: str, files: Mapping[str, str], note: str) -> None:
+    """Write README.md in an output folder: what each file there is, by its name or pattern.
+
+    A README.md that somebody else wrote stays. Raises UserError when the disk refuses.
+    """
+    file = path / EXPLAINED
+    if file.exists() and not file.read_text("utf-8", "replace").startswith(WRITTEN_BY):
+        return
+    rows = "".join(f"| `{name}` | {what} |\n" for name, what in files.items())
+    text = f"{WRITTEN_BY}{command}`\n\n{note}\n\n| here | what it is |\n|---|---|\n{rows}"
+    write_atomically(file, text)
+
+
 class RunFolder:
     """A folder that one process (or one group of ranks) writes to at a time."""
 
@@ -89,8 +104,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove a finished run's files, its record first: no half of it stays beside new ones."""
-        found = [self.path / "record.json", self.path / "table.md"]
-        for file in [*found, *self.path.glob("samples_*.jsonl")]:
+        patterns = ("record.json", "table.md", "samples_*.jsonl", "votes_*.jsonl", "*_submission.*")
+        for file in (file for pattern in patterns for file in self.path.glob(pattern)):
             file.unlink(missing_ok=True)
 
     def write(self, name: str, text: str) -> Path:

@@ -20,7 +20,7 @@ from harness.reporting import compare, costs, paper, plots, publish, render, sco
 from harness.reporting.browser import Browser
 from harness.reporting.scores import Scores
 from harness.runs.schema import Sample
-from harness.runs.store import EvaluationRun, Found, distinct_names, read_record
+from harness.runs.store import EvaluationRun, Found, distinct_names, read_record, with_those_below
 from harness.speed.sweep.summary import Profile
 from harness.speed.sweep.tables import tables as profile_tables
 from vlmamba_core.errors import UserError
@@ -76,8 +76,8 @@ class Inputs:
 
     @classmethod
     def read(cls, folders: Sequence[Path]) -> Inputs:
-        """Raises UserError for a folder that holds no run."""
-        found = cls()
+        """A folder of runs stands for these. Raises UserError for one that holds none."""
+        found, folders = cls(), with_those_below(folders)
         for folder, name in zip(folders, distinct_names(folders), strict=True):
             record = read_record(folder)
             if record["kind"] == "evaluation":

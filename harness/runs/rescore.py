@@ -24,7 +24,7 @@ from harness.runs.store import NAMED, RECORD, EvaluationRun
 from harness.scoring.llava_answers import Joined
 from tasks.common import HAS_IMAGE, PROTOCOLS, Benchmark, Doc, Report
 from vlmamba_core.errors import UserError
-from vlmamba_core.folder import RunFolder, digest
+from vlmamba_core.folder import RunFolder, digest, explain
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,7 @@ def write_run(
         record["data"][task.name]["rows_digest"] = digest(rows)
         folder.write(f"samples_{task.name}.jsonl", schema.samples_text(samples))
         folder.write(RECORD, schema.record_text(record))
+        explain(out, "harness.score", schema.FILES, "Scores of answers that a file held.")
     return EvaluationRun(out.resolve().name, out, record)
 
 

@@ -42,6 +42,21 @@ PACKAGES = (
     "mamba-ssm",
     "causal-conv1d",
 )
+# What lies in a run's folder, as its README.md says it
+FILES = {
+    "record.json": "every score with its interval, and the settings; written last",
+    "table.md": "the printed table",
+    "samples_*.jsonl": "one line a question: prompt, answer, how it was read, its score",
+}
+ASKED_FILES = FILES | {
+    "votes_*.jsonl": "with --votes: every sampled answer",
+    "answers.rank*.jsonl": "kept answers (a journal, one file a process): the same command, or one "
+    "with --overwrite and more tasks, questions or votes, takes them from here and asks only the "
+    "rest. Once record.json is there it may be deleted: the answers are in the samples too",
+    "judge.replies.jsonl": "kept replies of the judge, likewise",
+    "*_submission*": "for a benchmark's test server",
+}
+NOTE = "Without record.json the run is not finished: the same command goes on with it."
 UNREADABLE = "unreadable image"  # why a question has no answer, unless the model says otherwise
 MOST_REASONS = 3  # of the models' own, told apart in a table
 ROOT = Path(__file__).resolve().parents[2]

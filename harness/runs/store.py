@@ -54,6 +54,15 @@ def find(root: Path) -> list[Found]:
     ]
 
 
+def with_those_below(folders: Sequence[Path]) -> list[Path]:
+    """The folders; for one without a record those directly below it that have one, if any."""
+    found: list[Path] = []
+    for folder in folders:
+        below = [] if (folder / RECORD).exists() else sorted(folder.glob(f"*/{RECORD}"))
+        found += [file.parent for file in below] or [folder]
+    return found
+
+
 def distinct_names(folders: Sequence[Path]) -> list[str]:
     """As much of each path's end as tells the folders apart: "x", or "a/x" and "b/x"."""
     parts = [folder.resolve().parts for folder in folders]
