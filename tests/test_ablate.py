@@ -232,7 +232,7 @@ def test_a_small_study_for_real(tmp_path, monkeypatch, capsys):
     assert [cell["variant"] for cell in record["cells"]] == ["mlp", "vss_l2"]
     assert record["tests"][0]["n"] == 4
     assert "| vss_l2 * |" in (tmp_path / "out" / "connector" / "table.md").read_text()
-    assert unexplained(tmp_path / "out") == []
+    assert unexplained(tmp_path / "out") == unexplained(lm / "talk") == []
     assert "Ablation of connector, 1 seed" in capsys.readouterr().out
     page = tmp_path / "report.html"
     assert report_command.main([str(tmp_path / "out" / "connector"), "--out", str(page)]) == 0

@@ -48,7 +48,9 @@ FILES = {
     "summary.json": "steps, tokens, samples cut or left out; written when all is done",
     "checkpoints": "step-N: model, optimizer and random state, which --resume takes up. Once final "
     "is there they may be deleted, unless the run is to be made longer",
-    "eval": "with --eval-command: each step's record and log",
+    "eval": "with --eval-data or --eval-command: samples, each step's record and log",
+    "samples.npz": "which samples of --data are usable, for --resume",
+    "tokens.u32": "the text's tokens in stage text, for --resume",
     "tensorboard": "with --tensorboard: its log",
     "wandb": "with --wandb: its log",
 }
