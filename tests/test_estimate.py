@@ -12,14 +12,19 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import astuple
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from vlmamba.config import VLMambaConfig
 from vlmamba.data.collate import Batch
+from vlmamba.models.language import WrappedLM, memory
+from vlmamba.models.language.wrapped import shrunk
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.training import loop
 from vlmamba.training.estimate import estimate
@@ -38,8 +43,22 @@ SIGLIP = {
     "patch_size": 14,
     "vision_use_head": False,
 }
+SIZES = {"hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 768}
+SIZES |= {"num_attention_heads": 8, "vocab_size": 16384, "tie_word_embeddings": False}
+HYBRID = {"layers_block_type": ["mamba", "hybrid"], "num_hidden_layers": 2, "num_mem_blocks": 1}
+HYBRID |= {"mamba_d_state": 16, "mamba_headdim": 32, "n_mamba_heads": 16}
+WIDE = {"hidden_size": 640, "intermediate_size": 1792, "num_hidden_layers": 6}
+
+
+def wrapped(family: str, **settings: Any) -> dict[str, Any]:
+    """A model around transformers' own language model of a family."""
+    text = SIZES | {"model_type": family} | settings
+    return {"text_config": text, "connector": "mlp", "vision_config": SIGLIP}
+
+
 MODEL = {"d_model": 256, "n_layer": 8, "vocab_size": 16384, "vision_config": SIGLIP}
 COMMON = {"lr": 1e-4, "batch_size": 2, "micro_batch": 2, "max_length": 768}
+SHORT = {"micro_batch": 1, "max_length": 512}
 SHAPES = {
     "pretrain, bf16, checkpointing": (
         "pretrain",
@@ -51,6 +70,32 @@ SHAPES = {
         "finetune",
         MODEL | {"mixer": "mamba2", "d_state": 64, "connector": "mlp"},
         COMMON | {"dtype": "bf16", "batch_size": 4},
+    ),
+    "finetune, fp32, Llama": (
+        "finetune",
+        wrapped("llama", num_key_value_heads=4),
+        COMMON | {"dtype": "fp32"},
+    ),
+    "finetune, bf16, Llama of middle size": (
+        "finetune",
+        wrapped("llama", **WIDE),
+        COMMON | SHORT | {"dtype": "bf16", "gradient_checkpointing": True},
+    ),
+    "finetune, bf16, GPT-NeoX": ("finetune", wrapped("gpt_neox"), COMMON | {"dtype": "bf16"}),
+    "pretrain, bf16, Gemma 2, eager attention": (
+        "pretrain",
+        wrapped("gemma2", head_dim=32, num_key_value_heads=4),
+        COMMON | {"dtype": "bf16"},
+    ),
+    "finetune, fp32, Zamba2, LoRA": (
+        "finetune",
+        wrapped("zamba2", **HYBRID),
+        COMMON | SHORT | {"dtype": "fp32", "lora": 8},
+    ),
+    "pretrain, bf16, Zamba2, checkpointing": (
+        "pretrain",
+        wrapped("zamba2", **HYBRID),
+        COMMON | {"dtype": "bf16", "gradient_checkpointing": True},
     ),
 }
 
@@ -71,6 +116,19 @@ def test_the_estimate_is_within_15_percent_of_a_measured_peak(name):
     measured = int(done.stdout.splitlines()[-1])
     found = estimate(VLMambaConfig(**model), get_stage(stage), Hyperparameters(**hyper))
     assert found.bytes_per_device(1, sharded=False) == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_scan_that_loops_over_tokens_is_counted_in_shorter_rows(monkeypatch, checkpointing):
+    config = AutoConfig.for_model("mamba", **SIZES | {"num_hidden_layers": 2, "state_size": 4})
+    model = WrappedLM(config).train()
+    if checkpointing:
+        model.model.activation_checkpointing_enable()
+    shorter = model.activation_bytes(2, 96, torch.bfloat16)
+    monkeypatch.setattr(memory, "FEW", 96)
+    whole = model.activation_bytes(2, 96, torch.bfloat16)
+    assert shorter != whole
+    assert astuple(shorter) == pytest.approx(astuple(whole), rel=0.05)
 
 
 def test_gradients_count_at_the_loss_only_where_they_accumulate():
@@ -110,13 +168,20 @@ def measure(stage: str, model: dict, hyper: dict) -> int:
         for _ in range(number):  # the second has moments
             loop.update(prepared, optimizer, batches, part.objective, accelerator)
 
-    small = VLMambaConfig(**(model | {"d_model": 64, "n_layer": 1, "vocab_size": 64}))
+    small = VLMambaConfig(**(model | smaller(model)))
     few = {"batch_size": 1, "micro_batch": 1, "max_length": small.num_image_tokens + 8}
     updates(small, Hyperparameters(**(hyper | few)), 1)
     gc.collect()
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     updates(VLMambaConfig(**model), Hyperparameters(**hyper), 2)
     return peak() - before
+
+
+def smaller(model: dict) -> dict:
+    """What makes the warm-up's model of `model`."""
+    if "text_config" not in model:
+        return {"d_model": 64, "n_layer": 1, "vocab_size": 64}
+    return {"text_config": shrunk(VLMambaConfig(**model).text_config)}
 
 
 def peak() -> int:

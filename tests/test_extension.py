@@ -117,9 +117,6 @@ class DecayLM(LanguageModel):
     def flops(self, tokens: int) -> float:
         return 2 * tokens * self.block.proj.weight.numel()
 
-    def activation_bytes(self, dtype: torch.dtype, checkpointing: bool) -> tuple[int, int]:
-        return 16 * self.config.hidden_size, 0
-
 
 class ColoursConfig(PretrainedConfig):
     model_type = "colours"

@@ -68,6 +68,8 @@ def estimate(
     parameters = {part: _count(model.get_submodule(part)) for part in PARTS}
     if hyper.lora:
         lora.attach(model, hyper)
+    if hyper.gradient_checkpointing:
+        model.activation_checkpointing_enable()
     trainable = {part: _count(model.get_submodule(part), trainable=True) for part in PARTS}
     has_images = stage.template is not None
     text = hyper.max_length - (tiles * config.num_image_tokens if has_images else 0)
@@ -119,55 +121,26 @@ def _activation_bytes(
     layer's backward pass.
     """
     config, rows = model.config, hyper.micro_batch
-    element = 2 if hyper.dtype == "bf16" else 4
-    labels = hyper.max_length if text is None else max(1, text)
     dtype = torch.bfloat16 if hyper.dtype == "bf16" else torch.float32
-    of_token = model.language_model.activation_bytes(dtype, hyper.gradient_checkpointing)
-    kept, at_work = (hyper.max_length * size for size in of_token)
-    spared = _spared_bytes(model, hyper)
-    encoder = 0
+    element = dtype.itemsize
+    labels = hyper.max_length if text is None else max(1, text)
+    language = model.language_model.activation_bytes(rows, hyper.max_length, dtype)
+    connector = encoder = 0
     if text is not None:
-        kept += tiles * model.connector.activation_bytes(element)
-        encoder = tiles * config.vision_encoder.working_bytes(config.vision_config)
-    in_forward, in_backward = _cast_bytes(model, hyper)
+        connector = rows * tiles * model.connector.activation_bytes(element)
+        encoder = rows * tiles * config.vision_encoder.working_bytes(config.vision_config)
     # float32: logits and their log-softmax, then that and the gradients of both
     loss = rows * labels * config.vocab_size
-    at_loss = max((8 + element % 4) * loss + in_forward, 12 * loss + in_backward)
-    at_layer = rows * at_work + in_backward + _tied_bytes(model)
-    return max(rows * encoder, rows * kept + spared + max(at_loss, at_layer))
-
-
-def _spared_bytes(model: VLMambaForConditionalGeneration, hyper: Hyperparameters) -> int:
-    """What a small micro-batch keeps of its layers' inner parts rather than compute it again."""
-    if hyper.gradient_checkpointing:
-        return 0
-    element = 2 if hyper.dtype == "bf16" else 4
-    return model.language_model.spared_bytes(hyper.micro_batch * hyper.max_length, element)
+    head = element % 4 * config.d_model * config.vocab_size  # autocast's copy
+    at_loss = head + max(language.forward + (8 + element % 4) * loss, language.kept + 12 * loss)
+    return max(encoder, connector + max(at_loss, language.backward + _tied_bytes(model)))
 
 
 def _tied_bytes(model: VLMambaForConditionalGeneration) -> int:
-    """A gradient of the embedding, which is the output head too."""
+    """A gradient of the embedding where it is the output head too."""
     weight = model.get_input_embeddings().weight
-    return 4 * weight.numel() if weight.requires_grad else 0
-
-
-def _cast_bytes(model: VLMambaForConditionalGeneration, hyper: Hyperparameters) -> tuple[int, int]:
-    """bfloat16 copies of weights: during the forward pass, and kept for the backward pass.
-
-    Autocast keeps those of trainable weights to the forward's end; the graph those that a gradient
-    goes through, unless the layer is run again.
-    """
-    if hyper.dtype != "bf16":
-        return 0, 0
-    head = model.get_input_embeddings().weight.numel()
-    in_forward = in_backward = head
-    blocks, keeps_all = model.language_model.blocks(), bool(_spared_bytes(model, hyper))
-    for name, weight in (pair for block in blocks for pair in block.named_parameters()):
-        if name.endswith("proj.weight"):
-            graph = ("in_proj" in name and not hyper.gradient_checkpointing) or keeps_all
-            in_backward += weight.numel() if graph else 0
-            in_forward += weight.numel() if graph or weight.requires_grad else 0
-    return 2 * in_forward, 2 * in_backward
+    tied = model.get_output_embeddings().weight is weight
+    return 4 * weight.numel() if weight.requires_grad and tied else 0
 
 
 def table(found: Estimate, hyper: Hyperparameters, devices: int) -> str:

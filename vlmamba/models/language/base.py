@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from vlmamba.models.language.memory import ActivationBytes, count_activations
+
 EMBEDDING_STD = 0.02  # of embeddings and output projections that nothing is loaded into
 
 
@@ -158,14 +160,11 @@ class LanguageModel(nn.Module):
         """FLOPs of a forward pass over one sequence, without the head; a multiply-add is two."""
         raise NotImplementedError
 
-    def activation_bytes(self, dtype: torch.dtype, checkpointing: bool) -> tuple[int, int]:
-        """Bytes a token that a backward pass keeps: over the whole model, and once at its peak."""
-        raise NotImplementedError
+    def activation_bytes(self, rows: int, tokens: int, dtype: torch.dtype) -> ActivationBytes:
+        """Memory of a training pass over (rows, tokens, D), its products in `dtype`.
 
-    def spared_bytes(self, tokens: int, element: int) -> int:
-        """Bytes more that a batch of so many tokens keeps where it recomputes nothing; usually 0.
-
-        A model that recomputes parts of its layers without being asked to keeps them instead for
-        batches that are small enough.  element: bytes of the dtype.
+        Of the model as it is set up, with what is frozen, LoRA and gradient checkpointing.  A
+        family whose kernels do not run without data, or that looks into the values of tensors,
+        has a formula of its own.
         """
-        return 0
+        return count_activations(self, rows, tokens, dtype)

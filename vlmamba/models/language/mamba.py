@@ -28,6 +28,7 @@ from vlmamba.models.language.mamba_config import (
     without_insertions,
 )
 from vlmamba.models.language.mamba_weights import fill
+from vlmamba.models.language.memory import ActivationBytes
 from vlmamba.models.linear import Linear
 from vlmamba.models.mixers import MIXERS
 from vlmamba.models.mixers.attention import ROOM, CausalAttention, KeyValues
@@ -415,16 +416,26 @@ class MambaLM(LanguageModel):
             total += 2.0 * tokens * layer.product_parameters() + layer.inner_flops(tokens)
         return total
 
-    def activation_bytes(self, dtype: torch.dtype, checkpointing: bool) -> tuple[int, int]:
+    def activation_bytes(self, rows: int, tokens: int, dtype: torch.dtype) -> ActivationBytes:
         """Per layer the float32 residual, of its norm and first projection what their own weights'
         gradients need, and the mixer's share; with checkpointing the residual alone.  At the peak
-        what the layer at work makes again."""
+        what the layer at work makes again.  Autocast's copies of weights come on top."""
         residual = 4 * self.config.d_model
-        shares = [self._block_bytes(cast(Block, block), dtype.itemsize) for block in self.layers]
+        blocks = [cast(Block, block) for block in self.layers]
+        recomputes, spared = blocks[0].gradient_checkpointing, 0
+        if not recomputes:
+            spared = self.spared_bytes(rows * tokens, dtype.itemsize)
+        shares = [self._block_bytes(block, dtype.itemsize) for block in blocks]
+        if recomputes:
+            held, at_work = len(shares) * residual, max(map(sum, shares))
+        else:
+            held, at_work = sum(kept for kept, _ in shares), max(work for _, work in shares)
         ends = 3 * residual  # embeddings, the last residual and its norm
-        if checkpointing:
-            return len(shares) * residual + ends, max(sum(share) for share in shares)
-        return sum(kept for kept, _ in shares) + ends, max(at_work for _, at_work in shares)
+        held = rows * tokens * (held + ends) + spared
+        copies = [_copied_bytes(block, dtype, keeps_all=bool(spared)) for block in blocks]
+        in_forward, in_graph = (sum(sizes) for sizes in zip(*copies, strict=True))
+        kept = held + in_graph
+        return ActivationBytes(held + in_forward, kept, kept + rows * tokens * at_work)
 
     def _block_bytes(self, block: Block, element: int) -> tuple[int, int]:
         """Bytes a token that one block keeps, and further ones while it is at work."""
@@ -441,6 +452,24 @@ class MambaLM(LanguageModel):
         mixers = [layer.mixer for layer in self.layers if isinstance(layer, MambaBlock)]
         spared = tokens * sum(mixer.activation_bytes(element)[1] for mixer in mixers[1:])
         return spared if spared <= KEPT_BYTES else 0
+
+
+def _copied_bytes(block: Block, dtype: torch.dtype, keeps_all: bool) -> tuple[int, int]:
+    """Autocast's copies of a block's weights: to the forward pass's end, and in the graph.
+
+    Those of trainable weights stay to the end; the graph keeps those that a gradient goes through,
+    unless the block, or what follows a Mamba layer's first projection, is run again.
+    """
+    in_forward = in_graph = 0
+    for name, module in block.named_modules():
+        if isinstance(module, nn.Linear) and dtype != module.weight.dtype:
+            size = dtype.itemsize * module.weight.numel()
+            again = block.gradient_checkpointing
+            if isinstance(block, MambaBlock) and "in_proj" not in name and not keeps_all:
+                again = True
+            in_graph += 0 if again else size
+            in_forward += 0 if again and not module.weight.requires_grad else size
+    return in_forward, in_graph
 
 
 def _places(kinds: list[str], donors: list[str]) -> list[int | None] | None:

@@ -17,7 +17,7 @@ import copy
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -70,15 +70,16 @@ class WrappedCache(Cache):
     """What a transformers model keeps of each row: its own cache and which columns are real.
 
     layers: transformers' cache.  mask: (B, T) bool, False on padding.  padded: whether it has any;
-    known here, for asking the mask makes the host wait for the device.
+    known here, for asking the mask makes the host wait for the device (None: ask it).
     """
 
     layers: DynamicCache
     mask: Tensor
-    padded: bool = field(init=False)
+    padded: bool | None = None
 
     def __post_init__(self) -> None:
-        self.padded = _has_padding(self.mask)
+        if self.padded is None:
+            self.padded = _has_padding(self.mask)
 
     @property
     def batch(self) -> int:
@@ -97,7 +98,7 @@ class WrappedCache(Cache):
 
     def clone(self) -> WrappedCache:
         """An independent copy."""
-        return WrappedCache(copy.deepcopy(self.layers), self.mask.clone())
+        return WrappedCache(copy.deepcopy(self.layers), self.mask.clone(), self.padded)
 
     def select(self, rows: Tensor) -> WrappedCache:
         """A new cache with the given rows (int64 indices; repeats allowed)."""
@@ -274,7 +275,7 @@ class WrappedLM(LanguageModel):
     def new_cache(self, batch: int) -> WrappedCache:
         """Nothing seen yet, in `batch` rows."""
         mask = torch.zeros(batch, 0, dtype=torch.bool, device=self.embedding.weight.device)
-        return WrappedCache(DynamicCache(config=self.config), mask)
+        return WrappedCache(DynamicCache(config=self.config), mask, padded=False)
 
     def forward(
         self,
@@ -332,7 +333,11 @@ class WrappedLM(LanguageModel):
             real = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
         seen = cache.lengths.unsqueeze(1)
         cache.mask, cache.padded = torch.cat([cache.mask, real], dim=1), cache.padded or padded
-        options: dict[str, Any] = {self._cache_name: cache.layers}
+        # a layer that is run again would go on from the state that it has already written;
+        # transformers' checkpoints leave out the cache that attention takes, and only that one
+        again = self._cache_name == "cache_params" and self.training
+        again = again and self.model.is_activation_checkpointing
+        options: dict[str, Any] = {} if again else {self._cache_name: cache.layers}
         # without attention there is nothing to mask behind this call's own tokens
         own = all(cache.layers.is_linear) and cache.layers.layers
         if padded if own else cache.padded:
@@ -341,7 +346,7 @@ class WrappedLM(LanguageModel):
             options["position_ids"] = (seen + real.cumsum(dim=1) - 1).clamp(min=0)
         output = self.model.base_model(
             inputs_embeds=embeds,
-            use_cache=True,
+            use_cache=not again,
             output_hidden_states=collect is not None,
             **options,
         )
@@ -416,25 +421,6 @@ class WrappedLM(LanguageModel):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             self._run_on_meta(tokens, torch.float32)
         return float(counter.get_total_flops())
-
-    def activation_bytes(self, dtype: torch.dtype, checkpointing: bool) -> tuple[int, int]:
-        """What autograd keeps of a forward pass on the meta device, parameters left out."""
-        kept: dict[int, int] = {}  # several tensors may share a storage: it is there once
-
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            kept[storage._cdata] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            weights = self._run_on_meta(PROBE_TOKENS, dtype)
-        for weight in weights:
-            kept.pop(weight.untyped_storage()._cdata, None)
-        total = sum(kept.values()) // PROBE_TOKENS
-        layers = self.config.num_hidden_layers
-        if not checkpointing:
-            return total, 0
-        return layers * self.config.hidden_size * dtype.itemsize, total // layers
 
     def _run_on_meta(self, tokens: int, dtype: torch.dtype) -> list[nn.Parameter]:
         """One sequence through the model's shape; its weights, which have none of their memory.
