@@ -51,7 +51,7 @@ from vlmamba_core import hub
 from vlmamba_core.cli import Parser, cli
 from vlmamba_core.errors import UserError, unknown
 from vlmamba_core.folder import AnswerJournal, RunFolder, digest, explain
-from vlmamba_core.names import choose, choose_dtype, match
+from vlmamba_core.names import QUANTIZED, choose, choose_dtype, match
 
 if TYPE_CHECKING:
     import datasets
@@ -62,6 +62,7 @@ DTYPES = ("auto", *models.DTYPES)
 KEPT = (
     *("tasks", "model", "revision", "data", "style", "split", "data_id", "data_revision"),
     *("protocol", "limit", "batch_size", "blind", "dtype", "device", "backend", "seed"),
+    "quantize",
     *("judge", "judge_model", "judge_key_env", "template", "votes", "temperature"),
     *tasks.PROMPT_OPTIONS,
 )
@@ -71,7 +72,7 @@ LONGEST_NAME = 100  # characters of a model's name in a folder's
 NOT_TEXT = {"limit": int, "batch_size": int, "blind": bool, "seed": int, "votes": int}
 NOT_TEXT["temperature"] = float
 MAY_BE_ABSENT = {"revision", "style", "split", "data_id", "data_revision", "limit"} | {
-    *("judge", "judge_key_env", "template"),
+    *("judge", "judge_key_env", "template", "quantize"),
     *tasks.PROMPT_OPTIONS,
 }
 
@@ -127,6 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace another finished run in --out")
     add("--blind", action="store_true", help="replace every image's features by their mean")
     add("--dtype", default="auto", help=f"{', '.join(DTYPES)} (auto: float32 on CPU)")
+    add("--quantize", help=f"weights of the language model: {', '.join(QUANTIZED)} (default: none)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--backend", default="auto", help=f"selective scan: {', '.join(BACKENDS)}")
     add("--seed", type=int, default=0, help="seed of all generators")
@@ -169,6 +171,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args.data = args.data or ("hub" if only_lmms else "demo")
     args.backend = choose("backend", args.backend, BACKENDS)
     args.dtype = choose_dtype(args.dtype, DTYPES)
+    args.quantize = args.quantize and choose("kind of quantized weights", args.quantize, QUANTIZED)
     args.style = args.style and choose("style", args.style, STYLES)
     args.model = match(args.model, BUNDLED_MODELS) or args.model
     if args.tasks:
@@ -430,7 +433,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def load_model(args: argparse.Namespace, journal: AnswerJournal) -> Resumable:
     """The model that `--model` names, its answers kept. Raises UserError."""
     names = ("revision", "batch_size", "device", "dtype", "backend", "blind", "seed", "template")
-    options = ModelOptions(**{name: getattr(args, name) for name in (*names, "temperature")})
+    chosen = (*names, "temperature", "quantize")
+    options = ModelOptions(**{name: getattr(args, name) for name in chosen})
     evaluation.seed_everything(args.seed)
     return Resumable(eval_models.load(args.model, options), journal)
 

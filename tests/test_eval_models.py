@@ -9,6 +9,7 @@ from PIL import Image
 
 from harness.data.images import UnreadableImage
 from harness.models.base import EvalModel, Limits, Picture, Request
+from harness.models.registry import ModelOptions, eval_models
 from harness.models.resumable import Resumable
 from vlmamba_core.errors import UserError
 from vlmamba_core.folder import AnswerJournal
@@ -121,3 +122,16 @@ def test_a_refused_question_is_counted_and_asked_again_by_the_next_run(tmp_path)
 def test_a_model_that_refuses_everything_is_an_error():
     with pytest.raises(UserError, match="answered none of the first 10 questions: too long"):
         Resumable(Choosy([])).answer(requests(12)[:12])
+
+
+def test_quantized_weights_are_recorded_and_other_kinds_refuse_them():
+    plain, rounded = (
+        eval_models.load("nano", ModelOptions(quantize=kind, dtype="float32"))
+        for kind in (None, "int8")
+    )
+    assert rounded.provenance()["quantize"] == "int8"
+    assert "quantize" not in plain.provenance()
+    assert rounded.provenance()["model_sha256"] != plain.provenance()["model_sha256"]
+    assert rounded.parameters == plain.parameters
+    with pytest.raises(UserError, match="--quantize has no meaning for api"):
+        eval_models.load("api:http://localhost,model=x", ModelOptions(quantize="int8"))

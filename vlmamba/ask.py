@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmamba_core.cli import Parser, cli
 from vlmamba_core.errors import UserError, first_line
-from vlmamba_core.names import choose_dtype
+from vlmamba_core.names import QUANTIZED, choose, choose_dtype
 
 if TYPE_CHECKING:  # torch loads only once the arguments are known to be right
     from PIL import Image
@@ -47,6 +47,7 @@ def build_parser() -> Parser:
     add("--temperature", type=float, default=0.0, help="0 (default): the likeliest token each time")
     add("--seed", type=int, default=0, help="of sampling (default: 0)")
     add("--dtype", default="auto", help="auto (as stored), fp32, bf16 or fp16")
+    add("--quantize", help=f"weights of the language model: {', '.join(QUANTIZED)} (default: none)")
     add("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     add("--stats", action="store_true", help="tokens a second and the state's size, on stderr")
     return parser
@@ -79,6 +80,7 @@ def _check(args: argparse.Namespace, paths: Sequence[str], question: str | None)
     if not paths:
         raise UserError(f"no picture given, only {question!r}; expected PICTURE ... QUESTION")
     args.dtype = choose_dtype(args.dtype, DTYPES)
+    args.quantize = args.quantize and choose("kind of quantized weights", args.quantize, QUANTIZED)
     if args.max_new_tokens < 1 or args.temperature < 0:
         raise UserError("--max-new-tokens must be at least 1 and --temperature at least 0")
     if STDIN in paths and (question is None or paths.count(STDIN) > 1):
@@ -123,11 +125,14 @@ class Conversation:
         from transformers.utils import logging
 
         from vlmamba import checkpoints
+        from vlmamba.models.quantized import quantize
 
         if not sys.stderr.isatty():
             logging.disable_progress_bar()
         device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model, self.processor = checkpoints.load(args.model, dtype=args.dtype, device=device)
+        if args.quantize:
+            quantize(self.model.language_model, args.quantize)
         self.model.eval()
         torch.manual_seed(args.seed)
         self._args = args

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from vlmamba_core.errors import unknown
 
+QUANTIZED = ("int8", "int4")  # kinds of vlmamba.models.quantized
 SAME_DTYPE = (
     ("float32", "fp32", "f32", "float"),
     ("bfloat16", "bf16"),

@@ -29,7 +29,9 @@ SETTINGS: spec.Settings = {"model": str, "key_env": str, "timeout": float, "conc
 
 def load(name: str, options: ModelOptions) -> EvalModel:
     """The model at URL,model=NAME,... . Raises UserError."""
-    options.refuse("api", "revision", "device", "dtype", "backend", "blind", "temperature")
+    options.refuse(
+        "api", "revision", "device", "dtype", "backend", "blind", "temperature", "quantize"
+    )
     if options.template is not None:
         raise UserError(
             "--template: an api: server puts its own template around a question; start it with "

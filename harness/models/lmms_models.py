@@ -37,7 +37,7 @@ SPLIT = "test"  # one for all: the class only looks documents up by it
 
 def load(name: str, options: ModelOptions) -> EvalModel:
     """The model class NAME,key=value,... of lmms-eval. Raises UserError."""
-    options.refuse("lmms", "revision", "dtype", "backend", "blind", "temperature")
+    options.refuse("lmms", "revision", "dtype", "backend", "blind", "temperature", "quantize")
     if options.template is not None:
         raise UserError(
             "--template: a class of lmms-eval has its own template; where it takes another, it is "

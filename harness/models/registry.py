@@ -35,6 +35,7 @@ class ModelOptions:
     seed: int = 0
     template: str | None = None
     temperature: float = 0.0
+    quantize: str | None = None
 
     def refuse(self, kind: str, *names: str) -> None:
         """Raise UserError where one of these was chosen: `kind` has no use for it."""

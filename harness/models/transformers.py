@@ -75,7 +75,7 @@ NOT_TAKEN = (ValueError, TypeError, IndexError, KeyError)
 
 def load(name: str, options: ModelOptions) -> EvalModel:
     """The model in a folder or on the hub. Raises UserError."""
-    options.refuse("hf", "backend", "blind")
+    options.refuse("hf", "backend", "blind", "quantize")
     return TransformersModel(
         name,
         batch_size=options.batch_size,

@@ -36,7 +36,7 @@ from vlmamba.chat_template import CHAT_TEMPLATE
 from vlmamba.generation import PARTS, GroupedGenerator
 from vlmamba.generation import Request as Question
 from vlmamba.image_layouts import WHOLE
-from vlmamba.models import products
+from vlmamba.models import products, quantized
 from vlmamba.models.language import LanguageModel
 from vlmamba.models.selective_scan import BACKENDS, resolve_backend, use_backend
 from vlmamba.weight_files import weights_sha256
@@ -63,6 +63,7 @@ def load(name: str, options: ModelOptions) -> EvalModel:
         template=options.template,
         temperature=options.temperature,
         seed=options.seed,
+        quantize=options.quantize,
     )
 
 
@@ -89,6 +90,7 @@ class VLMambaModel(EvalModel):
         template: str | None = None,
         temperature: float = 0.0,
         seed: int = 0,
+        quantize: str | None = None,
     ) -> None:
         backend = names.choose("backend", backend, BACKENDS)
         self.name, self.blind, self.batch_size = pretrained, blind, batch_size
@@ -104,6 +106,9 @@ class VLMambaModel(EvalModel):
         self.temperature, self.seed = temperature, seed
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.notes = reading_notes(self.model.language_model)
+        self.quantize = quantize
+        if quantize is not None:
+            quantized.quantize(self.model.language_model, quantize)
         self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         self._stand_in: Tensor | None = None
 
@@ -118,6 +123,7 @@ class VLMambaModel(EvalModel):
             "image_aspect_ratio": self.processor.image_aspect_ratio,
             "image_layout": self.processor.image_layout,
         }
+        rounded = {} if self.quantize is None else {"quantize": self.quantize}
         drawn = {"temperature": self.temperature, "seed": self.seed} if self.temperature else {}
         usual = {"image_aspect_ratio": "pad", "image_layout": WHOLE}  # of all older journals
         found: dict[str, Any] = {n: value for n, value in shown.items() if value != usual[n]}
@@ -126,6 +132,7 @@ class VLMambaModel(EvalModel):
         return (
             found
             | drawn
+            | rounded
             | {
                 "model_sha256": self.sha256,
                 "code_sha256": code_sha256(),

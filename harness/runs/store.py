@@ -84,6 +84,7 @@ def marks(arguments: Mapping[str, Any], task: str | None = None) -> list[str]:
     options = tasks.load(task).prompt_options if task in tasks.NAMES else ()
     if (votes := arguments.get("votes") or 1) > 1:
         found.append(f"{votes} votes")
+    found += [f"{arguments['quantize']} weights"] if arguments.get("quantize") else []
     return found + [f"{name} {arguments[name]}" for name in options if arguments.get(name)]
 
 

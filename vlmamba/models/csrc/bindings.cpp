@@ -201,7 +201,7 @@ Tensor few_rows_linear(const Tensor& x, const Tensor& weight, const Maybe& bias)
 }
 
 // weight (outputs, width) int8, or (outputs, bytes) uint8 of 4 bits; scales (outputs, groups).
-Tensor few_rows_quantised(
+Tensor few_rows_quantized(
     const Tensor& x, const Tensor& weight, const Tensor& scales, int64_t group, const Maybe& bias) {
   const bool bytes = weight.scalar_type() == at::kChar;
   const int64_t width = x.size(-1), outputs = weight.size(0);
@@ -216,7 +216,7 @@ Tensor few_rows_quantised(
   Tensor y = at::empty(sizes, x.options());
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    quantised_linear<T>(
+    quantized_linear<T>(
         {width ? x.numel() / width : 0, width, outputs, group, bytes ? 8 : 4, data<T>(x),
          bytes ? static_cast<const void*>(data<int8_t>(weight)) : data<uint8_t>(weight),
          data<float>(scales), data<T>(bias)},
@@ -269,5 +269,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("conv_backward", &v::convolve_backward, NoGil());
   m.def("conv_step", &v::convolve_step, NoGil());
   m.def("linear", &v::few_rows_linear, NoGil());
-  m.def("quantised_linear", &v::few_rows_quantised, NoGil());
+  m.def("quantized_linear", &v::few_rows_quantized, NoGil());
 }

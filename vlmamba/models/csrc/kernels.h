@@ -115,7 +115,7 @@ void linear(const LinearInputs<T>& in, T* y);
 // Weights of whole numbers, each worth the scale of its row's group of columns. `group` is a
 // multiple of 32, or the width. Of 8 bits: int8 (outputs, width); of 4: see Int4 in linear.cpp.
 template <typename T>
-struct QuantisedInputs {
+struct QuantizedInputs {
   int64_t rows, width, outputs, group;
   int bits;
   const T* x;                    // (rows, width)
@@ -125,6 +125,6 @@ struct QuantisedInputs {
 };
 
 template <typename T>
-void quantised_linear(const QuantisedInputs<T>& in, T* y);
+void quantized_linear(const QuantizedInputs<T>& in, T* y);
 
 }  // namespace vlmamba

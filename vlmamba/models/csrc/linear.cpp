@@ -253,7 +253,7 @@ void linear(const LinearInputs<T>& in, T* y) {
 }
 
 template <typename T>
-void quantised_linear(const QuantisedInputs<T>& in, T* y) {
+void quantized_linear(const QuantizedInputs<T>& in, T* y) {
   if (in.bits == 8) {
     multiply<Int8, T>(
         in.rows, in.width, in.outputs, in.x, static_cast<const int8_t*>(in.weight), in.scales,
@@ -268,8 +268,8 @@ void quantised_linear(const QuantisedInputs<T>& in, T* y) {
 template void linear<float>(const LinearInputs<float>&, float*);
 template void linear<double>(const LinearInputs<double>&, double*);
 template void linear<c10::BFloat16>(const LinearInputs<c10::BFloat16>&, c10::BFloat16*);
-template void quantised_linear<float>(const QuantisedInputs<float>&, float*);
-template void quantised_linear<c10::BFloat16>(
-    const QuantisedInputs<c10::BFloat16>&, c10::BFloat16*);
+template void quantized_linear<float>(const QuantizedInputs<float>&, float*);
+template void quantized_linear<c10::BFloat16>(
+    const QuantizedInputs<c10::BFloat16>&, c10::BFloat16*);
 
 }  // namespace vlmamba

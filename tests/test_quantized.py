@@ -1,4 +1,4 @@
-"""Quantised linear layers: rounding, packing, and kernels equal to the dequantised weights."""
+"""Quantized linear layers: rounding, packing, and kernels equal to the dequantized weights."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import torch
 from tiny import tiny_config
 from torch import nn
 
-from vlmamba.models.quantised import KINDS, QuantisedLinear, pack, quantise, unpack, usual_scale
+from vlmamba.models.quantized import KINDS, QuantizedLinear, pack, quantize, unpack, usual_scale
 from vlmamba.models.scan_backends import build
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba_core.errors import UserError
+from vlmamba_core.names import QUANTIZED
 
 NEEDS_KERNELS = pytest.mark.skipif(build.kernels() is None, reason="no C++ compiler")
 SETS = dict.fromkeys((build.instruction_set(), "DEFAULT"))
@@ -34,9 +35,9 @@ def test_packing_keeps_every_number(columns):
 @pytest.mark.parametrize("size", SIZES)
 def test_every_weight_is_off_by_half_a_step_at_most(kind, size):
     layer = linear(size)
-    quantised = QuantisedLinear.of(layer, KINDS[kind])
-    step = quantised.scale.repeat_interleave(quantised.group, dim=1)[:, : size[0]]
-    off = (quantised.dequantised(torch.float32) - layer.weight).abs()
+    quantized = QuantizedLinear.of(layer, KINDS[kind])
+    step = quantized.scale.repeat_interleave(quantized.group, dim=1)[:, : size[0]]
+    off = (quantized.dequantized(torch.float32) - layer.weight).abs()
     assert bool((off <= step * 0.5001).all())
 
 
@@ -45,35 +46,35 @@ def test_every_weight_is_off_by_half_a_step_at_most(kind, size):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_kernel_multiplies_by_the_dequantised_weights(
+def test_the_kernel_multiplies_by_the_dequantized_weights(
     instructions, kind, size, dtype, monkeypatch
 ):
     module = build.load_kernels(instructions)
-    monkeypatch.setattr("vlmamba.models.quantised.kernels", lambda: module)
-    quantised = QuantisedLinear.of(linear(size), KINDS[kind])
+    monkeypatch.setattr("vlmamba.models.quantized.kernels", lambda: module)
+    quantized = QuantizedLinear.of(linear(size), KINDS[kind])
     x = torch.randn(5, size[0]).to(dtype)
-    want = x.double() @ quantised.dequantised(torch.float32).double().T + quantised.bias.double()
+    want = x.double() @ quantized.dequantized(torch.float32).double().T + quantized.bias.double()
     tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-5
     with torch.inference_mode():
-        got = quantised(x)
+        got = quantized(x)
         assert got.dtype == dtype
         torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
-        assert torch.equal(quantised(x[2:3]), got[2:3])  # a row is its own
-        assert torch.equal(quantised(x[:, None]), got[:, None])
-        sequence = quantised(x[None])[0].double()
+        assert torch.equal(quantized(x[2:3]), got[2:3])  # a row is its own
+        assert torch.equal(quantized(x[:, None]), got[:, None])
+        sequence = quantized(x[None])[0].double()
     torch.testing.assert_close(sequence, want, rtol=2 * tolerance, atol=2 * tolerance)
 
 
 def test_a_scale_from_elsewhere_is_taken():
     layer, kind = linear((256, 4)), KINDS["int4"]
     scale = 1.5 * usual_scale(layer.weight.detach(), kind)
-    assert torch.equal(QuantisedLinear.of(layer, kind, scale).scale, scale)
+    assert torch.equal(QuantizedLinear.of(layer, kind, scale).scale, scale)
     with pytest.raises(ValueError, match=r"scale is \(4, 1\), expected \(4, 2\)"):
-        QuantisedLinear.of(layer, kind, scale[:, :1])
+        QuantizedLinear.of(layer, kind, scale[:, :1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_quantised_model_has_nearly_the_same_logits_and_one_path(kind):
+def test_a_quantized_model_has_nearly_the_same_logits_and_one_path(kind):
     torch.manual_seed(0)
     model = VLMambaForConditionalGeneration(tiny_config()).eval()
     language = model.language_model
@@ -81,18 +82,22 @@ def test_a_quantised_model_has_nearly_the_same_logits_and_one_path(kind):
     ids = torch.randint(2, language.embedding.num_embeddings, (2, 7))
     with torch.inference_mode():
         before = model(input_ids=ids).logits
-        quantise(language, kind)
+        quantize(language, kind)
         after = model(input_ids=ids).logits
         _, cache = language(language.embed(ids[:, :-1]))
         stepped = language.head(language.step(language.embed(ids[:, -1]), cache))
     assert torch.equal(language.embedding.weight, table)
-    assert isinstance(language.lm_head, QuantisedLinear)
+    assert isinstance(language.lm_head, QuantizedLinear)
     spread = before.std()
     assert float((after - before).std() / spread) < (0.05 if kind == "int8" else 0.5)
     torch.testing.assert_close(stepped, after[:, -1], rtol=1e-4, atol=1e-5)
 
 
+def test_the_names_are_those_of_the_command_lines():
+    assert tuple(KINDS) == QUANTIZED
+
+
 def test_an_unknown_kind_names_the_known_ones():
     model = VLMambaForConditionalGeneration(tiny_config())
     with pytest.raises(UserError, match="int8"):
-        quantise(model.language_model, "int3")
+        quantize(model.language_model, "int3")

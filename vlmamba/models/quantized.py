@@ -1,8 +1,8 @@
 """Linear layers whose weights are whole numbers times a scale: decoding reads a quarter or an
 eighth of the bytes.
 
-    quantise(model.language_model, "int8")          # or "int4"; in place, after loading
-    layer = QuantisedLinear.of(linear, KINDS["int4"], scale=learned)
+    quantize(model.language_model, "int8")          # or "int4"; in place, after loading
+    layer = QuantizedLinear.of(linear, KINDS["int4"], scale=learned)
 
     y = x (scale Q)^T + b        Q whole numbers, scale one for every group of a row's columns
 
@@ -49,7 +49,7 @@ class Kind:
 KINDS = {"int8": Kind(8, None, "int8"), "int4": Kind(4, 128, "int8")}
 
 
-class QuantisedLinear(nn.Module):
+class QuantizedLinear(nn.Module):
     """A linear layer of whole numbers; not trained as such, but `scale` may be learned before."""
 
     weight: Tensor
@@ -67,7 +67,7 @@ class QuantisedLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     @classmethod
-    def of(cls, linear: nn.Linear, kind: Kind, scale: Tensor | None = None) -> QuantisedLinear:
+    def of(cls, linear: nn.Linear, kind: Kind, scale: Tensor | None = None) -> QuantizedLinear:
         """The layer that is nearest to a linear one; scale (O, G): in place of the usual one."""
         weight = linear.weight.detach().float()
         layer = cls(linear.in_features, linear.out_features, kind, linear.bias)
@@ -79,7 +79,7 @@ class QuantisedLinear(nn.Module):
         layer.scale = scale.contiguous()
         return layer.to(weight.device)
 
-    def dequantised(self, dtype: torch.dtype) -> Tensor:
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
         """The weights (O, I) as numbers of that type."""
         numbers = self.weight if self.kind.bits == 8 else unpack(self.weight, self.in_features)
         scale = self.scale.repeat_interleave(self.group, dim=1)[:, : self.in_features]
@@ -91,9 +91,9 @@ class QuantisedLinear(nn.Module):
         rows = x[:, 0] if x.ndim == 3 and x.shape[1] == 1 else x
         if is_step(rows, x.dtype) and (module := kernels()) is not None:
             numbers = (self.weight, self.scale, self.group)
-            y = module.quantised_linear(rows.contiguous(), *numbers, bias)
+            y = module.quantized_linear(rows.contiguous(), *numbers, bias)
             return y.reshape(*x.shape[:-1], self.out_features)
-        return product(x, self.dequantised(x.dtype), bias)
+        return product(x, self.dequantized(x.dtype), bias)
 
     def extra_repr(self) -> str:
         """As nn.Linear's, with the bits."""
@@ -128,16 +128,16 @@ def unpack(packed: Tensor, columns: int) -> Tensor:
     return both[:, :columns].to(torch.int8) - 8
 
 
-def quantise(model: LanguageModel, kind: str) -> None:
+def quantize(model: LanguageModel, kind: str) -> None:
     """Replace the projections of all blocks (`lora_targets`) and the head, in place.
 
     An embedding that is also the head stays as it is.  Raises UserError for an unknown kind.
     """
-    chosen = KINDS[choose("kind of quantised weights", kind, KINDS)]
+    chosen = KINDS[choose("kind of quantized weights", kind, KINDS)]
     for block in model.blocks():
         for part in list(block.modules()):
             for name, child in list(part.named_children()):
                 if name in model.lora_targets and isinstance(child, nn.Linear):
-                    setattr(part, name, QuantisedLinear.of(child, chosen))
+                    setattr(part, name, QuantizedLinear.of(child, chosen))
     if isinstance(model.lm_head, nn.Linear):
-        model.lm_head = QuantisedLinear.of(model.lm_head, KINDS[chosen.head])
+        model.lm_head = QuantizedLinear.of(model.lm_head, KINDS[chosen.head])
