@@ -51,18 +51,19 @@ def test_what_a_variant_changes_reaches_its_commands(tmp_path):
         done.append((module, " ".join(arguments)))
         return finished(module, arguments)
 
-    for axis in ("objective", "votes"):
+    for axis in ("objective", "votes", "adaptation"):
         for variant in variants(axis):
             cells.run_cell(Cell(variant, 0), BUDGET, tmp_path, start)
     trained = [text for module, text in done if module == "vlmamba.train"]
     asked = [text for module, text in done if module == "harness.run"]
-    assert len(trained) == 2 * 6 and len(asked) == 6 + 2  # votes ask the final model again
+    assert len(trained) == 2 * (6 + 2) and len(asked) == 6 + 2 + 2  # votes ask the final model
+    assert "--preset nano-iaa+efficientnet-lite0+vss_l2+bsm --stage adaptors" in trained[-1]
     contrastive = [text for text in trained if "--objective contrastive" in text]
     assert len(contrastive) == 1 and "--stage pretrain" in contrastive[0]
     taught = [text for text in trained if "--teacher nano" in text]
     assert len(taught) == 3 and all("--stage finetune" in text for text in taught)
-    assert asked[-1].endswith("--votes 16 --temperature 0.7")
-    assert "evaluation-votes-16" in asked[-1]
+    assert asked[7].endswith("--votes 16 --temperature 0.7")
+    assert "evaluation-votes-16" in asked[7]
 
 
 def test_published_parts_need_no_text_stage():

@@ -30,7 +30,7 @@ from harness import compare as compare_command
 from harness import plots as plots_command
 from harness.runs import store
 from harness.speed.sweep import lengths, measure
-from vlmamba import ask, serve, train
+from vlmamba import ask, experts, serve, train
 from vlmamba.demo import __main__ as demo_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -159,6 +159,7 @@ HOW: dict[str, Callable[[list[str]], None]] = {
     "vlmamba.ask": asked,
     "vlmamba.serve": parsed(serve.build_parser),  # test_serve.py asks it
     "vlmamba.train": estimated,
+    "vlmamba.experts": parsed(experts.build_parser),  # test_experts.py prints its table
     "vlmamba.demo": parsed(demo_data.parser),
 }
 

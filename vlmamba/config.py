@@ -55,6 +55,8 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     },
     # nano with two attention layers more, which start with zero output
     "nano-plus-attention": {**NANO, "n_layer": 8, "mixer": "mamba,mamba,mamba,attention"},
+    # nano with an inner adaptor behind every second layer
+    "nano-iaa": {**NANO, "adaptors": [1, 3, 5]},
     # nano with three layers of four experts more, which start with zero output
     "nano-plus-experts": {
         **NANO,
@@ -80,6 +82,12 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
         "d_model": 2560,
         "n_layer": 64,
         "language_model_id": "state-spaces/mamba-2.8b-slimpj",
+    },
+    "2.8b-iaa": {  # at IAA-14's places, of a model twice as deep
+        "d_model": 2560,
+        "n_layer": 64,
+        "adaptors": [1, 3, 11, 13, 21, 23, 31, 33, 41, 43, 51, 53, 61, 63],
+        "language_model_id": "state-spaces/mamba-2.8b",
     },
     "2.8b-plus-attention": {  # eight attention layers more
         "d_model": 2560,
@@ -264,6 +272,8 @@ class MambaConfig(PretrainedConfig):
     and each of the experts d_intermediate ("auto": 8/3 d_model, rounded up to a multiple of 8), of
     experts n_experts, experts_per_token and the weights of their losses, balance_loss and
     router_z_loss.
+    adaptors: the layers, counted from 0, behind which rows with a picture take one more Mamba block
+    (IAA, see models/language/mamba.py), which learns in stage `adaptors`.
     norm: of every block and the last one, "rms" as published or "layer" (with a bias).
     scan_backend: "auto" or one of `selective_scan.BACKENDS`; changes speed, not results.
     Raises UserError for unknown names and impossible sizes.
@@ -287,6 +297,7 @@ class MambaConfig(PretrainedConfig):
         d_intermediate: int | str = "auto",
         n_experts: int = 8,
         experts_per_token: int = 2,
+        adaptors: Sequence[int] = (),
         balance_loss: float = 0.01,
         router_z_loss: float = 0.001,
         norm: str = "rms",
@@ -315,6 +326,7 @@ class MambaConfig(PretrainedConfig):
         auto = -(-8 * d_model // 24) * 8
         self.d_intermediate = auto if d_intermediate == "auto" else int(d_intermediate)
         self.n_experts, self.experts_per_token = n_experts, experts_per_token
+        self.adaptors = list(adaptors) if isinstance(adaptors, list | tuple) else adaptors
         self.balance_loss, self.router_z_loss = balance_loss, router_z_loss
         self.norm = norm
         self.rms_eps = rms_eps
@@ -341,6 +353,18 @@ class MambaConfig(PretrainedConfig):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value < math.inf:
                 raise UserError(f"config: {name} is {value!r}; expected a number of 0 or more")
+        layers = self.adaptors if isinstance(self.adaptors, list) else [None]
+        kinds_at = self.layer_kinds
+        wrong = any(type(n) is not int or not 0 <= n < len(kinds_at) for n in layers)
+        if (
+            wrong
+            or layers != sorted(set(layers))
+            or any(kinds_at[n] not in MIXER_NAMES for n in layers)
+        ):
+            raise UserError(
+                f"config: adaptors is {self.adaptors!r}; expected numbers of Mamba layers, "
+                f"from 0 to {self.n_layer - 1}, in order"
+            )
         if self.experts_per_token > self.n_experts:
             raise UserError(
                 f"config: experts_per_token is {self.experts_per_token}; there are "

@@ -93,7 +93,8 @@ def run_cell(
 def training(cell: Cell, stage: str, budget: Budget, folder: Path) -> list[str]:
     """The arguments of vlmamba.train for one stage."""
     steps = budget.pretrain_steps if stage == "pretrain" else budget.finetune_steps
-    arguments = ["--preset", cell.variant.preset, "--stage", stage]
+    name = stage if stage == "pretrain" else cell.variant.stage
+    arguments = ["--preset", cell.variant.preset, "--stage", name]
     arguments += ["--data", f"{budget.data}/{stage}.json", "--images", budget.data]
     arguments += ["--out", str(folder / stage)]
     if stage == "finetune":
@@ -123,7 +124,8 @@ def _check_terms(file: Path, cell: Cell, budget: Budget) -> None:
     settings = json.loads(json.dumps({"variant": asdict(cell.variant), **asdict(budget)}))
     for field in ("name", "evaluate"):  # axes may call the same model differently, and ask it so
         del settings["variant"][field]
-    settings["variant"] = {k: v for k, v in settings["variant"].items() if v != []}
+    given = settings["variant"].items()  # as cells were begun before there were more fields
+    settings["variant"] = {k: v for k, v in given if v != [] and (k, v) != ("stage", "finetune")}
     if not file.exists():
         write_atomically(file, json.dumps(settings, indent=2) + "\n")
         return

@@ -24,7 +24,7 @@ class Variant:
 
     llm, encoder, connector, scan: parts of a preset.  lm: the demo's text stage that the language
     model comes from; None: it is a published one.  pretrain, finetune: more arguments of these
-    stages; evaluate: of harness.run.
+    stages; evaluate: of harness.run.  stage: what follows pretrain.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Variant:
     pretrain: tuple[str, ...] = ()
     finetune: tuple[str, ...] = ()
     evaluate: tuple[str, ...] = ()
+    stage: str = "finetune"
 
     @property
     def preset(self) -> str:
@@ -46,6 +47,7 @@ class Variant:
     def folder(self) -> str:
         """Named after the trained model alone: axes share their cells."""
         parts = [self.preset, *([self.lm] if self.lm else [])]
+        parts += [self.stage] if self.stage != "finetune" else []
         parts += [slug(arguments) for arguments in (self.pretrain, self.finetune) if arguments]
         return "+".join(parts)
 
@@ -118,6 +120,7 @@ DEMO: Axes = {
     "adaptation": (
         Variant("all weights"),
         Variant("LoRA", finetune=("--lora", "16")),
+        Variant("inner adaptors", llm="nano-iaa", stage="adaptors"),
     ),
     "tiles": (
         Variant("whole"),

@@ -115,7 +115,8 @@ def _language_model(name: str, tiny: bool) -> dict[str, Any]:
         if not tiny:
             return shape
         pattern = str(shape.get("mixer", "mamba")).split(",")
-        return shape | TINY_VL_MAMBA | {"n_layer": max(2, len(pattern))}
+        adaptors = [1] if "adaptors" in shape else []
+        return shape | TINY_VL_MAMBA | {"n_layer": max(2, len(pattern)), "adaptors": adaptors}
     spec = BASELINES[name] | (TINY_TRANSFORMER if tiny else {})
     if tiny and "num_attention_heads" in spec:
         spec |= TINY_ATTENTION
@@ -135,7 +136,9 @@ def embed(
     text = model.language_model.embed(input_ids)
     if image_features is None:
         return text
-    return torch.cat([model.connector(image_features).to(text.dtype), text], dim=1)
+    embeds = torch.cat([model.connector(image_features).to(text.dtype), text], dim=1)
+    everyone = torch.ones(len(embeds), dtype=torch.bool, device=embeds.device)
+    return model.language_model.mark_pictured(embeds, everyone)
 
 
 def prefill(model: VLMambaForConditionalGeneration, embeds: Tensor) -> tuple[Tensor, Cache]:

@@ -200,7 +200,8 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
             return embeds, None
         images = self.connector(image_features.to(self.dtype))
         where = self._image_tokens(input_ids, inputs_embeds)
-        return embeds.masked_scatter(where.unsqueeze(-1), images.to(embeds.dtype)), images
+        embeds = embeds.masked_scatter(where.unsqueeze(-1), images.to(embeds.dtype))
+        return self.language_model.mark_pictured(embeds, where.any(dim=1)), images
 
     def images_per_row(
         self, input_ids: Tensor | None, inputs_embeds: Tensor | None, images: int
@@ -225,6 +226,7 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
             assert input_ids is not None  # one of the two is given
             return input_ids.eq(self.config.image_token_id)
         embedding = self.get_input_embeddings().weight[self.config.image_token_id]
+        inputs_embeds = inputs_embeds[..., : len(embedding)]  # without a mark of rows
         return (inputs_embeds == embedding.to(inputs_embeds)).all(dim=-1)
 
     def _empty_image(self) -> Tensor:

@@ -26,7 +26,7 @@ class RunArguments:
     """One command: which model, which data, and what to do.  What says nothing must stay the same
     when a run is resumed (see `flags.OnResume`)."""
 
-    stage: str = flag(help="text, dialogue, pretrain or finetune")
+    stage: str = flag(help="text, dialogue, pretrain, finetune or adaptors")
     preset: str | None = flag(
         None,
         help="e.g. nano+vss_l2+bsm, 2.8b-slimpj+siglip-so400m-384 (default: the model of --init)",

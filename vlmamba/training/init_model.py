@@ -58,8 +58,10 @@ def check_init(config: VLMambaConfig, stage: Stage, init: str | None) -> None:
     """Raise UserError where a stage would start from parts that nothing has trained."""
     if init is not None or stage.name == "text":
         return
-    if stage.name == "finetune":
-        raise UserError("--stage finetune needs --init: the `final` folder of --stage pretrain")
+    if stage.name in ("finetune", "adaptors"):
+        raise UserError(
+            f"--stage {stage.name} needs --init: the `final` folder of --stage pretrain"
+        )
     if config.language_model_id is None:
         raise UserError(
             f"--stage {stage.name} of a preset without published language model needs --init: "
@@ -77,7 +79,7 @@ def tiny(config: VLMambaConfig) -> VLMambaConfig:
     if isinstance(config.text_config, MambaConfig):
         layers = max(2, len(config.mixer.split(",")))
         fields |= {"d_model": 32, "n_layer": layers, "dt_rank": 2, "vocab_size": 512, "head_dim": 8}
-        fields |= {"d_intermediate": 48}
+        fields |= {"d_intermediate": 48, "adaptors": [1] if config.adaptors else []}
     else:
         fields["text_config"] = shrunk(config.text_config)
     vision = fields["vision_config"]

@@ -110,6 +110,11 @@ class LanguageModel(nn.Module):
         """Hidden states (..., D) -> logits (..., V)."""
         return self.lm_head(hidden)
 
+    def mark_pictured(self, embeds: Tensor, pictured: Tensor) -> Tensor:
+        """Embeddings (B, L, D) of rows of which `pictured` (B,) bool hold an image, as forward
+        takes them: a model that treats such rows in another way marks them."""
+        return embeds
+
     def new_cache(self, batch: int) -> Any:
         """The cache before the first token, on the model's device and in its dtype."""
         raise NotImplementedError

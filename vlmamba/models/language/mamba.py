@@ -1,6 +1,6 @@
-"""The Mamba language model, and its state as a value.
+"""The Mamba language model.
 
-A whole model state is a `MambaState`, which can be cloned, gathered and resumed; right-padded rows
+Its whole state is a `MambaState`, which can be cloned, gathered and resumed; right-padded rows
 leave it untouched.  `config.mixer` chooses the layer of every block: Mamba's or Mamba-2's, and,
 among or instead of them, attention and an MLP (vlmamba.models.mixers): a hybrid, a transformer.
 Sizes: B batch, L sequence, D d_model, Di d_inner, N d_state, K d_conv.
@@ -9,7 +9,6 @@ Sizes: B batch, L sequence, D d_model, Di d_inner, N d_state, K d_conv.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlmamba import registry
 from vlmamba.config import MambaConfig
-from vlmamba.models.language.base import Cache, LanguageModel
+from vlmamba.models.language.base import LanguageModel
 from vlmamba.models.language.mamba_config import (
     check_agreement,
     published_fields,
@@ -29,6 +28,7 @@ from vlmamba.models.language.mamba_config import (
 )
 from vlmamba.models.language.mamba_weights import fill
 from vlmamba.models.language.memory import ActivationBytes
+from vlmamba.models.language.state import MambaState
 from vlmamba.models.linear import Linear
 from vlmamba.models.mixers import MIXERS
 from vlmamba.models.mixers.attention import ROOM, CausalAttention, KeyValues
@@ -38,86 +38,6 @@ from vlmamba.models.mixers.mlp import GatedMLP
 from vlmamba.published import published_folder
 
 KEPT_BYTES = 2**28  # what a batch may keep rather than compute again in its backward pass
-
-
-@dataclass
-class MambaState(Cache):
-    """What a Mamba model remembers of a sequence; constant in size whatever its length.
-
-    conv: (Mamba layers, B, K-1, Di), the last K-1 inputs of each convolution.
-    ssm: (Mamba layers, B, Di, N) float32, the scan's hidden state (Mamba-2: its state_shapes).
-    positions: how many columns of input (padding included) made it; transformers asks for it.
-    attention: what attention layers remember, which grows; None where there are none.
-    """
-
-    conv: Tensor
-    ssm: Tensor
-    positions: int = 0
-    attention: KeyValues | None = None
-
-    @classmethod
-    def zeros(
-        cls, config: MambaConfig, batch: int, dtype: torch.dtype, device: torch.device
-    ) -> MambaState:
-        """The state before the first token."""
-        conv, ssm = MIXERS[config.recurrent].state_shapes(config)
-        layers = config.layer_kinds.count(config.recurrent)
-        attends = "attention" in config.layer_kinds
-        return cls(
-            torch.zeros((layers, batch, *conv), dtype=dtype, device=device),
-            torch.zeros((layers, batch, *ssm), dtype=torch.float32, device=device),
-            attention=KeyValues.zeros(config, batch, dtype, device) if attends else None,
-        )
-
-    @property
-    def batch(self) -> int:
-        """Rows."""
-        return self.conv.shape[1]
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of the state in bytes."""
-        grows = 0 if self.attention is None else self.attention.nbytes
-        return sum(t.numel() * t.element_size() for t in (self.conv, self.ssm)) + grows
-
-    def clone(self) -> MambaState:
-        """An independent copy."""
-        attention = None if self.attention is None else self.attention.clone()
-        return MambaState(self.conv.clone(), self.ssm.clone(), self.positions, attention)
-
-    def select(self, rows: Tensor) -> MambaState:
-        """A new state with the given rows (int64 indices; repeats allowed)."""
-        rows = rows.to(self.conv.device)
-        attention = None if self.attention is None else self.attention.select(rows)
-        return MambaState(self.conv[:, rows], self.ssm[:, rows], self.positions, attention)
-
-    def write_rows(self, rows: Tensor, other: MambaState) -> None:
-        """Replace the given rows by those of `other`, in place."""
-        self.conv[:, rows], self.ssm[:, rows] = other.conv, other.ssm
-        if self.attention is not None and other.attention is not None:
-            self.attention.write_rows(rows, other.attention)
-        self.positions = max(self.positions, other.positions)
-
-    def write(self, other: MambaState) -> None:
-        """Take over the content of `other`, in place where the shapes agree."""
-        if self.conv.shape == other.conv.shape:
-            self.conv.copy_(other.conv)
-            self.ssm.copy_(other.ssm)
-        else:
-            self.conv, self.ssm = other.conv, other.ssm
-        self.positions, self.attention = other.positions, other.attention
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns of input consumed so far."""
-        return self.positions
-
-    def reset(self) -> None:
-        """Back to the state before the first token."""
-        self.conv.zero_()
-        self.ssm.zero_()
-        if self.attention is not None:
-            self.attention.lengths.zero_()
-        self.positions = 0
 
 
 def _element(x: Tensor) -> int:
@@ -181,6 +101,18 @@ class MambaBlock(Block):
     def step(self, x: Tensor, conv_state: Tensor, ssm_state: Tensor) -> Tensor:
         """One token: (B, D) -> (B, D); states in place."""
         return self._residual(x) + self.mixer.step(self._norm(x), conv_state, ssm_state)
+
+
+class AdaptorBlock(MambaBlock):
+    """An inner adaptor (IAA, 2408.12902): one more block, for rows that hold a picture alone.
+
+    Other than released: it starts with zero output, and the path of pictures has no embedding,
+    last norm and head of its own, only the frozen model's.
+    """
+
+    def __init__(self, config: MambaConfig):
+        super().__init__(config)
+        self.mixer.starts_silent = True
 
 
 class AttentionBlock(Block):
@@ -250,13 +182,37 @@ class MambaLM(LanguageModel):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(BLOCKS[kind](config) for kind in config.layer_kinds)
+        if config.adaptors:
+            self.adaptors = nn.ModuleList(AdaptorBlock(config) for _ in config.adaptors)
         self.norm_f = _build_norm(config)
         self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
 
     @property
     def block_names(self) -> tuple[str, ...]:  # type: ignore[override]  # by the pattern of layers
         """The classes of the blocks that there are."""
-        return tuple(sorted({type(layer).__name__ for layer in self.layers}))
+        return tuple(sorted({type(block).__name__ for block in self._every_block()}))
+
+    def _every_block(self) -> list[Block]:
+        """The layers', then the adaptors'."""
+        return [cast(Block, b) for b in (*self.layers, *getattr(self, "adaptors", ()))]
+
+    def mark_pictured(self, embeds: Tensor, pictured: Tensor) -> Tensor:
+        """Embeddings (B, L, D), for a model with adaptors with one more channel that says which
+        rows (B,) hold a picture."""
+        if not self.config.adaptors:
+            return embeds
+        mark = pictured.to(embeds)[:, None, None].expand(-1, embeds.shape[1], 1)
+        return torch.cat([embeds, mark], dim=-1)
+
+    def _pictured(self, embeds: Tensor, cache: MambaState | None) -> tuple[Tensor, Tensor | None]:
+        """Embeddings without the mark, and which rows (B,) hold a picture; None: no adaptors."""
+        if not self.config.adaptors:
+            return embeds, None
+        width = self.config.d_model
+        pictured = embeds[..., width:].bool().flatten(1).any(dim=1)
+        if cache is not None and cache.pictured is not None:
+            pictured = pictured | cache.pictured
+        return embeds[..., :width], pictured
 
     def new_cache(self, batch: int) -> MambaState:
         """The state before the first token, on the model's device and in its dtype."""
@@ -276,12 +232,13 @@ class MambaLM(LanguageModel):
         row's own last one, and stays as it was where a row has none.  `collect` receives every
         layer's input (hidden states).
         """
-        x = inputs_embeds
+        x, pictured = self._pictured(inputs_embeds, cache)
         recurrent: list[tuple[Tensor, Tensor]] = []
         attended: list[tuple[Tensor, Tensor]] = []
         again = not self.spared_bytes(x[..., 0].numel(), _element(x))
+        adapted: list[tuple[Tensor, Tensor]] = []
         past = self._past(cache, inputs_embeds.shape[1])
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
             if collect is not None:
                 collect.append(x)
             if isinstance(layer, MambaBlock):
@@ -296,10 +253,40 @@ class MambaLM(LanguageModel):
                 attended.append((states[0], states[1]))
             else:
                 x = layer(x, lengths) if isinstance(layer, ExpertsBlock) else layer(x)
-        new_state = self._new_state(x, cache, recurrent)
+            if pictured is not None and number in self.config.adaptors:
+                x, states = self._adapted(x, len(adapted), cache, lengths, pictured)
+                adapted.append((states[0], states[1]))
+        new_state = self._new_state(x, cache, recurrent + adapted)
+        new_state.pictured = pictured
         if attended:
             new_state.attention = _grown(attended, past, x, lengths)
         return self._final_norm(x), new_state
+
+    def _adapted(
+        self,
+        x: Tensor,
+        n: int,
+        cache: MambaState | None,
+        lengths: Tensor | None,
+        pictured: Tensor,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """x (B, L, D) behind adaptor n where a row holds a picture, else x itself; its states.
+
+        Rows without a picture leave no trace in the states: they would depend on what the batch
+        holds besides.
+        """
+        state = self.new_cache(len(x)) if cache is None else cache
+        at = n - len(self.config.adaptors)  # the last ones
+        before = (state.conv[at], state.ssm[at])
+        if not torch.is_grad_enabled() and not bool(pictured.any()):
+            return x, before
+        fresh = (None, None) if cache is None else before
+        y, *after = self.adaptors[n](x, *fresh, lengths)
+        kept = [
+            torch.where(pictured.view(-1, *[1] * (old.ndim - 1)), new.to(old.dtype), old)
+            for new, old in zip(after, before, strict=True)
+        ]
+        return torch.where(pictured[:, None, None], y, x), (kept[0], kept[1])
 
     def _past(self, cache: MambaState | None, length: int) -> KeyValues | None:
         """What attention layers saw before, with room for `length` more columns; `cache` stays."""
@@ -324,11 +311,12 @@ class MambaLM(LanguageModel):
 
     def step(self, inputs_embeds: Tensor, cache: MambaState) -> Tensor:
         """One token: (B, D) -> (B, D) hidden; `cache` is updated in place."""
-        x, past = inputs_embeds, cache.attention
+        x, cache.pictured = self._pictured(inputs_embeds, cache)
+        past = cache.attention
         if past is not None and past.keys.shape[2] <= cache.positions:
             past.resize(cache.positions + ROOM)
-        recurrent = attended = 0
-        for layer in self.layers:
+        recurrent = attended = adapted = 0
+        for number, layer in enumerate(self.layers):
             if isinstance(layer, MambaBlock):
                 x = layer.step(x, cache.conv[recurrent], cache.ssm[recurrent])
                 recurrent += 1
@@ -338,10 +326,27 @@ class MambaLM(LanguageModel):
                 attended += 1
             else:
                 x = layer(x)
+            if cache.pictured is not None and number in self.config.adaptors:
+                x = self._adapted_step(x, adapted, cache)
+                adapted += 1
         if past is not None:
             past.lengths = past.lengths + 1
         cache.positions += 1
         return self._final_norm(x)
+
+    def _adapted_step(self, x: Tensor, n: int, cache: MambaState) -> Tensor:
+        """One token (B, D) behind adaptor n, where its row holds a picture; states in place."""
+        pictured = cache.pictured
+        assert pictured is not None  # asked before
+        if not bool(pictured.any()):
+            return x
+        at = n - len(self.config.adaptors)
+        old = cache.conv[at].clone(), cache.ssm[at].clone()
+        block = cast(AdaptorBlock, self.adaptors[n])
+        y = block.step(x, cache.conv[at], cache.ssm[at])
+        for state, before in zip((cache.conv[at], cache.ssm[at]), old, strict=True):
+            state[~pictured] = before[~pictured]
+        return torch.where(pictured[:, None], y, x)
 
     def auxiliary_loss(self) -> Tensor | None:
         """What the experts of the last training pass add to its loss; None without experts."""
@@ -376,7 +381,7 @@ class MambaLM(LanguageModel):
         folder = published_folder(source, **options)
         plain = without_insertions(self.config)
         check_agreement(plain, published_fields(folder), source)
-        if plain.layer_kinds == self.config.layer_kinds:
+        if plain.layer_kinds == self.config.layer_kinds and not self.config.adaptors:
             fill(self, folder, source)
             return
         with torch.device("meta"):
@@ -385,7 +390,10 @@ class MambaLM(LanguageModel):
         self.load_state_dict(self.weights_from(donor), assign=True)
 
     def weights_from(self, donor: LanguageModel) -> dict[str, Tensor]:
-        """Those of a model whose layers are some of this one's; the new ones add nothing yet."""
+        """Those of a model whose layers are some of this one's; the new ones add nothing yet.
+
+        An adaptor that the donor lacks starts as a copy of the layer that it follows.
+        """
         places = None
         if isinstance(donor, MambaLM):
             places = _places(self.config.layer_kinds, donor.config.layer_kinds)
@@ -397,6 +405,15 @@ class MambaLM(LanguageModel):
             blocks = cast(nn.ModuleList, donor.layers)
             block = self._silent_block(kind) if place is None else blocks[place]
             weights |= {f"layers.{own}.{name}": w for name, w in block.state_dict().items()}
+        if "adaptors.0.norm.weight" not in theirs:
+            for n, layer in enumerate(self.config.adaptors):
+                copied = {
+                    name.removeprefix(f"layers.{layer}."): w.clone()
+                    for name, w in weights.items()
+                    if name.startswith(f"layers.{layer}.")
+                }
+                copied["mixer.out_proj.weight"].zero_()
+                weights |= {f"adaptors.{n}.{name}": w for name, w in copied.items()}
         return weights
 
     def _silent_block(self, kind: str) -> Block:
@@ -411,8 +428,8 @@ class MambaLM(LanguageModel):
     def flops(self, tokens: int) -> float:
         """Every layer's matrices, scan and attention; A_log is a matrix of no product."""
         total = 0.0
-        for block in self.layers:
-            layer = cast(Block, block).mixer
+        for block in self._every_block():
+            layer = block.mixer
             total += 2.0 * tokens * layer.product_parameters() + layer.inner_flops(tokens)
         return total
 
@@ -421,7 +438,7 @@ class MambaLM(LanguageModel):
         gradients need, and the mixer's share; with checkpointing the residual alone.  At the peak
         what the layer at work makes again.  Autocast's copies of weights come on top."""
         residual = 4 * self.config.d_model
-        blocks = [cast(Block, block) for block in self.layers]
+        blocks = self._every_block()
         recomputes, spared = blocks[0].gradient_checkpointing, 0
         if not recomputes:
             spared = self.spared_bytes(rows * tokens, dtype.itemsize)

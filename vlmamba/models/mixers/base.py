@@ -27,9 +27,13 @@ class StateShapes(NamedTuple):
 
 
 class Layer(nn.Module):
-    """One layer of the language model without norm and residual, of any kind."""
+    """One layer of the language model without norm and residual, of any kind.
+
+    starts_silent: its output is zero before it learns.
+    """
 
     out_proj: nn.Linear
+    starts_silent = False
 
     def initialise(self, n_layer: int) -> None:
         """How a layer starts in a model of n_layer layers."""
@@ -58,6 +62,9 @@ class Layer(nn.Module):
 
     def _initialise_projection(self, n_layer: int) -> None:
         """The residual stream's variance does not grow with depth."""
+        if self.starts_silent:
+            init.zeros_(self.out_proj.weight)
+            return
         init.kaiming_uniform_(self.out_proj.weight, a=math.sqrt(5))
         init.copy_(self.out_proj.weight, self.out_proj.weight / math.sqrt(n_layer))
 

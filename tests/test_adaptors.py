@@ -1,0 +1,156 @@
+"""Inner adaptors: their path by hand, text that never changes, the stage in which they learn."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from test_generation import picture
+from test_hybrid import built
+from tiny import tiny_config
+
+from harness.speed import models
+from vlmamba import train
+from vlmamba.config import LANGUAGE_MODELS, MambaConfig
+from vlmamba.generation import GroupedGenerator, Request
+from vlmamba.models.vlm import VLMambaForConditionalGeneration
+from vlmamba.training.init_model import adopt
+from vlmamba.training.stages import STAGES, freeze
+from vlmamba_core.errors import UserError
+
+ADAPTED = {"n_layer": 3, "adaptors": [0, 2]}
+
+
+@pytest.fixture
+def config():
+    return tiny_config(**ADAPTED)
+
+
+def stirred(model: VLMambaForConditionalGeneration) -> VLMambaForConditionalGeneration:
+    """With adaptors that have learned something."""
+    with torch.no_grad():
+        for block in model.language_model.adaptors:
+            block.mixer.out_proj.weight.normal_(std=0.3)
+    return model
+
+
+def without(model: VLMambaForConditionalGeneration) -> VLMambaForConditionalGeneration:
+    """The frozen model alone."""
+    plain = built(n_layer=3)
+    own = {k: v for k, v in model.state_dict().items() if "adaptors" not in k}
+    plain.load_state_dict(own)
+    return plain
+
+
+def test_they_start_as_copies_that_add_nothing():
+    donor, model = built(n_layer=3), built(**ADAPTED)
+    ids = torch.tensor([[1, 1, 1, 1, 5, 6]])
+    pixels = torch.rand(1, 3, 28, 28)
+    for _ in range(2):  # fresh, then with the donor's weights
+        plain = without(model)
+        with torch.no_grad():
+            shown = [m(ids, pixel_values=pixels).logits for m in (model, plain)]
+        torch.testing.assert_close(*shown, atol=0, rtol=0)
+        adopt(model, donor, "language_model", "donor")
+    for block, layer in zip(model.language_model.adaptors, (0, 2), strict=True):
+        its, theirs = block.state_dict(), donor.language_model.layers[layer].state_dict()
+        assert (
+            not its.pop("mixer.out_proj.weight").any() and theirs.pop("mixer.out_proj.weight").any()
+        )
+        assert all(torch.equal(its[name], theirs[name]) for name in theirs)
+    again = built(**ADAPTED)
+    adopt(again, stirred(model), "language_model", "model")  # a trained one's come along
+    weight = model.language_model.adaptors[1].mixer.out_proj.weight
+    assert torch.equal(again.language_model.adaptors[1].mixer.out_proj.weight, weight)
+
+
+@torch.no_grad()
+def test_a_pictures_row_goes_through_them_and_a_rows_text_does_not():
+    model = stirred(built(**ADAPTED))
+    language, plain = model.language_model, without(model)
+    ids = torch.tensor([[1, 1, 1, 1, 5, 6, 7], [9, 8, 7, 6, 5, 4, 3]])
+    pixels = torch.rand(1, 3, 28, 28)
+    together = model(ids, pixel_values=pixels)
+    x = plain.embed(ids[:1], pixels)[0]
+    for number, layer in enumerate(language.layers):
+        x = layer(x)[0]
+        if number in (0, 2):
+            x = language.adaptors[number // 2](x)[0]
+    expected = language.head(torch.nn.functional.rms_norm(x, (32,), language.norm_f.weight, 1e-5))
+    torch.testing.assert_close(together.logits[:1], expected, atol=1e-5, rtol=0)
+    text = plain(ids, pixel_values=pixels)  # the same batch, so that products have the same shapes
+    assert torch.equal(together.logits[1], text.logits[1])
+    assert torch.equal(model(ids[1:]).logits, plain(ids[1:]).logits)
+    assert not together.cache_params.ssm[3:, 1].any()  # the adaptors' states: no trace of text
+    one = torch.tensor([5, 5])
+    stepped = language.step(language.embed(one), together.cache_params)
+    same = plain.language_model.step(plain.language_model.embed(one), text.cache_params)
+    assert torch.equal(stepped[1], same[1]) and not torch.allclose(stepped[0], same[0], atol=1e-2)
+    longer = torch.cat([ids, one[:, None]], dim=1)
+    whole = model(longer, pixel_values=pixels).logits[:, -1]
+    torch.testing.assert_close(language.head(stepped), whole, atol=1e-5, rtol=0)
+
+
+def test_answers_in_any_batch_are_generates_and_text_is_the_frozen_models(model, processor):
+    stirred(model.eval())
+    questions = [f"{'what ' * n}is it?" for n in (1, 4, 2)]
+    seen = [
+        Request(processor.conversation_prompt(q), f"image{n}", picture(n))
+        for n in range(2)
+        for q in questions
+    ]
+    text = [Request(processor.conversation_prompt(q, images=0)) for q in questions]
+    alone = GroupedGenerator(model, processor).generate(seen + text, 6, batch_size=1)
+    assert GroupedGenerator(model, processor).generate(seen + text, 6, batch_size=9) == alone
+    plain = GroupedGenerator(without(model), processor)
+    assert plain.generate(text, 6, batch_size=2) == alone[len(seen) :]
+    assert plain.generate(seen, 6, batch_size=2) != alone[: len(seen)]
+    for request, answer in zip(seen[:2], alone, strict=False):
+        inputs = processor(text=request.prompt, images=[request.image], return_tensors="pt")
+        for options in ({}, {"prefill_chunk_size": 5}):
+            tokens = model.generate(**inputs, max_new_tokens=6, do_sample=False, **options)
+            new = tokens[0, inputs["input_ids"].shape[1] :]
+            assert processor.tokenizer.decode(new, skip_special_tokens=True).strip() == answer
+
+
+def test_the_stage_trains_connector_and_adaptors_alone(tmp_path):
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "a.png")
+    talk = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a box"}]
+    words = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "a word"}]
+    rows = [{"id": str(n), "image": "a.png", "conversations": talk} for n in range(3)]
+    rows += [{"id": "text", "conversations": words}]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    shared = ["--data", str(tmp_path / "data.json"), "--images", str(tmp_path), "--cpu", "--tiny"]
+    shared += ["--preset", "nano-iaa", "--batch-size", "2", "--micro-batch", "2", "--steps", "2"]
+    out = tmp_path / "o"
+    assert train.main(["--stage", "pretrain", *shared, "--out", str(out / "p")]) == 0
+    first = VLMambaForConditionalGeneration.from_pretrained(out / "p" / "final")
+    begun = ["--init", str(out / "p" / "final"), "--out", str(out / "a")]
+    assert train.main(["--stage", "adaptors", *shared, *begun]) == 0
+    last = VLMambaForConditionalGeneration.from_pretrained(out / "a" / "final").state_dict()
+    changed = {name for name, w in first.state_dict().items() if not torch.equal(w, last[name])}
+    assert any("adaptors" in name for name in changed)
+    assert all("adaptors" in name or "connector" in name for name in changed)
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(UserError, match=r"adaptors is \[5\]; expected numbers of Mamba layers"):
+        MambaConfig(n_layer=3, adaptors=[5])
+    with pytest.raises(UserError, match="in order"):
+        MambaConfig(n_layer=3, adaptors=[2, 1])
+    with pytest.raises(UserError, match="expected numbers of Mamba layers"):
+        MambaConfig(n_layer=2, mixer="mamba,mlp", adaptors=[1])
+    with pytest.raises(UserError, match="the model has no adaptors; choose a preset that has"):
+        freeze(built(n_layer=2), STAGES["adaptors"])
+
+
+def test_the_published_size_and_what_is_profiled():
+    config = MambaConfig(**{k: v for k, v in LANGUAGE_MODELS["2.8b-iaa"].items() if "_id" not in k})
+    assert len(config.adaptors) == 14  # IAA-14
+    model = models.build("vl-mamba-2.8b-iaa", tiny=True, image_tokens=4)
+    embeds = models.embed(model, torch.tensor([[5, 6]]), torch.rand(1, 4, 24))
+    stirred(model)
+    shown, cache = models.prefill(model, embeds)
+    assert cache.pictured.all() and shown.isfinite().all()
