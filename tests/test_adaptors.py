@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from test_generation import picture
 from test_hybrid import built
@@ -154,3 +155,10 @@ def test_the_published_size_and_what_is_profiled():
     stirred(model)
     shown, cache = models.prefill(model, embeds)
     assert cache.pictured.all() and shown.isfinite().all()
+
+
+@pytest.fixture(autouse=True)
+def a_process_of_its_own():
+    """Accelerate keeps its settings for a process; other files train with others."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
