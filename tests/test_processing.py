@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny import TINY_CLIP, tiny_config
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, pipeline
 
 from vlmamba.config import VISION_ENCODERS
@@ -21,7 +21,7 @@ from vlmamba.data.images import PixelImages
 from vlmamba.data.text import first_tokens
 from vlmamba.generation import GroupedGenerator, Request
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
-from vlmamba.processing import SYSTEM, VLMambaProcessor
+from vlmamba.processing import SYSTEM, VLMambaProcessor, tokens_behind
 from vlmamba_core.errors import UserError
 from vlmamba_core.tokens import EOS, IGNORE
 
@@ -174,6 +174,84 @@ def llama_like(bos: bool) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
 
 
+TEXT = "What is it? a dog sits so Why USER ASSISTANT"
+
+
+def sentencepiece_like(scheme: str) -> PreTrainedTokenizerFast:
+    """Llama 2's kind: a space in front of a text ("first") or of all between special tokens too."""
+    bpe = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    bpe.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    octets = [f"<0x{octet:02X}>" for octet in range(256)]
+    trainer = trainers.BpeTrainer(
+        special_tokens=["<s>", "</s>", "<unk>", *octets], show_progress=False
+    )
+    bpe.train_from_iterator([TEXT], trainer)
+    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def llama3_like() -> PreTrainedTokenizerFast:
+    """Byte-level BPE behind Llama 3's own split, BOS by one of two post-processors."""
+    bpe = Tokenizer(models.BPE())
+    split = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(split), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<|begin_of_text|>", "<|eot_id|>"]
+    trainer = trainers.BpeTrainer(
+        special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator([TEXT], trainer)
+    opens = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[(special[0], 0)]
+    )
+    bpe.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), opens])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=special[0], eos_token=special[1])
+
+
+OPENING = {
+    "space before a text": lambda: sentencepiece_like("first"),
+    "space behind special tokens too": lambda: sentencepiece_like("always"),
+    "two post-processors": llama3_like,
+    "byte level": lambda: llama_like(bos=True),
+}
+
+
+@pytest.mark.parametrize("kind", OPENING)
+@pytest.mark.parametrize("images", [0, 2])
+def test_pieces_have_the_tokens_of_the_whole_text(kind, images):
+    """BOS once; the labels are the answers' own tokens and their end, nothing in front of them."""
+    processor = VLMambaProcessor.from_config(tiny_config(vocab_size=1024), OPENING[kind]())
+    tokenizer, per_image = processor.tokenizer, processor.num_image_tokens
+    turns = [human("<image>" * images + "What is it?"), gpt("a dog"), human("Why?"), gpt("so")]
+    prompt = processor.conversation_prompt("What is it?", images=images)
+    end = tokenizer.eos_token
+    text = f"{prompt} a dog{end}USER: Why? ASSISTANT: so{end}"
+    whole = tokenizer(text.replace("<image>", "<image>" * per_image)).input_ids
+    ids, labels = processor.training_example(turns, images=images)
+    assert ids == whole and ids.count(tokenizer.bos_token_id) == 1
+    answers = [token for token in labels if token != IGNORE]
+    space = "▁" if "space" in kind else "Ġ"
+    spelt = "".join(tokenizer.convert_ids_to_tokens(answers))
+    assert spelt == f"{space}a{space}dog{end}{space}so{end}"
+    encoded = processor.encode(prompt)
+    assert ids[: len(encoded)] == encoded and set(labels[: len(encoded)]) == {IGNORE}
+    assert labels[len(encoded)] == ids[len(encoded)] != IGNORE
+    pictures = [Image.new("RGB", (9, 9))] * images
+    assert list(processor(text=prompt, images=pictures or None)["input_ids"][0]) == encoded
+    head, tail = processor.split_prompt(prompt)
+    assert head + tail == encoded
+    assert tokens_behind(tokenizer, " a dog") == answers[: answers.index(ids[-1])]
+
+
 @pytest.mark.parametrize("bos", [True, False])
 @pytest.mark.parametrize("images", [0, 1, 2])
 def test_a_prompt_opens_with_bos_once_where_the_tokenizer_puts_it(bos, images):
@@ -197,7 +275,9 @@ def test_a_prompt_opens_with_bos_once_where_the_tokenizer_puts_it(bos, images):
     if images:
         caption = [human("<image>" * images), gpt("a dog")]
         ids, _ = processor.training_example(caption, images=images, template="plain")
-        assert ids == tokenizer("").input_ids + image * images + processor.continuation("a dog\n")
+        assert (
+            ids == tokenizer("").input_ids + image * images + tokenizer("a dog\n").input_ids[bos:]
+        )
 
 
 def test_generation_and_packed_text_open_with_bos_once(tmp_path, monkeypatch):

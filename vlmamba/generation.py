@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vlmamba.models.language import Cache
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
-from vlmamba.processing import VLMambaProcessor, check_tags, split_text
+from vlmamba.processing import VLMambaProcessor, check_tags, split_text, tokens_behind
 from vlmamba_core.chunks import chunks
 from vlmamba_core.errors import UserError
 from vlmamba_core.tokens import IMAGE
@@ -147,7 +147,8 @@ class GroupedGenerator:
         for number, request in enumerate(requests, 1):
             _check(request, number)
         found = [(0.0, 0, True)] * len(requests)
-        told = [self.processor.continuation(text.replace(IMAGE, "")) for text in continuations]
+        tokenizer = self.processor.tokenizer
+        told = [tokens_behind(tokenizer, text.replace(IMAGE, "")) for text in continuations]
         for alone, state in self._batches(requests, batch_size, _apart):
             items = [item for (item,) in alone]
             targets = [told[item.index] for item in items]

@@ -13,6 +13,8 @@ its records have one picture; and it moves a tag in an answer, which is an error
 
 Every piece between image tokens and answers is tokenised by itself, so that a prompt's tokens up
 to its last `<image>` never depend on the question (one prefill serves all questions of an image).
+A piece gets the tokens that it has in the whole text: Llama's tokenizers put a space in front of
+what begins a text, which an answer does not.
 """
 
 from __future__ import annotations
@@ -238,7 +240,9 @@ class VLMambaProcessor(ProcessorMixin):
         It opens with what the tokenizer puts in front of a text.  tiles: how many each picture has
         (None: one).
         """
-        return self.opening(text) + self.continuation(text, tiles)
+        first, image, rest = text.partition(IMAGE)
+        ids = self.opening(text) + tokens(self.tokenizer, first)
+        return ids + self.continuation(image + rest, tiles)
 
     def opening(self, text: str) -> list[int]:
         """The BOS token that the tokenizer puts in front of a text that has not got it already."""
@@ -248,10 +252,10 @@ class VLMambaProcessor(ProcessorMixin):
     @functools.cached_property
     def _opening(self) -> tuple[int, ...]:
         first, bos = self.tokenizer("a")["input_ids"][0], self.tokenizer.bos_token_id
-        return (bos,) if first == bos and self._tokens("a")[0] != bos else ()
+        return (bos,) if first == bos and tokens(self.tokenizer, "a")[0] != bos else ()
 
     def continuation(self, text: str, tiles: Sequence[int] | None = None) -> list[int]:
-        """`encode` of a piece of a prompt that stands behind another one."""
+        """`encode` of a piece of a prompt behind a special token: an image, or an answer's end."""
         first, *pieces = text.split(IMAGE)
         ids = self._tokens(first)
         counts = [1] * len(pieces) if tiles is None else tiles
@@ -307,15 +311,39 @@ class VLMambaProcessor(ProcessorMixin):
         ids = self.opening(segments[0].text) if segments else []
         labels = [IGNORE] * len(ids)
         counts = None if tiles is None else iter(tiles)
-        for text, supervised, ends in segments:
+        before: Segment | None = None
+        for segment in segments:
+            text, supervised, ends = segment
             shown = None if counts is None else list(islice(counts, text.count(IMAGE)))
-            tokens = self.continuation(text, shown) + [self.tokenizer.eos_token_id] * ends
-            ids += tokens
-            labels += tokens if supervised else [IGNORE] * len(tokens)
+            if before is None:
+                piece = self.encode(text, shown)[len(ids) :]
+            elif before.ends or before.text.endswith(IMAGE):
+                piece = self.continuation(text, shown)
+            else:
+                piece = tokens_behind(self.tokenizer, text)
+            before = segment
+            piece += [self.tokenizer.eos_token_id] * ends
+            ids += piece
+            labels += piece if supervised else [IGNORE] * len(piece)
         return ids, labels
 
     def _tokens(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        """Those of a text behind a special token; a tokenizer may treat them as a text's first."""
+        return tokens(self.tokenizer, IMAGE + text)[1:] if text else []
+
+
+def tokens(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text by itself, without special ones."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+
+def tokens_behind(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text that goes on another one, without a space that the tokenizer adds."""
+    if tokenizer.convert_ids_to_tokens(tokens(tokenizer, "a"))[0] == "a":
+        return tokens(tokenizer, text)
+    before = tokens(tokenizer, "\n")  # no token holds a line's end and what follows it
+    both = tokens(tokenizer, "\n" + text)
+    return both[len(before) :] if both[: len(before)] == before else tokens(tokenizer, text)
 
 
 def images_first(text: str) -> str:

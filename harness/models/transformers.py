@@ -55,6 +55,7 @@ from harness.models.shared_prefix import (
 )
 from harness.models.transformers_batches import DECODE, READING, FirstToken, Stops, Waiting
 from harness.models.vlmamba import choose_device, choose_dtype
+from vlmamba.processing import tokens_behind
 from vlmamba.weight_files import weights_sha256
 from vlmamba_core.errors import UserError, one_line
 
@@ -254,9 +255,9 @@ class TransformersModel(EvalModel):
             if request.continuation is None:
                 on_done(index, self.text(self._drawn(prompt, request)))
             else:
-                ids = self.processor.tokenizer(request.continuation, add_special_tokens=False)
+                ids = tokens_behind(self.processor.tokenizer, request.continuation)
                 with self.timed(READING):
-                    found = log_probability(self.model, prompt.inputs, ids["input_ids"])
+                    found = log_probability(self.model, prompt.inputs, ids)
                 on_done(index, likelihood_text(*found))
 
     def _greedy(self, prompt: Prompt, request: Request) -> list[int]:
