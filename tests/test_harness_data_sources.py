@@ -60,6 +60,19 @@ def test_published_split_is_picked_among_others(tmp_path):
     assert len(folder(tmp_path / "POPE").load(POPE, "paper")) == 12
 
 
+def test_a_csv_of_ones_own_names_its_pictures(tmp_path, capfd):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.png").write_bytes(png((9, 9, 9)))
+    table = 'question,answer,image\n"Red, or blue?",red,a.png\nNothing?,no,\nGreen?,yes,b.png\n'
+    (tmp_path / "gqa.csv").write_text(table)
+    rows = folder(tmp_path).load(tasks.load("gqa"), "paper")
+    assert list(rows["question"]) == ["Red, or blue?", "Nothing?", "Green?"]
+    assert [row["image"] and row["image"]["path"] for row in rows] == [
+        *(str(tmp_path / "a.png"), None, str(tmp_path / "b.png"))
+    ]
+    assert "hash" not in capfd.readouterr().err  # of a library's cache, which is not asked for
+
+
 def test_jsonl_with_image_files(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "dog.png").write_bytes(png((1, 2, 3)))

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from vlmamba_core import __version__
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("vlmamba_core", "vlmamba", "harness", "tasks")
 # used where they are there, and never asked for: counters of an NVIDIA GPU
@@ -150,13 +152,36 @@ def test_the_commands_of_the_wheel_work_in_an_empty_folder(python, tmp_path):
     record = json.loads((tmp_path / "runs" / "a" / "record.json").read_text())
     assert record["tasks"]["pope"]["n"] == 4
     assert record["settings"]["commit"] is None
-    assert record["settings"]["packages"][project()["name"]] == project()["version"]
+    assert record["settings"]["packages"][project()["name"]] == __version__
     works("-m", "harness.score", "pope", "runs/a/samples_pope.jsonl", "--out", "runs/b")
+    works("-m", "harness.compare", "runs/a", "runs/b")
+    works("-m", "harness.plots", "--from", "runs", "--out", "plots")
     works("-m", "harness.report", "runs/a", "runs/b", "--out", "report.html")
     works("-m", "harness.tables", "--from", "runs", "--out", "tables")
     table = (tmp_path / "tables" / "paper_main.csv").read_text()
     assert "VL-Mamba" in table
     assert "VL-Mamba" in (tmp_path / "report.html").read_text()
+    little = ["--images=6", "--captions=6", "--dialogues=6", "--workers=1", "--no-easy-vqa"]
+    works("-m", "vlmamba.demo", "--out", "data", *little)
+    start = ["-m", "vlmamba.train", "--init", "nano", "--stage", "finetune", "--images", "data"]
+    start += ["--data", "data/finetune.json", "--steps=1", "--batch-size=2", "--micro-batch=2"]
+    works(*start, "--cpu", "--out", "runs/t")
+    picture = str(next((tmp_path / "data").rglob("*.jpg")).relative_to(tmp_path))
+    asked = ["-m", "vlmamba.ask", picture, "Is there a dog?", "--model", "runs/t/final"]
+    assert works(*asked, "--max-new-tokens", "2").strip()
+    tiny = ["--tiny", "--models=vl-mamba-130m", "--seq-lens=16", "--image-tokens=4", "--decode=1"]
+    works("-m", "harness.profile", *tiny, "--seconds=0.1", "--out", "runs/p")
+    works("-m", "harness.ablate", "--axis", "scan", "--quick", "--dry-run")
+
+
+@pytest.mark.wheel
+@pytest.mark.parametrize("name", project()["scripts"])
+def test_every_script_of_the_wheel_starts(name, python, tmp_path):
+    for flag, said in (("--version", __version__), ("--help", "usage: ")):
+        script = [str(python.with_name(name)), flag]
+        done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert said in done.stdout
 
 
 @pytest.mark.parametrize("name", ["tasks", "vlmamba"])

@@ -11,12 +11,13 @@ fails the test, so a new one in the README asks for its line here.
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ from vlmamba import ask, experts, serve, train
 from vlmamba.demo import __main__ as demo_data
 
 ROOT = Path(__file__).resolve().parents[1]
+OWN_PICTURES = ROOT / "docs" / "how-to" / "own-pictures.md"
 BLOCK = re.compile(r"^```(bash|text|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PLACEHOLDERS = {
     "CHECKPOINT_OR_HUB_ID": "org/name",
@@ -47,14 +49,16 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def blocks(*kinds: str) -> list[str]:
-    text = "\n".join(page.read_text(encoding="utf-8") for page in pages())
+def blocks(*kinds: str, of: Sequence[Path] | None = None) -> list[str]:
+    """Blocks of these kinds; of all pages but one, which a test of its own takes as a whole."""
+    chosen = [page for page in pages() if page != OWN_PICTURES] if of is None else of
+    text = "\n".join(page.read_text(encoding="utf-8") for page in chosen)
     return [content for kind, content in BLOCK.findall(text) if kind in kinds]
 
 
-def commands() -> list[str]:
+def commands(of: Sequence[Path] | None = None) -> list[str]:
     """Every command line, continuations joined, comments and output left out."""
-    lines = "\n".join(blocks("bash", "text")).replace("\\\n", " ").splitlines()
+    lines = "\n".join(blocks("bash", "text", of=of)).replace("\\\n", " ").splitlines()
     stripped = (shlex.join(shlex.split(line, comments=True)) for line in lines)
     starts = ("python ", "make ", "lmms-eval ", "accelerate ", "pip ")
     return list(dict.fromkeys(line for line in stripped if line.startswith(starts)))
@@ -207,6 +211,35 @@ def check_lmms_eval(arguments: list[str], place: Path) -> None:
 @pytest.mark.parametrize("block", blocks("python"))
 def test_python_block(block, place):
     exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
+
+
+def test_the_path_from_own_pictures_to_a_score(place, capsys):
+    """The page's code and commands as they stand, in order, but for the number of updates."""
+    [block] = blocks("python", of=[OWN_PICTURES])
+    exec(compile(block, "own-pictures.md", "exec"), {"__name__": "__main__"})
+    mains = {
+        "vlmamba.ask": ask.main,
+        "vlmamba.train": train.main,
+        "harness.run": run.main,
+        "harness.compare": compare_command.main,
+        "harness.report": report.main,
+    }
+    done = []
+    for command in commands(of=[OWN_PICTURES]):
+        program, *words = shlex.split(command)
+        if program == "python":
+            assert not mains[words[1]](["1" if word == "30" else word for word in words[2:]])
+            done.append(words[1])
+    assert set(done) == set(mains) and len(done) == 7
+    shown = capsys.readouterr()
+    assert "error:" not in shown.err
+    assert "scores added to runs/mine/final/README.md" in shown.out
+    assert "What color is the shape?" in Path("report.html").read_text(encoding="utf-8")
+    assert "| gqa, mine | accuracy (paper protocol" in Path("runs/mine/final/README.md").read_text()
+    written = re.findall(r"^```json\n(.*?)^```$", OWN_PICTURES.read_text(), re.M | re.S)
+    [shown_entry] = json.loads(written[0])
+    [made, *_] = json.loads(Path("mine/train.json").read_text())
+    assert shown_entry == made | {"id": "0"}
 
 
 def test_the_readme_has_commands_and_each_make_target_exists():

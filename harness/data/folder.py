@@ -1,7 +1,7 @@
 """A benchmark's rows in a local folder: finding the files, and reading every format they come in.
 
     TASK.parquet, TASK-00000-of-00003.parquet   images inside, as hub data sets store them
-    TASK.jsonl, TASK.json                       images as paths inside the folder or its images/
+    TASK.jsonl, TASK.json, TASK.csv             images as paths inside the folder or its images/
     TASK.tsv, MMBench_DEV_EN.tsv                published tables with images in base64
     v2_mscoco_val2014_annotations.json, ...     the benchmark's own published files, anywhere inside
     TASK/ or POPE/, ...                         any of these, or a copy of the hub's repository
@@ -25,11 +25,12 @@ from harness.data.readers import BAD_ENTRY, Row, is_file, lists_read, read_table
 from tasks.common import Benchmark, Hub
 from tasks.published import image_files
 from vlmamba_core.errors import UserError, first_line
+from vlmamba_core.folder import digest
 
 if TYPE_CHECKING:
     import datasets
 
-FORMATS = (".parquet", ".jsonl", ".json", ".tsv")
+FORMATS = (".parquet", ".jsonl", ".json", ".tsv", ".csv")
 LANGUAGES = {"en", "cn", "cc", "ru", "ar", "de", "fr", "pt", "tr"}  # of MMBench's tables
 LONGEST_REFERENCE = 64  # a shorter image cell is the index of the row that holds the image
 
@@ -276,10 +277,11 @@ def _published(files: Sequence[Path], root: Path, task: Benchmark, hub: Hub) -> 
 
 
 def _records(files: Sequence[Path], root: Path, task: Benchmark) -> datasets.Dataset:
-    """Rows of JSON or TSV files as a data set."""
+    """Rows of JSON, CSV or TSV files as a data set."""
     rows: list[Row] = []
     for file in files:
-        found = read_task_rows(file, task) if file.suffix != ".tsv" else _tsv_rows(file, task)
+        tables = {".tsv": _tsv_rows, ".csv": _csv_rows}
+        found = tables.get(file.suffix, read_task_rows)(file, task)
         if not found:
             raise UserError(f"{file} has no rows")
         for number, row in enumerate(found, 1):
@@ -319,6 +321,15 @@ def _dataset(rows: Sequence[Row], task: Benchmark, file: Path) -> datasets.Datas
     return undecoded(datasets.concatenate_datasets(list(table.values()), axis=1), task, str(file))
 
 
+def _csv_rows(file: Path, task: Benchmark) -> list[Row]:
+    """Rows of a user's own table, whose image cells name files."""
+    rows = lists_read(read_table(file), task, file)
+    for row in rows:
+        cells = {column: cell for column, cell in row.items() if column not in task.image_columns}
+        row |= {column: task.empty_cell for column, cell in cells.items() if cell == ""}
+    return rows
+
+
 def _tsv_rows(file: Path, task: Benchmark) -> list[Row]:
     """Rows of a published table, as its hub copy has them, empty cells too.
 
@@ -351,7 +362,14 @@ def _confine_paths(
     """Images stored as paths only, resolved inside the data folder they came with."""
     for column in task.image_columns:
         if column in rows.column_names and _has_paths(rows, column):
-            rows = rows.map(_resolver(column, root, folder), features=rows.features)
+            named = digest([column, str(root), str(folder)])  # or a closure's hash is asked for
+            resolver = _resolver(column, root, folder)
+            rows = rows.map(
+                resolver,
+                features=rows.features,
+                new_fingerprint=named,
+                load_from_cache_file=False,
+            )
     return rows
 
 

@@ -152,7 +152,8 @@ class Source:
             published = f", or as published {task.layout.description}" if task.layout else ""
             raise UserError(
                 f"no data for task {task.name!r} in {self.root}: expected {task.name}.parquet, "
-                f"{task.name}.jsonl, {task.name}.tsv, {task.name}/*.parquet{published}; "
+                f"{task.name}.jsonl, {task.name}.csv, {task.name}.tsv, "
+                f"{task.name}/*.parquet{published}; "
                 f"found {found}"
             )
 

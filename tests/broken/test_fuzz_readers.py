@@ -126,6 +126,11 @@ FILES: dict[str, tuple[str, bytes, Reader]] = {
         b"question\tanswer\tcategory\timage\na\tb\tc\td\n",
         load_data,
     ),
+    "data in a CSV": (
+        "pope.csv",
+        b"question,answer,category,image\na,b,c,d\n",
+        load_data,
+    ),
     "predictions": (
         "p.jsonl",
         "\n".join(json.dumps(row | {"prediction": "Yes"}) for row in ROWS).encode(),
