@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import re
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -100,6 +101,38 @@ def test_a_picture_belongs_to_its_round(name, processor):
     question = turns[-2]["value"]
     prompt = processor.conversation_prompt(question, images=question.count("<image>"))
     assert expected.endswith(f"{prompt.removeprefix(SYSTEM + ' ')} {turns[-1]['value']}{EOS}")
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_pictures_stand_behind_the_question_where_they_are_asked_to(name, processor, tmp_path):
+    turns, first = PLACES[name]
+    expected = re.sub(r"USER: ((?:<image>\n)+)(.*?) ASSISTANT", moved, first)
+    assert expected != first
+    processor.image_place = "last"
+    try:
+        processor.save_pretrained(tmp_path)
+        loaded = type(processor).from_pretrained(tmp_path)
+        assert loaded.image_place == "last"
+        ids, _ = loaded.training_example(turns)
+        text = loaded.tokenizer.decode(ids).replace("<image>" * 4, "<image>")
+        assert text == f"{SYSTEM} {expected}"
+        roles = {"human": "user", "gpt": "assistant"}
+        messages = [{"role": roles[turn["from"]], "content": turn["value"]} for turn in turns]
+        assert loaded.apply_chat_template(messages) == f"{SYSTEM} {expected}"
+        question = turns[-2]["value"]
+        prompt = loaded.conversation_prompt(question, images=question.count("<image>"))
+        ids = loaded.encode(prompt)
+        assert ids == loaded.training_example(turns[-2:])[0][: len(ids)]
+    finally:
+        processor.image_place = "first"
+    assert processor.image_place == "first"
+    with pytest.raises(UserError, match="unknown image place 'middle'"):
+        processor.image_place = "middle"
+
+
+def moved(found: re.Match) -> str:
+    pictures = "\n<image>" * found[1].count("<image>")
+    return f"USER: {found[2]}{pictures} ASSISTANT"
 
 
 def test_a_picture_in_an_answer_is_refused(processor):

@@ -84,6 +84,7 @@ def watched(world, tmp_path_factory) -> Path:
     """A run of five steps that looks at the held-out samples after 2, 4 and 5."""
     out = tmp_path_factory.mktemp("run") / "watched"
     held_out = ["--eval-data", str(world / "held_out.json"), "--eval-every", "2"]
+    held_out += ["--eval-other-pictures"]
     assert train.main(arguments(world, out, *held_out, save_every=2)) == 0
     return out
 
@@ -141,13 +142,48 @@ def test_a_benchmark_is_run_every_n_steps(world, tmp_path):
     assert (tmp_path / "o" / "eval" / "step-00000002" / "record.json").is_file()
 
 
+def answer_loss(model, processor, conversation_: list[dict], picture: Path) -> float:
+    """Mean over the labels of one sample, by hand."""
+    ids, targets = processor.training_example(conversation_)
+    pixels = processor.pixel_values([picture])
+    with torch.no_grad():
+        given = {"input_ids": torch.tensor([ids]), "pixel_values": pixels}
+        scores = model(**given).logits[0].log_softmax(-1)
+    scored = [(p, t) for p, t in enumerate(targets[1:]) if t != -100]
+    return -sum(float(scores[p, t]) for p, t in scored) / len(scored)
+
+
+def test_the_gain_of_a_picture_is_what_another_one_costs(watched, world, tmp_path):
+    more = ["--eval-data", str(world / "held_out.json"), "--eval-other-pictures"]
+    more += ["--init", str(watched / "final")]
+    more += ["--eval-every", "4"]
+    assert train.main(arguments(world, tmp_path / "o", *more, lr=0.02)) == 0
+    found = {line["step"]: line.get("eval_picture_gains") for line in log(tmp_path / "o")}
+    assert [step for step, gains in found.items() if gains is not None] == [4, 5]
+    model, processor = checkpoints.load(str(tmp_path / "o" / "final"))
+    seen = [r for r in json.loads((world / "held_out.json").read_text()) if "image" in r]
+    names = [record["image"] for record in seen]
+    assert names == ["0.png", "1.png", "2.png", "3.png", "0.png"]
+    others = ["1.png", "2.png", "3.png", "0.png", "1.png"]
+    for record, gain, other in zip(seen, found[5], others, strict=True):
+        loss = [
+            answer_loss(model, processor, record["conversations"], world / "images" / name)
+            for name in (other, record["image"])
+        ]
+        assert gain == pytest.approx(loss[0] - loss[1], abs=1e-4)
+    assert any(abs(gain) > 1e-3 for gain in found[5])
+
+
 def test_two_processes_measure_what_one_does(watched, world, tmp_path):
     more = ["--eval-data", str(world / "held_out.json"), "--eval-every", "2"]
+    more += ["--eval-other-pictures"]
     more += ["--eval-command", f"python {world / 'benchmark.py'}"]
     train_in_two_processes("fsdp", *arguments(world, tmp_path / "o", *more))
     one, two = log(watched), log(tmp_path / "o")
     for step in (2, 4, 5):
         assert two[step - 1]["eval_loss"] == pytest.approx(one[step - 1]["eval_loss"], rel=1e-4)
+        gains = [lines[step - 1]["eval_picture_gains"] for lines in (one, two)]
+        assert gains[1] == pytest.approx(gains[0], abs=2e-4)
         assert two[step - 1]["eval_scores"].keys() == {"pope/accuracy"}
 
 
@@ -162,6 +198,7 @@ def test_a_benchmark_that_fails_is_reported_and_training_goes_on(world, tmp_path
     ("more", "message"),
     [
         (["--eval-data", "nope.json"], "no data file 'nope.json'"),
+        (["--eval-other-pictures"], "--eval-other-pictures needs --eval-data FILE"),
         (["--eval-every", "2"], "--eval-every needs --eval-data"),
         (["--eval-every", "0"], "--eval-every is 0"),
         (["--eval-command", "no-such-program --tasks pope"], "no program of that name"),

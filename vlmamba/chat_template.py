@@ -1,12 +1,19 @@
-"""The conversation template of LLaVA-1.5 (`vicuna_v1`) for chat messages, as Jinja."""
+"""The conversation template of LLaVA-1.5 (`vicuna_v1`) for chat messages, as Jinja.
+
+A turn's pictures open it, as LLaVA has them, or end it ("Shaking up VLMs", 2409.05395, tries both).
+"""
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 
-# The rule of `images_first`, for chat messages: their image parts and tags open their turn.
-CHAT_TEMPLATE = (
+# How a turn shows its pictures, which its parts and tags count
+PLACES = {
+    "first": "{{ '<image>\n' * (tags + turn.images) }}{{ turn.text }}",
+    "last": "{{ turn.text }}{{ '\n<image>' * (tags + turn.images) }}",
+}
+_OPENING = (
     "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] if messages[0]['content'] "
     "is string else messages[0]['content'][0]['text'] }}{% set turns = messages[1:] %}"
     "{% else %}" + SYSTEM + "{% set turns = messages %}{% endif %}{{ ' ' }}"
@@ -23,7 +30,10 @@ CHAT_TEMPLATE = (
     "{{ raise_exception('a picture in an answer; pictures belong to the user\\'s turns') }}"
     "{% endif %}"
     "{% if tags %}{% set turn.text = turn.text.replace('<image>', '').strip() %}{% endif %}"
-    "{{ '<image>\n' * (tags + turn.images) }}{{ turn.text }}"
+)
+_CLOSING = (
     "{{ ' ' if message['role'] == 'user' else eos_token }}"
     "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
+CHAT_TEMPLATES = {place: _OPENING + shown + _CLOSING for place, shown in PLACES.items()}
+CHAT_TEMPLATE = CHAT_TEMPLATES["first"]

@@ -9,7 +9,8 @@ The conversation template is LLaVA-1.5's `vicuna_v1` (the paper trains with LLaV
 
 A picture belongs to its turn: as many tags as a question has, they move to its front, in training,
 chat template and prompts alike.  (LLaVA's train.py does so too, but makes one tag of several, for
-its records have one picture; and it moves a tag in an answer, which is an error here.)
+its records have one picture; and it moves a tag in an answer, which is an error here.)  A processor
+whose `image_place` is "last" has them behind the question.
 
 Every piece between image tokens and answers is tokenised by itself, so that a prompt's tokens up
 to its last `<image>` never depend on the question (one prefill serves all questions of an image).
@@ -29,7 +30,7 @@ from PIL import Image
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from vlmamba import hub_files, image_layouts, registry
-from vlmamba.chat_template import CHAT_TEMPLATE, SYSTEM
+from vlmamba.chat_template import CHAT_TEMPLATE, CHAT_TEMPLATES, SYSTEM
 from vlmamba.config import VLMambaConfig
 from vlmamba.data.decode import BrokenPicture, rgb_picture
 from vlmamba_core.errors import UserError
@@ -220,14 +221,23 @@ class VLMambaProcessor(ProcessorMixin):
         """What the model's forward takes from here."""
         return ["input_ids", "attention_mask", "pixel_values"]
 
+    @property
+    def image_place(self) -> str:
+        """Where a turn's pictures stand: "first", or "last" (the chat template says which)."""
+        return "last" if self.chat_template == CHAT_TEMPLATES["last"] else "first"
+
+    @image_place.setter
+    def image_place(self, place: str) -> None:
+        self.chat_template = CHAT_TEMPLATES[choose("image place", place, CHAT_TEMPLATES)]
+
     def conversation_prompt(self, question: str, images: int = 1) -> str:
-        """The prompt of one question, images first: `vicuna_v1`, or the processor's own template.
+        """The prompt of one question: `vicuna_v1`, or the processor's own template.
 
         A question with tags of its own says itself how many images it has, which must be `images`.
         """
         if IMAGE in question:
             check_tags(question.count(IMAGE), images)
-            question, images = images_first(question), 0
+            question = without_tags(question)
         if self.chat_template != CHAT_TEMPLATE:
             text = {"type": "text", "text": question}
             turn: Any = {"role": "user", "content": [*[{"type": "image"}] * images, text]}
@@ -307,7 +317,10 @@ class VLMambaProcessor(ProcessorMixin):
             check_tags(sum(turn["value"].count(IMAGE) for turn in conversations), images)
         if any(IMAGE in answer["value"] for answer in conversations[1::2]):
             raise UserError(f"{IMAGE} in an answer; images belong to the questions")
-        segments = (_plain if template == "plain" else _vicuna)(conversations)
+        if template == "plain":
+            segments = _plain(conversations)
+        else:
+            segments = _vicuna(conversations, self.image_place)
         ids = self.opening(segments[0].text) if segments else []
         labels = [IGNORE] * len(ids)
         counts = None if tiles is None else iter(tiles)
@@ -346,12 +359,15 @@ def tokens_behind(tokenizer: Any, text: str) -> list[int]:
     return both[len(before) :] if both[: len(before)] == before else tokens(tokenizer, text)
 
 
-def images_first(text: str) -> str:
-    """A turn's images open it, whatever place their tags were written in (LLaVA's rule for one)."""
-    if IMAGE not in text:
-        return text
-    lead = (IMAGE + "\n") * text.count(IMAGE)
-    return lead + text.replace(IMAGE, "").strip()
+def without_tags(text: str) -> str:
+    """A turn's text, whatever place its images' tags were written in."""
+    return text.replace(IMAGE, "").strip() if IMAGE in text else text
+
+
+def with_tags(text: str, place: str) -> str:
+    """A turn with its images before its text (LLaVA's rule for one), or behind it."""
+    count, words = text.count(IMAGE), without_tags(text)
+    return words + f"\n{IMAGE}" * count if place == "last" else f"{IMAGE}\n" * count + words
 
 
 def split_text(prompt: str) -> tuple[str, str]:
@@ -416,12 +432,12 @@ def _plain(conversations: list[dict[str, str]]) -> list[Segment]:
     return [Segment(IMAGE * images, False), Segment(caption, True)]
 
 
-def _vicuna(conversations: list[dict[str, str]]) -> list[Segment]:
-    """Two pieces a round: up to the answer, and the answer."""
+def _vicuna(conversations: list[dict[str, str]], place: str = "first") -> list[Segment]:
+    """Two pieces a round: up to the answer, and the answer.  place: of a turn's images."""
     segments: list[Segment] = []
     lead = f"{SYSTEM} USER: "
     for asked, given in zip(conversations[::2], conversations[1::2], strict=False):
-        question = images_first(asked["value"].strip())
+        question = with_tags(asked["value"].strip(), place)
         segments += [Segment(f"{lead}{question} ASSISTANT:", False)]
         segments += [Segment(f" {given['value'].strip()}", True, ends=True)]
         lead = "USER: "

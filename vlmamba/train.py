@@ -11,8 +11,10 @@ batch, and so the loss curve, stays the same.  OUT receives config.json (everyth
 train.jsonl (one line a step), summary.json, checkpoints/ and final/ (for from_pretrained).
 The same command with `--resume auto` goes on after a kill; with `--resume longer` and more --steps
 or --epochs it also trains a finished run further, from its last checkpoint.
-`--eval-data` measures the loss of held-out samples every `--eval-every` steps, `--eval-command`
-runs a benchmark then (vlmamba/training/evaluation.py); OUT/loss.png shows both losses.
+`--eval-data` measures the loss of held-out samples every `--eval-every` steps (with
+`--eval-other-pictures` also with each other's pictures: vlmamba/training/picture_use.py),
+`--eval-command` runs a benchmark then (vlmamba/training/evaluation.py); OUT/loss.png shows both
+losses.
 `--estimate` prints parameters, memory and FLOPs; `--dry-run` makes one update with one micro-batch
 and writes nothing.
 """
@@ -126,6 +128,7 @@ def start(plan: Plan) -> tuple[Any, Any]:
     )
     processor.image_aspect_ratio = args.image_aspect_ratio
     processor.image_layout = args.image_layout
+    processor.image_place = args.image_place
     return model, processor
 
 

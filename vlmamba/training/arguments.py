@@ -56,6 +56,9 @@ class RunArguments:
     image_layout: str = flag(
         image_layouts.WHOLE, help="how a picture becomes tiles (default whole: it is the one tile)"
     )
+    image_place: Literal["first", "last"] = flag(
+        "first", help="a question's pictures stand before it (default) or behind it"
+    )
     recipe: str | None = flag(
         None, on_resume=FREE, help="recipe name or .toml file (default: by preset)"
     )
@@ -71,6 +74,11 @@ class RunArguments:
     eval_data: tuple[Path, ...] = flag((), on_resume=COMMAND, help="held-out samples")
     eval_images: Path | None = flag(
         None, on_resume=COMMAND, help="their image folder (default: --images)"
+    )
+    eval_other_pictures: bool = flag(
+        False,
+        on_resume=COMMAND,
+        help="also their loss with each other's pictures: whether the model uses what it is shown",
     )
     eval_command: str | None = flag(
         None,
@@ -137,6 +145,8 @@ class RunArguments:
         self._check_evaluation()
 
     def _check_evaluation(self) -> None:
+        if self.eval_other_pictures and not self.eval_data:
+            raise UserError("--eval-other-pictures needs --eval-data FILE")
         if self.eval_every is not None and self.eval_every < 1:
             raise UserError(f"--eval-every is {self.eval_every}; expected at least 1")
         if self.eval_every and not (self.eval_data or self.eval_command):

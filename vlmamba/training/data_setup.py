@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from vlmamba.data import examples, feature_cache, index, llava, text
+from vlmamba.data.examples import ConversationExamples
 from vlmamba.data.images import ImageSource, PixelImages
 from vlmamba.training.evaluation import Evaluation
 from vlmamba.training.plan import Plan
@@ -83,7 +84,12 @@ def held_out(plan: Plan, model: Any, processor: Any, accelerator: Accelerator) -
         of_eval = replace(plan, args=replace(args, data=args.eval_data, images=images, out=home))
         digests = data_digests(args.eval_data, accelerator)
         examples = build_examples(of_eval, model, processor, accelerator, digests, resuming=False)
-    return Evaluation(args.eval_every or plan.hyper.save_every, examples, args.eval_command)
+    shown = None
+    if args.eval_other_pictures:
+        if not isinstance(examples, ConversationExamples):
+            raise UserError(f"--eval-other-pictures: --stage {plan.stage.name} has no pictures")
+        shown = examples
+    return Evaluation(args.eval_every or plan.hyper.save_every, examples, args.eval_command, shown)
 
 
 def image_source(

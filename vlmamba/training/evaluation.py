@@ -33,7 +33,7 @@ from torch import nn
 from tqdm import tqdm
 
 from vlmamba.data.collate import Batch, MicroBatches
-from vlmamba.data.examples import Examples
+from vlmamba.data.examples import ConversationExamples, Examples
 from vlmamba.data.sampler import micro_batches
 from vlmamba.training import trainer_state
 from vlmamba.training.objectives import Objective
@@ -50,11 +50,15 @@ OF_A_LAUNCHER = (
 
 @dataclass
 class Evaluation:
-    """What is measured every `every` steps: examples (None: no loss), command (None: none)."""
+    """What is measured every `every` steps: examples (None: no loss), command (None: none).
+
+    shown: those of the examples that are shown each other's pictures as well (None: none).
+    """
 
     every: int
     examples: Examples | None = None
     command: str | None = None
+    shown: ConversationExamples | None = None
 
     def due(self, step: int, total: int) -> bool:
         """Whether to measure after update number `step`, 1 to total."""
@@ -74,7 +78,7 @@ def mean_loss(
     """
     total = torch.zeros(3, dtype=torch.float64)  # loss, labels, samples left out
     cross_entropy = Objective(hyper)
-    with torch.no_grad(), _without_dropout(model):
+    with torch.no_grad(), without_dropout(model):
         for batch in _batches(examples, pad_token_id, hyper, accelerator):
             loss = cross_entropy(model, batch, accelerator.device)
             total += torch.tensor([float(loss), batch.n_labels, len(batch.skipped)])
@@ -106,7 +110,7 @@ def _batches(
 
 
 @contextmanager
-def _without_dropout(model: nn.Module) -> Iterator[None]:
+def without_dropout(model: nn.Module) -> Iterator[None]:
     """All else stays in training mode, in which logits are made where there are labels only."""
     active = [m for m in model.modules() if isinstance(m, nn.Dropout) and m.training]
     for module in active:

@@ -31,9 +31,10 @@ from vlmamba.data.examples import Examples
 from vlmamba.data.sampler import MicroBatchOrder
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.training import lora, sharded, trainer_state
-from vlmamba.training.evaluation import Evaluation, benchmark, mean_loss
+from vlmamba.training.evaluation import Evaluation, benchmark, mean_loss, without_dropout
 from vlmamba.training.objectives import Objective, build_objective
 from vlmamba.training.optimizer import build_optimizer
+from vlmamba.training.picture_use import picture_gains
 from vlmamba.training.plot import draw
 from vlmamba.training.recipe import Hyperparameters
 from vlmamba.training.schedule import SCHEDULES
@@ -184,6 +185,10 @@ def evaluate(
     if asked.examples is not None:
         pad = run.processor.tokenizer.pad_token_id
         found["eval_loss"] = mean_loss(model, asked.examples, pad, hyper, accelerator)
+        if asked.shown is not None:
+            with torch.no_grad(), without_dropout(model):
+                gains = picture_gains(model, asked.shown, pad, hyper, accelerator)
+            found["eval_picture_gains"] = gains
     if asked.command is not None:
         found["eval_scores"] = benchmark(
             asked.command, run.out, step, model, run.processor, hyper, accelerator
