@@ -20,18 +20,16 @@ a job of a cluster whose machines share these folders; `--dry-run` shows the scr
 from __future__ import annotations
 
 import argparse
-import functools
-import os
 import shlex
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import tasks
 from harness.ablation import report
-from harness.ablation.cells import Budget, Cell, execute, run_cell
+from harness.ablation.cells import Budget, Cell, job
+from harness.ablation.jobs import execute, run_jobs
 from harness.ablation.variants import AXES, FINAL, SCALES, Variant, variants
 from harness.data.sources import Source, choose_tasks
 from harness.models import BUNDLED_MODELS
@@ -101,10 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         explain(args.out, "harness.ablate", FILES, NOTE)
         if args.quick and not (args.data / "finetune.json").exists():
             _make_data(args.data)
-        if where.here:
-            _run_cells(cells, budget, args.out / "cells", args.jobs)
-        else:
-            submit_cells(cells, budget, args.out / "cells", where)
+        for _ in run_jobs([job(c, budget, args.out / "cells") for c in cells], args.jobs, where):
+            pass  # the record speaks of all of them
         record = report.record(args.axis, cells, budget, args.out / "cells")
         (args.out / args.axis).mkdir(exist_ok=True)
         shown = study.tables_of(record)
@@ -150,46 +146,6 @@ def _plan(cells: Sequence[Cell], where: launcher.Launcher, jobs: int) -> str:
     if where.here:
         return f"{len(cells)} cells, {jobs} at a time, on this machine:\n{names}"
     return f"{len(cells)} cells, a job each:\n{names}\n\n{where.script(cells[0].name)}"
-
-
-def submit_cells(
-    cells: Sequence[Cell], budget: Budget, root: Path, where: launcher.Launcher
-) -> None:
-    """Do what is left of the cells, one job each. Raises UserError for the first that failed."""
-    call = functools.partial(run_in_job, budget=budget, root=root)
-    left = []
-    for cell in cells:
-        if (cell.folder(root) / cell.variant.evaluation / "record.json").exists():
-            call(cell)  # nothing but a look at its settings
-        else:
-            left.append(cell)
-    print(f"{len(left)} of {len(cells)} cells to do, a job each", file=sys.stderr, flush=True)
-    for place, _ in enumerate(where.run(call, left), 1):
-        print(f"{place} of {len(left)}: {left[place - 1].name}", file=sys.stderr, flush=True)
-
-
-def run_in_job(cell: Cell, budget: Budget, root: Path) -> None:
-    """`run_cell`, with its progress in the cell's folder."""
-    run_cell(cell, budget, root, quiet=True)
-
-
-def _run_cells(cells: Sequence[Cell], budget: Budget, root: Path, jobs: int) -> None:
-    """Do what is left of the cells, `jobs` at a time; raises what the first failure raised."""
-    if jobs > 1:  # the children's threads, unless the user has said how many
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-
-    def run_one(place: int, cell: Cell) -> None:
-        print(f"cell {place} of {len(cells)}: {cell.name}", file=sys.stderr, flush=True)
-        run_cell(cell, budget, root, quiet=jobs > 1)
-
-    with ThreadPoolExecutor(jobs) as pool:
-        started = [pool.submit(run_one, place, cell) for place, cell in enumerate(cells, 1)]
-        try:
-            for one in started:
-                one.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _budget(args: argparse.Namespace) -> Budget:

@@ -13,13 +13,14 @@ from test_harness_compare import write_run
 
 from harness import ablate, tables
 from harness import report as report_command
-from harness.ablation import cells, report
+from harness.ablation import cells, jobs, report
 from harness.ablation.cells import Budget, Cell
 from harness.ablation.variants import AXES, DEMO, FINAL, SCALES, Variant, variants
 from harness.reporting import study
 from harness.scoring import paired
 from vlmamba.config import VLMambaConfig
 from vlmamba_core.errors import UserError
+from vlmamba_core.launcher import Launcher
 
 BUDGET = Budget("data", "lm", 5, 7, ("--cpu",), "pope", "demo", "demo", None, 10)
 
@@ -83,7 +84,7 @@ def test_quick_starts_from_the_bundled_model_with_pictures_of_its_own(tmp_path, 
         commands.append((module, list(arguments)))
         return 3 if module == "vlmamba.train" else 0
 
-    monkeypatch.setattr(cells, "execute", execute)
+    monkeypatch.setattr(jobs, "execute", execute)
     monkeypatch.setattr(ablate, "execute", execute)
     quick = ["--axis", "connector", "--quick", "--out", str(tmp_path / "out")]
     assert ablate.main(quick) == 2
@@ -109,10 +110,10 @@ def test_a_cell_is_two_stages_and_an_evaluation_each_done_once(tmp_path):
 
     cell = Cell(Variant("csm", scan="csm"), 2)
     with pytest.raises(Exception, match="csm, seed 2: `python -m vlmamba.train .* run the same"):
-        cells.run_cell(cell, BUDGET, tmp_path, start)
+        cells.job(cell, BUDGET, tmp_path).run(start)
     fail.clear()
-    cells.run_cell(cell, BUDGET, tmp_path, start)
-    cells.run_cell(cell, BUDGET, tmp_path, start)
+    cells.job(cell, BUDGET, tmp_path).run(start)
+    cells.job(cell, BUDGET, tmp_path).run(start)
     assert [module for module, _ in done] == ["vlmamba.train"] * 3 + ["harness.run"]
     first, second = " ".join(done[0][1]), " ".join(done[2][1])
     assert "--preset nano+efficientnet-lite0+vss_l2+csm --stage pretrain" in first
@@ -125,12 +126,12 @@ def test_a_cell_is_two_stages_and_an_evaluation_each_done_once(tmp_path):
 
 def test_a_cell_begun_under_other_terms_is_refused(tmp_path):
     cell = Cell(FINAL["demo"], 0)
-    cells.run_cell(cell, BUDGET, tmp_path, finished)
+    cells.job(cell, BUDGET, tmp_path).run(finished)
     renamed = Cell(Variant("bsm"), 0)
-    cells.run_cell(renamed, BUDGET, tmp_path, finished)  # the same model in another axis
+    cells.job(renamed, BUDGET, tmp_path).run(finished)  # the same model in another axis
     other = Budget(**{**BUDGET.__dict__, "finetune_steps": 8})
     with pytest.raises(Exception, match="was begun with finetune_steps 7, now it is 8"):
-        cells.run_cell(cell, other, tmp_path, finished)
+        cells.job(cell, other, tmp_path).run(finished)
 
 
 def finished(module: str, arguments: list[str]) -> int:
@@ -185,15 +186,15 @@ def test_five_seeds_give_an_interval_inside_the_range():
 
 def test_cells_side_by_side_share_the_cores_and_keep_their_logs(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(ablate.os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(jobs.os, "cpu_count", lambda: 6)
     together, seen = threading.Barrier(2, timeout=30), []
 
     def execute(module: str, arguments: list[str], log: Path | None) -> int:
         together.wait()  # both cells are at work
-        seen.append((log, ablate.os.environ["OMP_NUM_THREADS"]))
+        seen.append((log, jobs.os.environ["OMP_NUM_THREADS"]))
         return int("--seed 1" in " ".join(arguments))
 
-    monkeypatch.setattr(cells, "execute", execute)
+    monkeypatch.setattr(jobs, "execute", execute)
     two = [Cell(Variant("mlp", connector="mlp"), seed) for seed in (0, 1)]
     monkeypatch.setattr(cells, "STAGES", ("pretrain",))
     for cell in two:
@@ -201,7 +202,8 @@ def test_cells_side_by_side_share_the_cores_and_keep_their_logs(tmp_path, monkey
         done.mkdir(parents=True)
         (done / "record.json").write_text("{}")
     with pytest.raises(UserError, match="mlp, seed 1"):
-        ablate._run_cells(two[1:] + two[:1], BUDGET, tmp_path, jobs=2)
+        left = [cells.job(cell, BUDGET, tmp_path) for cell in two[1:] + two[:1]]
+        list(jobs.run_jobs(left, 2, Launcher("local", tmp_path)))
     assert {log.parent.name for log, _ in seen} == {"seed-0", "seed-1"}
     assert {threads for _, threads in seen} == {"3"}
 
@@ -224,7 +226,7 @@ def test_a_small_study_for_real(tmp_path, monkeypatch, capsys):
         "generate",
         lambda self, requests, longest, *rest: generate(self, requests, min(longest, 2), *rest),
     )
-    monkeypatch.setattr(cells, "execute", in_this_process)
+    monkeypatch.setattr(jobs, "execute", in_this_process)
     command = ["--seeds", "1", "--tasks", "pope", "--data", str(world), "--lm", str(lm)]
     command += ["--pretrain-steps", "1", "--steps", "1", "--eval-data", str(world), "--limit", "4"]
     command += ["--train-args", " ".join(small), "--out", str(tmp_path / "out")]
@@ -241,7 +243,7 @@ def test_a_small_study_for_real(tmp_path, monkeypatch, capsys):
     assert tables.main(["--from", str(tmp_path / "out"), "--out", str(tmp_path / "tables")]) == 0
     assert (tmp_path / "tables" / "connector.paired.tex").exists()
     monkeypatch.setattr(
-        cells, "execute", lambda module, arguments, log: pytest.fail("trained again")
+        jobs, "execute", lambda module, arguments, log: pytest.fail("trained again")
     )
     assert ablate.main(["--axis", "scan", "--variants", "bsm", *command]) == 0
 

@@ -11,7 +11,7 @@ import pytest
 from test_ablate import BUDGET
 
 from harness import ablate, profile
-from harness.ablation import cells
+from harness.ablation import cells, jobs
 from harness.ablation.cells import Cell
 from harness.ablation.variants import variants
 from harness.speed.sweep import lengths
@@ -76,13 +76,13 @@ def test_without_a_cluster_slurm_is_one_line(tmp_path, monkeypatch):
 
 
 def test_a_dry_run_shows_cells_points_and_script_and_writes_nothing(tmp_path, capsys):
-    jobs = ["--launcher", "slurm", "--slurm", "partition=gpu,gpus_per_node=1", "--dry-run"]
-    jobs += ["--out", str(tmp_path / "out")]
-    assert ablate.main(["--axis", "scan", "--quick", "--seeds", "2", *jobs]) == 0
+    slurm = ["--launcher", "slurm", "--slurm", "partition=gpu,gpus_per_node=1", "--dry-run"]
+    slurm += ["--out", str(tmp_path / "out")]
+    assert ablate.main(["--axis", "scan", "--quick", "--seeds", "2", *slurm]) == 0
     shown = capsys.readouterr().out
     assert "8 cells, a job each:\nraster, seed 0\n" in shown
     assert "#SBATCH --partition=gpu" in shown
-    assert profile.main(["--tiny", "--models", "vl-mamba-130m", "--seq-lens", "16,32", *jobs]) == 0
+    assert profile.main(["--tiny", "--models", "vl-mamba-130m", "--seq-lens", "16,32", *slurm]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("2 points, ") and "#SBATCH --gpus-per-node=1" in shown
     assert not (tmp_path / "out").exists()
@@ -115,14 +115,14 @@ def test_cells_done_in_jobs_are_finished_cells(tmp_path, monkeypatch):
             (folder / "record.json").write_text("{}")
         return 3 if "seed-2" in ran[-1][1] else 0
 
-    monkeypatch.setattr(cells, "execute", step)
+    monkeypatch.setattr(jobs, "execute", step)
     where, variant = Launcher("debug", tmp_path / "jobs"), variants("connector", "demo")[0]
-    two = [Cell(variant, 0), Cell(variant, 1)]
-    ablate.submit_cells(two, BUDGET, tmp_path, where)
+    three = [cells.job(Cell(variant, seed), BUDGET, tmp_path) for seed in range(3)]
+    assert list(jobs.run_jobs(three[:2], 1, where)) == three[:2]
     assert len(ran) == 6 and {module for module, _ in ran} == {"vlmamba.train", "harness.run"}
     ran.clear()
-    ablate.submit_cells(two, BUDGET, tmp_path, where)
-    ablate._run_cells(two, BUDGET, tmp_path, jobs=1)
+    assert list(jobs.run_jobs(three[:2], 1, where)) == three[:2]
+    assert list(jobs.run_jobs(three[:2], 1, Launcher("local", tmp_path))) == three[:2]
     assert ran == []
     with pytest.raises(UserError, match="seed 2: .* ended with code 3"):
-        ablate.submit_cells([Cell(variant, 2)], BUDGET, tmp_path, where)
+        list(jobs.run_jobs(three[2:], 1, where))

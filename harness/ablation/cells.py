@@ -1,27 +1,18 @@
 """A cell of an ablation: one variant with one seed, trained in two stages and evaluated.
 
-OUT/cells/VARIANT/seed-N/{pretrain,finetune,evaluation...}.  Every step is a command of this project
-in a process of its own; a finished one is not repeated, an interrupted one goes on.
+OUT/cells/VARIANT/seed-N/{pretrain,finetune,evaluation...}, each left by a step of the cell's job.
 """
 
 from __future__ import annotations
 
-import functools
-import json
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from harness.ablation.jobs import Job, Step
 from harness.ablation.variants import Variant
 from harness.models import BUNDLED_MODELS
 from harness.runs.store import EvaluationRun
-from vlmamba_core import processes
-from vlmamba_core.errors import UserError
-from vlmamba_core.folder import write_atomically
 
-Execute = Callable[[str, Sequence[str]], int]  # module, arguments -> exit code
 STAGES = ("pretrain", "finetune")
 
 
@@ -62,32 +53,22 @@ class Cell:
         return EvaluationRun.read(self.folder(root) / self.variant.evaluation)
 
 
-def execute(module: str, arguments: Sequence[str], log: Path | None = None) -> int:
-    """Run a command of this project; its progress goes to stderr or `log`, its tables nowhere."""
-    command = [sys.executable, "-m", module, *arguments]
-    if log is None:
-        return processes.run(command, stdout=subprocess.DEVNULL).returncode
-    with log.open("ab") as file:
-        return processes.run(command, stdout=subprocess.DEVNULL, stderr=file).returncode
-
-
-def run_cell(
-    cell: Cell, budget: Budget, root: Path, start: Execute | None = None, quiet: bool = False
-) -> None:
-    """Do what is left of a cell; with `quiet`, its progress goes to log.txt in its folder.
-
-    Raises UserError where a command fails or the settings changed.
-    """
-    log = cell.folder(root) / "log.txt" if quiet else None
-    start = start or functools.partial(execute, log=log)
+def job(cell: Cell, budget: Budget, root: Path) -> Job:
+    """All of a cell: two stages and the evaluation."""
     folder = cell.folder(root)
-    folder.mkdir(parents=True, exist_ok=True)
-    _check_terms(folder / "cell.json", cell, budget)
-    for stage in STAGES:
-        if not (folder / stage / "final").is_dir():
-            _do(start, "vlmamba.train", training(cell, stage, budget, folder), cell)
-    if not (folder / cell.variant.evaluation / "record.json").exists():
-        _do(start, "harness.run", evaluating(budget, folder, cell), cell)
+    stages = {stage: tuple(training(cell, stage, budget, folder)) for stage in STAGES}
+    steps = [
+        Step("vlmamba.train", arguments, folder / stage / "final")
+        for stage, arguments in stages.items()
+    ]
+    asked = tuple(evaluating(budget, folder, cell))
+    steps.append(Step("harness.run", asked, folder / cell.variant.evaluation / "record.json"))
+    settings = asdict(budget) | {"variant": asdict(cell.variant)}
+    for field in ("name", "evaluate"):  # axes may call the same model differently, and ask it so
+        del settings["variant"][field]
+    given = settings["variant"].items()  # as cells were begun before there were more fields
+    settings["variant"] = {k: v for k, v in given if v != () and (k, v) != ("stage", "finetune")}
+    return Job(cell.name, folder, settings, tuple(steps))
 
 
 def training(cell: Cell, stage: str, budget: Budget, folder: Path) -> list[str]:
@@ -117,30 +98,3 @@ def evaluating(budget: Budget, folder: Path, cell: Cell) -> list[str]:
     arguments += ["--style", budget.style] if budget.style else []
     arguments += ["--limit", str(budget.limit)] if budget.limit else []
     return [*arguments, "--seed", str(cell.seed), *cell.variant.evaluate]
-
-
-def _check_terms(file: Path, cell: Cell, budget: Budget) -> None:
-    """Keep the settings of a new cell; refuse to mix an old one with others."""
-    settings = json.loads(json.dumps({"variant": asdict(cell.variant), **asdict(budget)}))
-    for field in ("name", "evaluate"):  # axes may call the same model differently, and ask it so
-        del settings["variant"][field]
-    given = settings["variant"].items()  # as cells were begun before there were more fields
-    settings["variant"] = {k: v for k, v in given if v != [] and (k, v) != ("stage", "finetune")}
-    if not file.exists():
-        write_atomically(file, json.dumps(settings, indent=2) + "\n")
-        return
-    before = json.loads(file.read_text(encoding="utf-8"))
-    for key in settings:
-        if before.get(key) != settings[key]:
-            raise UserError(
-                f"{file.parent} was begun with {key} {before.get(key)!r}, now it is "
-                f"{settings[key]!r}; give the same flags or another --out"
-            )
-
-
-def _do(start: Execute, module: str, arguments: Sequence[str], cell: Cell) -> None:
-    if code := start(module, arguments):
-        raise UserError(
-            f"{cell.name}: `python -m {module} {' '.join(arguments)}` ended with code {code}; "
-            "run the same command again to continue"
-        )
