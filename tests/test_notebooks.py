@@ -22,7 +22,7 @@ import pytest
 from accelerate.state import AcceleratorState
 from test_ablate import in_this_process
 
-from harness.ablation import cells
+from harness.ablation import jobs
 from harness.runs.points import Row
 from harness.speed.sweep import lengths, measure, worker
 from harness.speed.sweep.points import Point, row_of
@@ -140,7 +140,7 @@ def test_every_cell_runs_at_small_size(name, tmp_path, monkeypatch, shown, capsy
     AcceleratorState._reset_state(reset_partial_state=True)  # one state a process, else
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
-    monkeypatch.setattr(cells, "execute", in_this_process)
+    monkeypatch.setattr(jobs, "execute", in_this_process)
     monkeypatch.setattr(lengths, "launch", launch)
     monkeypatch.setattr(lengths, "measure_machine", measure.measure_machine)
     namespace: dict = {"__name__": "__main__"}
