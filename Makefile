@@ -1,7 +1,7 @@
 # make run     the demo model on POPE and MME: the whole pipeline, ends with a table
 # make test    the test suite, in two processes (TEST_PROCESSES=0: in one)
 # make lint    ruff and mypy
-# make tables plots   every file of results/tables and results/plots again, from results/runs
+# make tables plots   results/tables, results/plots, STUDY.md and study/ again, from results/runs
 # make screenshots   docs/report.png, report-answers.png and serve.png (needs chromium)
 # make notebooks   the notebooks' outputs again, in a kernel of each
 # make demo-model   train the bundled demo model again (some two hours on 2 cores)
@@ -41,6 +41,7 @@ lint: install
 
 tables: install
 	$(PY) -m harness.tables --from results/runs --out results/tables
+	$(PY) -m harness.study --records results/runs/study --page results/STUDY.md
 
 plots: install
 	$(PY) -m harness.plots --from results/runs --out results/plots

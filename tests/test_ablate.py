@@ -54,7 +54,7 @@ def test_what_a_variant_changes_reaches_its_commands(tmp_path):
 
     for axis in ("objective", "votes", "adaptation"):
         for variant in variants(axis):
-            cells.run_cell(Cell(variant, 0), BUDGET, tmp_path, start)
+            cells.job(Cell(variant, 0), BUDGET, tmp_path).run(start)
     trained = [text for module, text in done if module == "vlmamba.train"]
     asked = [text for module, text in done if module == "harness.run"]
     assert len(trained) == 2 * (6 + 2) and len(asked) == 6 + 2 + 2  # votes ask the final model

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A room may import what stands in lines below its own; rooms of one line do not know each other.
 LAYERS = (
     ("harness",),  # the commands
+    ("harness.controlled",),
     ("harness.ablation",),
     ("harness.reporting",),
     ("harness.speed",),

@@ -82,9 +82,14 @@ class Job:
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
     def _note(self, step: Step, seconds: float) -> None:
-        key = step.done.relative_to(self.folder).as_posix()
-        noted = self.seconds() | {key: round(seconds, 1)}
+        noted = self.seconds() | {key_of(step, self.folder): round(seconds, 1)}
         write_atomically(self.folder / SECONDS, json.dumps(noted, indent=2) + "\n")
+
+
+def key_of(step: Step, folder: Path) -> str:
+    """What a step leaves, as seen from its job's folder."""
+    inside = step.done.is_relative_to(folder)
+    return (step.done.relative_to(folder) if inside else step.done).as_posix()
 
 
 def execute(module: str, arguments: Sequence[str], log: Path | None = None) -> int:

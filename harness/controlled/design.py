@@ -1,0 +1,202 @@
+"""The controlled study as data: language models x connectors x seeds, and orders of the prompt.
+
+Everything that is compared is trained here from scratch, on the same text and pictures in the same
+order (at the paper's scale: from published language models that were trained on the same text with
+the same tokenizer).  The language models have equal parameters within 3 %; each learns with its own
+rate, the best of three on held-out samples; one text pretraining of a family serves its seeds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SAME_CONNECTOR = 'connector_layer={"mixer":"mamba","d_state":16}'  # whatever the language model is
+
+
+@dataclass(frozen=True)
+class Family:
+    """A language model's architecture, and the preset that builds it."""
+
+    name: str
+    preset: str
+
+    def arguments(self, connector: str, encoder: str) -> list[str]:
+        """What vlmamba.train takes to build it with this connector and encoder."""
+        arguments = ["--preset", "+".join(filter(None, (self.preset, encoder, connector)))]
+        return [*arguments, *(["--set", SAME_CONNECTOR] if connector else [])]
+
+
+@dataclass(frozen=True)
+class Order:
+    """How a prompt is laid out otherwise than usual; flags of vlmamba.train and harness.run.
+
+    data: the variant of the training data (`harness.controlled.data.VARIANTS`).
+    """
+
+    name: str
+    says: str
+    train: tuple[str, ...] = ()
+    ask: tuple[str, ...] = ()
+    data: str = ""
+
+
+ORDERS = (
+    Order("question_first", "the question stands before the picture", ("--image-place", "last")),
+    Order("ocr_first", "OCR tokens stand before the question", (), ("--ocr", "first"), "ocr_first"),
+    Order(
+        "row_separators",
+        "a separator stands after each row of patches",
+        ("--image-layout", "row_separators"),
+    ),
+)
+
+
+def _drawn(images: int, captions: int, dialogues: int, labelled: int) -> tuple[str, ...]:
+    """Flags of vlmamba.demo."""
+    counts = {"images": images, "captions": captions, "dialogues": dialogues, "labelled": labelled}
+    return (*(x for name, n in counts.items() for x in (f"--{name}", str(n))), "--no-easy-vqa")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Updates of one training stage (None: the recipe's), sequences of each, and further flags."""
+
+    steps: int | None
+    batch: int | None = None
+    more: tuple[str, ...] = ()
+
+    def arguments(self) -> list[str]:
+        """For vlmamba.train."""
+        found = [] if self.steps is None else ["--steps", str(self.steps)]
+        if self.batch is not None:
+            found += ["--batch-size", str(self.batch), "--micro-batch", str(min(self.batch, 16))]
+        return [*found, *self.more]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A size of the study.
+
+    data: flags of vlmamba.demo (none: --data names a folder of one's own).  text, dialogue: None
+    where the language models are published ones.  held_out: samples that rates are chosen on and
+    picture use is measured with, every `look_every` updates.  limit, retrieval: questions of each
+    benchmark and of retrieval; blind: of its text-only control.
+    """
+
+    name: str
+    families: tuple[Family, ...]
+    connectors: tuple[str, ...]
+    orders: tuple[Order, ...]
+    order_families: tuple[str, ...]
+    encoder: str
+    rates: tuple[float, ...]
+    text: Stage | None
+    dialogue: Stage | None
+    pretrain: Stage
+    finetune: Stage
+    rate_pretrain: Stage
+    rate_finetune: Stage
+    look_every: int
+    held_out: int
+    seeds: int
+    limit: int | None
+    retrieval: int | None
+    blind: int
+    data: tuple[str, ...] = ()
+    tasks: str = "all"
+    eval_data: str = "demo"
+    state_lengths: tuple[int, ...] = (64, 256, 1024, 4096)
+
+    @property
+    def prepares_data(self) -> bool:
+        """Whether the study draws its own training data."""
+        return bool(self.data)
+
+
+NANO = (
+    Family("mamba", "nano"),
+    Family("mamba2", "nano-mamba2"),
+    Family("attention", "nano-transformer"),
+    Family("hybrid", "nano-hybrid"),
+)
+# Trained on the Pile with GPT-NeoX's tokenizer, each of them; no hybrid of that size is published
+PUBLISHED = (
+    Family("mamba", "2.8b"),
+    Family("mamba2", "mamba2-2.7b"),
+    Family("attention", "hf:EleutherAI/pythia-2.8b"),
+)
+# All of the demo's but easy-VQA, whose training split would be half of the training data
+BENCHMARKS = "coco_cap,gqa,mmbench,mme,pope,scienceqa,textvqa,vqav2"
+LITTLE = ("--max-length", "256", "--warmup-ratio", "0.1")
+
+DEMO = Scale(
+    name="demo",
+    families=NANO,
+    connectors=("mlp", "vss_l2", "msc"),
+    orders=ORDERS,
+    order_families=tuple(family.name for family in NANO),
+    encoder="efficientnet-lite0",
+    rates=(3e-4, 1e-3, 3e-3),
+    text=Stage(700, 32),
+    dialogue=Stage(500, 16),
+    pretrain=Stage(120, 32),
+    finetune=Stage(1600, 16),
+    rate_pretrain=Stage(60, 32),
+    rate_finetune=Stage(400, 8),
+    look_every=100,
+    held_out=96,
+    seeds=3,
+    limit=600,
+    retrieval=2000,
+    blind=400,
+    data=_drawn(6000, 3840, 8000, 6000),
+    tasks=BENCHMARKS,
+)
+QUICK = Scale(
+    name="quick",
+    families=(NANO[0], NANO[2]),
+    connectors=("mlp", "vss_l2"),
+    orders=ORDERS[:1],
+    order_families=("mamba",),
+    encoder="efficientnet-lite0",
+    rates=(1e-3, 3e-3),
+    text=Stage(8, 8, LITTLE),
+    dialogue=Stage(8, 8),
+    pretrain=Stage(8, 8),
+    finetune=Stage(40, 8),
+    rate_pretrain=Stage(4, 8),
+    rate_finetune=Stage(10, 8),
+    look_every=10,
+    held_out=12,
+    seeds=1,
+    limit=40,
+    retrieval=100,
+    blind=40,
+    data=_drawn(60, 60, 60, 60),
+    tasks="pope,textvqa",
+    state_lengths=(64, 256),
+)
+PAPER = Scale(
+    name="paper",
+    families=PUBLISHED,
+    connectors=("mlp", "vss_l2", "msc"),
+    orders=ORDERS,
+    order_families=tuple(family.name for family in PUBLISHED),
+    encoder="siglip-so400m-384",
+    rates=(1e-5, 2e-5, 4e-5),
+    text=None,
+    dialogue=None,
+    pretrain=Stage(None),
+    finetune=Stage(None),
+    rate_pretrain=Stage(200),
+    rate_finetune=Stage(500),
+    look_every=200,
+    held_out=512,
+    seeds=3,
+    limit=None,
+    retrieval=None,
+    blind=4000,
+    eval_data="hub",
+    state_lengths=(1024, 4096, 16384),
+)
+SCALES = {scale.name: scale for scale in (DEMO, QUICK, PAPER)}

@@ -1,0 +1,108 @@
+"""results/STUDY.md: design, predictions, tables and pictures of the controlled study.
+
+Everything below the first section is made of the records; the same records give the same bytes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.controlled import contrasts
+from harness.controlled.contrasts import between_families, drawn
+from harness.controlled.outcomes import RETRIEVAL
+from harness.controlled.pictures import all_pictures
+from harness.controlled.predictions import ALPHA, PREDICTIONS
+from harness.controlled.records import Records
+from harness.controlled.tables import all_tables
+from harness.reporting.plots import write_all
+from vlmamba_core.folder import write_atomically
+
+DESIGN = """# The controlled study
+
+What does a state-space language model buy in a VLM, and what does its connector? Made by
+`python -m harness.study`; `make tables plots` makes this page again from its records.
+
+**Design.** Language models of equal size (mamba; mamba2; attention: rotary positions and a gated
+MLP; hybrid: Mamba with one attention layer) are trained from scratch on the same text in the same
+order, then with each connector (mlp; vss_l2 with bsm; msc) on the same pictures in the same order,
+three seeds each. One text pretraining of a family serves its seeds: they differ in the connector's
+start and in the order of stages 1 and 2, not in the language model's start. The learning rate of
+stage 2 is chosen for each language model among three on held-out samples, after short runs with the
+first connector, before anything else is looked at; the text stages have the recipe's rate for all.
+Scanning connectors have the same Mamba layer whatever the language model. Orders of the prompt
+(question before the picture, OCR tokens before the question, row separators) have one seed and the
+first connector; each is trained and asked in its order, but the text stages before it had the usual
+one, and only a conversation's first question moves before the picture.
+
+**Outcomes.** The demo's benchmarks; `retrieval` (one of k things is named, the answer stands on the
+sign below it) by k and by the distance from picture to question, with existence questions on the
+same scenes as its control, chance, and a text-only control; the update from which on the model uses
+its picture; cost. Nothing here is comparable with published numbers.
+
+**Statistics.** A score is a question's, paired between models by question and seed. Intervals are
+of a hierarchical bootstrap over seeds, pictures and questions (`harness/scoring/hierarchical.py`).
+Three seeds are few: such intervals are rough, and none of one seed speaks of others. Where all
+answers are right, or all wrong, a bootstrap's interval has no width, which says nothing.
+"""
+RULE = """The rule was fixed, and this list written, before the runs. Each prediction has an
+interval of {level:.2f} % (1 - {alpha} / {count}: corrected for their number). "Above m" has held
+where all of it is above m, has failed where all is below; "within m" has held where it lies between
+-m and m, has failed where it lies wholly outside; else a prediction is undecided."""
+CAPTIONS = {
+    "retrieval": "Retrieval: accuracy of a family, all connectors and seeds, with 95 % intervals.",
+    "picture_use": "What another sample's picture costs, along stage 2; dashed: the threshold.",
+    "loss": "Held-out loss along stage 2.",
+    "pareto": "Accuracy on signs against speed and against what a sequence keeps in memory.",
+}
+
+
+def write(kept: Records, file: Path) -> str:
+    """Write the page to `file`, and its pictures to a folder of its name beside it."""
+    files = all_pictures(kept)
+    folder = file.with_suffix("").with_name(file.stem.lower())
+    write_atomically(file, text(kept, folder.name, list(files)))
+    if not files:
+        return f"{file} written; no cell is finished"
+    return f"{file} written; {write_all(folder, files)}"
+
+
+def text(kept: Records, folder: str, files: list[str]) -> str:
+    """The page; its pictures are `files` in `folder`."""
+    tables = all_tables(kept)
+    blocks = [DESIGN.strip(), conclusion(kept)]
+    level = 100 * (1 - ALPHA / len(PREDICTIONS))
+    rule = RULE.format(level=level, alpha=ALPHA, count=len(PREDICTIONS))
+    for table in tables:
+        note = rule if table.title == "Predictions" else table.note
+        body = table.files()["md"].split("\n\n")[-1].strip()
+        blocks += [f"## {table.title}", note, body]
+    if files:
+        blocks.append("## Pictures")
+    for name in files:
+        caption = CAPTIONS[Path(name).stem]
+        blocks.append(f"![{caption}]({folder}/{name})\n\n{caption}")
+    return "\n\n".join(blocks) + "\n"
+
+
+def conclusion(kept: Records) -> str:
+    """One sentence for a practitioner, of the comparison that the study is about; what is known."""
+    if not kept.cells:
+        return "**Nothing has been run yet.** The predictions below were written first."
+    found = drawn(kept, between_families(kept, "attention", contrasts.REFERENCE), RETRIEVAL[2])
+    control = drawn(kept, between_families(kept, "attention", contrasts.REFERENCE), RETRIEVAL[3])
+    done = f"{len(kept.cells)} cells are finished."
+    if found is None or control is None:
+        return f"**{done}** Attention and Mamba cannot be compared yet."
+    (low, high), (low_, high_) = found.interval(), control.interval()
+    gap = f"{100 * found.mean:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
+    same = f"{100 * control.mean:+.1f} ({100 * low_:+.1f} to {100 * high_:+.1f})"
+    if low > 0:
+        advice = "where one item of many must be read off a picture, keep some attention"
+    elif high < 0:
+        advice = "attention bought nothing here for reading one item of many off a picture"
+    else:
+        advice = "at this size and budget the choice of language model does not decide it"
+    return (
+        f"**{done}** Of 8 or 16 things, attention finds the named one's sign better than Mamba by "
+        f"{gap}, and tells existence on the same scenes by {same}: {advice}."
+    )

@@ -1,0 +1,233 @@
+"""The jobs of the controlled study, phase by phase: what is trained, from what, and asked what.
+
+`phases` gives data, text, rates and cells; the cells' learning rates are those that the rates'
+jobs have chosen, so the phases follow each other.  Within the cells connectors come one after the
+other with all their seeds, the orders behind the first connector: what is finished early is a whole
+comparison.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.ablation.jobs import Job, Step, key_of
+from harness.controlled.design import Family, Order, Scale, Stage
+from vlmamba_core.errors import UserError
+
+PHASES = ("data", "text", "rates", "cells")
+USUAL = Order("", "")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A scale in a folder.
+
+    data: training data (drawn there where the scale draws its own); train: further flags of every
+    vlmamba.train; families, connectors: some of the scale's.
+    """
+
+    scale: Scale
+    out: Path
+    data: Path
+    seeds: int
+    train: tuple[str, ...] = ()
+    families: tuple[str, ...] = ()
+    connectors: tuple[str, ...] = ()
+
+    @property
+    def chosen_families(self) -> list[Family]:
+        """In the scale's order."""
+        return [f for f in self.scale.families if not self.families or f.name in self.families]
+
+    @property
+    def chosen_connectors(self) -> list[str]:
+        """In the scale's order."""
+        return [c for c in self.scale.connectors if not self.connectors or c in self.connectors]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A model that is trained and asked everything; order: of its prompts, if not the usual one."""
+
+    family: str
+    connector: str
+    seed: int
+    order: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of its folder and record."""
+        return "+".join(filter(None, (self.family, self.connector, self.order, f"s{self.seed}")))
+
+    @property
+    def model(self) -> str:
+        """Without its seed."""
+        return "+".join(filter(None, (self.family, self.connector, self.order)))
+
+
+def cells(study: Study) -> list[Cell]:
+    """All cells, in the order in which they are trained."""
+    families, found = [family.name for family in study.chosen_families], []
+    for place, connector in enumerate(study.chosen_connectors):
+        seeds = range(study.seeds)
+        found += [Cell(family, connector, seed) for seed in seeds for family in families]
+        if place == 0:
+            asked = [name for name in families if name in study.scale.order_families]
+            orders = [order.name for order in study.scale.orders]
+            found += [Cell(name, connector, 0, order) for order in orders for name in asked]
+    return found
+
+
+def phase_jobs(study: Study, phase: str, rates: Mapping[str, float]) -> list[Job]:
+    """The jobs of one phase; rates: family -> learning rate, for the cells."""
+    if phase == "data":
+        return [data_job(study)]
+    families = study.chosen_families
+    if phase == "text":
+        return [] if study.scale.text is None else [text_job(study, f) for f in families]
+    if phase == "rates":
+        return [rate_job(study, f, rate) for f in families for rate in study.scale.rates]
+    return [cell_job(study, cell, rates[cell.family]) for cell in cells(study)]
+
+
+def data_job(study: Study) -> Job:
+    """Draws the training data where the scale does, and puts held-out samples aside."""
+    folder, steps = study.out / "data", []
+    if study.scale.prepares_data:
+        drawn = ("--out", str(study.data), "--workers", "1", *study.scale.data)
+        steps.append(Step("vlmamba.demo", drawn, study.data / "finetune.json"))
+    aside = ["--data", str(study.data), "--out", str(folder)]
+    aside += ["--held-out", str(study.scale.held_out)]
+    steps.append(Step("harness.controlled.data", tuple(aside), folder / "finetune.json"))
+    return _job("data", folder, steps)
+
+
+def text_job(study: Study, family: Family) -> Job:
+    """Text, then conversations without pictures: what a family's cells start from."""
+    folder, data, scale = study.out / "text" / family.name, study.data, study.scale
+    lines = [str(data / name) for name in ("text.txt", "near.txt", "facts.txt")]
+    told = str(data / "dialogue.json")
+    assert scale.text is not None and scale.dialogue is not None
+    first = ["--stage", "text", "--data", *lines, "--tokenizer-data", lines[0], told]
+    second = ["--stage", "dialogue", "--data", told, "--init", str(folder / "text" / "final")]
+    steps = [
+        _training(study, _Part(family), folder / "text", [*first, *scale.text.arguments()]),
+        _training(
+            study, _Part(family), folder / "dialogue", [*second, *scale.dialogue.arguments()]
+        ),
+    ]
+    return _job(f"text+{family.name}", folder, steps)
+
+
+def rate_job(study: Study, family: Family, rate: float) -> Job:
+    """Short runs of both stages with the first connector; the second one's held-out loss counts."""
+    scale = study.scale
+    folder = study.out / "rates" / f"{family.name}+{rate:g}"
+    part = _Part(family, scale.connectors[0])
+    look = scale.rate_finetune.steps or scale.look_every
+    steps = [
+        _aligning(study, part, folder, scale.rate_pretrain),
+        _tuning(study, part, folder, scale.rate_finetune, rate, look),
+    ]
+    lost = folder / "loss.json"
+    wanted = ("--out", str(lost), "--", *steps[1].arguments)
+    steps[1] = Step("harness.controlled.rate", wanted, lost)
+    return _job(f"rate+{family.name}+{rate:g}", folder, steps)
+
+
+def chosen_rates(study: Study) -> dict[str, float]:
+    """Of each family the rate with the lowest held-out loss. Raises UserError without one."""
+    chosen = {}
+    for family in study.chosen_families:
+        losses = {rate: rate_loss(study, family, rate) for rate in study.scale.rates}
+        best = min(losses, key=lambda rate: losses[rate])
+        if losses[best] == math.inf:
+            raise UserError(f"{family.name}: training diverged with every rate; lower them")
+        chosen[family.name] = best
+    return chosen
+
+
+def rate_loss(study: Study, family: Family, rate: float) -> float:
+    """Held-out loss at the end of a rate's job; infinite where training diverged."""
+    file = rate_job(study, family, rate).folder / "loss.json"
+    loss = json.loads(file.read_text(encoding="utf-8"))["loss"]
+    return math.inf if loss is None else float(loss)
+
+
+def cell_job(study: Study, cell: Cell, rate: float) -> Job:
+    """Both stages, all questions, the text-only control of retrieval, and the costs."""
+    scale = study.scale
+    family = next(family for family in scale.families if family.name == cell.family)
+    order = next((order for order in scale.orders if order.name == cell.order), USUAL)
+    folder = study.out / "cells" / cell.name
+    part = _Part(family, cell.connector, cell.seed, order)
+    steps = [
+        _aligning(study, part, folder, scale.pretrain),
+        _tuning(study, part, folder, scale.finetune, rate, scale.look_every),
+    ]
+    model = ("--model", str(folder / "finetune" / "final"))
+    asked: dict[str, tuple[str, str, int | None, tuple[str, ...]]] = {
+        "evaluation": (scale.tasks, scale.eval_data, scale.limit, order.ask),
+        "retrieval": ("retrieval", "demo", scale.retrieval, ()),
+        "blind": ("retrieval", "demo", scale.blind, ("--blind",)),
+    }
+    for name, (tasks, data, limit, more) in asked.items():
+        flags = ("--tasks", tasks, *model, "--data", data, "--out", str(folder / name), *more)
+        flags += ("--limit", str(limit)) if limit else ()
+        steps.append(Step("harness.run", flags, folder / name / "record.json"))
+    lengths = ",".join(map(str, scale.state_lengths))
+    wanted = (*model, "--out", str(folder / "cost.json"), "--lengths", lengths)
+    steps.append(Step("harness.controlled.cost", wanted, folder / "cost.json"))
+    return _job(cell.name, folder, steps)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The model of a training step, and the order of its prompts."""
+
+    family: Family
+    connector: str = ""
+    seed: int = 0
+    order: Order = USUAL
+
+
+def _aligning(study: Study, part: _Part, folder: Path, stage: Stage) -> Step:
+    """Stage 1: the connector learns."""
+    flags = ["--stage", "pretrain", "--data", str(study.data / "pretrain.json")]
+    if study.scale.text is not None:
+        flags += ["--init", str(study.out / "text" / part.family.name / "dialogue" / "final")]
+    return _training(study, part, folder / "pretrain", [*flags, *stage.arguments()])
+
+
+def _tuning(study: Study, part: _Part, folder: Path, stage: Stage, rate: float, look: int) -> Step:
+    """Stage 2 at the rate, with a look at the held-out samples every `look` updates."""
+    variant = f"finetune-{part.order.data}.json" if part.order.data else "finetune.json"
+    flags = ["--stage", "finetune", "--data", str(study.out / "data" / variant)]
+    flags += ["--init", str(folder / "pretrain" / "final"), "--lr", f"{rate:g}"]
+    flags += ["--eval-data", str(study.out / "data" / "held_out.json")]
+    flags += ["--eval-every", str(look), "--eval-other-pictures"]
+    return _training(study, part, folder / "finetune", [*flags, *stage.arguments()])
+
+
+def _training(study: Study, part: _Part, out: Path, flags: Sequence[str]) -> Step:
+    arguments = [*part.family.arguments(part.connector, study.scale.encoder), *flags]
+    if part.connector:
+        arguments += ["--images", str(study.data), *part.order.train]
+        if (
+            study.scale.prepares_data
+        ):  # a few thousand pictures; a real set's features are terabytes
+            arguments += ["--features-cache", str(study.out / "features")]
+    if study.scale.prepares_data:
+        arguments += ["--save-every", "200", "--keep", "1"]
+    arguments += ["--out", str(out), "--seed", str(part.seed), "--resume", "auto"]
+    return Step("vlmamba.train", (*arguments, *study.train), out / "final")
+
+
+def _job(name: str, folder: Path, steps: Sequence[Step]) -> Job:
+    """What its steps are told is what a job that goes on must have in common."""
+    settings = {key_of(step, folder): step.arguments for step in steps}
+    return Job(name, folder, settings, tuple(steps))

@@ -1,0 +1,180 @@
+"""What a finished job leaves for good: a small compressed file, from which every figure is made.
+
+    write(folder, "mamba+mlp+s0", cell_record(study, cell))      # FOLDER/mamba+mlp+s0.json.gz
+    kept = read(folder)                                          # Records: cells, texts, rates
+
+A cell's file holds its curves, the score of every question, costs and settings; questions.json.gz
+says once what the questions of all cells are: picture, and of retrieval kind, k and distance.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import tasks
+from harness.ablation.jobs import Job
+from harness.controlled import plan
+from harness.data.questions import NO_IMAGE
+from harness.data.sources import Source
+from harness.runs.schema import Sample
+from harness.runs.store import EvaluationRun
+from vlmamba_core.errors import UserError
+
+SUFFIX = ".json.gz"
+QUESTIONS = "questions"
+POINTS = 40  # of a loss curve
+RETRIEVAL_COLUMNS = ("kind", "k", "distance", "chance_in_view", "image_source")
+
+
+@dataclass(frozen=True)
+class Records:
+    """Everything that was kept, by name; questions: task -> column -> a value a question."""
+
+    cells: dict[str, dict[str, Any]] = field(default_factory=dict)
+    texts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rates: dict[str, dict[str, Any]] = field(default_factory=dict)
+    questions: dict[str, dict[str, list]] = field(default_factory=dict)
+
+
+def write(folder: Path, name: str, record: Mapping[str, Any]) -> Path:
+    """Write a record so that equal records are equal bytes. Raises UserError."""
+    content = json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
+    file, part = folder / f"{name}{SUFFIX}", folder / f".{name}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(gzip.compress(content, mtime=0))
+        part.replace(file)
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror}") from error
+    return file
+
+
+def read(folder: Path) -> Records:
+    """All records of a folder, none where there is no folder. Raises UserError for broken ones."""
+    kept = Records()
+    homes = {"cell": kept.cells, "text": kept.texts, "rate": kept.rates}
+    for file in sorted(folder.glob(f"*{SUFFIX}")):
+        try:
+            record = json.loads(gzip.decompress(file.read_bytes()))
+            name = file.name.removesuffix(SUFFIX)
+            if name == QUESTIONS:
+                kept.questions.update(record)
+            else:
+                homes[record["kind"]][name] = record
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file} is no record of a study: {error!r}") from error
+    return kept
+
+
+def text_record(job: Job, family: str) -> dict[str, Any]:
+    """Of a family's text pretraining."""
+    stages = {name: curve(job.folder / name) for name in ("text", "dialogue")}
+    return {"kind": "text", "family": family, "stages": stages, "seconds": job.seconds()}
+
+
+def rate_record(job: Job, family: str, rate: float, loss: float | None) -> dict[str, Any]:
+    """Of one learning rate tried; loss: None where training diverged."""
+    found = {"kind": "rate", "family": family, "rate": rate, "loss": loss}
+    return found | {"seconds": job.seconds()}
+
+
+def cell_record(job: Job, cell: plan.Cell) -> dict[str, Any]:
+    """Of a trained and questioned model."""
+    runs = {
+        name: EvaluationRun.read(job.folder / name) for name in ("evaluation", "retrieval", "blind")
+    }
+    asked = {task: scores(runs["evaluation"], task) for task in runs["evaluation"].tasks}
+    asked["retrieval"] = scores(runs["retrieval"], "retrieval")
+    asked["retrieval_blind"] = scores(runs["blind"], "retrieval")
+    config = json.loads((job.folder / "finetune" / "config.json").read_text(encoding="utf-8"))
+    settings = runs["retrieval"].record["settings"]
+    return {
+        "kind": "cell",
+        "family": cell.family,
+        "connector": cell.connector,
+        "seed": cell.seed,
+        "order": cell.order,
+        "hyperparameters": config["hyperparameters"],
+        "training": {name: curve(job.folder / name) for name in ("pretrain", "finetune")},
+        "tasks": asked,
+        "cost": json.loads((job.folder / "cost.json").read_text(encoding="utf-8")),
+        "questions_per_s": runs["retrieval"].record["cost"].get("questions_per_s"),
+        "seconds": job.seconds(),
+        "settings": {k: settings.get(k) for k in ("commit", "device", "dtype", "threads", "torch")},
+    }
+
+
+def curve(run: Path) -> dict[str, Any]:
+    """A training run's log: the loss in POINTS blocks, what was held out, speed and memory."""
+    lines = (run / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    entries = [json.loads(line) for line in lines]
+    size = max(1, -(-len(entries) // POINTS))
+    blocks = [entries[at : at + size] for at in range(0, len(entries), size)]
+    looked = [entry for entry in entries if "eval_loss" in entry]
+    losses = [[entry["loss"] for entry in block if entry["loss"] is not None] for block in blocks]
+    found = {
+        "steps": len(entries),
+        "loss": [
+            [block[-1]["step"], round(fmean(values), 4)]
+            for block, values in zip(blocks, losses, strict=True)
+            if values
+        ],
+        "tokens": entries[-1]["tokens"],
+        "tokens_per_s": median(entry["tokens_per_s"] for entry in entries),
+        "peak_mem_bytes": max(entry["peak_mem_bytes"] or 0 for entry in entries),
+        "held_out": [[entry["step"], round(entry["eval_loss"], 4)] for entry in looked],
+    }
+    if looked and "eval_picture_gains" in looked[-1]:
+        found["picture_gains"] = [[entry["step"], entry["eval_picture_gains"]] for entry in looked]
+    return found
+
+
+def scores(run: EvaluationRun, task: str) -> dict[str, Any]:
+    """The primary metric, and of every question its score (None: it has none)."""
+    primary = tasks.load(task).primary_metric
+    entry, samples = run.record["tasks"][task], run.samples(task)
+    value = entry["metrics"].get(primary, {}).get("value")
+    return {
+        "metric": primary,
+        "unit": entry["unit"],
+        "value": value,
+        "n": len(samples),
+        "digest": digest_of(samples),
+        "scores": [None if s.score is None else round(s.score, 4) for s in samples],
+    }
+
+
+def digest_of(samples: Sequence[Sample]) -> str:
+    """Of which questions they are, however they are put."""
+    asked = "\n".join(f"{s.doc_id} {s.image}" for s in samples)
+    return hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def question_record(job: Job) -> dict[str, dict[str, list]]:
+    """task -> {"picture": a number for each question's picture}; of retrieval more columns."""
+    run = EvaluationRun.read(job.folder / "evaluation")
+    found = {task: {"picture": _numbered(run.samples(task))} for task in run.tasks}
+    retrieval = EvaluationRun.read(job.folder / "retrieval")
+    rows = Source.parse("demo").rows(tasks.load("retrieval"))
+    places = [sample.doc_id for sample in retrieval.samples("retrieval")]
+    columns = {name: rows[name] for name in RETRIEVAL_COLUMNS}
+    found["retrieval"] = {name: [values[at] for at in places] for name, values in columns.items()}
+    scenes = found["retrieval"].pop("image_source")
+    found["retrieval"]["picture"] = [list(dict.fromkeys(scenes)).index(scene) for scene in scenes]
+    chances = found["retrieval"]["chance_in_view"]
+    found["retrieval"]["chance_in_view"] = [round(chance, 5) for chance in chances]
+    return found
+
+
+def _numbered(samples: Sequence[Sample]) -> list[int]:
+    """Equal numbers for questions about one picture; one without a picture is alone."""
+    keys = [f"row {s.doc_id}" if s.image in (None, NO_IMAGE) else str(s.image) for s in samples]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return [numbers[key] for key in keys]

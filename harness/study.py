@@ -1,0 +1,196 @@
+"""The controlled study: what does a state-space model buy in a VLM, and what does its connector?
+
+    python -m harness.study --plan                   # cells, expected hours, what is finished
+    python -m harness.study --workers 2              # do it, or go on with it
+    python -m harness.study --scale quick --out runs/quick-study
+    python -m harness.study --seeds 5 --families mamba,attention
+    python -m harness.study --scale paper --data LLAVA --out STUDY    # commands for a lab
+    python -m harness.study --records results/runs/study --page results/STUDY.md
+
+Language models of equal size (mamba, mamba2, attention, hybrid) learn from the same text, then with
+each connector from the same pictures, each with its own learning rate; a cell is one of them with
+one seed.  Each is asked the demo's benchmarks and `retrieval`, and watched for the update from
+which on it uses its picture.  The same command continues an interrupted study.
+What a finished cell leaves for good goes to --records, a small file each.  --page writes the page
+that these files give, and its pictures beside it.
+
+--scale paper takes published language models and a folder with LLaVA's pretrain.json and
+finetune.json; it writes OUT/commands.sh, or with --launcher slurm submits a job a cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.ablation.jobs import Job, run_jobs
+from harness.controlled import hours, page, plan, records
+from harness.controlled.design import SCALES
+from harness.reporting import render
+from vlmamba_core import launcher
+from vlmamba_core.cli import Parser, cli
+from vlmamba_core.errors import UserError
+from vlmamba_core.folder import RunFolder
+from vlmamba_core.names import choose
+
+HEADERS = ("phase", "job", "state", "minutes left")
+
+
+def build_parser() -> Parser:
+    """The command line of `harness.study`."""
+    parser = Parser(
+        prog="python -m harness.study",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--scale", default="demo", help=f"{', '.join(SCALES)} (default: demo)")
+    add("--plan", action="store_true", help="show cells, expected hours and what is finished; stop")
+    add("--seeds", type=int, help="seeds 0 to N-1 of each cell (default: the scale's)")
+    add("--families", help="some of the language models only, such as mamba,attention")
+    add("--connectors", help="some of the connectors only, such as mlp,vss_l2")
+    add("--data", type=Path, help="training data (default: drawn in OUT/pictures)")
+    add("--train-args", default="", help='more flags of vlmamba.train, such as "--dtype fp32"')
+    add("--workers", type=int, default=1, help="cells at a time; they share the cores (default: 1)")
+    launcher.add_arguments(add)
+    add("--out", type=Path, default=Path("runs/study"), help="default: runs/study")
+    add("--records", type=Path, help="where finished cells leave what is kept (OUT/records)")
+    add("--page", type=Path, metavar="FILE.md", help="write the page of --records; stop")
+    return parser
+
+
+@cli
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    args = build_parser().parse_args(argv)
+    kept = args.records or args.out / "records"
+    if args.page is not None:
+        print(page.write(records.read(kept), args.page))
+        return 0
+    study = _study(args)
+    where = launcher.Launcher.parse(args.launcher, args.slurm, args.out / "jobs")
+    if args.plan or args.dry_run:
+        print(plan_text(study, args.workers))
+        print("" if where.here else f"\n{where.script(study.scale.name)}", end="")
+        return 0
+    with RunFolder(args.out) as folder:
+        if study.scale.text is None and where.here:
+            text, count = commands(study)
+            folder.write("commands.sh", text)
+            print(f"{count} jobs are left: run {args.out / 'commands.sh'}, then this command again")
+            return 0
+        run(study, args.workers, where, kept)
+    page.write(records.read(kept), args.out / "STUDY.md")
+    print(f"written to {args.out / 'STUDY.md'}, from {kept}")
+    return 0
+
+
+def run(study: plan.Study, workers: int, where: launcher.Launcher, kept: Path) -> None:
+    """Do what is left, phase by phase; every job's record as soon as it is done."""
+    rates: dict[str, float] = {}
+    for phase in plan.PHASES:
+        jobs = plan.phase_jobs(study, phase, rates)
+        for number, job in enumerate(run_jobs(jobs, workers, where)):
+            _keep(study, phase, job, number, kept)
+        if phase == "rates":
+            rates = plan.chosen_rates(study)
+
+
+def _keep(study: plan.Study, phase: str, job: Job, number: int, kept: Path) -> None:
+    """Write a finished job's record, and remove what only an unfinished one needs."""
+    families = study.chosen_families
+    if phase == "data" or (kept / f"{job.name}{records.SUFFIX}").exists():
+        return
+    if phase == "text":
+        found = records.text_record(job, families[number].name)
+    elif phase == "rates":
+        family, rate = families[number // len(study.scale.rates)], study.scale.rates
+        chosen = rate[number % len(rate)]
+        found = records.rate_record(job, family.name, chosen, plan.rate_loss(study, family, chosen))
+    else:
+        found = records.cell_record(job, plan.cells(study)[number])
+        if not (kept / f"{records.QUESTIONS}{records.SUFFIX}").exists():
+            records.write(kept, records.QUESTIONS, records.question_record(job))
+    records.write(kept, job.name, found)
+    for checkpoints in job.folder.glob("*/checkpoints"):
+        shutil.rmtree(checkpoints)
+
+
+def plan_text(study: plan.Study, workers: int) -> str:
+    """Every job with its state and the minutes that are left, and the sum in hours."""
+    per_token = hours.probe() if study.scale.prepares_data else None
+    rows, left, core_hours = [], 0, 0.0
+    for phase in plan.PHASES:
+        for job, seconds in hours.expected(study, phase, per_token):
+            state = "finished" if job.finished else "begun" if job.folder.exists() else "to do"
+            minutes = "-" if job.finished else "?" if seconds is None else f"{seconds / 60:.1f}"
+            rows.append([phase, job.name, state, minutes])
+            left += not job.finished
+            core_hours += (seconds or 0.0) / 3600
+    table = render.text_table(HEADERS, rows)
+    total = f"{len(rows)} jobs, {left} left"
+    if per_token is None:
+        return f"{table}\n\n{total}; `vlmamba.train --estimate` tells what a cell takes"
+    at = "job at a time" if workers == 1 else "jobs at a time"
+    hours_ = f"about {core_hours / workers:.1f} hours with {workers} {at} ({core_hours:.1f} in all)"
+    return f"{table}\n\n{total}: {hours_}, at {1 / per_token:.0f} tokens/s of training, as now"
+
+
+def commands(study: plan.Study) -> tuple[str, int]:
+    """A script with every command that can be run now and is not done, and how many jobs it has."""
+    lines, count = ["#!/bin/bash", "set -e"], 0
+    rates: dict[str, float] = {}
+    for phase in plan.PHASES:
+        jobs = plan.phase_jobs(study, phase, rates)
+        left = [job for job in jobs if not job.finished]
+        for job in left:
+            lines.append(f"\n# {job.name}")
+            lines += [
+                f"python -m {step.module} {shlex.join(step.arguments)}"
+                for step in job.steps
+                if not step.done.exists()
+            ]
+        count += len(left)
+        if phase == "rates":
+            if left:
+                lines.append("\n# the cells follow when these rates have been tried")
+                break
+            rates = plan.chosen_rates(study)
+    return "\n".join(lines) + "\n", count
+
+
+def _study(args: argparse.Namespace) -> plan.Study:
+    """What the flags name. Raises UserError for unknown names and absent data."""
+    scale = SCALES[choose("scale", args.scale, SCALES)]
+    for name in ("seeds", "workers"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} is {value}; expected at least 1")
+    families = _some("language model", args.families, [f.name for f in scale.families])
+    connectors = _some("connector", args.connectors, scale.connectors)
+    if not scale.prepares_data:
+        for name in ("pretrain.json", "finetune.json"):
+            if args.data is None or not (args.data / name).is_file():
+                raise UserError(
+                    f"--scale {scale.name} needs --data FOLDER with LLaVA's {name} and its pictures"
+                )
+    try:
+        train = tuple(shlex.split(args.train_args))
+    except ValueError as error:
+        raise UserError(f"--train-args {args.train_args!r}: {error}") from error
+    data = args.data or args.out / "pictures"
+    return plan.Study(scale, args.out, data, args.seeds or scale.seeds, train, families, connectors)
+
+
+def _some(kind: str, given: str | None, known: Sequence[str]) -> tuple[str, ...]:
+    names = given.split(",") if given else ()
+    return tuple(choose(kind, name.strip(), known) for name in names)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
