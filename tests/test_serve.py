@@ -147,7 +147,9 @@ def test_sampling_follows_its_seed_and_stop_strings_cut(address, loaded):
         ({"messages": []}, 400, "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, 400, "role"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "the last message"),
-        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, 400, "content"),
+        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, 400, "'image_url'"),
+        ({"stream_options": {"include_usage": "perhaps"}}, 400, "stream_options.include_usage"),
+        ({"messages": [{"role": "developer", "content": "x"}]}, 400, "the last message"),
         ({"n": 2}, 400, "n is not supported"),
         ({"tools": [{"type": "function"}]}, 400, "tools is not supported"),
         ({"max_tokens": 0}, 400, "max_tokens"),
@@ -162,6 +164,65 @@ def test_odd_fields(address, change, status, reason):
     assert response.status_code == status
     if status != 200:
         assert reason in response.json()["error"]["message"]
+
+
+def streamed(address: str, asked: dict) -> tuple[list[dict], str]:
+    """The events of a stream, and the words in them."""
+    response = httpx.post(f"{address}/v1/chat/completions", json=asked | {"stream": True})
+    *lines, last = [line[6:] for line in response.text.split("\n\n") if line]
+    assert last == "[DONE]"
+    events = [json.loads(line) for line in lines]
+    words = [c["delta"].get("content", "") for event in events for c in event["choices"]]
+    return events, "".join(words)
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_stream_counts_and_ends_as_the_whole_answer_does(question, address):
+    """At the limit too, and where the answer has exactly as many tokens as are allowed."""
+    where = f"{address}/v1/chat/completions"
+    asked = body(question, png(4)) | {"stream_options": {"include_usage": True}}
+    made = httpx.post(where, json=asked).json()["usage"]["completion_tokens"]
+    for limit in {1, max(1, made - 1), made, made + 1}:
+        asked["max_tokens"] = limit
+        whole = httpx.post(where, json=asked).json()
+        events, text = streamed(address, asked)
+        assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+        assert text == whole["choices"][0]["message"]["content"]
+        reason = whole["choices"][0]["finish_reason"]
+        assert events[-2]["choices"][0]["finish_reason"] == reason
+        assert (events[-1]["choices"], events[-1]["usage"]) == ([], whole["usage"])
+        assert whole["usage"]["completion_tokens"] == min(limit, made)
+        assert reason == ("stop" if limit > made else "length")
+    del asked["stream_options"]
+    assert not [event for event in streamed(address, asked)[0] if "usage" in event]
+
+
+def test_a_stop_string_is_the_reason_even_at_the_limit(address, loaded):
+    first = expected(loaded, QUESTIONS[1], png(3)).split()[0]
+    asked = body(QUESTIONS[1], png(3), stop=[first[-1]]) | {"max_tokens": 3}
+    whole = httpx.post(f"{address}/v1/chat/completions", json=asked).json()["choices"][0]
+    assert whole["finish_reason"] == "stop"
+
+
+def test_what_is_not_here_is_said_in_openais_form(address):
+    for method, path in (("POST", "/v1/completions"), ("POST", "/v1/responses"), ("GET", "/x")):
+        response = httpx.request(method, f"{address}{path}", json={})
+        assert response.status_code == 404
+        message = response.json()["error"]["message"]
+        assert message.startswith(f"no {method} {path} here; there are GET /v1/models")
+    assert httpx.get(f"{address}/v1/chat/completions").status_code == 405
+    assert httpx.get(f"{address}/v1/models/nano").json()["id"] == "nano"
+    other = httpx.get(f"{address}/v1/models/gpt")
+    assert other.status_code == 404 and "there is 'nano'" in other.json()["error"]["message"]
+
+
+def test_developer_is_another_word_for_system(address):
+    where, found = f"{address}/v1/chat/completions", []
+    for role in ("system", "developer"):
+        asked = body(QUESTIONS[1], png(2))
+        asked["messages"].insert(0, {"role": role, "content": "You are a poet."})
+        found.append(httpx.post(where, json=asked).json()["choices"][0]["message"]["content"])
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,13 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
+from starlette.exceptions import HTTPException
 
 from vlmamba.serving.engine import Answer, Engine, Full, Ticket, describe
 from vlmamba.serving.requests import BadRequest, ChatRequest, first, read
 
 MEBIBYTE = 2**20
+ENDPOINTS = ("GET /v1/models", "POST /v1/chat/completions")
 
 
 def create_app(
@@ -48,6 +50,17 @@ def create_app(
     async def models() -> dict[str, Any]:
         one = {"id": name, "object": "model", "created": 0, "owned_by": "vlmamba"}
         return {"object": "list", "data": [one | describe(engine)]}
+
+    @app.get("/v1/models/{model:path}")
+    async def model_named(model: str) -> Response:
+        if model != name:
+            return refusal(404, f"no model {model!r} here; there is {name!r}")
+        return JSONResponse((await models())["data"][0])
+
+    @app.exception_handler(HTTPException)
+    async def elsewhere(request: Request, error: HTTPException) -> Response:
+        where = f"{request.method} {request.url.path}"
+        return refusal(error.status_code, f"no {where} here; there are {', '.join(ENDPOINTS)}")
 
     @app.post("/v1/chat/completions")
     async def complete(request: Request) -> Response:
@@ -80,7 +93,8 @@ def create_app(
         except Full:
             return refusal(503, "too many requests wait; try again later")
         if asked.stream:
-            stream = _events(ticket, events, name, engine.state_bytes)
+            told = asked.stream_options is not None and asked.stream_options.include_usage
+            stream = _events(ticket, events, name, engine.state_bytes if told else None)
             return StreamingResponse(stream, media_type="text/event-stream")
         try:
             async with asyncio.timeout(answer_seconds):
@@ -126,11 +140,17 @@ def _completion(answer: Answer, name: str, state_bytes: int) -> dict[str, Any]:
 
 
 async def _events(
-    ticket: Ticket, events: asyncio.Queue[Any], name: str, state_bytes: int
+    ticket: Ticket, events: asyncio.Queue[Any], name: str, state_bytes: int | None
 ) -> AsyncIterator[str]:
-    """Server-sent events: the words as they come, then the cost, then [DONE]."""
+    """Server-sent events: the words as they come, the cost, then [DONE].
+
+    state_bytes: None where the client has not asked for the cost.
+    """
     kind, identity = "chat.completion.chunk", {"id": _id()}
     try:
+        opening = {"role": "assistant", "content": ""}
+        choice = {"index": 0, "delta": opening, "finish_reason": None}
+        yield _event(_envelope(kind, name, [choice]) | identity)
         while True:
             what = await events.get()
             if isinstance(what, str):
@@ -142,7 +162,10 @@ async def _events(
                 yield _event({"error": {"message": reason, "type": "server_error", "code": 500}})
             else:
                 choice = {"index": 0, "delta": {}, "finish_reason": _reason(what)}
-                yield _event(_envelope(kind, name, [choice]) | identity | _cost(what, state_bytes))
+                yield _event(_envelope(kind, name, [choice]) | identity)
+                if state_bytes is not None:
+                    cost = _cost(what, state_bytes)
+                    yield _event(_envelope(kind, name, []) | identity | cost)
             yield "data: [DONE]\n\n"
             return
     finally:  # also when the client has left

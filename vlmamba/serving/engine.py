@@ -123,7 +123,8 @@ class Engine:
         requests = [ticket.job.request for ticket in tickets]
         texts = generator.generate(requests, limit, self.batch_size)
         seconds = time.perf_counter() - started
-        return [self._finished(t.job, x, seconds) for t, x in zip(tickets, texts, strict=True)]
+        found = zip(tickets, texts, generator.made, strict=True)
+        return [self._finished(t.job, text, made, seconds) for t, text, made in found]
 
     @torch.inference_mode()
     def _one(self, ticket: Ticket) -> Answer:
@@ -170,11 +171,11 @@ class Engine:
     def _decoded(self, tokens: list[int]) -> str:
         return self.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
-    def _finished(self, job: Job, text: str, seconds: float) -> Answer:
+    def _finished(self, job: Job, text: str, made: int, seconds: float) -> Answer:
         tiles = self.processor.tile_counts(job.pictures)
         prompt = len(self.processor.encode(job.request.prompt, tiles))
-        made = len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return Answer(job.cut(text), prompt, made, seconds, made < job.max_new_tokens)
+        cut = job.cut(text)
+        return Answer(cut, prompt, made, seconds, made < job.max_new_tokens or cut != text)
 
 
 def choose(logits: torch.Tensor, job: Job, generator: torch.Generator) -> int:

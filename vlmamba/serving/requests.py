@@ -58,8 +58,14 @@ class Part(BaseModel):
 class Message(BaseModel):
     """One turn."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant"]  # developer: OpenAI's newer "system"
     content: str | list[Part]
+
+
+class StreamOptions(BaseModel):
+    """What a stream tells besides the words."""
+
+    include_usage: bool = False
 
 
 class ChatRequest(BaseModel):
@@ -76,6 +82,7 @@ class ChatRequest(BaseModel):
     seed: int | None = None
     stop: str | list[str] | None = None
     stream: bool | None = False
+    stream_options: StreamOptions | None = None
 
     @field_validator("stop")
     @classmethod
@@ -139,8 +146,9 @@ def _message(
     message: Message, pictures: list[Image.Image], digests: list[str]
 ) -> dict[str, object]:
     """The message for the chat template; its pictures are added to the lists."""
+    role = "system" if message.role == "developer" else message.role
     if isinstance(message.content, str):
-        return {"role": message.role, "content": _text(message.content)}
+        return {"role": role, "content": _text(message.content)}
     parts: list[dict[str, str]] = []
     for part in message.content:
         if part.type == "text":
@@ -158,7 +166,7 @@ def _message(
         parts.append({"type": "image"})
     if not any(part["type"] == "text" and part["text"] for part in parts):
         raise BadRequest("a message without text")
-    return {"role": message.role, "content": parts}
+    return {"role": role, "content": parts}
 
 
 def _text(text: str) -> str:
@@ -185,7 +193,8 @@ def decode(url: str) -> tuple[Image.Image, str]:
 
 
 def first(reasons: Sequence[Any]) -> str:
-    """The first of pydantic's reasons in one line."""
-    reason = reasons[0]
+    """The first of pydantic's reasons in one line; of a value that may be of several kinds, the
+    reason that goes deepest."""
+    reason = max(reasons, key=lambda one: len(one.get("loc", ())))
     where = ".".join(str(part) for part in reason.get("loc", ()) if part != "body")
     return f"{where}: {reason.get('msg', 'wrong')}" if where else str(reason.get("msg", "wrong"))
