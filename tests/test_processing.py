@@ -282,6 +282,9 @@ def test_pieces_have_the_tokens_of_the_whole_text(kind, images):
     assert list(processor(text=prompt, images=pictures or None)["input_ids"][0]) == encoded
     head, tail = processor.split_prompt(prompt)
     assert head + tail == encoded
+    [length] = processor.text_lengths([turns])
+    pieces = images + 4
+    assert 0 <= length - (len(ids) - images * per_image) <= (pieces if "space" in kind else 0)
     assert tokens_behind(tokenizer, " a dog") == answers[: answers.index(ids[-1])]
 
 

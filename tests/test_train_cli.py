@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from harness_world import unexplained
@@ -21,6 +22,7 @@ from test_llava_data import conversation, write
 from torch._dynamo.utils import counters
 
 from vlmamba import checkpoints, generation, train
+from vlmamba.data import llava
 from vlmamba.demo.conversations import build_training_data
 from vlmamba.training import trainer_state
 from vlmamba.training.recipe import load_recipe, recipe_names
@@ -93,6 +95,18 @@ def test_every_saved_model_has_a_card_of_its_training(uninterrupted):
     assert len(cards) == 1
     (card,) = cards
     assert "| data | data.json |" in card and "| batch_size | 6 |" in card
+
+
+def test_samples_are_grouped_by_how_many_tokens_they_have(uninterrupted, world):
+    """Counted once, all together; the same as those that a sample is trained on."""
+    _, processor = checkpoints.load(str(uninterrupted / "final"))
+    with np.load(uninterrupted / "samples.npz") as known:
+        lengths = known["lengths"].tolist()
+    records = json.loads((world / "data.json").read_text())
+    samples = [llava.parse_sample(json.dumps(record).encode()) for record in records]
+    expected = [len(processor.training_example(sample.conversations)[0]) for sample in samples]
+    assert lengths == expected
+    assert len(set(expected)) > 15
 
 
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(world, uninterrupted, tmp_path):

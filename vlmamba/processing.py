@@ -340,6 +340,27 @@ class VLMambaProcessor(ProcessorMixin):
             labels += piece if supervised else [IGNORE] * len(piece)
         return ids, labels
 
+    def text_lengths(
+        self, conversations: Sequence[list[dict[str, str]]], template: str = "vicuna_v1"
+    ) -> list[int]:
+        """How many tokens `training_example` gives each sample, those of its pictures apart.
+
+        All are tokenised at once, piece by piece: where the tokenizer adds a space to what begins
+        a text, a token more for some pieces.
+        """
+        cut = _plain if template == "plain" else _vicuna
+        samples = [cut(turns) for turns in conversations]
+        pieces = [
+            list(filter(None, IMAGE.join(s.text for s in own).split(IMAGE))) for own in samples
+        ]
+        everything = [piece for own in pieces for piece in own]
+        ids = iter(self.tokenizer(everything, add_special_tokens=False)["input_ids"])
+        lengths = []
+        for own, segments in zip(pieces, samples, strict=True):
+            special = len(self.opening(segments[0].text)) + sum(s.ends for s in segments)
+            lengths.append(special + sum(len(next(ids)) for _ in own))
+        return lengths
+
     def _tokens(self, text: str) -> list[int]:
         """Those of a text behind a special token; a tokenizer may treat them as a text's first."""
         return tokens(self.tokenizer, IMAGE + text)[1:] if text else []

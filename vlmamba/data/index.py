@@ -2,9 +2,10 @@
 
     OUT/samples.npz     offsets of the records, `llava.SampleIndex`, and what they depend on
 
-The main process parses every record and looks for every picture (558,000 files on a network disk);
-the others, and a run that is resumed, read the result.  So all of them, and a run before and after
-a kill, agree on the samples, whatever happened to the folder of pictures meanwhile.
+The main process parses every record, counts its tokens and looks for every picture (558,000 files
+on a network disk); the others, and a run that is resumed, read the result.  So all of them, and a
+run before and after a kill, agree on the samples, whatever happened to the folder of pictures
+meanwhile.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import re
 import weakref
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,6 @@ class Sample:
     id: str
     images: tuple[str, ...]  # paths relative to the image folder
     conversations: list[dict[str, str]]  # {"from": "human" | "gpt", "value": text}
-
-    @property
-    def characters(self) -> int:
-        """Length of all turns together, a cheap stand-in for the number of text tokens."""
-        return sum(len(turn["value"]) for turn in self.conversations)
 
 
 class LlavaFile:
@@ -200,7 +195,7 @@ def _check_image_tags(turns: list[dict[str, str]], images: tuple[str, ...]) -> N
 class SampleIndex:
     """What one look at every record found.
 
-    usable: int64 (n,) record numbers; lengths: int64 (n,) estimated tokens of each;
+    usable: int64 (n,) record numbers; lengths: int64 (n,) tokens of each;
     skipped: reason -> number of records; first: reason -> number of the first such record.
     """
 
@@ -221,6 +216,15 @@ class SampleIndex:
         )
 
 
+CountTokens = Callable[[list[list[dict[str, str]]]], list[int]]
+AT_ONCE = 1000  # conversations that are tokenised together
+
+
+def rough_counts(conversations: list[list[dict[str, str]]]) -> list[int]:
+    """Four characters a token; batches grouped by it are a tenth of padding."""
+    return [sum(len(turn["value"]) for turn in turns) // 4 for turns in conversations]
+
+
 def index_samples(
     file: LlavaFile,
     images: Path | None,
@@ -228,13 +232,22 @@ def index_samples(
     strict: bool = False,
     progress: bool = True,
     template: str = "vicuna_v1",
+    count: CountTokens = rough_counts,
 ) -> SampleIndex:
-    """Parse every record once, see that its image files exist, estimate its length in tokens.
+    """Parse every record once, see that its image files exist, count its tokens.
 
-    image_tokens: how many an image becomes, at most; template: decides which records fit.  Raises
-    UserError at the first unusable record if `strict`, or if no record is usable.
+    image_tokens: how many an image becomes, at most; template: decides which records fit; count:
+    of their text, which is asked for a thousand at a time.  Raises UserError at the first unusable
+    record if `strict`, or if no record is usable.
     """
     usable, lengths = array("q"), array("q")
+    waiting: list[Sample] = []
+
+    def measure() -> None:
+        for sample, tokens in zip(waiting, count([s.conversations for s in waiting]), strict=True):
+            lengths.append(tokens + image_tokens * len(sample.images))
+        waiting.clear()
+
     skipped: Counter[str] = Counter()
     first: dict[str, int] = {}
     for index in tqdm(range(len(file)), desc="reading samples", unit="", disable=not progress):
@@ -252,7 +265,10 @@ def index_samples(
             first.setdefault(reason, index)
             continue
         usable.append(index)
-        lengths.append(sample.characters // 4 + image_tokens * len(sample.images))
+        waiting.append(sample)
+        if len(waiting) == AT_ONCE:
+            measure()
+    measure()
     found = SampleIndex(
         np.frombuffer(usable, dtype=np.int64),
         np.frombuffer(lengths, dtype=np.int64),

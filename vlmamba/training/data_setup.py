@@ -6,7 +6,9 @@ a LLaVA file, the cache of features.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ def build_examples(
                 text.tokenize_documents(args.data, processor, tokens)
         return text.PackedText(tokens, plan.hyper.max_length)
     settings = index_settings(plan, processor, digests[0])
-    file, found = index_once(plan, settings, accelerator, resuming)
+    file, found = index_once(plan, processor, settings, accelerator, resuming)
     accelerator.print(found.describe())
     source = image_source(plan, file, found, model, processor, accelerator)
     template, length = stage.template, plan.hyper.max_length
@@ -131,7 +133,11 @@ def index_settings(plan: Plan, processor: Any, digest: str) -> dict[str, Any]:
 
 
 def index_once(
-    plan: Plan, settings: dict[str, Any], accelerator: Accelerator, resuming: bool
+    plan: Plan,
+    processor: Any,
+    settings: dict[str, Any],
+    accelerator: Accelerator,
+    resuming: bool,
 ) -> tuple[llava.LlavaFile, llava.SampleIndex]:
     """The data file and its usable samples, looked for by the main process alone.
 
@@ -142,9 +148,13 @@ def index_once(
         known = index.read(target, data, settings) if resuming else None
         if accelerator.is_main_process and (known is None or (strict and known[1].skipped)):
             file, tokens = llava.LlavaFile(data), settings["patches"]
+            template = settings["template"]
+            count = partial(processor.text_lengths, template=template)
             found = llava.index_samples(
-                file, plan.args.images, tokens, strict, template=settings["template"]
+                file, plan.args.images, tokens, strict, template=template, count=count
             )
+            # workers are forked now, which a tokenizer that has used threads complains about
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             index.write(target, file, found, settings)
     known = index.read(target, data, settings)
     if known is None:
