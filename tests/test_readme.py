@@ -31,7 +31,7 @@ from harness import compare as compare_command
 from harness import plots as plots_command
 from harness.runs import store
 from harness.speed.sweep import lengths, measure
-from vlmamba import ask, experts, serve, train
+from vlmamba import ask, experts, quantize, serve, train
 from vlmamba.demo import __main__ as demo_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -163,6 +163,7 @@ HOW: dict[str, Callable[[list[str]], None]] = {
     "vlmamba.ask": asked,
     "vlmamba.serve": parsed(serve.build_parser),  # test_serve.py asks it
     "vlmamba.train": estimated,
+    "vlmamba.quantize": parsed(quantize.build_parser),  # test_learned_scale.py saves models
     "vlmamba.experts": parsed(experts.build_parser),  # test_experts.py prints its table
     "vlmamba.demo": parsed(demo_data.parser),
 }

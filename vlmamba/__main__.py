@@ -10,6 +10,7 @@ COMMANDS = {
     "serve": "a local page to ask a model, and an OpenAI-compatible endpoint",
     "convert": "make a checkpoint of a published Mamba VLM (Cobra, ML-Mamba, Mamba-VL, Pythia-VL)",
     "demo": "generate the demo world: training data and benchmark files",
+    "quantize": "save a model with int8 or int4 weights, rounded or with learned gains",
     "experts": "which experts of a model see pictures and which see words",
     "training.plot": "plot the losses of training runs",
 }

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from vlmamba.config import VLMambaConfig, split_revision
+from vlmamba.models.quantized import QuantizedLinear
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor, follow_tokenizer
 from vlmamba.weight_files import check_finite, in_dtype, model_files
@@ -138,7 +139,7 @@ def _change_dtype(model: VLMambaForConditionalGeneration, dtype: torch.dtype) ->
         parameter.data = in_dtype(parameter.data, dtype)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_floating_point():
+            if buffer.is_floating_point() and not isinstance(module, QuantizedLinear):
                 setattr(module, name, buffer.to(dtype))
     if not model.vision_encoder.weights_in_checkpoint:
         model.vision_encoder.load_pretrained()  # its buffers are computed in that dtype

@@ -24,7 +24,7 @@ from vlmamba import hub_files, registry
 from vlmamba.models.scan2d import SCANS
 from vlmamba.vlm_presets import VLM_PRESETS
 from vlmamba_core.errors import UserError, unknown
-from vlmamba_core.names import choose
+from vlmamba_core.names import QUANTIZED, choose
 
 MIXER_NAMES = ("mamba", "mamba2")
 LAYER_KINDS = (*MIXER_NAMES, "attention", "mlp", "experts")  # what a pattern of layers is made of
@@ -416,6 +416,7 @@ class VLMambaConfig(PretrainedConfig):
     not say).
     Published parts, each a folder or a hub id[@revision], or None for a part that is trained here:
     vision_model_id, language_model_id, tokenizer_id.
+    quantized: "int8" or "int4" where the language model's weights are saved as whole numbers.
     Raises UserError for unknown names and impossible sizes.
     """
 
@@ -438,6 +439,7 @@ class VLMambaConfig(PretrainedConfig):
         vision_feature_layer: int = -2,
         language_model_id: str | None = None,
         tokenizer_id: str | None = None,
+        quantized: str | None = None,
         image_token_id: int = 1,
         bos_token_id: int | None = 0,
         eos_token_id: int | list[int] | None = 0,
@@ -458,6 +460,7 @@ class VLMambaConfig(PretrainedConfig):
         self.vision_feature_layer = vision_feature_layer
         self.language_model_id = language_model_id
         self.tokenizer_id = tokenizer_id
+        self.quantized = quantized
         self.image_token_id = image_token_id
         self.connector_layer = _connector_layer(connector_layer, self.text_config)
         self._check()
@@ -486,6 +489,8 @@ class VLMambaConfig(PretrainedConfig):
     def _check(self) -> None:
         self.connector = registry.connectors.choose(self.connector)
         self.scan = choose("scan", self.scan, SCANS)
+        if self.quantized is not None:
+            self.quantized = choose("quantized", str(self.quantized), QUANTIZED)
         self.scan_merge = choose("scan_merge", self.scan_merge, ("sum", "mean"))
         for name in ("image_token_id", "vision_feature_layer"):
             _check_type(name, getattr(self, name), int, "an integer")

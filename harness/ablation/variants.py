@@ -2,7 +2,7 @@
 
 Four are the paper's; the others are what neighbouring systems change, one part each, and exist at
 the demo's scale: `objective` (LLAVADI, VLKD, InternVL 2.5), `mixer` (hybrids), `adaptation` (how
-the language model learns), `tiles` and `votes` (InternVL 2.5).
+the language model learns), `quantization`, `tiles` and `votes` (InternVL 2.5).
 
 The paper ablates language model and vision encoder with the `mlp` connector, connectors with `bsm`,
 scans with `vss_l2`.  The demo has one encoder and one size of language model, so two axes stand for
@@ -121,6 +121,11 @@ DEMO: Axes = {
         Variant("all weights"),
         Variant("LoRA", finetune=("--lora", "16")),
         Variant("inner adaptors", llm="nano-iaa", stage="adaptors"),
+    ),
+    "quantization": (
+        Variant("float32"),
+        Variant("int8", evaluate=("--quantize", "int8")),
+        Variant("int4", evaluate=("--quantize", "int4")),
     ),
     "tiles": (
         Variant("whole"),

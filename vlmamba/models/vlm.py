@@ -32,6 +32,7 @@ from vlmamba.models.generate import MambaGenerationMixin
 from vlmamba.models.language import Cache, build_language_model
 from vlmamba.models.language.base import EMBEDDING_STD
 from vlmamba.models.mixers.base import Layer
+from vlmamba.models.quantized import quantize
 from vlmamba.models.vision import build_vision_encoder
 
 
@@ -97,6 +98,7 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         self._tied_weights_keys = {
             f"language_model.{copy}": f"language_model.{original}"
             for copy, original in self.language_model.tied_weights.items()
+            if not (config.quantized and copy == "lm_head.weight")  # whole numbers of its own
         }
         self._no_split_modules = list(self.language_model.block_names)
         if not self.vision_encoder.weights_in_checkpoint:
@@ -105,6 +107,8 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
             ]
             self._keys_to_ignore_on_load_missing = [r"^vision_encoder\."]
         self.post_init()
+        if config.quantized:
+            quantize(self.language_model, config.quantized)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, with a README card where there is none: that of the folder that the
