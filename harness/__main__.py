@@ -14,6 +14,7 @@ COMMANDS = {
     "profile": "latency and memory against sequence length",
     "bench": "speed against other implementations on this machine",
     "ablate": "train and evaluate the variants of one part",
+    "study": "language models and connectors under equal terms",
 }
 
 

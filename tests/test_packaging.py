@@ -172,6 +172,7 @@ def test_the_commands_of_the_wheel_work_in_an_empty_folder(python, tmp_path):
     tiny = ["--tiny", "--models=vl-mamba-130m", "--seq-lens=16", "--image-tokens=4", "--decode=1"]
     works("-m", "harness.profile", *tiny, "--seconds=0.1", "--out", "runs/p")
     works("-m", "harness.ablate", "--axis", "scan", "--quick", "--dry-run")
+    works("-m", "harness.study", "--scale", "quick", "--plan")
 
 
 @pytest.mark.wheel

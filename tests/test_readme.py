@@ -26,7 +26,7 @@ from test_bench import tiny  # noqa: F401  # a fixture: every size of the benchm
 from test_harness_compare import write_run
 from test_notebooks import launch
 
-from harness import ablate, bench, profile, report, run, score, tables
+from harness import ablate, bench, profile, report, run, score, study, tables
 from harness import compare as compare_command
 from harness import plots as plots_command
 from harness.runs import store
@@ -70,6 +70,7 @@ def place(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "parquet").mkdir()
     monkeypatch.setattr(lengths, "launch", launch)
+    monkeypatch.setattr(study.hours, "probe", lambda: 1e-3)
     monkeypatch.setattr(lengths, "measure_machine", measure.measure_machine)
     return tmp_path
 
@@ -150,12 +151,20 @@ def studied(arguments: list[str]) -> None:
         assert ablate.main([*arguments, "--dry-run"]) == 0
 
 
+def planned(arguments: list[str]) -> None:
+    """harness.study: its plan, of data that are there; test_study.py does a small one."""
+    parsed(study.build_parser)(arguments)
+    if "paper" not in arguments:
+        assert study.main([*arguments, "--plan"]) == 0
+
+
 HOW: dict[str, Callable[[list[str]], None]] = {
     "harness.run": on_two_questions,
     "harness.score": parsed(score.build_parser),
     "harness.bench": benchmarked,
     "harness.profile": profiled,
     "harness.ablate": studied,
+    "harness.study": planned,
     "harness.compare": on_prepared_runs(compare_command.main),
     "harness.report": on_prepared_runs(report.main),
     "harness.tables": from_committed_runs(tables.main),

@@ -58,6 +58,8 @@ def write(folder: Path, name: str, record: Mapping[str, Any]) -> Path:
 
 def read(folder: Path) -> Records:
     """All records of a folder, none where there is no folder. Raises UserError for broken ones."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is no folder of records")
     kept = Records()
     homes = {"cell": kept.cells, "text": kept.texts, "rate": kept.rates}
     for file in sorted(folder.glob(f"*{SUFFIX}")):

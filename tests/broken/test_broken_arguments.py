@@ -13,7 +13,7 @@ from refusal import refused
 from test_harness_compare import write_run
 from test_harness_plots import write_profile
 
-from harness import ablate, bench, profile, report, run, score, tables
+from harness import ablate, bench, profile, report, run, score, study, tables
 from harness import compare as compare_command
 from harness import plots as plots_command
 
@@ -23,6 +23,7 @@ MAINS = {
     "bench": bench.main,
     "profile": profile.main,
     "ablate": ablate.main,
+    "study": study.main,
     "report": report.main,
     "compare": compare_command.main,
     "tables": tables.main,
@@ -130,6 +131,17 @@ LINES: dict[str, str] = {
     "ablate --axis scan --style new": "unknown style 'new'",
     "ablate --axis scan --eval-data gone": "no data folder 'gone'",
     "ablate --axis scan --data gone --lm gone": "is missing",
+    "study --scale dmo": "unknown scale 'dmo'; known, nearest first: demo",
+    "study --families mamba3": "unknown language model 'mamba3'",
+    "study --connectors mpl": "unknown connector 'mpl'; known, nearest first: mlp",
+    "study --seeds 0": "--seeds is 0",
+    "study --workers -1": "--workers is -1|expected one argument",
+    "study --scale paper": "needs --data FOLDER with LLaVA's pretrain.json",
+    "study --scale paper --data a": "needs --data FOLDER with LLaVA's pretrain.json",
+    "study --train-args '": "No closing quotation",
+    "study --slurm partition=gpu": "needs --launcher slurm",
+    "study --page gone/STUDY.md": "cannot write gone/STUDY.md",
+    "study --records file --page STUDY.md": "file is no folder of records",
     "report": "required: RUN",
     "report gone": "no record.json in gone",
     "report file": "is not a run's record|no record.json",
