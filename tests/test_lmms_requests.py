@@ -10,6 +10,7 @@ import torch
 from harness_world import png
 from lmms_eval.api.instance import Instance, unwrap_generation_output
 from PIL import Image
+from test_lmms_tasks import ODD_PICTURES, READABLE
 
 from harness.models.base import Limits, Request, Turn
 from harness.models.lmms import UNLIKELY, UNREADABLE, VLMamba, VLMambaChat
@@ -193,3 +194,43 @@ def test_earlier_turns_are_in_the_chosen_chat_template_or_refused(saved, tmp_pat
     plain = Resumable(build("plain"))
     assert plain.answer([asked]) == [None]
     assert "earlier turns" in plain.events[0]
+
+
+@pytest.mark.parametrize("kind", [VLMamba, VLMambaChat])
+def test_odd_pictures_and_texts_are_asked_or_counted(kind, make):
+    """Every mode and size that can be a picture; what cannot, and what is no text, is counted."""
+    made = make(kind)
+    pictures = [*ODD_PICTURES.values(), None]
+    rows = [{"question": "What is it?", "images": [picture]} for picture in pictures]
+    rows += [{"question": text, "images": []} for text in ("", None, "<image>")]
+    rows += [{"question": "Several?", "images": [ODD_PICTURES["palette"], ODD_PICTURES["cut"]]}]
+    rows += [{"question": "A list?", "images": None}]
+    kinds = {"question": datasets.Value("string"), "images": datasets.List(datasets.Image())}
+    table = datasets.Dataset.from_list(rows, features=datasets.Features(kinds))
+    made.task_dict = {"t": {"test": table}}
+
+    def as_they_are(doc):  # no task's convert("RGB") between them and the model
+        return doc["images"]
+
+    def messages(doc):
+        parts = [{"type": "image", "url": image} for image in doc["images"]]
+        return [{"role": "user", "content": [*parts, {"type": "text", "text": doc["question"]}]}]
+
+    def ask(number: int) -> Instance:
+        if kind is VLMambaChat:
+            return instance("generate_until", number, "", messages, {"max_new_tokens": 3})
+        given = (rows[number]["question"], {"max_new_tokens": 3}, as_they_are)
+        return instance("generate_until", number, *given)
+
+    found = made.generate_until([ask(number) for number in range(len(rows))])
+    odd = {number for number, text in enumerate(found) if text == UNREADABLE}
+    first = len(pictures)
+    without_text, cut = first + 1, first + 3
+    expected = {*range(READABLE, first), without_text, cut}
+    if kind is VLMambaChat:  # its messages are made of the list that is absent
+        expected.add(first + 4)
+    assert odd == expected
+    told = made.answers.events
+    assert len(told) == len(odd)
+    assert f"t: row {cut + 1}: OSError: Truncated File Read" in told
+    assert sum("no picture, or one whose header is damaged" in line for line in told) == 2

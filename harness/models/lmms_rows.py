@@ -91,6 +91,8 @@ class Rows:
         """The request of a text and its decoded pictures, which it holds."""
         pictures = []
         for visual in visuals:
+            if is_stored(visual):
+                decode(visual)  # says why it could not be
             if not isinstance(visual, Image.Image):
                 raise TypeError(f"a {type(visual).__name__} among what is shown; expected pictures")
             pictures.append(Picture(image_key(visual), functools.partial(_itself, visual)))
@@ -201,7 +203,7 @@ def _turn(message: Mapping[str, Any]) -> tuple[Turn, list[Any]]:
     """A chat message as a turn, and what it shows."""
     parts = message["content"]
     parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
-    texts = [part["text"] for part in parts if part["type"] == "text"]
+    texts = [_text(part["text"]) for part in parts if part["type"] == "text"]
     shown = [part["url"] for part in parts if part["type"] != "text"]
     return Turn(message["role"], "\n".join(text for text in texts if text), len(shown)), shown
 
