@@ -78,6 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = build_parser().parse_args(argv)
     args.protocol = choose_protocol(args.protocol)
+    if args.task.startswith(("lmms:", "lmms-")):
+        raise UserError(
+            f"{args.task} is a task of lmms-eval's own, which harness.run scores; the same command "
+            "again asks nothing that is already answered in its folder"
+        )
     task = tasks.load(args.task)
     answers = read(task, args.predictions, args.format, args.truth, bool(args.submit))
     rows = answers.rows

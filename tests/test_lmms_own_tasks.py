@@ -18,7 +18,7 @@ import datasets
 import pytest
 import torch
 from lmms_eval import evaluator
-from lmms_eval.tasks.mmbench import en_utils
+from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator
 from PIL import Image, ImageDraw
 
 from harness import run as harness_run
@@ -160,7 +160,7 @@ def write(name: str, folder: Path) -> Path:
     return path
 
 
-def judge(payload):
+def judge(evaluator, payload):
     return {"choices": [{"message": {"content": JUDGED}}]}
 
 
@@ -178,7 +178,7 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # where the tasks leave their submission files
         patch.setattr(datasets, "load_dataset", local)
-        patch.setattr(en_utils.mmbench_evaluator, "_post_request", judge)
+        patch.setattr(MMBench_Evaluator, "_post_request", judge)
         return evaluator.simple_evaluate(
             "vlmamba",
             model_args="pretrained=nano",
@@ -299,7 +299,7 @@ def ours(run, tmp_path_factory):
         write(name, folder)
     command = ["--tasks", ",".join(f"lmms:{task}" for task in TASKS), "--data", str(folder)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(en_utils.mmbench_evaluator, "_post_request", judge)
+        patch.setattr(MMBench_Evaluator, "_post_request", judge)
         out = folder / "out"
         assert harness_run.main([*command, "--batch-size", "16", "--out", str(out)]) == 0
     return out

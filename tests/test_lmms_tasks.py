@@ -11,18 +11,24 @@ import math
 import signal
 import subprocess
 import sys
+import time
+import types
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import test_lmms_own_tasks as world
+import tiny_vlms
 from harness_world import pope_rows, write_parquet
 from kills import LONGEST_S, Workplace
+from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator
 from PIL import Image
 from scipy import stats
+from test_api_models import Server, question, said
 
-from harness import compare, report, run
+from harness import compare, report, run, score
+from harness.models import lmms_tasks, lmms_values
 from harness.models.base import EvalModel
 from harness.models.registry import eval_models
 
@@ -167,14 +173,14 @@ def test_without_a_network_the_error_is_one_line(tmp_path):
 
 
 class Constant(EvalModel):
-    name = "constant"
+    name, said = "constant", "A"
 
     def provenance(self):
         return {}
 
     def answer(self, requests, limits, batch_size, on_done):
         for index, _ in enumerate(requests):
-            on_done(index, "A")
+            on_done(index, self.said)
 
 
 @pytest.fixture
@@ -188,6 +194,57 @@ def test_likelihoods_are_refused_where_the_model_has_none(odd, constant, capsys)
     assert line == (
         "lmms-seedbench_ppl asks for log-likelihoods, which model constant does not offer"
     )
+
+
+def test_a_slow_judge_is_told_of_and_not_asked_for_intervals(
+    odd, constant, monkeypatch, tmp_path, capsys
+):
+    asked = []
+
+    def slow(*_, **__):
+        asked.append(1)
+        time.sleep(lmms_values.SLOW_S / 3)
+        return "C"
+
+    monkeypatch.setattr(Constant, "said", "no letter at all")
+    monkeypatch.setattr(MMBench_Evaluator, "get_chat_response", slow)
+    monkeypatch.setattr(lmms_tasks, "PATIENCE_S", 0.1)
+    world.write("MMBench", tmp_path)
+    found = go(tmp_path, "mmbench_en_dev", *constant)["tasks"]["lmms-mmbench_en_dev"]
+    assert "no_interval" in found["metrics"]["gpt_eval_score"]
+    assert found["metrics"]["gpt_eval_score"]["no_interval"] == "its aggregation takes too long"
+    assert 0 < len(asked) <= len(world.mmbench_rows())
+    assert "lmms-mmbench_en_dev: lmms-eval is still scoring" in capsys.readouterr().err
+    assert (tmp_path / "out" / "submissions" / "mmbench_en_dev_results.xlsx").is_file()
+
+
+def test_every_kind_of_model(many, tmp_path, monkeypatch):
+    """The same weights read by transformers and by lmms-eval's class give the same answers."""
+    folder = tiny_vlms.save("llava", tmp_path / "llava")
+    monkeypatch.setitem(sys.modules, "decord", types.SimpleNamespace(VideoReader=None, cpu=None))
+    template = "{% for turn in messages %}USER: {{ turn.content }} ASSISTANT:{% endfor %}"
+    settings = f"pretrained={folder},dtype=float32,device_map=cpu,chat_template={template}"
+    server = Server()
+    server.reply = lambda body, number: said("B" if "blue" in question(body) else "A")
+    models = {
+        "hf": f"hf:{folder}",
+        "lmms": f"lmms:llava_hf,{settings}",
+        "api": f"api:{server.url},model=m",
+    }
+    lines = {}
+    for kind, model in models.items():
+        record = go(many, "ai2d", "--model", model, "--limit", "12", out=kind)
+        assert record["tasks"]["lmms-ai2d"]["n"] == 12
+        lines[kind] = [line["prediction"] for line in samples(many, "ai2d", kind)]
+    server.http.shutdown()
+    server.http.server_close()
+    assert lines["hf"] == lines["lmms"]
+    assert set(lines["api"]) == {"A", "B"}
+    asked = json.loads((many / "lmms" / "record.json").read_text())["data"]["lmms-ai2d"]
+    assert asked["lmms_eval"] == {"task": "ai2d", "model_name": "llava_hf", "task_version": 0.0}
+    world.write("SEED-Bench", tmp_path)
+    record = go(tmp_path, "seedbench_ppl", "--model", models["hf"])
+    assert record["tasks"]["lmms-seedbench_ppl"]["n"] == 8
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +311,8 @@ def test_runs_are_compared_and_reported(many, constant, capsys):
     page = many / "report.html"
     assert report.main([str(many / "out"), str(many / "other"), "--out", str(page)]) == 0
     assert "lmms-ai2d" in page.read_text()
+    assert score.main(["lmms-ai2d", str(many / "out" / "samples_lmms-ai2d.jsonl")]) == 2
+    assert "harness.run scores" in capsys.readouterr().err
 
 
 def test_with_a_benchmark_of_ours_in_one_run(many, tmp_path):

@@ -17,7 +17,9 @@ import functools
 import inspect
 import json
 import os
+import sys
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -51,6 +53,11 @@ PREFIX = "lmms:"
 ROW = "row"  # of a document: its number, by which lmms-eval's own document is found
 GENERATED, SCORED = ("generate_until",), ("multiple_choice", "loglikelihood")
 ROWS_TO_TRY = 10  # for the one that lmms-eval looks at when it makes a task: the first may be odd
+PATIENCE_S = 10.0
+STILL_SCORING = (
+    "lmms-eval is still scoring; a task that asks a judge waits for it again and again, and takes "
+    "its address and key from the environment (see lmms-eval's README of the task)"
+)
 NEAREST = 8  # names in the error of an unknown task
 
 
@@ -159,7 +166,10 @@ class LmmsTask(OwnRows):
         where: dict[str, Any] = {"path": hub.path, "name": hub.name, "split": hub.split}
         if source.root is not None:
             where = {"files": folder.names(self._found(source), source.root)}
-        own = {"task": self.task_name, "model_name": self.model_name, "version": self.task.VERSION}
+        told = self.config.get("metadata") or {}  # a table, or a list of such
+        told = told if isinstance(told, Mapping) else dict(told[0])
+        own = {"task": self.task_name, "model_name": self.model_name, "task_version": None}
+        own["task_version"] = told.get("version")
         return {"source": source.name, **where, "revision": self._revision, "lmms_eval": own}
 
     def keep_files(self, place: Path) -> None:
@@ -208,7 +218,7 @@ class LmmsTask(OwnRows):
         """Every row's results, aggregated; a row over which the task fails is counted."""
         read: list[Case | None] = []
         wrong: Counter[str] = Counter()
-        with quietly():
+        with quietly(), told_after(PATIENCE_S, f"{self.name}: {STILL_SCORING}"):
             for doc, prediction in zip(docs, predictions, strict=True):
                 try:
                     read.append(self.score_case(doc, prediction, protocol))
@@ -403,6 +413,18 @@ def _load(name: str, known: TaskManager, model_name: str) -> LmmsTask:
         why = one_line(f"{type(error).__name__}: {first_line(error)}")
         raise UserError(f"{PREFIX}{name} cannot be loaded: {why}") from error
     return LmmsTask(name, config, model_name)
+
+
+@contextlib.contextmanager
+def told_after(seconds: float, line: str) -> Iterator[None]:
+    """Print the line where what is inside takes longer."""
+    timer = threading.Timer(seconds, print, [line], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextlib.contextmanager

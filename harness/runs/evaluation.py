@@ -160,7 +160,10 @@ def requests_of(question: Question, protocol: str, votes: int = 1) -> list[Reque
     if votes == 1:
         return list(made)
     if len(made) > 1 or made[0].continuation is not None:
-        raise UserError(f"--votes: {question.task.name} asks {len(made)} times for each question")
+        raise UserError(
+            f"--votes: {question.task.name} asks several times about a question, or for "
+            "likelihoods: there is no majority to count"
+        )
     return [replace(made[0], vote=vote) for vote in range(votes)]
 
 
