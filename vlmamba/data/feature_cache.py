@@ -9,6 +9,9 @@ A folder per encoder (named by a hash of its configuration and weights) holds
 Rows and sums are written before keys, and an image's last tile after the others, so a killed run
 leaves a shorter but correct cache.  Before images are used their rows are checked; an image with a
 damaged one loses its key and is encoded anew.
+
+safetensors, tried in its place, reads and writes a row as fast and is as large, but cannot be
+appended to: a file a batch is 17,000 files for LLaVA's 558,000 images. It has no checksums either.
 """
 
 from __future__ import annotations
@@ -119,8 +122,9 @@ class FeatureCache:
         rows = [row for image in images if (row := self.row(image)) is not None]
         if len(rows) < len(images):
             raise SampleError("broken image file")
-        tiles = [self._mapped()[self._tiles(row)].astype(np.float32) for row in rows]
-        return list(map(torch.from_numpy, tiles))
+        tiles = [self._mapped()[self._tiles(row)] for row in rows]
+        # NumPy takes ten times as long for the cast
+        return [torch.from_numpy(half).float() for half in tiles]
 
     def _mapped(self) -> np.memmap:
         if self._features is None:
