@@ -21,6 +21,7 @@ finetune.json; it writes OUT/commands.sh, or with --launcher slurm submits a job
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import shutil
 import sys
@@ -95,25 +96,30 @@ def run(study: plan.Study, workers: int, where: launcher.Launcher, kept: Path) -
     rates: dict[str, float] = {}
     for phase in plan.PHASES:
         jobs = plan.phase_jobs(study, phase, rates)
-        for number, job in enumerate(run_jobs(jobs, workers, where)):
-            _keep(study, phase, job, number, kept)
+        places = {job.name: place for place, job in enumerate(jobs)}
+        for job in run_jobs(jobs, workers, where):  # a cluster's finished ones come first
+            _keep(study, phase, job, places[job.name], kept)
         if phase == "rates":
             rates = plan.chosen_rates(study)
 
 
-def _keep(study: plan.Study, phase: str, job: Job, number: int, kept: Path) -> None:
-    """Write a finished job's record, and remove what only an unfinished one needs."""
+def _keep(study: plan.Study, phase: str, job: Job, place: int, kept: Path) -> None:
+    """Write a finished job's record, and remove what only an unfinished one needs.
+
+    place: of the job in its phase.
+    """
     families = study.chosen_families
     if phase == "data" or (kept / f"{job.name}{records.SUFFIX}").exists():
         return
     if phase == "text":
-        found = records.text_record(job, families[number].name)
+        found = records.text_record(job, families[place].name)
     elif phase == "rates":
-        family, rate = families[number // len(study.scale.rates)], study.scale.rates
-        chosen = rate[number % len(rate)]
-        found = records.rate_record(job, family.name, chosen, plan.rate_loss(study, family, chosen))
+        rates = study.scale.rates
+        family, rate = families[place // len(rates)], rates[place % len(rates)]
+        loss = plan.rate_loss(study, family, rate)
+        found = records.rate_record(job, family.name, rate, None if math.isinf(loss) else loss)
     else:
-        found = records.cell_record(job, plan.cells(study)[number])
+        found = records.cell_record(job, plan.cells(study)[place])
         if not (kept / f"{records.QUESTIONS}{records.SUFFIX}").exists():
             records.write(kept, records.QUESTIONS, records.question_record(job))
     records.write(kept, job.name, found)

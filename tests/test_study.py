@@ -22,6 +22,7 @@ from harness.controlled import cost, data, design, page, plan, predictions, rate
 from harness.controlled.design import SCALES, Stage
 from harness.controlled.outcomes import THRESHOLD
 from vlmamba_core.errors import UserError
+from vlmamba_core.launcher import Launcher
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 STEPS = (10, 20, 30, 40)
@@ -611,3 +612,27 @@ def drop(arguments: list[str], *names: str) -> list[str]:
     """Flags without some of them and their values."""
     at = [place for place, word in enumerate(arguments) if word in names]
     return [w for place, w in enumerate(arguments) if place not in at and place - 1 not in at]
+
+
+def test_what_a_cluster_had_finished_is_kept_under_its_own_name(tmp_path, monkeypatch):
+    """Its finished jobs come before the others, and every record is of its own cell."""
+    pytest.importorskip("submitit")
+    made = plan.Study(SCALES["demo"], tmp_path, tmp_path / "pictures", 1)
+
+    def execute(module: str, arguments: list[str], log: Path | None = None) -> int:
+        if module == "harness.controlled.rate":
+            out = Path(arguments[arguments.index("--out") + 1])
+            rate_ = float(arguments[arguments.index("--lr") + 1])
+            out.write_text(json.dumps({"loss": None if rate_ > 2e-3 else rate_}))
+        return 0
+
+    monkeypatch.setattr(jobs, "execute", execute)
+    monkeypatch.setattr(plan, "PHASES", ("rates",))
+    last = plan.phase_jobs(made, "rates", {})[-2]
+    last.run()
+    study.run(made, 1, Launcher("debug", tmp_path / "jobs"), tmp_path / "kept")
+    kept = records.read(tmp_path / "kept").rates
+    assert len(kept) == 12
+    for name, record in kept.items():
+        assert name == f"rate+{record['family']}+{record['rate']:g}"
+        assert record["loss"] == (None if record["rate"] > 2e-3 else record["rate"])
