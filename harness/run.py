@@ -127,7 +127,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, help="output folder (default: runs/, named after the arguments)")
     add("--overwrite", action="store_true", help="replace another finished run in --out")
     add("--blind", action="store_true", help="replace every image's features by their mean")
-    add("--dtype", default="auto", help=f"{', '.join(DTYPES)} (auto: float32 on CPU)")
+    add(
+        "--dtype",
+        default="auto",
+        help=f"{', '.join(DTYPES)} (auto: float32 on a CPU, where bfloat16 "
+        "changes 4 %% of the demo's answers)",
+    )
     add("--quantize", help=f"weights of the language model: {', '.join(QUANTIZED)} (default: none)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--backend", default="auto", help=f"selective scan: {', '.join(BACKENDS)}")

@@ -26,6 +26,11 @@ MOST_ROWS = 256  # above, reading the weights is nothing beside multiplying them
 class Linear(nn.Linear):
     """nn.Linear, parameters and results alike (to rounding); inference on a CPU is faster."""
 
+    @property
+    def numbers(self) -> tuple[Tensor, None, int]:
+        """What the kernels read: the weight, no scales, columns that share one."""
+        return self.weight, None, self.in_features
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         return rows_product(x, self.weight, self.bias)

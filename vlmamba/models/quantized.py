@@ -85,6 +85,11 @@ class QuantizedLinear(nn.Module):
         scale = self.scale.repeat_interleave(self.group, dim=1)[:, : self.in_features]
         return (numbers * (self.scale if self.scale.shape[1] == 1 else scale)).to(dtype)
 
+    @property
+    def numbers(self) -> tuple[Tensor, Tensor, int]:
+        """What the kernels read: whole numbers, their scales, columns that share one."""
+        return self.weight, self.scale, self.group
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O); a single token (B, I) or (B, 1, I) by the kernel on a CPU."""
         bias = None if self.bias is None else self.bias.to(x.dtype)

@@ -226,6 +226,52 @@ Tensor few_rows_quantized(
   return y;
 }
 
+// (weight, scales or None, columns of a group)
+using Projection = std::tuple<Tensor, Maybe, int64_t>;
+
+template <typename T>
+Weights<T> weights(const Projection& from, int64_t width, int64_t outputs) {
+  const auto& [weight, scales, group] = from;
+  TORCH_CHECK(weight.is_cpu() && weight.is_contiguous(), "expected contiguous CPU weights");
+  TORCH_CHECK_VALUE(weight.size(0) == outputs, "a projection does not fit the layer");
+  if (!scales) {
+    TORCH_CHECK_VALUE(weight.size(1) == width, "a projection does not fit the layer");
+    return {width, outputs, width, 0, data<T>(weight), nullptr};
+  }
+  const bool bytes = weight.scalar_type() == at::kChar;
+  return {width, outputs, group, bytes ? 8 : 4, weight.const_data_ptr(), data<float>(*scales)};
+}
+
+// x (B, width) -> x + layer(norm(x)); the states are updated in place.
+Tensor mamba_step(
+    const Tensor& x, Tensor& conv_state, Tensor& state, const Tensor& norm_weight,
+    const Maybe& norm_bias, double epsilon, const Projection& in_proj, const Tensor& conv_weight,
+    const Maybe& conv_bias, const Projection& x_proj, const Projection& dt_proj,
+    const Tensor& dt_bias, const Tensor& log_A, const Tensor& D, const Projection& out_proj) {
+  const int64_t width = x.size(1), channels = log_A.size(0), states = log_A.size(1);
+  const int64_t rank = std::get<0>(dt_proj).size(1);
+  const auto run = [&](auto of_x, auto of_weights) {
+    using X = decltype(of_x);
+    using T = decltype(of_weights);
+    Tensor y = at::empty(x.sizes(), x.options());
+    data<T>(conv_state);  // checks them
+    data<float>(state);
+    layer_step<X, T>(
+        {x.size(0), width, channels, states, conv_weight.size(-1), rank,
+         static_cast<float>(epsilon), data<T>(norm_weight), data<T>(norm_bias),
+         weights<T>(in_proj, width, 2 * channels),
+         weights<T>(x_proj, channels, rank + 2 * states), weights<T>(dt_proj, rank, channels),
+         weights<T>(out_proj, channels, width), data<T>(conv_weight), data<T>(conv_bias),
+         data<T>(log_A), data<T>(D), data<T>(dt_bias)},
+        data<X>(x), y.data_ptr<X>(), conv_state.data_ptr<T>(), state.data_ptr<float>());
+    return y;
+  };
+  const bool narrow = norm_weight.scalar_type() == at::kBFloat16;
+  if (!narrow) return run(float{}, float{});
+  if (x.scalar_type() == at::kFloat) return run(float{}, c10::BFloat16{});
+  return run(c10::BFloat16{}, c10::BFloat16{});
+}
+
 }  // namespace
 }  // namespace vlmamba
 
@@ -269,5 +315,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("conv_backward", &v::convolve_backward, NoGil());
   m.def("conv_step", &v::convolve_step, NoGil());
   m.def("linear", &v::few_rows_linear, NoGil());
+  m.def("mamba_step", &v::mamba_step, NoGil());
   m.def("quantized_linear", &v::few_rows_quantized, NoGil());
 }

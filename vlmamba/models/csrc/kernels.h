@@ -127,4 +127,28 @@ struct QuantizedInputs {
 template <typename T>
 void quantized_linear(const QuantizedInputs<T>& in, T* y);
 
+// A projection without bias: plain weights (scales null), or as in QuantizedInputs.
+template <typename T>
+struct Weights {
+  int64_t width, outputs, group;
+  int bits;
+  const void* numbers;
+  const float* scales;
+};
+
+// A Mamba layer for single tokens; the norm is RMSNorm where norm_bias is null, else LayerNorm.
+template <typename X, typename T>
+struct LayerStep {
+  int64_t batch, width, channels, states, taps, rank;
+  float epsilon;
+  const T *norm_weight, *norm_bias;        // (width)
+  Weights<T> in_proj, x_proj, dt_proj, out_proj;
+  const T *conv_weight, *conv_bias;        // (Di, K), (Di)
+  const T *log_A, *D, *dt_bias;            // (Di, N), (Di), (Di)
+};
+
+// y (B, width) = x + layer(norm(x)); conv_state (B, K-1, Di) and state (B, Di, N) are written.
+template <typename X, typename T>
+void layer_step(const LayerStep<X, T>& in, const X* x, X* y, T* conv_state, float* state);
+
 }  // namespace vlmamba

@@ -34,6 +34,7 @@ from vlmamba.models.mixers import MIXERS
 from vlmamba.models.mixers.attention import ROOM, CausalAttention, KeyValues
 from vlmamba.models.mixers.base import Layer, Mixer
 from vlmamba.models.mixers.experts import Experts
+from vlmamba.models.mixers.fused import fused_step
 from vlmamba.models.mixers.mlp import GatedMLP
 from vlmamba.published import published_folder
 
@@ -100,7 +101,9 @@ class MambaBlock(Block):
 
     def step(self, x: Tensor, conv_state: Tensor, ssm_state: Tensor) -> Tensor:
         """One token: (B, D) -> (B, D); states in place."""
-        return self._residual(x) + self.mixer.step(self._norm(x), conv_state, ssm_state)
+        residual = self._residual(x)
+        y = fused_step(self.norm, self.mixer, residual, conv_state, ssm_state)
+        return residual + self.mixer.step(self._norm(x), conv_state, ssm_state) if y is None else y
 
 
 class AdaptorBlock(MambaBlock):

@@ -1,0 +1,91 @@
+"""One call a layer: the same as norm, mixer and residual, in any batch, only where it may run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import tiny_config
+
+from vlmamba.models.language import mamba
+from vlmamba.models.quantized import KINDS, quantize
+from vlmamba.models.scan_backends import build
+from vlmamba.models.selective_scan import use_backend
+from vlmamba.models.vlm import VLMambaForConditionalGeneration
+
+pytestmark = pytest.mark.skipif(build.kernels() is None, reason="no C++ compiler")
+BATCH = 3
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What every call of the fused step gave."""
+    found = []
+
+    def counted(*args):
+        found.append(mamba.FUSED(*args))
+        return found[-1]
+
+    monkeypatch.setattr(mamba, "FUSED", mamba.fused_step, raising=False)
+    monkeypatch.setattr(mamba, "fused_step", counted)
+    return found
+
+
+def model(dtype=torch.float32, kind=None, **overrides):
+    torch.manual_seed(0)
+    language = VLMambaForConditionalGeneration(tiny_config(**overrides)).to(dtype).eval()
+    language = language.language_model
+    for p in language.parameters():
+        p.data += 0.02 * torch.randn_like(p)
+    if kind:
+        quantize(language, kind)
+    return language
+
+
+def steps(language, ids):
+    """Hidden states after each token, and the cache."""
+    cache = language.new_cache(len(ids))
+    hidden = [language.step(language.embedding(column), cache) for column in ids.unbind(1)]
+    return torch.stack(hidden, 1), cache
+
+
+@pytest.mark.parametrize("kind", [None, *KINDS])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("overrides", [{}, {"norm": "layer"}, {"residual_in_fp32": False}])
+def test_equals_the_usual_way_in_every_batch(dtype, kind, overrides, calls, monkeypatch):
+    language = model(dtype, kind, **overrides)
+    ids = torch.randint(2, language.embedding.num_embeddings, (BATCH, 4))
+    with torch.inference_mode():
+        got, cache = steps(language, ids)
+        assert calls and all(y is not None for y in calls)
+        for row in range(BATCH):
+            alone, state = steps(language, ids[row : row + 1])
+            assert torch.equal(alone[0], got[row])
+            assert torch.equal(state.ssm[:, 0], cache.ssm[:, row])
+        monkeypatch.setattr(mamba, "fused_step", lambda *_: None)
+        want, other = steps(language, ids)
+    assert got.dtype == want.dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+    for name in ("conv", "ssm"):
+        pair = getattr(cache, name), getattr(other, name)
+        torch.testing.assert_close(*pair, rtol=tolerance, atol=tolerance)
+
+
+def test_where_it_may_not_run_it_does_not(calls):
+    language = model()
+    ids = torch.randint(2, language.embedding.num_embeddings, (BATCH, 1))
+    steps(language, ids)  # with gradients
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        steps(language, ids)
+    with torch.inference_mode(), use_backend("torch"):
+        steps(language, ids)
+    seen = []
+    hook = language.layers[0].mixer.x_proj.register_forward_hook(lambda *a: seen.append(a))
+    assert all(y is None for y in calls)
+    with torch.inference_mode():
+        steps(language, ids)
+    hook.remove()
+    assert len(seen) == 1 and calls[-1] is not None
+    with torch.inference_mode():
+        steps(model(mixer="mamba2"), ids)
+    assert calls[-1] is None
