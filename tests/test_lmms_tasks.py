@@ -149,7 +149,8 @@ def test_what_cannot_be_run_is_refused_in_one_line(tmp_path, capsys):
     assert said("ai2dd").startswith("lmms-eval has no task 'ai2dd'; nearest: ai2d")
     assert said("mmbench_en").startswith("lmms:mmbench_en is a group of tasks; name those to run: ")
     assert "lmms:mmbench_en_dev" in said("mmbench_en")
-    assert "no data for lmms:ai2d" in said("ai2d")
+    assert "no data for lmms:ai2d" in said("AI2D")
+    assert said("") == "--tasks lmms: names no task; expected lmms:NAME"
     assert "the demo has no rows of lmms:ai2d" in said("ai2d", data="demo")
     multi = said("mmmu_val_pass64,vstat")
     assert multi == "lmms:vstat is a class of its own, which only lmms-eval can run"

@@ -48,6 +48,7 @@ from harness.models.lmms_rows import Rows, image_columns, loss, undecoded
 from harness.models.lmms_values import Values
 from tasks.common import Case, Doc, Hub, Report
 from vlmamba_core.errors import UserError, first_line, one_line
+from vlmamba_core.names import match
 
 PREFIX = "lmms:"
 ROW = "row"  # of a document: its number, by which lmms-eval's own document is found
@@ -392,6 +393,9 @@ def _known() -> TaskManager:
 
 
 def _load(name: str, known: TaskManager, model_name: str) -> LmmsTask:
+    if not name:
+        raise UserError(f"--tasks {PREFIX} names no task; expected {PREFIX}NAME")
+    name = match(name, known.task_index) or name
     if name not in known.task_index:
         near = difflib.get_close_matches(name, known.all_subtasks, NEAREST, cutoff=0.0)
         raise UserError(f"lmms-eval has no task {name!r}; nearest: {', '.join(near)}")
