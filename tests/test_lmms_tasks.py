@@ -132,6 +132,33 @@ def test_no_row_that_can_be_asked_is_an_error(tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_tasks_own_preparation_of_its_rows(fails, tmp_path, capsys, monkeypatch):
+    """One that looks at the pictures, and one that cannot be made."""
+
+    def prepare(rows):
+        if fails:
+            raise KeyError("no such column")
+        return rows.filter(lambda row: row["image"].size == (48, 48))
+
+    make = lmms_tasks.LmmsTask.__init__
+    monkeypatch.setattr(
+        lmms_tasks.LmmsTask,
+        "__init__",
+        lambda task, name, config, whose: make(
+            task, name, {**config, "process_docs": prepare}, whose
+        ),
+    )
+    rows = [*world.ai2d_rows(), ai2d(image=stored(Image.new("RGB", (9, 9))))]
+    save(rows, tmp_path, "ai2d", datasets.Image())
+    if fails:
+        line = refused(tmp_path, "ai2d", capsys, data=str(tmp_path))
+        whose = f"cannot be made of the rows of {tmp_path.name}"
+        assert line == f"lmms:ai2d {whose}: KeyError: 'no such column'"
+    else:
+        assert go(tmp_path, "ai2d")["tasks"]["lmms-ai2d"]["n"] == 8
+
+
 def refused(folder: Path, tasks: str, capsys, *more: str, data: str | None = None) -> str:
     """The one line of a run that is an error."""
     place = folder.rename(folder.with_name("data")) if data is None and folder.is_dir() else folder

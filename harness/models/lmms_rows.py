@@ -239,12 +239,16 @@ def image_columns(rows: datasets.Dataset) -> list[str]:
 
 def undecoded(rows: Any) -> Any:
     """A `datasets.Dataset` whose pictures come as they are stored; anything else as it is."""
+    return with_pictures(rows, datasets.Image(decode=False))
+
+
+def with_pictures(rows: Any, kind: datasets.Image) -> Any:
+    """The rows with every picture of this kind; no `datasets.Dataset` stays as it is."""
     if not isinstance(rows, datasets.Dataset):
         return rows
-    stored = datasets.Image(decode=False)
     for column in image_columns(rows):
         several = not isinstance(rows.features[column], datasets.Image)
-        rows = rows.cast_column(column, datasets.List(stored) if several else stored)
+        rows = rows.cast_column(column, datasets.List(kind) if several else kind)
     return rows
 
 

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.resources import files
@@ -44,7 +44,7 @@ from harness.data.questions import NO_IMAGE, OwnRows, Question
 from harness.data.sources import Source, commit
 from harness.models import lmms_values, ranks
 from harness.models.base import likelihood
-from harness.models.lmms_rows import Rows, image_columns, loss, undecoded
+from harness.models.lmms_rows import Rows, image_columns, loss, undecoded, with_pictures
 from harness.models.lmms_values import Values
 from tasks.common import Case, Doc, Hub, Report
 from vlmamba_core.errors import UserError, first_line, one_line
@@ -324,9 +324,12 @@ class LmmsTask(OwnRows):
         config, hub = dict(self.config), self._hub(source)
         config |= {"dataset_path": hub.path, "validation_split": None, "test_split": hub.split}
         table = self._fetched(hub) if source.root is None else self._local(source)
-        if process := config.pop("process_docs", None):
-            table = undecoded(process(table))
         trouble: Exception | None = None
+        if process := config.pop("process_docs", None):
+            try:
+                table = _prepared(process, table)
+            except Exception as error:  # the task's own code, over rows that it may not be made for
+                trouble, table = error, table.select([])
         for first in range(min(len(table), ROWS_TO_TRY)):
             try:  # its class tries its functions on the first row
                 rows = table.select(range(first, len(table)))
@@ -378,6 +381,14 @@ class LmmsTask(OwnRows):
             ) from error
         self._revision = commit(found) or hub.revision
         return undecoded(found)
+
+
+def _prepared(process: Callable, table: datasets.Dataset) -> datasets.Dataset:
+    """The rows after a task's own preparation, which is shown pictures only where it needs them."""
+    try:
+        return undecoded(process(table))
+    except Exception:  # a broken picture would end what decodes them all
+        return undecoded(process(with_pictures(table, datasets.Image())))
 
 
 def load(names: Sequence[str], model_name: str) -> list[LmmsTask]:
