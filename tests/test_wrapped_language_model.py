@@ -13,6 +13,7 @@ from transformers import AutoConfig
 from vlmamba.config import VLMambaConfig
 from vlmamba.models.assemble import assemble
 from vlmamba.models.language import WrappedLM
+from vlmamba.models.language.wrapped import shrunk
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba_core.errors import UserError
 
@@ -222,3 +223,27 @@ def test_checkpointing_changes_no_gradient(name):
     expected = gradients()
     model.model.activation_checkpointing_enable()
     assert all(map(torch.equal, gradients(), expected))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["cohere", "gemma2", "granite"])
+def test_logits_are_scaled_and_capped_as_the_family_does(name):
+    heads = {"num_key_value_heads": 4, "head_dim": 8, "pad_token_id": 0}
+    special = {"gemma2": {"final_logit_softcapping": 0.5}, "granite": {"logits_scaling": 4.0}}
+    config = AutoConfig.for_model(name, **SHAPE | heads | special.get(name, {}))
+    model = WrappedLM(config).eval()
+    ids = torch.randint(2, 64, (2, 7))
+    expected = model.model(input_ids=ids).logits
+    hidden, _ = model(model.embed(ids))
+    assert not torch.allclose(model.lm_head(hidden), expected, rtol=0.1)
+    assert torch.allclose(model.head(hidden), expected, atol=1e-5)
+    assert torch.allclose(model.head(hidden[:, -1]), expected[:, -1], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bloom", "mamba2"])
+def test_every_family_is_shrunk_or_refused_in_one_line(name):
+    config = AutoConfig.for_model(name)
+    try:
+        assert shrunk(config).num_hidden_layers == 2
+    except UserError as error:
+        assert str(error).startswith(f"--tiny cannot shrink a '{name}' model: ")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig, PreTrainedModel
@@ -62,6 +63,10 @@ SMALL = {  # sizes of `shrunk`, by their names in one family or another
     "chunk_size": 16,
     "mamba_chunk_size": 16,
 }
+NOT_SHRUNK = (  # what building a model of sizes that do not fit each other raises
+    *(ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError),
+    StrictDataclassError,
+)
 EXACT = 1e-5  # largest difference, relative to the largest value, that counts as the same
 
 
@@ -198,6 +203,7 @@ class WrappedLM(LanguageModel):
         self._cache_name = "cache_params" if "cache_params" in takes else "past_key_values"
         self._continues: bool | None = None
         self._batches: bool | None = None
+        self._plain_head: bool | None = None
 
     @property
     def block_names(self) -> tuple[str, ...]:  # type: ignore[override]  # known per model here
@@ -261,6 +267,23 @@ class WrappedLM(LanguageModel):
     @lm_head.setter
     def lm_head(self, value: nn.Module) -> None:
         self.model.set_output_embeddings(value)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., D) -> logits (..., V); some families scale or cap what comes out."""
+        if self._plain_head is None and not hidden.is_meta:
+            with torch.no_grad():
+                probe = torch.linspace(-4, 4, 2 * hidden.shape[-1], device=hidden.device)
+                probe = probe.to(hidden.dtype).view(1, 2, -1)
+                self._plain_head = torch.equal(self.lm_head(probe), self._family_head(probe))
+        return self.lm_head(hidden) if self._plain_head else self._family_head(hidden)
+
+    def _family_head(self, hidden: Tensor) -> Tensor:
+        """What transformers' model does with its last hidden states."""
+        ends = copy.copy(self.model)
+        ends._modules = self.model._modules | {self.model.base_model_prefix: _Given()}
+        rows = hidden.reshape(1, -1, hidden.shape[-1])
+        logits = type(self.model).forward(ends, inputs_embeds=rows, return_dict=True).logits
+        return logits.view(*hidden.shape[:-1], logits.shape[-1])
 
     @property
     def shares_prefix(self) -> bool:
@@ -472,6 +495,22 @@ class WrappedLM(LanguageModel):
             return float(error / together[0].abs().max())
 
 
+class _Given(nn.Module):
+    """Stands where a family's model has its layers: what comes in are the last hidden states."""
+
+    def forward(self, *args: Any, inputs_embeds: Tensor, **options: Any) -> _Outputs:
+        return _Outputs((inputs_embeds,))
+
+
+class _Outputs(tuple):
+    """The last hidden states alone, by place and by name; whatever else is asked for is None."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self[0] if name == "last_hidden_state" else None
+
+
 def shrunk(config: PretrainedConfig) -> PretrainedConfig:
     """The same architecture with few and narrow layers, one of each kind that there is.
 
@@ -479,7 +518,7 @@ def shrunk(config: PretrainedConfig) -> PretrainedConfig:
     """
     fields = config.to_dict()
     heads = fields.get("num_attention_heads")
-    kept = _one_of_each_kind(fields)
+    kept = _one_of_each_kind(fields, config.num_hidden_layers)
     sizes = SMALL | {"num_hidden_layers": len(kept)}
     if fields.get("num_key_value_heads") not in (None, heads):
         sizes["num_key_value_heads"] = 2
@@ -500,16 +539,15 @@ def shrunk(config: PretrainedConfig) -> PretrainedConfig:
         with torch.device("meta"):
             model = WrappedLM(small)
         model._run_on_meta(2, torch.float32)
-    except (ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError) as error:
+    except NOT_SHRUNK as error:
         raise UserError(
             f"--tiny cannot shrink a {config.model_type!r} model: {' '.join(str(error).split())}"
         ) from error
     return small
 
 
-def _one_of_each_kind(fields: dict[str, Any]) -> list[int]:
+def _one_of_each_kind(fields: dict[str, Any], number: int) -> list[int]:
     """Numbers of the layers that are kept: the first two, and the first of every further kind."""
-    number = fields["num_hidden_layers"]
     lists = [v for v in fields.values() if isinstance(v, list) and len(v) == number]
     kept, seen = [], set[str]()
     for layer in range(number):
