@@ -205,27 +205,28 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def split_tasks(names: str) -> tuple[list[str], list[str]]:
     """The names that `--tasks` has of benchmarks here, and of lmms-eval's own tasks."""
     given = [name.strip() for name in names.split(",") if name.strip()]
-    theirs = [name for name in given if name.startswith(LMMS)]
-    return [name for name in given if name not in theirs], [n.removeprefix(LMMS) for n in theirs]
+    of_lmms = [name for name in given if name.startswith(LMMS)]
+    return [name for name in given if name not in of_lmms], [n.removeprefix(LMMS) for n in of_lmms]
 
 
 def choose_benchmarks(args: argparse.Namespace, source: Source) -> list[Benchmark]:
     """What `--tasks` names, those of lmms-eval last. Raises UserError."""
-    ours, theirs = split_tasks(args.tasks)
-    if not theirs:
+    bundled, of_lmms = split_tasks(args.tasks)
+    if not of_lmms:
         return choose_tasks(args.tasks, source)
     if source.kind == "demo":
         raise UserError(
-            f"the demo has no rows of {LMMS}{theirs[0]}; give --data hub, or a folder that has them"
+            f"the demo has no rows of {LMMS}{of_lmms[0]}; "
+            "give --data hub, or a folder that has them"
         )
-    if source.dataset and len(ours) + len(theirs) > 1:
+    if source.dataset and len(bundled) + len(of_lmms) > 1:
         raise UserError(f"--data-id {source.dataset} is one data set; give one task in --tasks")
     from harness.models import lmms_tasks  # lmms-eval takes seconds to load
 
     kind, name = eval_models.split(args.model)
     whose = name.partition(",")[0] if kind == "lmms" else "vlmamba"
-    chosen = choose_tasks(",".join(ours), source) if ours else []
-    return [*chosen, *lmms_tasks.load(list(dict.fromkeys(theirs)), whose)]
+    chosen = choose_tasks(",".join(bundled), source) if bundled else []
+    return [*chosen, *lmms_tasks.load(list(dict.fromkeys(of_lmms)), whose)]
 
 
 def check_model(name: str) -> None:
@@ -357,11 +358,11 @@ def listing(source: Source) -> str:
     rows = [[t.name, t.size, "" if t.name in absent else "yes", t.description] for t in chosen]
     known = render.text_table(("task", "published", f"in {source.name}", "what it asks"), rows)
     models = render.text_table(("--model", "what it is"), [list(row) for row in ABOUT.items()])
-    theirs = (
+    of_lmms = (
         f"{LMMS}NAME: any of lmms-eval's own tasks (generate_until, multiple_choice), such as "
         f"{LMMS}ai2d,{LMMS}mmmu_val; lmms-eval --tasks list shows their names"
     )
-    return f"{known}\n\n{theirs}\n\n{models}"
+    return f"{known}\n\n{of_lmms}\n\n{models}"
 
 
 @cli

@@ -118,7 +118,7 @@ def missing_references(docs: Sequence[Doc], needed: int | None) -> dict[int, str
     return reasons
 
 
-class PeoplesAnswers(Benchmark):
+class HumanAnswers(Benchmark):
     """A benchmark whose reference is what ten people answered."""
 
     primary_metric = "accuracy"

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from harness.scoring.llava_answers import Joined
 from tasks.common import HAS_IMAGE, PROTOCOLS, Benchmark, Doc, Report
 from vlmamba_core.errors import UserError
 from vlmamba_core.folder import RunFolder, digest, explain
+from vlmamba_core.paths import file_sha256
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def write_run(
     """
     with RunFolder(out) as folder:
         arguments = _arguments(task, answers, protocol, path, name)
-        file = {"file": path.name, "sha256": _sha256(path), "format": format or "jsonl"}
+        file = {"file": path.name, "sha256": file_sha256(path), "format": format or "jsonl"}
         before = None if overwrite else rerun.finished(out)
         if before is not None:
             _check_may_grow(out, before, task, arguments, file)
@@ -266,10 +266,3 @@ def _record(
 
 def _model_of(record: Mapping[str, Any]) -> Any:
     return record.get("arguments", {}).get("model")
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error

@@ -83,9 +83,9 @@ def summary(results: Results) -> dict[str, Any]:
             "batch_invariant_questions": results.invariance.questions,
             "batch_logits_rel_error": results.invariance.logits_error,
         }
-    rounded = {k: _four_digits(v) for k, v in found.items()}
+    rounded = {k: certainty.four_digits(v) for k, v in found.items()}
     processor = _ratios(results.comparisons, Comparison.processor_speedup)
-    processor = {k: _four_digits(v) for k, v in processor.items()}
+    processor = {k: certainty.four_digits(v) for k, v in processor.items()}
     return {
         **results.settings,
         **rounded,
@@ -147,10 +147,6 @@ def _reached(c: Comparison) -> float:
     """The part of the machine's limit that VL-Mamba reaches, where that limit is known."""
     assert c.floor_s is not None
     return c.floor_s / c.timings[VL_MAMBA].median_s
-
-
-def _four_digits(value: Any) -> Any:
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def details(results: Results, summary_: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import psutil
 
@@ -88,3 +89,8 @@ def _busy_s() -> float:
 def _own_s() -> float:
     """Of this process and of its children that have ended."""
     return sum(psutil.Process().cpu_times()[:4])
+
+
+def four_digits(value: Any) -> Any:
+    """A measured number as a record keeps it; what is no float stays as it is."""
+    return float(f"{value:.4g}") if isinstance(value, float) else value

@@ -8,7 +8,6 @@ Takes what `harness.run --model` takes.  The question and its picture are the sa
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from vlmamba_core import processes
 from vlmamba_core.errors import UserError, first_line
 from vlmamba_core.folder import Journal, digest
 from vlmamba_core.names import match
+from vlmamba_core.paths import file_sha256
 
 QUESTION, SIZE = "Is there a dog in the image? Answer yes or no.", (640, 480)
 HEADERS = (
@@ -71,15 +71,7 @@ def content(model: str) -> dict[str, str]:
 
         folders = [BUNDLED[NAMES[found]] for found in [match(name, NAMES)] if found]
     files = [file for folder in folders for file in sorted(folder.rglob("*")) if file.is_file()]
-    return {str(file): _sha256(file) for file in files}
-
-
-def _sha256(file: Path) -> str:
-    try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    return {str(file): file_sha256(file) for file in files}
 
 
 def in_a_process(given: tuple[str, Settings]) -> Row:

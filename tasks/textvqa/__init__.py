@@ -21,7 +21,7 @@ from tasks.textvqa import answers, published, scorer
 from tasks.textvqa.prompt import short_question
 
 
-class TextVQA(vqa_answers.PeoplesAnswers):
+class TextVQA(vqa_answers.HumanAnswers):
     """Accuracy of short answers against ten people's; `paper` shows the OCR tokens too."""
 
     name = "textvqa"

@@ -14,7 +14,7 @@ from tasks.vizwiz import published
 from tasks.vizwiz.published import IF_UNANSWERABLE
 
 
-class VizWiz(vqa_answers.PeoplesAnswers):
+class VizWiz(vqa_answers.HumanAnswers):
     """Accuracy of short answers against ten people's, overall and by type of answer.
 
     VizWiz's own evaluation normalises the answer (which LLaVA has put through the M4C normaliser),

@@ -22,7 +22,7 @@ from tasks.vqav2 import published, scorer
 ANSWER_TYPES = ("yes/no", "number", "other")
 
 
-class VQAv2(vqa_answers.PeoplesAnswers):
+class VQAv2(vqa_answers.HumanAnswers):
     """Accuracy of short answers against ten people's, overall and by type of answer."""
 
     name = "vqav2"

@@ -3,8 +3,8 @@
     rules = [Rule(r"connector\.mlp\.(\d)\.(.+)", r"projector.projector.\1.\2")]
     weights = translate(shapes, found, rules, aside=[r"lm_head\.weight"], source="cobra")
 
-A rule names, for tensors of ours, the tensor of theirs that it is made of.  What no rule asks for
-has to be in `aside`, patterns of what is known and not needed.
+A rule names, for tensors of this project, the published one that it is made of.  What no rule asks
+for has to be in `aside`, patterns of what is known and not needed.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from vlmamba_core.errors import UserError
 
 @dataclass(frozen=True)
 class Rule:
-    """ours: a pattern of whole names.  theirs: what stands for it, with its groups.
+    """name: a pattern of whole names here.  published: what stands for it, with its groups.
 
-    take: what is made of their tensor; None: it is taken as it is.
+    take: what is made of the published tensor; None: it is taken as it is.
     """
 
-    ours: str
-    theirs: str
+    name: str
+    published: str
     take: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class Absent:
-    """Tensors of ours that theirs has not and that no result depends on: zeros."""
+    """Tensors that the published model has not and that no result depends on: zeros."""
 
-    ours: str
+    name: str
 
 
 def translate(
@@ -46,7 +46,7 @@ def translate(
     aside: Sequence[str],
     source: str,
 ) -> dict[str, Tensor]:
-    """Our names -> tensors of the shapes given, of theirs in `found`.
+    """Names here -> tensors of the shapes given, made of the published ones in `found`.
 
     Raises UserError naming, by their names, tensors that are missing, unexpected, of another
     shape, or not finite.
@@ -54,16 +54,16 @@ def translate(
     weights: dict[str, Tensor] = {}
     used: set[str] = set()
     missing: list[str] = []
-    for ours, shape in shapes.items():
-        rule, theirs = _rule(ours, rules)
+    for name, shape in shapes.items():
+        rule, published = _rule(name, rules)
         if isinstance(rule, Absent):
-            weights[ours] = torch.zeros(shape)
+            weights[name] = torch.zeros(shape)
             continue
-        used.add(theirs)
-        if theirs not in found:
-            missing.append(theirs)
+        used.add(published)
+        if published not in found:
+            missing.append(published)
             continue
-        weights[ours] = _taken(rule, theirs, found[theirs], shape, source)
+        weights[name] = _taken(rule, published, found[published], shape, source)
     unexpected = [k for k in found if k not in used and not _matches(k, aside)]
     for what, keys in (("lacks", missing), ("has unexpected", unexpected)):
         if keys:
@@ -88,11 +88,11 @@ def layers(found: Mapping[str, Tensor], prefix: str) -> int:
     return 1 + max((int(number[1]) for number in numbers if number), default=-1)
 
 
-def _rule(ours: str, rules: Sequence[Rule | Absent]) -> tuple[Rule | Absent, str]:
+def _rule(name: str, rules: Sequence[Rule | Absent]) -> tuple[Rule | Absent, str]:
     for rule in rules:
-        if match := re.fullmatch(rule.ours, ours):
-            return rule, match.expand(rule.theirs) if isinstance(rule, Rule) else ""
-    raise AssertionError(f"no rule for {ours}")  # a map that is not complete: ours to mend
+        if match := re.fullmatch(rule.name, name):
+            return rule, match.expand(rule.published) if isinstance(rule, Rule) else ""
+    raise AssertionError(f"no rule for {name}")  # the map is not complete
 
 
 def _taken(rule: Rule, key: str, tensor: Tensor, shape: torch.Size, source: str) -> Tensor:

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlmamba.models.scan_backends.build import cache_dir
+from vlmamba_core.paths import cache_dir
 from vlmamba_core.processor import processor_name
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]

@@ -15,6 +15,7 @@ from typing import Any
 
 from harness.runs.points import OK, VL_MAMBA, Row
 from harness.speed import certainty
+from harness.speed.certainty import four_digits
 from harness.speed.sweep import fits
 
 QUANTITIES = {  # what a curve may show -> its value in a result
@@ -113,7 +114,7 @@ def summarize(profile: Profile) -> dict[str, Any]:
         "batch_size": batch,
         "models": {model: growth(profile, model, batch) for model in profile.models()},
         "crossover_len": {
-            pair: {q: _round(c.length) for q, c in found.items()}
+            pair: {q: four_digits(c.length) for q, c in found.items()}
             for pair, found in crossings.items()
         },
         "crossover_note": {
@@ -133,7 +134,7 @@ def summarize(profile: Profile) -> dict[str, Any]:
             for r in profile.rows
             if r.status != OK
         ],
-        **({"whole": {name: _round(rate) for name, rate in vlms.items()}} if vlms else {}),
+        **({"whole": {name: four_digits(rate) for name, rate in vlms.items()}} if vlms else {}),
     }
 
 
@@ -151,7 +152,7 @@ def growth(profile: Profile, model: str, batch: int) -> dict[str, Any]:
         "state_bytes": {str(n): int(v) for n, v in sorted(curves["state_bytes"].items())},
         "state_bytes_per_token": _fit(_line(curves["state_bytes"])),
         "decode_memory_slope": _fit(_line(curves["decode_peak_mem_bytes"])),
-        "decode_tok_per_s_longest": _round(batch / curves["decode_s"][longest]),
+        "decode_tok_per_s_longest": four_digits(batch / curves["decode_s"][longest]),
         "longest_seq_len": longest,
     }
 
@@ -165,11 +166,7 @@ def _line(curve: Curve) -> fits.Fit | None:
 
 
 def _fit(fit: fits.Fit | fits.Step | None) -> dict[str, Any] | None:
-    return None if fit is None else {key: _round(value) for key, value in asdict(fit).items()}
-
-
-def _round(value: float | None) -> float | None:
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+    return None if fit is None else {key: four_digits(value) for key, value in asdict(fit).items()}
 
 
 def _range(early: fits.Crossover, late: fits.Crossover) -> str:

@@ -10,7 +10,6 @@ never shows) and "validation" (for tuning).  Equal arguments give equal rows.
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import os
 from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ from vlmamba.demo.benchmarks.source import Source
 from vlmamba.demo.render import render
 from vlmamba.demo.world import Scene, split_styles
 from vlmamba_core.errors import UserError, unknown
+from vlmamba_core.paths import cache_dir, file_sha256
 
 # Task -> its rows, with hub columns; a picture is a `Scene` (drawn here), PNG bytes, or None, and a
 # list of pictures where the column holds several.
@@ -82,19 +82,10 @@ def demo_benchmark(task: str, split: str = "seen", seed: int = 0) -> Path:
     """
     folder = cache_dir() / f"demo-v{REVISION}" / f"{split}-{seed}"
     file, digest = folder / f"{task}.parquet", folder / f"{task}.sha256"
-    if not (file.exists() and digest.exists() and digest.read_text() == _sha256(file)):
+    if not (file.exists() and digest.exists() and digest.read_text() == file_sha256(file)):
         build_benchmark(task, folder, split, seed)
-        digest.write_text(_sha256(file))
+        digest.write_text(file_sha256(file))
     return folder
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def cache_dir() -> Path:
-    """$VLMAMBA_CACHE, or ~/.cache/vlmamba."""
-    return Path(os.environ.get("VLMAMBA_CACHE") or Path.home() / ".cache" / "vlmamba")
 
 
 def _write(rows: list[dict], task: str, path: Path) -> None:

@@ -28,6 +28,8 @@ from typing import Any
 
 import torch
 
+from vlmamba_core.paths import cache_dir
+
 DIGEST_BYTES = 32
 SOURCES = Path(__file__).parents[1] / "csrc"
 _AVX2 = ("-mavx2", "-mfma")
@@ -87,10 +89,6 @@ def _intact(file: Path) -> bool:
     """Whether the module is there and ends with the digest of what comes before."""
     content = file.read_bytes() if file.exists() else b""
     return content[-DIGEST_BYTES:] == hashlib.sha256(content[:-DIGEST_BYTES]).digest()
-
-
-def cache_dir() -> Path:
-    return Path(os.environ.get("VLMAMBA_CACHE") or Path.home() / ".cache" / "vlmamba")
 
 
 def _key(flags: tuple[str, ...]) -> str:
