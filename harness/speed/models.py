@@ -1,11 +1,12 @@
 """The models that speed is measured of: VLM configurations by name, with random weights.
 
-    model = build("pythia-160m")                        # names: BASELINES and "vl-mamba-SIZE"
+    model = build("pythia-160m")        # BASELINES, "vl-mamba-SIZE", presets of published VLMs
     logits, cache = prefill(model, embed(model, input_ids, image_features))
     logits = step(model, logits.argmax(-1), cache)
 
 Every one is built as training and evaluation build theirs, and differs in its `text_config` only:
-SigLIP features of 729 patches go through the same connector and stand before the text.  A
+SigLIP features of 729 patches go through the same connector and stand before the text (a published
+VLM's through its own connector).  A
 baseline's language model is transformers' own, wrapped, with its default attention and cache.
 
 Shapes: B batch, P patches, T text tokens, D width, V vocabulary.
@@ -20,12 +21,20 @@ from torch import Tensor
 
 from harness.runs.points import VL_MAMBA
 from vlmamba import registry
-from vlmamba.config import LANGUAGE_MODELS, LARGEST_GRID, VISION_ENCODERS, VLMambaConfig
+from vlmamba.config import (
+    LANGUAGE_MODELS,
+    LARGEST_GRID,
+    TEXT_FIELDS,
+    VISION_ENCODERS,
+    VLMambaConfig,
+)
 from vlmamba.models.language import Cache, LanguageModel
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
+from vlmamba.vlm_presets import VLM_PRESETS
 from vlmamba_core.errors import UserError
 from vlmamba_core.names import choose
 
+SHAPE_FIELDS = {*TEXT_FIELDS, "connector", "language_model_id"}
 ENCODER = "siglip-so400m-384"
 # What `tiny` lays over a shape: the same architecture for tests, in no time.
 TINY_TRANSFORMER = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 1008}
@@ -88,11 +97,12 @@ def build(
     grid of patches becomes so many tokens.
     """
     name = choose_model(name)
+    shape = _language_model(name, tiny)
+    connector = shape.pop("connector", connector)
     vision = VISION_ENCODERS[ENCODER] | {"num_hidden_layers": encoder_layers}
     vision |= TINY_ENCODER if tiny else {}
     if image_tokens is not None:
         vision |= {"image_size": vision["patch_size"] * _side(connector, image_tokens)}
-    shape = _language_model(name, tiny)
     config = VLMambaConfig(**shape, connector=connector, vision_config=vision)
     torch.manual_seed(seed)
     model: Any = VLMambaForConditionalGeneration(config)  # transformers hides the type of `to`
@@ -109,24 +119,27 @@ def _side(connector: str, image_tokens: int) -> int:
 
 
 def _language_model(name: str, tiny: bool) -> dict[str, Any]:
-    """A configuration's fields that say which language model it has."""
-    if name.startswith(VL_MAMBA):
-        shape = LANGUAGE_MODELS[name.removeprefix(VL_MAMBA)]
+    """A configuration's fields that say which language model it has, and which connector if any."""
+    whole = VLM_PRESETS.get(name, {})
+    if name.startswith(VL_MAMBA) or (whole and "text_config" not in whole):
+        shape = whole or LANGUAGE_MODELS[name.removeprefix(VL_MAMBA)]
+        shape = {key: value for key, value in shape.items() if key in SHAPE_FIELDS}
         if not tiny:
             return shape
         pattern = str(shape.get("mixer", "mamba")).split(",")
         adaptors = [1] if "adaptors" in shape else []
         return shape | TINY_VL_MAMBA | {"n_layer": max(2, len(pattern)), "adaptors": adaptors}
-    spec = BASELINES[name] | (TINY_TRANSFORMER if tiny else {})
+    spec = whole["text_config"] if whole else BASELINES[name]
+    spec = spec | (TINY_TRANSFORMER if tiny else {})
     if tiny and "num_attention_heads" in spec:
         spec |= TINY_ATTENTION
-    return {"text_config": spec}
+    return {"text_config": spec} | ({"connector": whole["connector"]} if whole else {})
 
 
 def choose_model(name: str) -> str:
     """The model of that name, in any case. Raises UserError that lists the known names."""
-    known = {VL_MAMBA + size for size in LANGUAGE_MODELS if "nano" not in size} | BASELINES.keys()
-    return choose("model", name, known)
+    sizes = {VL_MAMBA + size for size in LANGUAGE_MODELS if "nano" not in size}
+    return choose("model", name, sizes | BASELINES.keys() | VLM_PRESETS.keys())
 
 
 def embed(
