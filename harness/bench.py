@@ -1,6 +1,6 @@
 """Measure the speed of the scan, the language model and evaluation against their alternatives.
 
-    python -m harness.bench --quick                    # under 4 minutes on 2 idle cores
+    python -m harness.bench --quick                    # some minutes on 2 idle cores
     python -m harness.bench --only decode,pope --threads 2 --json bench.json
     python -m harness.bench --only train               # a quarter of an hour, 12 GiB of memory
 
@@ -33,6 +33,7 @@ from harness.speed import (
     invariance,
     language_model,
     machine,
+    numbers,
     scan,
     throughput,
     training,
@@ -45,7 +46,7 @@ from vlmamba_core.cli import Parser, cli
 from vlmamba_core.errors import UserError
 from vlmamba_core.names import choose
 
-SECTIONS = ("scan", "prefill", "decode", "pope", "mme", "invariance", "train")
+SECTIONS = ("scan", "prefill", "lengths", "decode", "rows", "pope", "mme", "invariance", "train")
 ON_REQUEST = {"train"}
 
 Step = tuple[str, Callable[[dict[str, Any]], Any]]
@@ -101,7 +102,8 @@ def run(only: set[str], quick: bool) -> Results:
     started, effort = time.perf_counter(), QUICK if quick else FULL
     load_before, others = psutil.getloadavg(), OtherLoad()
     models = language_model.Models()
-    with tqdm(_steps(only, effort, quick, models), file=sys.stderr, unit="step") as bar:
+    by_numbers = numbers.Numbers(models)
+    with tqdm(_steps(only, effort, quick, by_numbers), file=sys.stderr, unit="step") as bar:
         found: dict[str, Any] = {}
         for name, measure in bar:
             bar.set_description(name)
@@ -126,25 +128,35 @@ def run(only: set[str], quick: bool) -> Results:
     )
 
 
-def _steps(
-    only: set[str], effort: Effort, quick: bool, models: language_model.Models
-) -> list[Step]:
+def _steps(only: set[str], effort: Effort, quick: bool, by_numbers: numbers.Numbers) -> list[Step]:
     """(name, measurement) in order; a measurement gets what was found before it."""
+    models = by_numbers.wide
     steps: list[Step] = [("machine", lambda _: machine.measure(effort))]
     if "scan" in only:
         steps += [(name, _alone(run)) for name, run in scan.cases(effort, quick)]
         steps.append(("scan errors", lambda _: scan.errors()))
     if "prefill" in only:
         prefill = functools.partial(language_model.prefill, models, effort)
-        steps.append(("prefill", lambda found: prefill(found["machine"])))
+        steps.append(("prefill", lambda found: prefill(found["machine"], by_numbers.narrow)))
+    if "lengths" in only:
+        for length in numbers.LENGTHS:
+            for narrow in (False, True):
+                measure = functools.partial(numbers.prefill, length, narrow, by_numbers, effort)
+                steps.append((f"prefill {length}{numbers.NARROW * narrow}", _alone(measure)))
     if "decode" in only:
         steps.append(("decode", lambda _: language_model.decode(models, effort)))
+    if "rows" in only:
+        for rows in numbers.ROWS:
+            measure = functools.partial(numbers.decode, rows, by_numbers, effort)
+            steps.append((f"decode {rows}", _alone(measure)))
     if "prefill" in only:
         steps.append(("logits", lambda _: language_model.logits_error(models)))
     for shape in throughput.SHAPES:
         if shape.section in only:
             measure = functools.partial(throughput.throughput, shape, models, effort)
             steps.append((shape.section, _alone(measure)))
+            measure = functools.partial(numbers.narrow_throughput, shape, by_numbers, effort)
+            steps.append((shape.section + numbers.NARROW, _alone(measure)))
     if "invariance" in only:
         every = [task.name for task in map(tasks.load, tasks.NAMES) if task.demo and task.published]
         names = invariance.QUICK_TASKS if quick else every

@@ -21,6 +21,7 @@ from harness.speed import (
     language_model,
     machine,
     models,
+    numbers,
     scan,
     timing,
     training,
@@ -35,6 +36,9 @@ PROMISED = (
     *("scan_forward_speedup", "scan_train_speedup", "scan_max_rel_error", "prefill_speedup"),
     *("decode_speedup", "decode_bandwidth_fraction", "pope_shape_speedup", "mme_shape_speedup"),
     "batch_invariant",
+    *("prefill_bf16_speedup", "prefill_bf16_gemm_fraction", "prefill_128_speedup_llama-160m"),
+    *("prefill_1024_bf16_speedup_pythia-160m", "prefill_128_speedup_pythia-160m_same_products"),
+    *("decode_4_bf16_speedup_fp32", "decode_1_int8_speedup_fp32", "pope_shape_bf16_speedup"),
 )
 
 
@@ -59,6 +63,9 @@ def tiny(monkeypatch) -> None:
     monkeypatch.setattr(machine, "GEMM_SHAPES", ((4, 8, 16),))
     monkeypatch.setattr(language_model, "PROMPT_TOKENS", 12)
     monkeypatch.setattr(language_model, "NEW_TOKENS", 3)
+    monkeypatch.setattr(numbers, "LENGTHS", (128, 1024))
+    monkeypatch.setattr(numbers, "ROWS", (1, 4))
+    monkeypatch.setattr(numbers, "TOKENS", 2)
     monkeypatch.setattr(bench, "QUICK", ONCE)
     answered = invariance.Invariance("random weights", ("pope",), 4, 0, 1e-6)
     monkeypatch.setattr(invariance, "measure", lambda names, questions: answered)
@@ -303,3 +310,20 @@ def test_invariance_is_measured_on_the_demo_benchmarks(monkeypatch):
     found = invariance.measure(["pope", "mme"], 4)
     assert (found.questions, found.different) == (8, 0)
     assert found.logits_error < 1e-4
+
+
+def test_figures_are_printed_beside_their_limits():
+    lines = bench_report.against_limits({"prefill_speedup": 8.9, "decode_1_int8_speedup_fp32": 1.7})
+    assert [line.split()[0] for line in lines[1:]] == [
+        "prefill_speedup",
+        "decode_1_int8_speedup_fp32",
+    ]
+    assert lines[1].endswith("MISSED") and not lines[2].endswith("MISSED")
+    assert bench_report.against_limits({}) == []
+
+
+def test_a_baseline_is_as_shipped_again_after_the_fast_products():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    during = []
+    numbers.with_fast_products(model, lambda: during.append(type(model[0]).__module__))()
+    assert during == ["vlmamba.models.linear"] and type(model[0]) is torch.nn.Linear

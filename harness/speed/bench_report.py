@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.speed import certainty, language_model, scan, throughput, training
+from harness.speed import certainty, language_model, numbers, scan, throughput, training
 from harness.speed.invariance import Invariance
 from harness.speed.machine import Machine
 from harness.speed.timing import VL_MAMBA, Comparison
@@ -37,10 +38,44 @@ RATIOS = {
         for kind in ("prefill", "decode")
         for name in language_model.ATTENTION
     },
+    "prefill_bf16_speedup_transformers_fp32": (
+        "prefill",
+        language_model.TRANSFORMERS,
+        language_model.VL_MAMBA_BFLOAT16,
+    ),
+    "prefill_bf16_speedup": (
+        "prefill",
+        language_model.TRANSFORMERS_BFLOAT16,
+        language_model.VL_MAMBA_BFLOAT16,
+    ),
+    **{
+        f"prefill_{length}{narrow}_speedup_{name}": (f"prefill_{length}{narrow}", name, VL_MAMBA)
+        for length in numbers.LENGTHS
+        for narrow in ("", numbers.NARROW)
+        for name in language_model.ATTENTION
+    },
+    **{
+        f"prefill_{length}_speedup_{name}_same_products": (
+            f"prefill_{length}",
+            name + numbers.FAST,
+            VL_MAMBA,
+        )
+        for length in numbers.LENGTHS
+        for name in language_model.ATTENTION
+    },
+    **{
+        f"decode_{rows}_{key}_speedup_fp32": (f"decode_{rows}", VL_MAMBA, contender)
+        for rows in numbers.ROWS
+        for key, contender in (
+            ("bf16", language_model.VL_MAMBA_BFLOAT16),
+            ("int8", numbers.INT8),
+        )
+    },
     **{f"{kind}_speedup": (kind, training.TRANSFORMERS, VL_MAMBA) for kind in training.KINDS},
     **{
-        f"{shape.kind}_speedup{suffix}": (shape.kind, other, VL_MAMBA)
+        f"{shape.kind}{narrow}_speedup{suffix}": (f"{shape.kind}{narrow}", other, VL_MAMBA)
         for shape in throughput.SHAPES
+        for narrow in ("", numbers.NARROW)
         for suffix, other in (
             ("", throughput.ONE_AT_A_TIME),
             ("_transformers", throughput.TRANSFORMERS_ONE_AT_A_TIME),
@@ -48,6 +83,32 @@ RATIOS = {
     },
 }
 NOT_INSTALLED = "not installed"
+# summary key -> the least that is expected of it on two cores of a server's processor
+LIMITS = {
+    "scan_forward_speedup": 60.0,
+    "prefill_speedup": 9.0,
+    "prefill_bf16_speedup_transformers_fp32": 15.0,
+    "prefill_bf16_speedup": 11.0,
+    "prefill_gemm_fraction": 0.75,
+    "prefill_bf16_gemm_fraction": 0.65,
+    **{
+        f"prefill_{length}_speedup_{name}": 1.5
+        for length in numbers.LENGTHS
+        for name in language_model.ATTENTION
+    },
+    **{
+        f"prefill_{length}{numbers.NARROW}_speedup_{name}": 1.3 if length >= 1024 else 1.0
+        for length in numbers.LENGTHS
+        for name in language_model.ATTENTION
+    },
+    **{f"decode_{rows}_bf16_speedup_fp32": 1.3 for rows in numbers.ROWS},
+    "decode_1_int8_speedup_fp32": 1.7,
+    **{
+        f"{shape.kind}{narrow}_speedup": least
+        for shape, least in zip(throughput.SHAPES, (10.0, 1.7), strict=True)
+        for narrow in ("", numbers.NARROW)
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -70,6 +131,7 @@ def summary(results: Results) -> dict[str, Any]:
         "copy_bandwidth_gb_per_s": results.machine.copy_bytes_per_s / 1e9,
         "read_bandwidth_gb_per_s": results.machine.read_bytes_per_s / 1e9,
         "gemm_gflop_per_s": results.machine.gemm_flops_per_s / 1e9,
+        **_narrow_rate(results.machine),
     }
     if results.scan_errors is not None:
         found["scan_max_rel_error"] = max(results.scan_errors.values())
@@ -92,6 +154,24 @@ def summary(results: Results) -> dict[str, Any]:
         "processor_time": processor,
         "too_noisy": too_noisy(results.comparisons),
     }
+
+
+def _narrow_rate(limits: Machine) -> dict[str, float]:
+    rate = limits.gemm_bf16_flops_per_s
+    return {} if math.isnan(rate) else {"gemm_bf16_gflop_per_s": rate / 1e9}
+
+
+def against_limits(summary_: Mapping[str, Any]) -> list[str]:
+    """A line for each of LIMITS that was measured: the figure, and what is expected of it."""
+    lines = []
+    for key, least in LIMITS.items():
+        value = summary_.get(key)
+        if isinstance(value, float):
+            lines.append(
+                f"  {key:52}{value:10.4g}  at least {least:<6g}"
+                + ("" if value >= least else "MISSED")
+            )
+    return ["limits (on an idle machine):", *lines] if lines else []
 
 
 def too_noisy(comparisons: Sequence[Comparison]) -> list[str]:
@@ -123,6 +203,10 @@ def _rates(comparisons: Sequence[Comparison]) -> dict[str, float]:
         seconds = c.timings[VL_MAMBA].median_s
         if c.kind == "prefill":
             found |= {"prefill_ms": seconds * 1e3, "prefill_gemm_fraction": _reached(c)}
+            narrow = c.timings[language_model.VL_MAMBA_BFLOAT16].median_s
+            found["prefill_bf16_ms"] = narrow * 1e3
+            if c.narrow_floor_s is not None:
+                found["prefill_bf16_gemm_fraction"] = c.narrow_floor_s / narrow
         elif c.kind == "decode":
             generate = c.timings[language_model.TRANSFORMERS_GENERATE].median_s
             found["decode_tok_per_s"] = 1 / seconds
@@ -172,7 +256,7 @@ def tables(results: Results) -> str:
         )
     for comparison in results.comparisons:
         lines += ["", *_table(comparison)]
-    lines += ["", *_notes(results)]
+    lines += ["", *_notes(results), "", *against_limits(summary(results))]
     return "\n".join(lines)
 
 

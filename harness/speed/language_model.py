@@ -29,6 +29,8 @@ NEW_TOKENS = 32
 TRANSFORMERS = "transformers Mamba"
 VL_MAMBA_GENERATE = "VL-Mamba, generate()"
 TRANSFORMERS_GENERATE = "transformers Mamba, generate()"
+VL_MAMBA_BFLOAT16 = f"{VL_MAMBA}, bfloat16"
+TRANSFORMERS_BFLOAT16 = "transformers Mamba, bfloat16"
 ATTENTION = ("pythia-160m", "llama-160m")
 NEVER = -1  # an end token that no model writes
 
@@ -46,7 +48,7 @@ class Models:
             model = models.build(name, dtype=self.dtype, device=self.device)
             if name == f"transformers-mamba-{SIZE}":
                 share_weights(self.vl_mamba, model)
-            _never_end(model)
+            never_end(model)
             self.built[name] = model
         return self.built[name]
 
@@ -84,7 +86,7 @@ def share_weights(
     baseline.connector = model.connector
 
 
-def _never_end(model: VLMambaForConditionalGeneration) -> None:
+def never_end(model: VLMambaForConditionalGeneration) -> None:
     """Every answer is as long as it may be."""
     wrapped = isinstance(model.language_model, WrappedLM)
     for generating in (model, *([_inner(model)] if wrapped else [])):
@@ -93,12 +95,17 @@ def _never_end(model: VLMambaForConditionalGeneration) -> None:
 
 
 @torch.inference_mode()
-def prefill(models_: Models, effort: Effort, machine: Machine) -> Comparison:
-    """From the prompt's embeddings to the logits after its last token."""
+def prefill(models_: Models, effort: Effort, machine: Machine, narrow: Models) -> Comparison:
+    """From the prompt's embeddings to the logits after its last token; both Mambas in bfloat16 too.
+
+    narrow: the models in bfloat16.
+    """
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(2, 1000, (1, PROMPT_TOKENS), generator=generator).to(models_.device)
-    runs: dict[str, Callable[[], object]] = {VL_MAMBA: _prefill(models_.vl_mamba, ids)}
-    runs |= {label: _direct_prefill(m, ids) for label, m in _baselines(models_).items()}
+    runs: dict[str, Callable[[], object]] = {VL_MAMBA: own_prefill(models_.vl_mamba, ids)}
+    runs |= {label: direct_prefill(m, ids) for label, m in _baselines(models_).items()}
+    runs[VL_MAMBA_BFLOAT16] = own_prefill(narrow.vl_mamba, ids)
+    runs[TRANSFORMERS_BFLOAT16] = direct_prefill(narrow.direct(), ids)
     contenders = {name: Contender(run) for name, run in runs.items()}
     flops = models.prefill_flops(models_.vl_mamba.language_model, PROMPT_TOKENS)
     return Comparison(
@@ -107,14 +114,17 @@ def prefill(models_: Models, effort: Effort, machine: Machine) -> Comparison:
         "run",
         side_by_side(contenders, effort, models_.device),
         machine.prefill_floor_s(flops),
+        narrow_floor_s=flops / machine.gemm_bf16_flops_per_s,
     )
 
 
-def _prefill(model: VLMambaForConditionalGeneration, ids: Tensor) -> Callable[[], object]:
+def own_prefill(model: VLMambaForConditionalGeneration, ids: Tensor) -> Callable[[], object]:
+    """Ours, from a prompt's tokens to the logits after the last."""
     return lambda: models.prefill(model, models.embed(model, ids))
 
 
-def _direct_prefill(model: PreTrainedModel, ids: Tensor) -> Callable[[], object]:
+def direct_prefill(model: PreTrainedModel, ids: Tensor) -> Callable[[], object]:
+    """The same of a model of transformers."""
     embedding = model.get_input_embeddings()
     return lambda: transformers_direct.prefill(model, embedding(ids))
 

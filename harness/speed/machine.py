@@ -8,6 +8,7 @@ measured beside it, in `language_model.decode`.)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ class Machine:
     copy_bytes_per_s: float
     read_bytes_per_s: float
     gemm_flops_per_s: float
+    gemm_bf16_flops_per_s: float = math.nan
 
     def prefill_floor_s(self, flops: float) -> float:
         """Seconds for the matrix products alone."""
@@ -44,25 +46,27 @@ def measure(effort: Effort, device: str = "cpu", dtype: torch.dtype = torch.floa
     """Measure this machine (about 3 seconds on a CPU, 1 GiB of memory)."""
     source = torch.ones(BUFFER_BYTES // 4, device=device)
     target = torch.empty_like(source)
-    libraries = ("pytorch",) if device != "cpu" else tuple(products.chosen(dtype).gflop_per_s)
-    contenders = [
-        (2 * m * k * n, _product(products.LIBRARIES[name], m, k, n, device, dtype))
-        for m, k, n in GEMM_SHAPES
-        for name in libraries
-    ]
     moves = side_by_side(
         {"copy": Contender(lambda: target.copy_(source)), "read": Contender(source.sum)},
         effort,
         device,
     )
-    rates = [
-        flops / min(side_by_side({"": Contender(product)}, effort, device)[""].wall_s)
-        for flops, product in contenders
-    ]
     return Machine(
         copy_bytes_per_s=2 * BUFFER_BYTES / min(moves["copy"].wall_s),
         read_bytes_per_s=BUFFER_BYTES / min(moves["read"].wall_s),
-        gemm_flops_per_s=max(rates),
+        gemm_flops_per_s=_product_rate(effort, device, dtype),
+        gemm_bf16_flops_per_s=_product_rate(effort, device, torch.bfloat16),
+    )
+
+
+def _product_rate(effort: Effort, device: str, dtype: torch.dtype) -> float:
+    """FLOPs a second of the best library and shape."""
+    libraries = ("pytorch",) if device != "cpu" else tuple(products.chosen(dtype).gflop_per_s)
+    return max(
+        2 * m * k * n / min(side_by_side({"": Contender(run)}, effort, device)[""].wall_s)
+        for m, k, n in GEMM_SHAPES
+        for name in libraries
+        for run in [_product(products.LIBRARIES[name], m, k, n, device, dtype)]
     )
 
 

@@ -72,9 +72,9 @@ class Timing:
 class Comparison:
     """The timings of one workload.
 
-    floor_s: seconds that the machine's limits allow at best; peak_bytes: largest memory of each
-    contender's process, where each had one of its own; stopped: contenders that were not waited
-    for, whose seconds and bytes are lower bounds.
+    floor_s: seconds that the machine's limits allow at best (narrow_floor_s: in bfloat16);
+    peak_bytes: largest memory of each contender's process, where each had one of its own; stopped:
+    contenders that were not waited for, whose seconds and bytes are lower bounds.
     """
 
     kind: str
@@ -84,6 +84,7 @@ class Comparison:
     floor_s: float | None = None
     peak_bytes: Mapping[str, int] | None = None
     stopped: frozenset[str] = frozenset()
+    narrow_floor_s: float | None = None
 
     def memory_ratio(self, baseline: str, contender: str = VL_MAMBA) -> float:
         """Peak memory of the baseline over that of the contender."""
