@@ -30,7 +30,8 @@ def test_what_a_resumed_run_may_change():
     assert names(Hyperparameters, OnResume.LENGTH) == {"steps", "epochs"}
     free = {"micro_batch", "save_every", "keep", "gradient_checkpointing", "compile"}
     assert names(Hyperparameters, OnResume.FREE) == free
-    fixed = {"stage", "preset", "data", "init", "set", "image_aspect_ratio", "image_layout"}
+    fixed = {"stage", "preset", "data", "init", "set"}
+    fixed |= {"image_aspect_ratio", "image_layout", "image_place"}
     assert names(RunArguments, OnResume.SAME) == fixed
     assert names(RunArguments, OnResume.FREE) == {"images", "recipe"}
 

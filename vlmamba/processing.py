@@ -317,10 +317,7 @@ class VLMambaProcessor(ProcessorMixin):
             check_tags(sum(turn["value"].count(IMAGE) for turn in conversations), images)
         if any(IMAGE in answer["value"] for answer in conversations[1::2]):
             raise UserError(f"{IMAGE} in an answer; images belong to the questions")
-        if template == "plain":
-            segments = _plain(conversations)
-        else:
-            segments = _vicuna(conversations, self.image_place)
+        segments = self._segments(conversations, template)
         ids = self.opening(segments[0].text) if segments else []
         labels = [IGNORE] * len(ids)
         counts = None if tiles is None else iter(tiles)
@@ -348,8 +345,7 @@ class VLMambaProcessor(ProcessorMixin):
         All are tokenised at once, piece by piece: where the tokenizer adds a space to what begins
         a text, a token more for some pieces.
         """
-        cut = _plain if template == "plain" else _vicuna
-        samples = [cut(turns) for turns in conversations]
+        samples = [self._segments(turns, template) for turns in conversations]
         pieces = [
             list(filter(None, IMAGE.join(s.text for s in own).split(IMAGE))) for own in samples
         ]
@@ -360,6 +356,10 @@ class VLMambaProcessor(ProcessorMixin):
             special = len(self.opening(segments[0].text)) + sum(s.ends for s in segments)
             lengths.append(special + sum(len(next(ids)) for _ in own))
         return lengths
+
+    def _segments(self, conversations: list[dict[str, str]], template: str) -> list[Segment]:
+        plain = template == "plain"
+        return _plain(conversations) if plain else _vicuna(conversations, self.image_place)
 
     def _tokens(self, text: str) -> list[int]:
         """Those of a text behind a special token; a tokenizer may treat them as a text's first."""

@@ -268,7 +268,8 @@ def index_samples(
         waiting.append(sample)
         if len(waiting) == AT_ONCE:
             measure()
-    measure()
+    if waiting:
+        measure()
     found = SampleIndex(
         np.frombuffer(usable, dtype=np.int64),
         np.frombuffer(lengths, dtype=np.int64),
