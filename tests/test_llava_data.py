@@ -136,6 +136,12 @@ def test_an_index_counts_what_cannot_be_used(tmp_path, images):
     assert skipped.total() == 5
 
 
+def test_a_file_without_a_usable_record_is_one_line(tmp_path, images, processor):
+    file = llava.LlavaFile(write(tmp_path, [*UNUSABLE.values()]))
+    with pytest.raises(UserError, match=f"0 of {len(UNUSABLE)} samples usable"):
+        llava.index_samples(file, images, 4, progress=False, count=processor.text_lengths)
+
+
 @pytest.mark.parametrize("reason", UNUSABLE)
 def test_strict_stops_at_the_first_unusable_record(tmp_path, images, reason):
     file = llava.LlavaFile(write(tmp_path, [UNUSABLE[reason]]))

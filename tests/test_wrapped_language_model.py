@@ -247,3 +247,13 @@ def test_every_family_is_shrunk_or_refused_in_one_line(name):
         assert shrunk(config).num_hidden_layers == 2
     except UserError as error:
         assert str(error).startswith(f"--tiny cannot shrink a '{name}' model: ")
+
+
+@torch.no_grad()
+def test_a_hybrid_that_lists_its_attention_layers_is_shrunk_with_one_of_them():
+    small = shrunk(AutoConfig.for_model("bamba", attn_layer_indices=[9, 18, 27]))
+    assert (small.num_hidden_layers, small.attn_layer_indices) == (3, [2])
+    model = WrappedLM(small).eval()
+    ids = torch.randint(2, 64, (1, 9))
+    hidden, _ = model(model.embed(ids))
+    assert torch.allclose(model.head(hidden), model.model(input_ids=ids).logits, atol=1e-5)

@@ -549,6 +549,8 @@ def shrunk(config: PretrainedConfig) -> PretrainedConfig:
 def _one_of_each_kind(fields: dict[str, Any], number: int) -> list[int]:
     """Numbers of the layers that are kept: the first two, and the first of every further kind."""
     lists = [v for v in fields.values() if isinstance(v, list) and len(v) == number]
+    listed = [fields[name] for name in LAYER_NUMBERS if isinstance(fields.get(name), list)]
+    lists += [[layer in chosen for layer in range(number)] for chosen in listed]
     kept, seen = [], set[str]()
     for layer in range(number):
         kind = str([one[layer] for one in lists])
