@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import random
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,13 +29,28 @@ class PixelImages:
 
     argument = "pixel_values"
 
-    def __init__(self, folder: Path, processor: Any):
-        self.folder, self.processor = Path(folder), processor
+    def __init__(self, folder: Path, processor: Any, jpeg_seed: int | None = None):
+        """jpeg_seed: each picture goes through JPEG first, at a quality that this decides."""
+        self.folder, self.processor, self.jpeg_seed = Path(folder), processor, jpeg_seed
 
     def load(self, images: tuple[str, ...]) -> list[torch.Tensor]:
         opened = [open_image(self.folder / image) for image in images]
+        if self.jpeg_seed is not None:
+            pairs = zip(opened, images, strict=True)
+            opened = [through_jpeg(one, f"{self.jpeg_seed}/{name}") for one, name in pairs]
         pixels, tiles = self.processor.tiled(opened)
         return list(pixels.split(tiles))
+
+
+def through_jpeg(picture: Image.Image, seed: str) -> Image.Image:
+    """A picture as JPEG leaves it, at a quality of 75 to 100 that the seed decides.
+
+    InternVL 2.5's augmentation (2412.05271), there drawn anew each time; here a picture has one
+    quality, so that a resumed run sees what it would have seen.
+    """
+    held = io.BytesIO()
+    picture.convert("RGB").save(held, "JPEG", quality=random.Random(seed).randint(75, 100))
+    return Image.open(held).convert("RGB")
 
 
 def open_image(path: Path) -> Image.Image:

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from vlmamba.data.repetition import repetition
 from vlmamba_core.errors import UserError
 from vlmamba_core.paths import is_inside
 from vlmamba_core.tokens import IMAGE
@@ -233,11 +234,13 @@ def index_samples(
     progress: bool = True,
     template: str = "vicuna_v1",
     count: CountTokens = rough_counts,
+    drop_repetitive: bool = False,
 ) -> SampleIndex:
     """Parse every record once, see that its image files exist, count its tokens.
 
     image_tokens: how many an image becomes, at most; template: decides which records fit; count:
-    of their text, which is asked for a thousand at a time.  Raises UserError at the first unusable
+    of their text, which is asked for a thousand at a time; drop_repetitive: leave out samples with
+    an answer that repeats itself (repetition.py).  Raises UserError at the first unusable
     record if `strict`, or if no record is usable.
     """
     usable, lengths = array("q"), array("q")
@@ -255,6 +258,8 @@ def index_samples(
             sample = file[index]
             check_template(sample, template)
             check_images(sample, images)
+            if drop_repetitive:
+                _check_repetition(sample)
         except SampleError as error:
             reason = str(error)
             if strict:
@@ -279,6 +284,13 @@ def index_samples(
     if not len(usable):
         raise UserError(f"{file.path}: {found.describe()}; check --data and --images")
     return found
+
+
+def _check_repetition(sample: Sample) -> None:
+    """Raise SampleError where an answer repeats itself."""
+    for turn in sample.conversations:
+        if turn["from"] == "gpt" and (reason := repetition(turn["value"])):
+            raise SampleError(reason)
 
 
 def check_template(sample: Sample, template: str) -> None:

@@ -59,6 +59,12 @@ class RunArguments:
     image_place: Literal["first", "last"] = flag(
         "first", help="a question's pictures stand before it (default) or behind it"
     )
+    drop_repetitive: bool = flag(
+        False, help="leave out samples with an answer that repeats itself, and count them"
+    )
+    jpeg_augmentation: bool = flag(
+        False, help="pictures go through JPEG at a quality of 75 to 100, by --seed and name"
+    )
     recipe: str | None = flag(
         None, on_resume=FREE, help="recipe name or .toml file (default: by preset)"
     )
@@ -142,6 +148,11 @@ class RunArguments:
         for name, folder in (("--images", self.images), ("--eval-images", self.eval_images)):
             if folder is not None and not folder.is_dir():
                 raise UserError(f"no image folder {str(folder)!r}; expected {name} DIR")
+        if self.jpeg_augmentation and self.features_cache is not None:
+            raise UserError(
+                "--jpeg-augmentation changes pictures, --features-cache keeps what the encoder made"
+                " of them as they are; give one of the two"
+            )
         self._check_evaluation()
 
     def _check_evaluation(self) -> None:

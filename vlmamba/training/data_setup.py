@@ -59,9 +59,18 @@ def first_examples(
         return text.PackedText(text.first_tokens(args.data, processor, wanted), length)
     file, main = llava.LlavaFile(one_file(plan)), accelerator.is_main_process
     most = image_tokens(processor)
-    found = llava.index_samples(file, args.images, most, args.strict, main, template)
+    found = llava.index_samples(
+        file,
+        args.images,
+        most,
+        args.strict,
+        main,
+        template,
+        drop_repetitive=args.drop_repetitive,
+    )
     accelerator.print(found.describe())
-    source = PixelImages(args.images, processor) if args.images else None
+    seed = plan.hyper.seed if args.jpeg_augmentation else None
+    source = PixelImages(args.images, processor, jpeg_seed=seed) if args.images else None
     return examples.ConversationExamples(file, found, processor, template, length, source)
 
 
@@ -107,7 +116,8 @@ def image_source(
     if images is None:
         return None
     if root is None:
-        return PixelImages(images, processor)
+        seed = plan.hyper.seed if plan.args.jpeg_augmentation else None
+        return PixelImages(images, processor, jpeg_seed=seed)
     opened: list[Any] = [None]
     if accelerator.is_main_process:  # under FSDP it alone has the encoder's weights
         opened = [feature_cache.open_cache(root, images, model, processor)]
@@ -129,6 +139,7 @@ def index_settings(plan: Plan, processor: Any, digest: str) -> dict[str, Any]:
         "images": str(plan.args.images),
         "patches": image_tokens(processor),
         "template": plan.stage.template,
+        **({"drop_repetitive": True} if plan.args.drop_repetitive else {}),
     }
 
 
