@@ -5,6 +5,7 @@
 # make screenshots   docs/report.png, report-answers.png and serve.png (needs chromium)
 # make notebooks   the notebooks' outputs again, in a kernel of each
 # make demo-model   train the bundled demo model again (some two hours on 2 cores)
+# make gpu-check   what is measured on a GPU, into results/gpu: one card with 80 GB, some 20 minutes
 # make docs    the documentation site, into site/
 # Each builds .venv first when it is missing or out of date.
 
@@ -15,7 +16,7 @@ TEST_PROCESSES ?= 2
 DEMO_DATA ?= runs/demo-data
 DEMO_OUT ?= runs/demo-model
 
-.PHONY: install run test lint tables plots docs screenshots notebooks demo-model clean
+.PHONY: install run test lint tables plots gpu-check docs screenshots notebooks demo-model clean
 
 install: $(VENV)/.installed
 
@@ -45,6 +46,9 @@ tables: install
 
 plots: install
 	$(PY) -m harness.plots --from results/runs --out results/plots
+
+gpu-check: install
+	$(PY) tools/gpu_check.py
 
 docs: install
 	$(PY) -m pip install -qq --constraint constraints.txt --editable ".[docs]"

@@ -64,6 +64,7 @@ def build_parser() -> Parser:
     add("--quick", action="store_true", help="fewer repeats and questions; the same measurements")
     add("--only", help=f"comma-separated: {', '.join(SECTIONS)} (default: all but train)")
     add("--threads", type=int, help="threads of every contender (default: PyTorch's choice)")
+    add("--device", default="cpu", help="cpu (default) or cuda, of the models; scans: CPU")
     add("--json", type=Path, help="also write every measurement to this file")
     return parser
 
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json and arguments.json.is_dir():
         raise UserError(f"--json {arguments.json} is a folder; give a file")
     transformers.utils.logging.set_verbosity_error()
-    results = run(only, arguments.quick)
+    results = run(only, arguments.quick, _device(arguments.device))
     print(bench_report.tables(results))
     summary = bench_report.summary(results)
     if arguments.json:
@@ -91,18 +92,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _device(name: str) -> str:
+    name = choose("device", name, ("cpu", "cuda"))
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine has no usable GPU; use --device cpu")
+    return name
+
+
 def _sections(only: str | None) -> set[str]:
     if not only:
         return {*SECTIONS} - ON_REQUEST
     return {choose("section", name, SECTIONS) for name in only.split(",")}
 
 
-def run(only: set[str], quick: bool) -> Results:
+def run(only: set[str], quick: bool, device: str = "cpu") -> Results:
     """Measure the named sections under one progress bar."""
     started, effort = time.perf_counter(), QUICK if quick else FULL
     load_before, others = psutil.getloadavg(), OtherLoad()
-    models = language_model.Models()
-    by_numbers = numbers.Numbers(models)
+    models = language_model.Models(device=device)
+    by_numbers = numbers.Numbers(models, language_model.Models(torch.bfloat16, device))
     with tqdm(_steps(only, effort, quick, by_numbers), file=sys.stderr, unit="step") as bar:
         found: dict[str, Any] = {}
         for name, measure in bar:
@@ -131,7 +139,7 @@ def run(only: set[str], quick: bool) -> Results:
 def _steps(only: set[str], effort: Effort, quick: bool, by_numbers: numbers.Numbers) -> list[Step]:
     """(name, measurement) in order; a measurement gets what was found before it."""
     models = by_numbers.wide
-    steps: list[Step] = [("machine", lambda _: machine.measure(effort))]
+    steps: list[Step] = [("machine", lambda _: machine.measure(effort, models.device))]
     if "scan" in only:
         steps += [(name, _alone(run)) for name, run in scan.cases(effort, quick)]
         steps.append(("scan errors", lambda _: scan.errors()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class Numbers:
     """The models of a run by the numbers they compute with, each built when first needed."""
 
     wide: Models
-    narrow: Models = field(default_factory=lambda: Models(torch.bfloat16))
+    narrow: Models
     _quantized: VLMambaForConditionalGeneration | None = None
 
     @property
