@@ -1,6 +1,6 @@
-"""Answers to open questions as VQAv2 and TextVQA compare them: normalised text, soft accuracy.
+"""Answers to open questions as VQAv2 and TextVQA compare them: normalized text, soft accuracy.
 
-Two normalisers share their steps: the one of the official VQA evaluation and the one of the M4C
+Two normalizers share their steps: the one of the official VQA evaluation and the one of the M4C
 evaluator, which LLaVA applies to TextVQA and, before submission, to VQAv2.
 Sources: vqaEvaluation/vqaEval.py of GT-Vision-Lab/VQA, llava/eval/m4c_evaluator.py of LLaVA.
 """

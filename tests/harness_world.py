@@ -21,7 +21,7 @@ def unexplained(folder: Path) -> list[str]:
 
 
 def png(colour: tuple[int, int, int], size: tuple[int, int] = (32, 24)) -> bytes:
-    """A picture of one colour."""
+    """A picture of one color."""
     file = io.BytesIO()
     Image.new("RGB", size, colour).save(file, "PNG")
     return file.getvalue()

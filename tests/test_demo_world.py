@@ -455,7 +455,7 @@ def test_words_name_what_lies_in_the_cells():
         assert told == in_words(scene, random.Random(index))
         for name in scene.counts:
             assert f" {name} " in f" {told} ", (name, told)
-        for name in set(CLASSES) - set(scene.counts) - {"orange", "bear"}:  # colour, teddy bear
+        for name in set(CLASSES) - set(scene.counts) - {"orange", "bear"}:  # color, teddy bear
             assert f" {name} " not in f" {told} ", (name, told)
         if scene.sign:
             assert scene.sign.text in told

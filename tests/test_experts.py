@@ -69,7 +69,7 @@ def test_the_losses_are_those_of_the_real_tokens(layer):
 
 @torch.no_grad()
 def test_an_answer_does_not_depend_on_its_batch():
-    """No expert has a capacity, so nothing is dropped for a neighbour's sake."""
+    """No expert has a capacity, so nothing is dropped for a neighbor's sake."""
     model = built(**TINY).language_model
     ids = torch.randint(320, (16, 20))
     lengths = torch.randint(1, 21, (16,))

@@ -128,7 +128,7 @@ class ColoursConfig(PretrainedConfig):
 
 
 class Colours(VisionEncoder):
-    """A linear map of each patch's mean colour."""
+    """A linear map of each patch's mean color."""
 
     weights_in_checkpoint = True
 
@@ -189,7 +189,7 @@ class Doubled(Objective):
 
 
 class ZLoss(Objective):
-    """Cross-entropy, and how far each softmax's normaliser is from 1 (PaLM, section 5)."""
+    """Cross-entropy, and how far each softmax's normalizer is from 1 (PaLM, section 5)."""
 
     outputs = ("logits", "hidden_states")
 

@@ -141,7 +141,7 @@ def as_transformers(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 @torch.no_grad()
 def test_each_encoder_sees_the_picture_as_it_would_alone(pair):
-    """Own mean at the border, own resampling and size, own normalisation; then side by side."""
+    """Own mean at the border, own resampling and size, own normalization; then side by side."""
     (dino, siglip), model, processor = pair
     picture = Image.effect_noise((90, 40), 80).convert("RGB")
     expected = []

@@ -88,7 +88,7 @@ def test_the_papers_rows_are_there_where_asked_or_filled(world):
     asked = make(world, str(world / "a"), "--paper-tables")
     for words in ("not reported", "CSM by 0.6 on", "not run"):
         assert words in asked
-    assert "Beside the paper" not in make(world, str(world / "a"))  # labelled: not comparable
+    assert "Beside the paper" not in make(world, str(world / "a"))  # labeled: not comparable
     path = world / "b" / "record.json"
     record = json.loads(path.read_text()) | {"label": None}
     record["tasks"]["pope"]["metrics"]["f1"] = {"value": 0.75}
@@ -100,7 +100,7 @@ def test_the_papers_rows_are_there_where_asked_or_filled(world):
     rows = [re.sub(r"<.*?>", " ", row).split() for row in table.split("<tr")[2:]]
     assert "75.0" in rows[-1]
     assert any("InstructBLIP" in row and "78.9" in row for row in rows)
-    assert not any("MiniGPT-4" in row or row[1] == "a" for row in rows)  # no POPE; labelled
+    assert not any("MiniGPT-4" in row or row[1] == "a" for row in rows)  # no POPE; labeled
 
 
 def cell(page: str, row: str, column: int) -> str:

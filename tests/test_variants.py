@@ -1,4 +1,4 @@
-"""Each neighbouring system has a preset of its published size: estimated, tried, profiled."""
+"""Each neighboring system has a preset of its published size: estimated, tried, profiled."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ FOLDER = Path(tasks.__file__).parent
 # generation scripts store them). paper: LLaVA c121f04's eval_pope.py (F1 2/3, 4/5, 2/3),
 # eval_science_qa.py (60.00 and 77.78 %), m4c_evaluator.py, convert_gqa_for_eval.py with GQA's exact
 # match; pycocoevalcap 1.2; MME, VQAv2 and MMBench counted by hand after calculation.py, vqaEval.py
-# (which normalises nothing where all ten people agree) and mcq_circular_eval. lmms: lmms-eval
+# (which normalizes nothing where all ten people agree) and mcq_circular_eval. lmms: lmms-eval
 # 0.7.3's own tasks, which every run under `lmms` here is compared with once more.
 CAPTIONS = {"CIDEr": 1.8248847043348908, "BLEU-1": 0.9090909090082646}
 EXPECTED = {

@@ -42,7 +42,7 @@ class Whole:
 
 
 def picture(number: int) -> Mapping[str, Any]:
-    """A stored picture, one colour each."""
+    """A stored picture, one color each."""
     return {"bytes": png((number * 37 % 256, number * 91 % 256, 90)), "path": None}
 
 

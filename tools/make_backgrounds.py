@@ -19,7 +19,7 @@ SIDE = 320
 
 
 def photos(folder: Path) -> dict[str, Image.Image]:
-    """Textures cut from photos; the grey ones are tinted in their natural colour."""
+    """Textures cut from photos; the gray ones are tinted in their natural color."""
     grey = {name: Image.open(folder / f"{name}.png") for name in ("grass", "gravel", "brick")}
     coffee = Image.open(folder / "coffee.png").convert("RGB")
     hubble = Image.open(folder / "hubble_deep_field.jpg").convert("RGB")

@@ -21,7 +21,7 @@ PARTS = ("noun", "verb", "adj", "adv")
 def synsets(path: Path) -> Iterator[str]:
     """The lines "word, word<tab>gloss" of a data file (format: wndb(5WN))."""
     for line in path.read_text(encoding="latin-1").splitlines():
-        if line.startswith("  "):  # the licence, at the head of the file
+        if line.startswith("  "):  # the license, at the head of the file
             continue
         fields, _, gloss = line.partition(" | ")
         parts = fields.split(" ")

@@ -84,7 +84,7 @@ def _random(name: str, parameter: torch.Tensor) -> torch.Tensor:
 
 
 def write_pairs(folder: Path) -> None:
-    """Four pictures of one colour each, with captions, as LLaVA's file has them."""
+    """Four pictures of one color each, with captions, as LLaVA's file has them."""
     folder.mkdir()
     records = []
     for colour in ("red", "green", "blue", "white"):

@@ -61,7 +61,7 @@ ASK = """
 
 
 def shoot(address: str, out: Path, size: tuple[int, int]) -> None:
-    """Write what Chromium shows of an address as a PNG of at most 256 colours."""
+    """Write what Chromium shows of an address as a PNG of at most 256 colors."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         raise UserError("no chromium on this machine; install it to make screenshots")

@@ -3,7 +3,7 @@
 Requests are grouped by image.  The system sentence and the image are prefilled once per distinct
 image (with all its tiles); because a Mamba state is a small value, every question of the image
 starts from a copy of it.  Questions are right-padded, padded steps leave the state untouched, and
-rows that have answered leave the batch, so an answer does not depend on its neighbours.
+rows that have answered leave the batch, so an answer does not depend on its neighbors.
 Requests of equal image and prompt (several sampled answers) share their whole prefill.
 """
 

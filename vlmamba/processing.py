@@ -12,7 +12,7 @@ chat template and prompts alike.  (LLaVA's train.py does so too, but makes one t
 its records have one picture; and it moves a tag in an answer, which is an error here.)  A processor
 whose `image_place` is "last" has them behind the question.
 
-Every piece between image tokens and answers is tokenised by itself, so that a prompt's tokens up
+Every piece between image tokens and answers is tokenized by itself, so that a prompt's tokens up
 to its last `<image>` never depend on the question (one prefill serves all questions of an image).
 A piece gets the tokens that it has in the whole text: Llama's tokenizers put a space in front of
 what begins a text, which an answer does not.
@@ -45,7 +45,7 @@ class VLMambaProcessor(ProcessorMixin):
 
     num_image_tokens: what the connector makes of a tile.  image_layout: how a picture becomes tiles
     (`vlmamba.image_layouts`; "whole": itself).  image_aspect_ratio: "pad" (a tile to a square with
-    the encoder's mean colour, as LLaVA-1.5 does) or "resize" (stretch).
+    the encoder's mean color, as LLaVA-1.5 does) or "resize" (stretch).
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class VLMambaProcessor(ProcessorMixin):
         return max((shape[-2], shape[-1]) for shape in shapes)
 
     def pad_to_square(self, image: Image.Image, mean: Sequence[float] | None = None) -> Image.Image:
-        """Centre the image on a square of a mean colour, the encoder's if none is given."""
+        """Center the image on a square of a mean color, the encoder's if none is given."""
         width, height = image.size
         if width == height:
             return image
@@ -207,7 +207,7 @@ class VLMambaProcessor(ProcessorMixin):
         return [len(self.tiles(image)) for image in images]
 
     def pixel_values(self, images: Sequence[Any]) -> Any:
-        """Pictures, as `prepare` takes them -> (tiles, 3, H, W) normalised pixels."""
+        """Pictures, as `prepare` takes them -> (tiles, 3, H, W) normalized pixels."""
         return self.tiled(images)[0]
 
     def _process_images(self, images: Any, **kwargs: Any) -> tuple[BatchFeature, list[str]]:
@@ -275,7 +275,7 @@ class VLMambaProcessor(ProcessorMixin):
 
     @property
     def _tile_text(self) -> str:
-        """What stands for a tile in the text that is tokenised."""
+        """What stands for a tile in the text that is tokenized."""
         return registry.image_layouts[self.image_layout]().text(self.num_image_tokens)
 
     @property
@@ -342,7 +342,7 @@ class VLMambaProcessor(ProcessorMixin):
     ) -> list[int]:
         """How many tokens `training_example` gives each sample, those of its pictures apart.
 
-        All are tokenised at once, piece by piece: where the tokenizer adds a space to what begins
+        All are tokenized at once, piece by piece: where the tokenizer adds a space to what begins
         a text, a token more for some pieces.
         """
         samples = [self._segments(turns, template) for turns in conversations]
@@ -437,7 +437,7 @@ def _follow(settings: Any, tokenizer: Any) -> None:
 
 
 class Segment(NamedTuple):
-    """A piece of a sample that is tokenised by itself, and whether the end token closes it."""
+    """A piece of a sample that is tokenized by itself, and whether the end token closes it."""
 
     text: str
     supervised: bool

@@ -1,6 +1,6 @@
 """The axes of an ablation: what each variant changes, at the demo's and the paper's scale.
 
-Four are the paper's; the others are what neighbouring systems change, one part each, and exist at
+Four are the paper's; the others are what neighboring systems change, one part each, and exist at
 the demo's scale: `objective` (LLAVADI, VLKD, InternVL 2.5), `mixer` (hybrids), `adaptation` (how
 the language model learns), `quantization`, `tiles` and `votes` (InternVL 2.5).
 

@@ -148,7 +148,7 @@ class Request:
         return frozenset(name for name, needed in told.items() if needed)
 
     def seed(self, seed: int) -> int:
-        """Of what is drawn for it in a run of that seed: an answer depends on no neighbour."""
+        """Of what is drawn for it in a run of that seed: an answer depends on no neighbor."""
         asked = [seed, self.task, self.row, self.prompt, self.image_key, self.vote]
         return int(digest(asked)[:15], 16)
 
@@ -185,7 +185,7 @@ class Agreement:
 
 
 class EvalModel(ABC):
-    """A model that can be evaluated. Its answers must not depend on their neighbours."""
+    """A model that can be evaluated. Its answers must not depend on their neighbors."""
 
     name: str
     batch_size: int = 1

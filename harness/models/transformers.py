@@ -375,7 +375,7 @@ class TransformersModel(EvalModel):
         return None
 
     def _keep_image_processing(self) -> None:
-        """Within `_same_images` a picture is resized and normalised once for all its questions."""
+        """Within `_same_images` a picture is resized and normalized once for all its questions."""
         process = self.processor.image_processor.preprocess
 
         @functools.wraps(process)

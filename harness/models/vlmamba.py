@@ -273,7 +273,7 @@ class VLMambaModel(EvalModel):
 
 
 def sampled(generator: GroupedGenerator, question: Question, request: Request) -> str:
-    """One answer as the request's sampling says: an answer does not depend on its neighbours."""
+    """One answer as the request's sampling says: an answer does not depend on its neighbors."""
     sampling = request.limits.sampling
     assert sampling is not None
     seed, length = request.seed(sampling.seed), request.limits.max_new_tokens

@@ -1,6 +1,6 @@
 """Plots of profiles: latency and memory against sequence length, log-log, crossovers marked.
 
-What all plots share is here too: colours, styles, log axes, legends, files.
+What all plots share is here too: colors, styles, log axes, legends, files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colours that stay apart for the colour-blind (Okabe and Ito): of every plot, and of the page.
+# Colors that stay apart for the color-blind (Okabe and Ito): of every plot, and of the page.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "osD^vP"
 PNG_DPI = 300

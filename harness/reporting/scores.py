@@ -150,7 +150,7 @@ class Scores:
 
 
 def look(run: int) -> tuple[int, int]:
-    """(colour, marker) of the run in this place: other markers once the colours are used up."""
+    """(color, marker) of the run in this place: other markers once the colors are used up."""
     colours = len(plots.COLOURS)
     return run % colours, (run + run // colours) % len(plots.MARKERS)
 

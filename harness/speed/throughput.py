@@ -5,7 +5,7 @@ batches. "one at a time" is what evaluators at batch size 1 do: generate() for e
 the same model, and on transformers' Mamba with the same weights.
 
 Image features are given to all (729 patches of SigLIP's width): the encoder's time is left out,
-which favours answering one at a time, where every question would encode its image again.
+which favors answering one at a time, where every question would encode its image again.
 Weights are random, so no answer ends early: all have `answer_tokens`.
 """
 

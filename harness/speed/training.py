@@ -3,7 +3,7 @@ Mamba in it.
 
 One sample: SigLIP features of an image (729 patches, as the trainer's feature cache gives them),
 then text with an answer. One step is forward, backward and AdamW over connector and language
-model. Both sides compute logits only where the answer is, which favours transformers' Mamba: its
+model. Both sides compute logits only where the answer is, which favors transformers' Mamba: its
 own loss computes them everywhere.
 
 A process's peak memory never goes down, so every contender runs in a process of its own:

@@ -1,4 +1,4 @@
-"""easy-VQA: questions about one coloured shape, 13 possible answers (Zhou, 2019).
+"""easy-VQA: questions about one colored shape, 13 possible answers (Zhou, 2019).
 
 A real public set that ships inside a Python package, so it runs on any machine.
 """

@@ -60,8 +60,8 @@ class TextVQA(vqa_answers.HumanAnswers):
         """The list of {question_id, answer} that the test server takes.
 
         The keys are those of `format_for_evalai` in mmf/datasets/builders/textvqa/dataset.py of
-        facebookresearch/mmf. Answers go as they are: the server normalises them, as scoring here
-        does, and what was normalised twice may differ from what was normalised once.
+        facebookresearch/mmf. Answers go as they are: the server normalizes them, as scoring here
+        does, and what was normalized twice may differ from what was normalized once.
         """
         return [
             {"question_id": self.submission_id(doc), "answer": prediction.strip()}

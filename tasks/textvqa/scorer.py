@@ -1,4 +1,4 @@
-"""TextVQA scoring: soft accuracy after the M4C normaliser, on both sides, in both protocols.
+"""TextVQA scoring: soft accuracy after the M4C normalizer, on both sides, in both protocols.
 
 Sources: TextVQAAccuracyEvaluator in llava/eval/m4c_evaluator.py; lmms-eval's textvqa task.
 """
@@ -11,5 +11,5 @@ from tasks.vqa_answers import m4c_normalise, soft_accuracy
 
 
 def score(answer: str, references: Sequence[str]) -> float:
-    """Accuracy in 0..1 of a normalised answer against people's answers as they wrote them."""
+    """Accuracy in 0..1 of a normalized answer against people's answers as they wrote them."""
     return soft_accuracy(answer, [m4c_normalise(reference) for reference in references])

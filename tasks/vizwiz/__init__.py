@@ -17,8 +17,8 @@ from tasks.vizwiz.published import IF_UNANSWERABLE
 class VizWiz(vqa_answers.HumanAnswers):
     """Accuracy of short answers against ten people's, overall and by type of answer.
 
-    VizWiz's own evaluation normalises the answer (which LLaVA has put through the M4C normaliser),
-    but not the people's; lmms-eval puts both through the M4C normaliser.
+    VizWiz's own evaluation normalizes the answer (which LLaVA has put through the M4C normalizer),
+    but not the people's; lmms-eval puts both through the M4C normalizer.
     """
 
     name = "vizwiz"

@@ -1,6 +1,6 @@
-"""VQAv2 scoring: soft accuracy of a normalised answer against ten people's.
+"""VQAv2 scoring: soft accuracy of a normalized answer against ten people's.
 
-`paper` is the official evaluation of the answer that LLaVA submits, which the M4C normaliser has
+`paper` is the official evaluation of the answer that LLaVA submits, which the M4C normalizer has
 been through; `lmms` follows lmms-eval's vqav2 task.
 """
 
@@ -20,7 +20,7 @@ from tasks.vqa_answers import (
 def paper_score(prediction: str, references: Sequence[str]) -> tuple[str, float]:
     """The answer as compared, and its accuracy in 0..1.
 
-    Where all people agree to the letter, the official script normalises neither side: their
+    Where all people agree to the letter, the official script normalizes neither side: their
     "2,000" is then not the submitted "2000".
     """
     answer = m4c_normalise(prediction)
@@ -32,7 +32,7 @@ def paper_score(prediction: str, references: Sequence[str]) -> tuple[str, float]
 
 
 def lmms_score(prediction: str, references: Sequence[str]) -> tuple[str, float]:
-    """The answer as compared, and its accuracy in 0..1; both sides are always normalised."""
+    """The answer as compared, and its accuracy in 0..1; both sides are always normalized."""
     answer = normalise(one_line(prediction), M4C_DIGIT_COMMA)
     people = [normalise(one_line(reference), M4C_DIGIT_COMMA) for reference in references]
     return answer, soft_accuracy(answer, people)

@@ -47,7 +47,7 @@ def png_of(width: int, height: int, data: bytes, depth: int = 8, colour: int = 2
 
 
 def deep(level: int) -> Image.Image:
-    """16-bit grey of one level."""
+    """16-bit gray of one level."""
     image = Image.new("I;16", SIZE)
     image.putdata([level] * (SIZE[0] * SIZE[1]))
     return image

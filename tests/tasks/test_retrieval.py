@@ -106,7 +106,7 @@ def test_equal_seeds_give_equal_files_and_splits_differ(tmp_path, monkeypatch):
 
 
 def test_a_thing_is_drawn_as_large_among_sixteen_as_alone():
-    """Every sign is a plate of its colour within its own cell, whatever the number of things."""
+    """Every sign is a plate of its color within its own cell, whatever the number of things."""
     for number in (1, 16):
         scene = labelled_scene("size", number, TRAINING_STYLES)
         pixels = np.asarray(render(scene)).astype(int)

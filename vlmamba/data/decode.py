@@ -1,6 +1,6 @@
 """Pictures from files and arrays, or the reason why not: one set of rules wherever one is shown.
 
-Whole files of any kind that Pillow reads are taken, animations by their first frame; 16-bit grey is
+Whole files of any kind that Pillow reads are taken, animations by their first frame; 16-bit gray is
 scaled to 8 bits. A damaged file, one with more pixels than Pillow's limit for decompression bombs,
 and pixels without a known range (floating point, 32 bits) are refused: showing a model a black or
 half-grey picture instead would change a score in silence. Pixels are taken as they are stored: an
@@ -45,10 +45,10 @@ DAMAGE = (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
-MOST_LEVEL = 65535  # of 16-bit grey
+MOST_LEVEL = 65535  # of 16-bit gray
 URL = ("http://", "https://")
 URL_TIMEOUT_S = 60
-CHANNELS = (1, 3, 4)  # of an array: grey, RGB, RGBA
+CHANNELS = (1, 3, 4)  # of an array: gray, RGB, RGBA
 
 
 class BrokenPicture(Exception):
@@ -85,7 +85,7 @@ def _strict() -> Iterator[None]:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey scaled to 8 bits; Pillow's own conversion would clip it to white."""
+    """16-bit gray scaled to 8 bits; Pillow's own conversion would clip it to white."""
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose range is not known")
     if not image.mode.startswith("I"):

@@ -218,7 +218,7 @@ class SampleIndex:
 
 
 CountTokens = Callable[[list[list[dict[str, str]]]], list[int]]
-AT_ONCE = 1000  # conversations that are tokenised together
+AT_ONCE = 1000  # conversations that are tokenized together
 
 
 def rough_counts(conversations: list[list[dict[str, str]]]) -> list[int]:

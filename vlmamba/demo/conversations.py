@@ -85,7 +85,7 @@ def build_training_data(
     """Write the training files and their pictures to the folder `out`.
 
     images, captions: pictures of `finetune.json` and `pretrain.json`; dialogues: scenes told in
-    words in `dialogue.json`; the `.txt` files have more in proportion.  labelled: conversations
+    words in `dialogue.json`; the `.txt` files have more in proportion.  labeled: conversations
     about things with signs (what `retrieval` asks) besides, at the end of `finetune.json`, as many
     told in words in `dialogue.json`, and lines in `facts.txt`.  Equal arguments give equal
     files.  Drawing spawns processes, so a script calls this under `if __name__ == "__main__"`.

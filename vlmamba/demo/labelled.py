@@ -34,7 +34,7 @@ def labelled_scene(
     """The scene of this seed with `number` things (1 to 16), each with a sign.
 
     Classes and words are all different, and different from those of the scenes `beside` it; no
-    class is one that another's picture shows a bit of.  Colours may repeat.
+    class is one that another's picture shows a bit of.  Colors may repeat.
     """
     rng = random.Random(seed)
     taken = [thing.name for scene in beside for thing in scene.things]
@@ -79,7 +79,7 @@ def _confused(name: str, others: Collection[str]) -> bool:
 
 
 def words_of(scene: Scene) -> str:
-    """The scene told in 48 words, cell by cell in raster order: thing, colour, word.
+    """The scene told in 48 words, cell by cell in raster order: thing, color, word.
 
     A cell without a thing tells the background three times.
     """

@@ -1,8 +1,8 @@
 """Draw a scene: `render(scene)` -> 224 x 224 RGB picture, the same for the same scene.
 
-Benchmarks are drawn plainly with mild variation.  Training pictures (`augment=True`) vary colours,
+Benchmarks are drawn plainly with mild variation.  Training pictures (`augment=True`) vary colors,
 flatness, outlines and geometry strongly, so that a style of drawing that was never seen stays
-recognisable.  Colours that questions ask about (cards, signs) keep their hue.
+recognizable.  Colors that questions ask about (cards, signs) keep their hue.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def render(scene: Scene, augment: bool = False) -> Image.Image:
     rng = random.Random(f"{scene.seed}/pixels")
     canvas = _background(scene.place, rng)
     placed = [_drawn(thing, rng, augment) for thing in scene.things]
-    for thing, box, _ in placed:  # all cards first: none covers a neighbour's picture
+    for thing, box, _ in placed:  # all cards first: none covers a neighbor's picture
         if thing.card:
             _draw_card(canvas, thing.card, box, rng)
     for _, box, picture in placed:
@@ -56,7 +56,7 @@ def pictures(style: str, name: str) -> tuple[Image.Image, ...]:
 
 @functools.lru_cache(maxsize=1024)
 def _flat(style: str, name: str, variant: int, colours: int) -> Image.Image:
-    """A picture reduced to few colours, as if drawn flat."""
+    """A picture reduced to few colors, as if drawn flat."""
     picture = pictures(style, name)[variant]
     flat = picture.convert("RGB").quantize(colours, dither=Image.Dither.NONE).convert("RGB")
     flat.putalpha(picture.getchannel("A"))
@@ -121,7 +121,7 @@ def _recoloured(picture: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def colour_matrix(hue: float, saturation: float, gain: float, shift: float) -> tuple[float, ...]:
-    """A 3 x 4 matrix for `Image.convert`: hue turned (degrees) about grey, then scaled, shifted."""
+    """A 3 x 4 matrix for `Image.convert`: hue turned (degrees) about gray, then scaled, shifted."""
     cos, sin = math.cos(math.radians(hue)), math.sin(math.radians(hue))
     third, root = (1 - cos) / 3, sin / math.sqrt(3)
     turn = (
@@ -153,7 +153,7 @@ def _outlined(picture: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def _shade(colour: str, rng: random.Random) -> tuple[int, ...]:
-    """A colour slightly varied in tone, never in name."""
+    """A color slightly varied in tone, never in name."""
     hue, light, saturation = colorsys.rgb_to_hls(*(value / 255 for value in COLOURS[colour]))
     light = min(1.0, max(0.0, light + rng.uniform(-0.04, 0.04)))
     return tuple(round(255 * value) for value in colorsys.hls_to_rgb(hue, light, saturation))

@@ -61,7 +61,7 @@ def filler(rng: random.Random, words: int) -> str:
 
 @functools.cache
 def neutral_definitions() -> tuple[str, ...]:
-    """Every tenth definition, without a class, a colour or a sign's word of the demo world."""
+    """Every tenth definition, without a class, a color or a sign's word of the demo world."""
     shown = {part for name in (*CLASSES, *COLOURS, *WORDS) for part in name.split()}
     named = re.compile(rf"\b(?:{'|'.join(sorted(shown))})", re.IGNORECASE)
     plain = re.compile(r"[A-Za-z ,;.:'-]+")

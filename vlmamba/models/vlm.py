@@ -53,7 +53,7 @@ class VLMambaOutput(ModelOutput):
 
 
 class VLMambaPreTrainedModel(PreTrainedModel):
-    """Initialisation and the declarations that transformers asks of a model."""
+    """Initialization and the declarations that transformers asks of a model."""
 
     config: VLMambaConfig
     config_class = VLMambaConfig
@@ -65,7 +65,7 @@ class VLMambaPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Mamba's published initialisation (state-spaces/mamba, `_init_weights` and the mixer)."""
+        """Mamba's published initialization (state-spaces/mamba, `_init_weights` and the mixer)."""
         if isinstance(module, Layer):
             module.initialise(self.config.n_layer)
         elif isinstance(module, nn.Embedding):

@@ -28,7 +28,7 @@ def initial_model(
 
     init: result of an earlier stage (folder, hub id) whose parts `stage.init_from` are taken
     over; without it language model, encoder and tokenizer are the published ones.  Where there are
-    none (the demo's, a tiny configuration), they are initialised from `seed`, and a tokenizer is
+    none (the demo's, a tiny configuration), they are initialized from `seed`, and a tokenizer is
     trained on `data`.  Raises UserError when parts do not fit.
     """
     torch.manual_seed(seed)

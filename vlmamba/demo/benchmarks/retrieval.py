@@ -1,6 +1,6 @@
 """Rows of `retrieval`: the sign below one of k things, near its picture and far from it.
 
-Each scene is asked four questions (a word, a colour, a thing that is there, one that is not), and
+Each scene is asked four questions (a word, a color, a thing that is there, one that is not), and
 each question five times: right behind the picture, behind 64 or 256 words of other text, and
 behind 2 or 4 further pictures.  So what a distance costs is seen on the same questions.
 """

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from vlmamba.demo.vocabulary import CLASSES, THEMES, with_article
 from vlmamba.demo.world import SIDE, Scene, Thing
 
-APART = 36  # pixels between two centres that count as beside or above each other
+APART = 36  # pixels between two centers that count as beside or above each other
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def corner_of(thing: Thing) -> str | None:
 
 
 def colored(scene: Scene, rng: random.Random) -> tuple[str | None, str] | None:
-    """(class of a single thing on a card, or None for the sign; the colour)."""
+    """(class of a single thing on a card, or None for the sign; the color)."""
     cards = [(t.name, t.card) for t in scene.things if t.card and scene.only(t.name)]
     if scene.sign and (not cards or rng.random() < 0.5):
         return None, scene.sign.colour

@@ -19,7 +19,7 @@ def sign_word_of(scene: Scene, place: int) -> Question:
 
 
 def sign_color_of(scene: Scene, place: int) -> Question:
-    """The colour of the sign of the thing at `place` in the scene's order."""
+    """The color of the sign of the thing at `place` in the scene's order."""
     name = scene.things[place].name
     text = f"What color is the sign below the {name}?"
     return Question("color", text, scene.labels[place].colour, names=(name,))

@@ -37,7 +37,7 @@ def how_many(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def what_color(scene: Scene, rng: random.Random) -> Question | None:
-    """The colour of the sign, or of the card behind a thing."""
+    """The color of the sign, or of the card behind a thing."""
     found = colored(scene, rng)
     if found is None:
         return None

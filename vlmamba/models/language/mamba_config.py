@@ -25,7 +25,7 @@ TRANSFORMERS_CONFIGS: dict[str, type[PretrainedConfig]] = {
     "mamba": PublishedMambaConfig,
     "mamba2": Mamba2Config,
 }
-# Entries of `ssm_cfg` about initialisation and about speed
+# Entries of `ssm_cfg` about initialization and about speed
 SAME_RESULT = (
     *("layer", "dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "A_init_range"),
     *("chunk_size", "use_fast_path", "use_mem_eff_path"),
@@ -77,7 +77,7 @@ def _original_fields(published: dict[str, Any], path: Path) -> dict[str, Any]:
 def _layer_fields(published: dict[str, Any], width: int, path: Path) -> dict[str, Any]:
     """Fields of `ssm_cfg`, the original layout's keyword arguments of a layer, with its defaults.
 
-    How weights are initialised and how the scan is cut and run changes no result.
+    How weights are initialized and how the scan is cut and run changes no result.
     """
     kinds, kind = {"Mamba1": "mamba", "Mamba2": "mamba2"}, str(published.get("layer", "Mamba1"))
     if kind not in kinds:

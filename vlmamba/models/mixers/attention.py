@@ -5,7 +5,7 @@
 
 (Vaswani et al., 1706.03762, with the rotary positions of Su et al., 2104.09864, as Llama has them:
 the first half of a head's channels is turned with the second.)  A row's token n is kept in column
-n of its cache, whatever its neighbours' lengths: a query sees the columns up to its own, so that
+n of its cache, whatever its neighbors' lengths: a query sees the columns up to its own, so that
 what stands behind a row's last token, padding or old content, is never seen.
 
 Sizes: B batch, L new tokens, T columns of the cache, D d_model, H heads of P channels.

@@ -5,7 +5,7 @@
 
 Blocks of it between Mamba layers are BlackMamba's layout (2402.01771: pattern "mamba,experts");
 k = 2 with renormalised scores is Mixtral's and MoE-LLaVA's (2401.15947) rule.  No expert has a
-capacity: one that drops what comes too late would make an answer depend on its neighbours in the
+capacity: one that drops what comes too late would make an answer depend on its neighbors in the
 batch.  In training the layer keeps two terms for the loss, both means over real tokens:
 
     balance   E * sum over e of f_e p_e     f_e: share of the choices, p_e: mean score
