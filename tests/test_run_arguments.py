@@ -32,6 +32,7 @@ def test_what_a_resumed_run_may_change():
     assert names(Hyperparameters, OnResume.FREE) == free
     fixed = {"stage", "preset", "data", "init", "set"}
     fixed |= {"image_aspect_ratio", "image_layout", "image_place"}
+    fixed |= {"drop_repetitive", "jpeg_augmentation"}
     assert names(RunArguments, OnResume.SAME) == fixed
     assert names(RunArguments, OnResume.FREE) == {"images", "recipe"}
 
