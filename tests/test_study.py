@@ -82,7 +82,7 @@ def synthetic_cell(family: str, connector: str, seed: int, order: str = "") -> d
             "connector_flops": 1e6,
             "device": "cpu",
             "points": [
-                {"tokens": n, "prefill_s": n / 1e4, "decode_s": 0.002, "state_bytes": 1024 * n}
+                {"tokens": n, "prefill_s": n / 1e4, "decode_s": 0.002, "state_bytes": 8192 * n}
                 for n in (64, 256)
             ],
         },
@@ -350,6 +350,7 @@ def test_a_page_without_a_cell_shows_the_predictions(tmp_path):
         ("within", 0.05, -0.2, 0.2, "undecided"),
         ("within", 0.05, 0.06, 0.2, "failed"),
         ("within", 0.05, -0.2, -0.06, "failed"),
+        ("within", 0.05, 0.0, 0.0, "undecided"),
     ],
 )
 def test_the_rule(claim, margin, low, high, word):

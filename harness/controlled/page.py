@@ -47,7 +47,8 @@ answers are right, or all wrong, a bootstrap's interval has no width, which says
 RULE = """The rule was fixed, and this list written, before the runs. Each prediction has an
 interval of {level:.2f} % (1 - {alpha} / {count}: corrected for their number). "Above m" has held
 where all of it is above m, has failed where all is below; "within m" has held where it lies between
--m and m, has failed where it lies wholly outside; else a prediction is undecided."""
+-m and m, has failed where it lies wholly outside; else a prediction is undecided, as it is where
+the models answer all alike. Verdicts before the last cell speak of the cells that are finished."""
 CAPTIONS = {
     "retrieval": "Retrieval: accuracy of a family, all connectors and seeds, with 95 % intervals.",
     "picture_use": "What another sample's picture costs, along stage 2; dashed: the threshold.",

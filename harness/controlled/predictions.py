@@ -3,7 +3,8 @@
 The rule, fixed beforehand: a prediction has an interval of 1 - 0.05 / (number of predictions), of
 the hierarchical bootstrap.  "above m" has held where the whole interval is above m, has failed
 where it is wholly below, and is undecided else.  "within m" has held where the interval lies
-between -m and m, has failed where it lies wholly outside, and is undecided else.
+between -m and m, has failed where it lies wholly outside, and is undecided else.  Two
+models that answer all alike, as before they have learnt, decide nothing.
 """
 
 from __future__ import annotations
@@ -194,6 +195,8 @@ def verdict(kept: Records, prediction: Prediction) -> Verdict:
 
 def judged(claim: str, margin: float, low: float, high: float) -> str:
     """The rule."""
+    if low == high == 0:
+        return UNDECIDED
     if claim == "above":
         return HELD if low > margin else FAILED if high < margin else UNDECIDED
     if -margin < low and high < margin:

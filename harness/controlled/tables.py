@@ -306,4 +306,5 @@ def costs(kept: Records) -> Table:
 
 
 def _point(points: Sequence[list[dict]], at: int, name: str, scale: float) -> str:
-    return f"{scale * fmean(point[at][name] for point in points):.3g}"
+    value = scale * fmean(point[at][name] for point in points)
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
