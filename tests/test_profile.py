@@ -198,9 +198,9 @@ def test_longer_points_of_a_model_that_ran_out_are_left_out(tmp_path, status, ca
 
 
 def test_a_child_that_dies_or_hangs_is_reported(monkeypatch):
-    point = Point(VL_MAMBA, 32, 1, SETTINGS)
+    limited = Settings(**{**SETTINGS.__dict__, "memory_limit_bytes": 2**30})
 
-    def run_code(code: str) -> Row:
+    def run_code(code: str, settings: Settings = SETTINGS) -> Row:
         command = [sys.executable, "-c", code]
         monkeypatch.setattr(
             lengths,
@@ -209,10 +209,15 @@ def test_a_child_that_dies_or_hangs_is_reported(monkeypatch):
                 command, capture_output=True, text=True, timeout=3
             ),
         )
-        return lengths.launch(point)
+        return lengths.launch(Point(VL_MAMBA, 32, 1, settings))
 
     killed = run_code("import os; os.kill(os.getpid(), 9)")
     assert (killed.status, killed.detail[:16]) == (KILLED, "ended by SIGKILL")
+    segfault = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+    assert run_code(segfault).status == KILLED
+    exhausted = run_code(segfault, limited)
+    assert exhausted.status == OUT_OF_MEMORY
+    assert exhausted.detail == "ended by SIGSEGV under its limit of 1 GiB"
     assert run_code("import time; time.sleep(9)").status == TIME_LIMIT
     failed = run_code("raise ValueError('why')")
     assert (failed.status, failed.detail) == (FAILED, "ValueError: why")

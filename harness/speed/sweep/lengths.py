@@ -32,6 +32,8 @@ from vlmamba_core import processes
 from vlmamba_core.errors import UserError
 
 TOO_MUCH = (OUT_OF_MEMORY, TIME_LIMIT, KILLED)
+# how libraries end that do not look whether they were given the memory they asked for
+UNCHECKED = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
 MODULE = "harness.speed.sweep.worker"
 MACHINE_LIMIT_S = 180.0
 
@@ -46,8 +48,12 @@ def launch(point: Point) -> Row:
     except subprocess.TimeoutExpired:
         return row_of(point, TIME_LIMIT, f"not finished after {limit:g} s")
     if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        return row_of(point, KILLED, f"ended by {name}, most likely because memory ran out")
+        ended_by, limit_bytes = signal.Signals(-done.returncode), point.settings.memory_limit_bytes
+        if limit_bytes is not None and ended_by in UNCHECKED:
+            detail = f"ended by {ended_by.name} under its limit of {limit_bytes / 2**30:.3g} GiB"
+            return row_of(point, OUT_OF_MEMORY, detail)
+        detail = f"ended by {ended_by.name}, most likely because memory ran out"
+        return row_of(point, KILLED, detail)
     if done.returncode:  # by a library that ends the process, such as OpenMP without a thread
         status = OUT_OF_MEMORY if worker.exhausted(done.stderr) else FAILED
         return row_of(point, status, _last_line(done.stderr))
