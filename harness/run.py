@@ -241,7 +241,7 @@ def check_model(name: str) -> None:
     if name not in BUNDLED_MODELS and not Path(name).is_dir() and not hub_id:
         raise UserError(
             f"{unknown('model', name, BUNDLED_MODELS)} (or an existing folder, or a hub id "
-            "ORGANISATION/NAME)"
+            "ORGANIZATION/NAME)"
         )
 
 

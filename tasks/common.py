@@ -38,7 +38,7 @@ class Case:
     """One scored answer. `parsed` None: nothing was understood (counted in n_unparsed).
 
     `score` is a fraction in 0..1, or None where one answer alone has no score.
-    `detail` holds what `aggregate` needs beyond the score (JSON-serialisable).
+    `detail` holds what `aggregate` needs beyond the score (JSON-serializable).
     """
 
     score: float | None
@@ -183,7 +183,7 @@ class Benchmark(ABC):
 
     @abstractmethod
     def reference(self, doc: Doc) -> Any:
-        """The reference answer(s), JSON-serialisable; None where it is hidden."""
+        """The reference answer(s), JSON-serializable; None where it is hidden."""
 
     @abstractmethod
     def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:

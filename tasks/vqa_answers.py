@@ -56,7 +56,7 @@ def one_line(text: str) -> str:
 
 
 @lru_cache(maxsize=2**16)  # "yes", "no" and "2" are most of the answers
-def normalise(text: str, digit_comma: re.Pattern[str] = OFFICIAL_DIGIT_COMMA) -> str:
+def normalize(text: str, digit_comma: re.Pattern[str] = OFFICIAL_DIGIT_COMMA) -> str:
     """The official VQA form: no punctuation, articles or number words; contractions restored."""
     words = (DIGITS.get(word, word) for word in _strip_marks(text, digit_comma).lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
@@ -72,10 +72,10 @@ def _strip_marks(text: str, digit_comma: re.Pattern[str]) -> str:
     return FULL_STOP.sub("", kept, count=MAX_FULL_STOPS)
 
 
-def m4c_normalise(text: str) -> str:
+def m4c_normalize(text: str) -> str:
     """The M4C form: commas, question marks and possessive "'s" are split off first."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
-    return normalise(one_line(text), M4C_DIGIT_COMMA)
+    return normalize(one_line(text), M4C_DIGIT_COMMA)
 
 
 def soft_accuracy(answer: str, references: Sequence[str]) -> float:

@@ -20,10 +20,10 @@ def unexplained(folder: Path) -> list[str]:
     return sorted(name for name in found if not any(fnmatch.fnmatch(name, t) for t in told))
 
 
-def png(colour: tuple[int, int, int], size: tuple[int, int] = (32, 24)) -> bytes:
+def png(color: tuple[int, int, int], size: tuple[int, int] = (32, 24)) -> bytes:
     """A picture of one color."""
     file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, "PNG")
+    Image.new("RGB", size, color).save(file, "PNG")
     return file.getvalue()
 
 

@@ -255,8 +255,8 @@ def training_world(folder: Path) -> Path:
 
     world = folder / "data"
     world.mkdir()
-    for i, colour in enumerate(("red", "green")):
-        Image.new("RGB", (40, 40), colour).save(world / f"{i}.png")
+    for i, color in enumerate(("red", "green")):
+        Image.new("RGB", (40, 40), color).save(world / f"{i}.png")
     samples = [{"image": f"{i % 2}.png", "conversations": conversation()} for i in range(4)]
     for stage in cells.STAGES:
         (world / f"{stage}.json").write_text(json.dumps(samples))

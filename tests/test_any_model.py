@@ -128,7 +128,7 @@ def test_a_checkpoint_is_asked_with_another_template(name, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.jinja").write_text(
         "{% for part in messages[0]['content'] %}{{ '<image>' if part['type'] == 'image' else "
-        "'What colour is it?' }}{% endfor %}"
+        "'What color is it?' }}{% endfor %}"
     )
     own = evaluate(tmp_path / "own", "nano", names=("pope",))
     other = evaluate(tmp_path / "other", "nano", "--template", name, names=("pope",))

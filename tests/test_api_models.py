@@ -105,12 +105,12 @@ def test_questions_and_pictures_arrive_and_answers_come_back_in_order(server):
         "stop": ["\n\n"],
         "temperature": 0.0,
     }
-    colours = []
+    colors = []
     for part in body["messages"][0]["content"][:-1]:
         head, _, data = part["image_url"]["url"].partition(",")
         assert (part["type"], head) == ("image_url", "data:image/png;base64")
-        colours.append(Image.open(io.BytesIO(base64.b64decode(data))).getpixel((0, 0)))
-    assert colours == [(0, 10, 20), (1, 10, 20)]
+        colors.append(Image.open(io.BytesIO(base64.b64decode(data))).getpixel((0, 0)))
+    assert colors == [(0, 10, 20), (1, 10, 20)]
     assert {header["path"] for header in server.headers} == {"/v1/chat/completions"}
 
 

@@ -82,7 +82,7 @@ def test_shared_projections_are_ml_mambas_two_ways():
     fields = {"scan_shared": "projections", "scan_merge": "mean", "connector": "vss_l2"}
     config, built = connector(**fields, **TINY_MIXERS["mamba2"])
     reference = BidirectionalMamba2(config.connector_layer_config(32))
-    reference.initialise(2)
+    reference.initialize(2)
     for name in ("A_log_b", "D_b", "dt_bias_b"):  # a start has both ways alike
         getattr(reference, name).uniform_(0.1, 1)
     ahead, back = built.vss.layers

@@ -24,7 +24,7 @@ from harness import run
 from vlmamba import train
 start = ["--cpu", "--dtype", "fp32", "--batch-size", "2", "--micro-batch", "2", "--steps", "2"]
 start += ["--preset", "nano+pool", "--objective", "z_loss", "--image-layout", "halves"]
-start += ["--set", 'vision_config={"model_type": "colours"}', 'text_config={"model_type": "decay"}']
+start += ["--set", 'vision_config={"model_type": "colors"}', 'text_config={"model_type": "decay"}']
 start += ["--data", f"{sys.argv[1]}/finetune.json"]
 shown = [*start, "--images", sys.argv[1], "--max-length", "512"]
 code = train.main([*start, "--stage", "text", "--max-length", "32", "--out", "text"])

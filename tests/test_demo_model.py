@@ -15,7 +15,7 @@ from vlmamba.models.vlm import VLMambaForConditionalGeneration
 
 FOLDER = BUNDLED["nano"]
 QUESTION = "Is there a cat in the image?\nAnswer the question using a single word or phrase."
-GREY = Image.new("RGB", (224, 224), "gray")
+GRAY = Image.new("RGB", (224, 224), "gray")
 
 
 def test_it_is_small_safetensors_without_the_encoder():
@@ -35,7 +35,7 @@ def test_auto_classes_and_a_round_trip(tmp_path):
     processor.save_pretrained(tmp_path)
     again, same = load(str(tmp_path))
     inputs = processor(
-        text=processor.conversation_prompt(QUESTION), images=GREY, return_tensors="pt"
+        text=processor.conversation_prompt(QUESTION), images=GRAY, return_tensors="pt"
     )
     with torch.inference_mode():
         assert torch.equal(again(**inputs).logits, model.eval()(**inputs).logits)
@@ -44,7 +44,7 @@ def test_auto_classes_and_a_round_trip(tmp_path):
 
 def test_the_pipeline_answers():
     pipe = pipeline("image-text-to-text", model=str(FOLDER))
-    content = [{"type": "image", "image": GREY}, {"type": "text", "text": QUESTION}]
+    content = [{"type": "image", "image": GRAY}, {"type": "text", "text": QUESTION}]
     outputs = pipe(
         text=[{"role": "user", "content": content}], max_new_tokens=4, return_full_text=False
     )

@@ -29,8 +29,8 @@ from vlmamba.demo.conversations import (
     told_lines,
     told_samples,
 )
-from vlmamba.demo.labelled import words_of
-from vlmamba.demo.labelled_talks import labelled_talk
+from vlmamba.demo.labeled import words_of
+from vlmamba.demo.labeled_talks import labeled_talk
 from vlmamba.demo.render import pictures, render
 from vlmamba.demo.text import definitions, documents, examples
 from vlmamba.demo.vocabulary import (
@@ -90,11 +90,11 @@ def test_things_lie_in_the_picture_and_hardly_overlap():
             assert max(abs(a.x - b.x), abs(a.y - b.y)) >= 0.55 * min(a.size, b.size)
 
 
-def test_signs_keep_their_colour_in_training_pictures():
+def test_signs_keep_their_color_in_training_pictures():
     scene = next(
         scene
         for scene in (sample_scene(f"sign/{i}", TRAINING) for i in range(200))
-        if scene.sign and scene.sign.colour == "red"
+        if scene.sign and scene.sign.color == "red"
     )
     sign = scene.sign
     corner = (sign.x - sign.width // 2 + 8, sign.y - sign.height // 2 + 8)
@@ -219,7 +219,7 @@ def test_conversations_about_signs_are_an_option_and_change_nothing_else(tmp_pat
             dialogues=4,
             easy_vqa=False,
             workers=1,
-            labelled=number,
+            labeled=number,
         )
     for name in ("text.txt", "near.txt", "far.txt", "letters.txt", "pretrain.json"):
         without, with_signs = ((tmp_path / f / name).read_bytes() for f in ("without", "with"))
@@ -249,7 +249,7 @@ def test_conversations_about_signs_are_an_option_and_change_nothing_else(tmp_pat
 def test_signs_told_in_words_hold_the_answers():
     presence = ask.Presence()
     for index in range(200):
-        talk = labelled_talk(f"told/{index}", presence)
+        talk = labeled_talk(f"told/{index}", presence)
         told = "\n".join(map(words_of, talk.scenes)).split("\n")
         assert all(len(line.split(" ")) >= 48 for line in told)
         for question in talk.questions:
@@ -264,8 +264,8 @@ def test_signs_told_in_words_hold_the_answers():
                 if thing.name == name
             )
             label = at[0].labels[at[1]]
-            assert f"{name} {label.colour} {label.text}" in words_of(at[0])
-            assert question.answer in (label.colour, label.text)
+            assert f"{name} {label.color} {label.text}" in words_of(at[0])
+            assert question.answer in (label.color, label.text)
 
 
 def test_style_choice_reaches_the_pictures(tmp_path):

@@ -175,8 +175,8 @@ def test_a_question_is_asked_with_all_its_images_in_order(name, tmp_path):
         request = request_of(question, "paper")
         assert [bytes(image["bytes"]) for image in question.images] == shown
         assert [picture.key for picture in request.pictures] == question.image_keys
-        colours = [picture.read().getpixel((0, 0)) for picture in request.pictures]
-        assert colours == [Image.open(io.BytesIO(png)).getpixel((0, 0)) for png in shown]
+        colors = [picture.read().getpixel((0, 0)) for picture in request.pictures]
+        assert colors == [Image.open(io.BytesIO(png)).getpixel((0, 0)) for png in shown]
         assert not set(task.image_columns) & set(question.doc)
     assert name == "seedbench" or {len(question.images) for question in found} == {1, 2, 3}
 

@@ -118,8 +118,8 @@ class DecayLM(LanguageModel):
         return 2 * tokens * self.block.proj.weight.numel()
 
 
-class ColoursConfig(PretrainedConfig):
-    model_type = "colours"
+class ColorsConfig(PretrainedConfig):
+    model_type = "colors"
 
     def __init__(self, hidden_size: int = 8, image_size: int = 64, patch_size: int = 16, **kwargs):
         self.hidden_size, self.image_size = hidden_size, image_size
@@ -127,7 +127,7 @@ class ColoursConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
-class Colours(VisionEncoder):
+class Colors(VisionEncoder):
     """A linear map of each patch's mean color."""
 
     weights_in_checkpoint = True
@@ -204,15 +204,15 @@ class ZLoss(Objective):
 def registered() -> Iterator[None]:
     """The parts of this file, for the time of a test."""
     AutoConfig.register("decay_text", DecayConfig, exist_ok=True)
-    AutoConfig.register("colours", ColoursConfig, exist_ok=True)
+    AutoConfig.register("colors", ColorsConfig, exist_ok=True)
     registry.language_models.add("decay_text")(DecayLM)
-    registry.vision_encoders.add("colours")(Colours)
+    registry.vision_encoders.add("colors")(Colors)
     registry.connectors.add("pool")(Pool)
     registry.objectives.add("doubled")(Doubled)
     registry.objectives.add("z_loss")(ZLoss)
     registry.image_layouts.add("quarters")(Quarters)
     yield
-    del registry.language_models["decay_text"], registry.vision_encoders["colours"]
+    del registry.language_models["decay_text"], registry.vision_encoders["colors"]
     del registry.connectors["pool"], registry.image_layouts["quarters"]
     del registry.objectives["doubled"], registry.objectives["z_loss"]
 
@@ -224,8 +224,8 @@ def losses(folder) -> list[float]:
 @pytest.mark.usefixtures("registered")
 def test_new_parts_train_answer_and_are_evaluated_together(tmp_path, capsys):
     world = training_world(tmp_path)
-    colours = [{"model_type": "colours", "hidden_size": width} for width in (8, 6)]
-    fused = {"model_type": "fused_vision_model", "encoders": colours}
+    colors = [{"model_type": "colors", "hidden_size": width} for width in (8, 6)]
+    fused = {"model_type": "fused_vision_model", "encoders": colors}
     parts = ["--preset", "nano+pool", "--cpu", "--dtype", "fp32", "--batch-size", "2"]
     parts += ["--micro-batch", "2", "--set", f"vision_config={json.dumps(fused)}"]
     parts += [f"text_config={json.dumps({'model_type': 'decay_text'})}"]
@@ -258,11 +258,11 @@ def test_new_parts_train_answer_and_are_evaluated_together(tmp_path, capsys):
     assert processor.image_layout == "quarters"
     from PIL import Image
 
-    pictures = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
+    pictures = [Image.new("RGB", (40, 30), color) for color in ("red", "blue")]
     asked = [
         Request(processor.conversation_prompt(f"{q}?"), str(n), picture)
         for n, picture in enumerate(pictures)
-        for q in ("a", "is it red", "what colour is it now")
+        for q in ("a", "is it red", "what color is it now")
     ]
     alone = GroupedGenerator(model, processor).generate(asked, 8, 1)
     assert GroupedGenerator(model, processor).generate(asked, 8, 6) == alone

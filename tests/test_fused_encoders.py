@@ -174,7 +174,7 @@ def test_a_fused_model_is_saved_loaded_cached_answered_and_estimated(pair, tmp_p
     model.save_pretrained(tmp_path / "saved")
     processor.save_pretrained(tmp_path / "saved")
     again, read = checkpoints.load(str(tmp_path / "saved"))
-    pictures = [Image.new("RGB", (40, 30 + n), colour) for n, colour in enumerate(("red", "blue"))]
+    pictures = [Image.new("RGB", (40, 30 + n), color) for n, color in enumerate(("red", "blue"))]
     pixels = read.pixel_values(pictures)
     assert torch.equal(pixels, processor.pixel_values(pictures))
     assert torch.equal(

@@ -23,7 +23,7 @@ def config(request) -> VLMambaConfig:
 
 @pytest.fixture
 def requests(processor):
-    questions = ["a cat?", "what is the colour of the dog in the picture?", "2 + 2", "x" * 90, "?"]
+    questions = ["a cat?", "what is the color of the dog in the picture?", "2 + 2", "x" * 90, "?"]
     asked = [
         Request(processor.conversation_prompt(f"{q} {n}"), f"image{n}", picture(n))
         for n in range(4)

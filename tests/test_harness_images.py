@@ -80,6 +80,6 @@ def test_sixteen_bits_are_scaled_not_clipped():
 
 
 def test_animation_gives_its_first_frame():
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert decode(stored(data)).convert("RGB").getpixel((0, 0)) == (255, 0, 0)

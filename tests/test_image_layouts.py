@@ -31,7 +31,7 @@ from vlmamba.training.stages import STAGES
 from vlmamba_core.errors import UserError
 from vlmamba_core.tokens import IGNORE
 
-QUESTIONS = ("What is it?", "Is it a box?", "And the colour?")
+QUESTIONS = ("What is it?", "Is it a box?", "And the color?")
 P = 4  # tokens of a tile: 2 x 2 patches
 
 

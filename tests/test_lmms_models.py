@@ -17,7 +17,7 @@ from harness.models.resumable import Resumable
 from harness.models.transformers import TransformersModel
 from vlmamba_core.errors import UserError
 
-COLOURS = ((40, 0, 20), (200, 200, 100), (250, 100, 200))  # the first is dark
+COLORS = ((40, 0, 20), (200, 200, 100), (250, 100, 200))  # the first is dark
 
 # what tiny_vlms.CHAT makes of a picture and a question, for a template that gets one text
 TEMPLATE = "{% for turn in messages %}USER: {{ turn.content }} ASSISTANT:{% endfor %}"
@@ -39,7 +39,7 @@ def llava(folder, monkeypatch) -> LmmsModel:
 
 def requests(n: int = 7) -> list[Request]:
     pictures = [
-        Picture(f"k{i}", lambda i=i: Image.new("RGB", (40 + i, 30), COLOURS[i])) for i in range(3)
+        Picture(f"k{i}", lambda i=i: Image.new("RGB", (40 + i, 30), COLORS[i])) for i in range(3)
     ]
     return [
         Request("t", i, f"Question {i}?", (pictures[i % 3],), Limits(8, ("a",))) for i in range(n)

@@ -264,7 +264,7 @@ def test_continuing_a_state_with_k_tokens_equals_one_pass(model, k):
 
 
 @torch.no_grad()
-def test_a_row_does_not_depend_on_its_neighbours(model):
+def test_a_row_does_not_depend_on_its_neighbors(model):
     ids = torch.randint(2, 320, (3, CHUNK + 20))
     lengths = [CHUNK + 20, CHUNK - 1, 2]
     mask = torch.arange(CHUNK + 20) < torch.tensor(lengths)[:, None]

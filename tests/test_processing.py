@@ -29,7 +29,7 @@ from vlmamba_core.tokens import EOS, IGNORE
 TURNS = [
     {"from": "human", "value": "What is it?\n<image>"},
     {"from": "gpt", "value": "cat"},
-    {"from": "human", "value": "And the colour?"},
+    {"from": "human", "value": "And the color?"},
     {"from": "gpt", "value": "red"},
 ]
 
@@ -45,7 +45,7 @@ def test_labels_are_the_answers_only(processor):
     text = processor.tokenizer.decode(ids).replace("<image>" * 4, "<image>")
     assert text == (
         f"{SYSTEM} USER: <image>\nWhat is it? ASSISTANT: cat{EOS}"
-        f"USER: And the colour? ASSISTANT: red{EOS}"
+        f"USER: And the color? ASSISTANT: red{EOS}"
     )
 
 
@@ -348,7 +348,7 @@ def test_split_prompt_shares_the_image_prefix(processor):
     assert processor.split_prompt("no image")[0] == []
 
 
-def test_padding_to_a_square_centres_the_image(processor):
+def test_padding_to_a_square_centers_the_image(processor):
     square = processor.pad_to_square(Image.new("RGB", (6, 2), "white"))
     assert square.size == (6, 6)
     assert square.getpixel((3, 3)) == (255, 255, 255) != square.getpixel((3, 0))
@@ -474,8 +474,8 @@ def test_sixteen_bit_grey_is_scaled_in_every_form(processor, tmp_path):
     assert picture.mode == "I;16"
     picture.save(tmp_path / "deep.png")
     picture.save(tmp_path / "deep.tiff")
-    grey = Image.fromarray((levels // 257).astype(np.uint8))
-    expected = processor.pixel_values([grey])
+    gray = Image.fromarray((levels // 257).astype(np.uint8))
+    expected = processor.pixel_values([gray])
     prompt = processor.conversation_prompt("What?")
     paths = [str(tmp_path / "deep.png"), str(tmp_path / "deep.tiff")]
     for form in (picture, *paths, levels, torch.tensor(levels)):

@@ -33,8 +33,8 @@ def file(tmp_path) -> llava.LlavaFile:
 def world(tmp_path) -> Path:
     """data.json with 12 samples and images/ with three of their four pictures."""
     (tmp_path / "images").mkdir()
-    for number, colour in enumerate(("red", "green", "blue")):
-        Image.new("RGB", (28, 28), colour).save(tmp_path / "images" / f"{number}.png")
+    for number, color in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (28, 28), color).save(tmp_path / "images" / f"{number}.png")
     records = [{"image": f"{i % 4}.png", "conversations": conversation()} for i in range(12)]
     write(tmp_path, records)
     return tmp_path

@@ -29,7 +29,7 @@ def test_the_papers_scans():
 
 
 @pytest.mark.parametrize(("name", "side"), [("zigzag", 6), ("hilbert", 8)])
-def test_continuous_scans_move_to_a_neighbour(name, side):
+def test_continuous_scans_move_to_a_neighbor(name, side):
     order = scan_orders(name, side, side)[0][0]
     rows, columns = order // side, order % side
     assert ((rows.diff().abs() + columns.diff().abs()) == 1).all()

@@ -27,9 +27,9 @@ LIMIT = 16
 
 def png(seed: int) -> bytes:
     file = io.BytesIO()
-    colours = [(seed * 40 % 256, 90, 200), (200, seed * 70 % 256, 30)]
-    image = Image.new("RGB", (96, 64), colours[0])
-    image.paste(colours[1], (10, 10, 40 + seed, 50))
+    colors = [(seed * 40 % 256, 90, 200), (200, seed * 70 % 256, 30)]
+    image = Image.new("RGB", (96, 64), colors[0])
+    image.paste(colors[1], (10, 10, 40 + seed, 50))
     image.save(file, "PNG")
     return file.getvalue()
 

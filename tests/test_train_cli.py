@@ -36,8 +36,8 @@ def world(tmp_path_factory) -> Path:
     """data.json with 24 samples and images/ with four pictures."""
     folder = tmp_path_factory.mktemp("world")
     (folder / "images").mkdir()
-    for i, colour in enumerate(("red", "green", "blue", "white")):
-        Image.new("RGB", (28, 28), colour).save(folder / "images" / f"{i}.png")
+    for i, color in enumerate(("red", "green", "blue", "white")):
+        Image.new("RGB", (28, 28), color).save(folder / "images" / f"{i}.png")
     records = [
         {"image": f"{i % 4}.png", "conversations": conversation(answer=f"answer {i % 4}" * (i + 1))}
         for i in range(20)

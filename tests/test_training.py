@@ -32,8 +32,8 @@ ANSWERS = ("a cat", "a dog", "two birds", "no")
 def images(tmp_path) -> Path:
     folder = tmp_path / "images"
     folder.mkdir()
-    for i, colour in enumerate(("red", "green", "blue", "white")):
-        Image.new("RGB", (28, 28), colour).save(folder / f"{i}.png")
+    for i, color in enumerate(("red", "green", "blue", "white")):
+        Image.new("RGB", (28, 28), color).save(folder / f"{i}.png")
     return folder
 
 

@@ -24,7 +24,7 @@ from harness.models.resumable import Resumable
 from harness.models.transformers import TransformersModel
 
 FAMILIES = ("llava", "qwen2_vl", "idefics3", "paligemma")
-COLOURS = ((200, 30, 30), (30, 30, 200))
+COLORS = ((200, 30, 30), (30, 30, 200))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def folders(tmp_path_factory) -> dict[str, str]:
 
 
 def request(text: str = "Is there a dog?", **changes) -> Request:
-    pictures = (Picture("red", lambda: Image.new("RGB", (50, 40), COLOURS[0])),)
+    pictures = (Picture("red", lambda: Image.new("RGB", (50, 40), COLORS[0])),)
     return replace(Request("t", 0, text, pictures, Limits(6)), **changes)
 
 
@@ -47,7 +47,7 @@ class Library:
         self.processor = AutoProcessor.from_pretrained(folder)
 
     def inputs(self, text: str, images: int = 1) -> dict:
-        pictures = [Image.new("RGB", (50, 40), colour) for colour in COLOURS[:images]]
+        pictures = [Image.new("RGB", (50, 40), color) for color in COLORS[:images]]
         if self.processor.chat_template:
             parts = [{"type": "image"}] * images + [{"type": "text", "text": text}]
             turn = [{"role": "user", "content": parts}]
@@ -122,13 +122,13 @@ def test_earlier_turns_stand_in_the_chat_template(folders):
     library = Library(folders["llava"])
     turns = (Turn("user", "Look at <image> this.", 1), Turn("assistant", "I see."))
     pictures = tuple(
-        Picture(str(colour), lambda colour=colour: Image.new("RGB", (50, 40), colour))
-        for colour in COLOURS
+        Picture(str(color), lambda color=color: Image.new("RGB", (50, 40), color))
+        for color in COLORS
     )
     asked = request("And that?", before=turns, pictures=pictures)
     found = Resumable(TransformersModel(folders["llava"])).answer([asked])
     text = "USER: <image>Look at  this.USER: I see.USER: <image>And that? ASSISTANT:"
-    images = [Image.new("RGB", (50, 40), colour) for colour in COLOURS]
+    images = [Image.new("RGB", (50, 40), color) for color in COLORS]
     token = library.processor.apply_chat_template(
         [{"role": "user", "content": [{"type": "image"}]}]
     ).removeprefix("USER: ")

@@ -38,8 +38,8 @@ def world(tmp_path_factory) -> Path:
     """data.json with twelve samples, held_out.json with seven others, and images/."""
     folder = tmp_path_factory.mktemp("world")
     (folder / "images").mkdir()
-    for i, colour in enumerate(("red", "green", "blue", "white")):
-        Image.new("RGB", (28, 28), colour).save(folder / "images" / f"{i}.png")
+    for i, color in enumerate(("red", "green", "blue", "white")):
+        Image.new("RGB", (28, 28), color).save(folder / "images" / f"{i}.png")
 
     def samples(count: int, words: str) -> list[dict]:
         seen = [
@@ -218,8 +218,8 @@ def test_the_picture_shows_what_the_log_says(watched, tmp_path):
     assert held_out[:, 0].tolist() == [2, 4, 5]
     with Image.open(watched / "loss.png") as picture:
         assert picture.size == (1050, 600)
-        colours = {colour for _, colour in picture.convert("RGB").getcolors(10**6)}
-    assert (31, 119, 180) in colours  # the line
+        colors = {color for _, color in picture.convert("RGB").getcolors(10**6)}
+    assert (31, 119, 180) in colors  # the line
     again = plot.draw([watched], tmp_path / "loss.png")
     assert again.read_bytes() == (watched / "loss.png").read_bytes()
 

@@ -139,7 +139,7 @@ def test_image_features_replace_pixels(model, processor):
     assert torch.equal(with_features, with_pixels)
 
 
-def test_loss_covers_the_labelled_tokens_only(model):
+def test_loss_covers_the_labeled_tokens_only(model):
     ids = torch.randint(2, 300, (2, 12))
     labels = ids.clone()
     labels[:, :7] = -100

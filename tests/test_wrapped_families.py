@@ -49,8 +49,8 @@ def published(request, tmp_path_factory, tokenizer) -> Path:
     tokenizer.save_pretrained(folder / "lm")
     CLIPVisionModel(CLIPVisionConfig(**TINY_CLIP)).save_pretrained(folder / "clip")
     (folder / "images").mkdir()
-    for i, colour in enumerate(("red", "green", "blue", "white")):
-        Image.new("RGB", (28, 28), colour).save(folder / "images" / f"{i}.png")
+    for i, color in enumerate(("red", "green", "blue", "white")):
+        Image.new("RGB", (28, 28), color).save(folder / "images" / f"{i}.png")
     records = [
         {"image": f"{i % 4}.png", "conversations": conversation(answer=f"answer {i % 4}")}
         for i in range(8)

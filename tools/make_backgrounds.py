@@ -20,14 +20,14 @@ SIDE = 320
 
 def photos(folder: Path) -> dict[str, Image.Image]:
     """Textures cut from photos; the gray ones are tinted in their natural color."""
-    grey = {name: Image.open(folder / f"{name}.png") for name in ("grass", "gravel", "brick")}
+    gray = {name: Image.open(folder / f"{name}.png") for name in ("grass", "gravel", "brick")}
     coffee = Image.open(folder / "coffee.png").convert("RGB")
     hubble = Image.open(folder / "hubble_deep_field.jpg").convert("RGB")
     return {
-        "grass": ImageOps.colorize(grey["grass"].convert("L"), "#0c2408", "#c5e88a", mid="#4f8a2c"),
-        "gravel": grey["gravel"].convert("RGB"),
+        "grass": ImageOps.colorize(gray["grass"].convert("L"), "#0c2408", "#c5e88a", mid="#4f8a2c"),
+        "gravel": gray["gravel"].convert("RGB"),
         "bricks": ImageOps.colorize(
-            grey["brick"].convert("L"), "#3a0f08", "#f0dccb", mid="#a5492f"
+            gray["brick"].convert("L"), "#3a0f08", "#f0dccb", mid="#a5492f"
         ),
         "stars": hubble.crop((100, 100, 740, 740)),
         "wood": coffee.crop((480, 120, 600, 240)),

@@ -87,11 +87,11 @@ def write_pairs(folder: Path) -> None:
     """Four pictures of one color each, with captions, as LLaVA's file has them."""
     folder.mkdir()
     records = []
-    for colour in ("red", "green", "blue", "white"):
-        Image.new("RGB", (384, 384), colour).save(folder / f"{colour}.png")
-        turns = [("human", "<image>\nWhat is it?"), ("gpt", f"a photo of one {colour} field")]
+    for color in ("red", "green", "blue", "white"):
+        Image.new("RGB", (384, 384), color).save(folder / f"{color}.png")
+        turns = [("human", "<image>\nWhat is it?"), ("gpt", f"a photo of one {color} field")]
         talk = [{"from": who, "value": text} for who, text in turns]
-        records.append({"id": colour, "image": f"{colour}.png", "conversations": talk})
+        records.append({"id": color, "image": f"{color}.png", "conversations": talk})
     (folder / "data.json").write_text(json.dumps(records))
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 SIDE = 96
-COLOURS = 128  # palette size of a written PNG
+COLORS = 128  # palette size of a written PNG
 NOTO_SIZE = 109  # the only size the bitmap font has
 
 # COCO class -> its emoji as (iconify name, code points).  The first is the class's own picture, in
@@ -139,14 +139,14 @@ def iconify_painter(icons_file: Path) -> Painter:
 
 
 def trimmed(picture: Image.Image) -> Image.Image:
-    """The opaque part of an RGBA picture, its longer side SIDE pixels, palette-quantised."""
+    """The opaque part of an RGBA picture, its longer side SIDE pixels, palette-quantized."""
     box = picture.getchannel("A").point(lambda alpha: 255 * (alpha > 8)).getbbox()
     if box is None:
         raise ValueError("the picture is empty")
     picture = picture.crop(box)
     scale = SIDE / max(picture.size)
     size = tuple(max(1, round(side * scale)) for side in picture.size)
-    return picture.resize(size, Image.Resampling.LANCZOS).quantize(COLOURS)
+    return picture.resize(size, Image.Resampling.LANCZOS).quantize(COLORS)
 
 
 def render_style(out: Path, paint: Painter, variants: bool) -> int:

@@ -102,8 +102,8 @@ def requests(images: int) -> list[Request]:
     """The questions, those of an image together."""
     found = []
     for image in range(images):
-        colour = (60 * image % 256, 200 - 40 * image % 200, 90)
-        picture = Picture(f"image {image}", lambda c=colour: Image.new("RGB", (640, 480), c))
+        color = (60 * image % 256, 200 - 40 * image % 200, 90)
+        picture = Picture(f"image {image}", lambda c=color: Image.new("RGB", (640, 480), c))
         for n in range(QUESTIONS):
             words = (f"w{(97 * n + k) % WORDS}" for k in range(QUESTION - END_OF_PROMPT))
             found.append(Request("pope", len(found), " ".join(words), (picture,), Limits(ANSWER)))

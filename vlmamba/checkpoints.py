@@ -112,7 +112,7 @@ def _resolve(name: str) -> str:
         return str(folder)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         mistake = unknown("model", name, NAMES)
-        raise UserError(f"{mistake} (or an existing folder, or a hub id ORGANISATION/NAME)")
+        raise UserError(f"{mistake} (or an existing folder, or a hub id ORGANIZATION/NAME)")
     hub.offline_unless_reachable()
     return name
 

@@ -610,7 +610,7 @@ def _published_language_model(source: str) -> dict[str, Any]:
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
-    """`ORGANISATION/NAME@REVISION` -> (hub id, branch, tag or commit), else (name, None).
+    """`ORGANIZATION/NAME@REVISION` -> (hub id, branch, tag or commit), else (name, None).
 
     A folder is its own name, whatever it is called.
     """

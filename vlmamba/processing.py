@@ -174,8 +174,8 @@ class VLMambaProcessor(ProcessorMixin):
             image = image.convert("RGB")
             image.thumbnail((most, most))
             return self.pad_to_square(image, mean)
-        colour = self.image_processor.image_mean if mean is None else mean
-        square = Image.new("RGB", (side, side), tuple(int(255 * channel) for channel in colour))
+        color = self.image_processor.image_mean if mean is None else mean
+        square = Image.new("RGB", (side, side), tuple(int(255 * channel) for channel in color))
         square.paste(image.convert("RGB"), ((side - width) // 2, (side - height) // 2))
         return square
 

@@ -237,6 +237,6 @@ def _checksum(key: str, value: Any) -> str:
 
 
 def digest(parts: Iterable[object]) -> str:
-    """A stable key of JSON-serialisable parts."""
+    """A stable key of JSON-serializable parts."""
     text = json.dumps(list(parts), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tasks import retrieval
+
 SAME_CONNECTOR = 'connector_layer={"mixer":"mamba","d_state":16}'  # whatever the language model is
 
 
@@ -51,9 +53,9 @@ ORDERS = (
 )
 
 
-def _drawn(images: int, captions: int, dialogues: int, labelled: int) -> tuple[str, ...]:
+def _drawn(images: int, captions: int, dialogues: int, labeled: int) -> tuple[str, ...]:
     """Flags of vlmamba.demo."""
-    counts = {"images": images, "captions": captions, "dialogues": dialogues, "labelled": labelled}
+    counts = {"images": images, "captions": captions, "dialogues": dialogues, "labeled": labeled}
     return (*(x for name, n in counts.items() for x in (f"--{name}", str(n))), "--no-easy-vqa")
 
 
@@ -125,6 +127,7 @@ PUBLISHED = (
     Family("mamba2", "mamba2-2.7b"),
     Family("attention", "hf:EleutherAI/pythia-2.8b"),
 )
+SIGNS = retrieval.task.name  # the benchmark that is made to separate the models
 # All of the demo's but easy-VQA, whose training split would be half of the training data
 BENCHMARKS = "coco_cap,gqa,mmbench,mme,pope,scienceqa,textvqa,vqav2"
 LITTLE = ("--max-length", "256", "--warmup-ratio", "0.1")

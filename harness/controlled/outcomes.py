@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.controlled.design import SIGNS
 from harness.controlled.records import Records
 from harness.scoring.hierarchical import DRAWS, over_seeds
 from vlmamba_core.errors import UserError
@@ -41,14 +42,15 @@ def _signs(row: Row) -> bool:
 
 
 RETRIEVAL = (
-    Outcome("retrieval", "retrieval: what is on the sign", "retrieval", _signs),
+    Outcome(SIGNS, "retrieval: what is on the sign", SIGNS, _signs),
+    Outcome("few", "retrieval, k 1 to 4", SIGNS, lambda row: _signs(row) and int(row["k"]) <= 4),
     Outcome(
-        "few", "retrieval, k 1 to 4", "retrieval", lambda row: _signs(row) and int(row["k"]) <= 4
+        "many",
+        "retrieval, k 8 and 16",
+        SIGNS,
+        lambda row: _signs(row) and int(row["k"]) >= 8,
     ),
-    Outcome(
-        "many", "retrieval, k 8 and 16", "retrieval", lambda row: _signs(row) and int(row["k"]) >= 8
-    ),
-    Outcome("existence", "existence, same scenes", "retrieval", lambda row: not _signs(row)),
+    Outcome("existence", "existence, same scenes", SIGNS, lambda row: not _signs(row)),
 )
 
 
@@ -62,7 +64,7 @@ def part(column: str, value: Any, signs: bool = True, source: str = "") -> Outco
     return Outcome(
         f"{column}={value}",
         str(value),
-        "retrieval",
+        SIGNS,
         lambda row: row[column] == value and _signs(row) == signs,
         source,
     )
@@ -70,7 +72,7 @@ def part(column: str, value: Any, signs: bool = True, source: str = "") -> Outco
 
 def outcomes(kept: Records) -> list[Outcome]:
     """Retrieval's, then each benchmark that the cells were asked."""
-    asked = [task for task in kept.questions if task != "retrieval"]
+    asked = [task for task in kept.questions if task != SIGNS]
     return [*RETRIEVAL, *map(benchmark, sorted(asked))]
 
 
@@ -94,7 +96,7 @@ def question_values(
 
 def chance(kept: Records, outcome: Outcome) -> float:
     """What naming a random sign in view gives here, a half of existence; nan without questions."""
-    columns = kept.questions["retrieval"]
+    columns = kept.questions[SIGNS]
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     chosen = [row for row in rows if outcome.chosen is None or outcome.chosen(row)]
     chances = [0.5 if row["kind"] == EXISTENCE else row["chance_in_view"] for row in chosen]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness.controlled import contrasts
 from harness.controlled.contrasts import between_families, drawn
+from harness.controlled.design import SIGNS
 from harness.controlled.outcomes import RETRIEVAL
 from harness.controlled.pictures import all_pictures
 from harness.controlled.predictions import ALPHA, PREDICTIONS
@@ -50,7 +51,7 @@ where all of it is above m, has failed where all is below; "within m" has held w
 -m and m, has failed where it lies wholly outside; else a prediction is undecided, as it is where
 the models answer all alike. Verdicts before the last cell speak of the cells that are finished."""
 CAPTIONS = {
-    "retrieval": "Retrieval: accuracy of a family, all connectors and seeds, with 95 % intervals.",
+    SIGNS: "Retrieval: accuracy of a family, all connectors and seeds, with 95 % intervals.",
     "picture_use": "What another sample's picture costs, along stage 2; dashed: the threshold.",
     "loss": "Held-out loss along stage 2.",
     "pareto": "Accuracy on signs against speed and against what a sequence keeps in memory.",

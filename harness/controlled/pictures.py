@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from harness.controlled import contrasts, outcomes
+from harness.controlled.design import SIGNS
 from harness.controlled.outcomes import RETRIEVAL, part
 from harness.controlled.records import Records
 from harness.controlled.tables import DISTANCES, KS, accuracy
-from harness.reporting.plots import COLOURS, MARKERS, add_legend, figure_of, save
+from harness.reporting.plots import COLORS, MARKERS, add_legend, figure_of, save
 
 FORMAT = "svg"
 
@@ -21,7 +22,12 @@ def all_pictures(kept: Records) -> dict[str, bytes]:
     """File name -> content; none before a cell is finished."""
     if not kept.cells:
         return {}
-    made = {"retrieval": _retrieval, "picture_use": _picture_use, "loss": _loss, "pareto": _pareto}
+    made = {
+        SIGNS: _retrieval,
+        "picture_use": _picture_use,
+        "loss": _loss,
+        "pareto": _pareto,
+    }
     return {f"{name}.{FORMAT}": draw(kept) for name, draw in made.items()}
 
 
@@ -38,7 +44,7 @@ def _families(kept: Records) -> list[tuple[int, str, list[str]]]:
 
 
 def _style(place: int) -> dict[str, Any]:
-    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+    return {"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)]}
 
 
 def _retrieval(kept: Records) -> bytes:
@@ -79,8 +85,8 @@ def _curves(kept: Records, label: str, values: Any, level: float | None = None) 
                 for cell in cells:
                     if kept.cells[cell]["connector"] == connector:
                         points = np.array(values(kept.cells[cell]), dtype=float).reshape(-1, 2)
-                        colour = COLOURS[number % len(COLOURS)]
-                        axis.plot(*points.T, color=colour, lw=1.1, label=family)
+                        color = COLORS[number % len(COLORS)]
+                        axis.plot(*points.T, color=color, lw=1.1, label=family)
             if level is not None:
                 axis.axhline(level, color="black", ls="--", lw=0.8)
             axis.set(xlabel="update", title=connector)
@@ -120,7 +126,7 @@ def _pareto(kept: Records) -> bytes:
                 for axis, x in zip(axes, (speed, state), strict=True):
                     axis.errorbar(
                         x, found[0], [[found[0] - found[1]], [found[2] - found[0]]], ls="", ms=5,
-                        color=COLOURS[number % len(COLOURS)], marker=MARKERS[at % len(MARKERS)],
+                        color=COLORS[number % len(COLORS)], marker=MARKERS[at % len(MARKERS)],
                         capsize=2, label=f"{family}, {connector}",
                     )  # fmt: skip
         length = next(iter(kept.cells.values()))["cost"]["points"][-1]["tokens"]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.ablation.jobs import Job, Step, key_of
-from harness.controlled.design import Family, Order, Scale, Stage
+from harness.controlled.design import SIGNS, Family, Order, Scale, Stage
 from vlmamba_core.errors import UserError
 
 PHASES = ("data", "text", "rates", "cells")
@@ -172,8 +172,8 @@ def cell_job(study: Study, cell: Cell, rate: float) -> Job:
     model = ("--model", str(folder / "finetune" / "final"))
     asked: dict[str, tuple[str, str, int | None, tuple[str, ...]]] = {
         "evaluation": (scale.tasks, scale.eval_data, scale.limit, order.ask),
-        "retrieval": ("retrieval", "demo", scale.retrieval, ()),
-        "blind": ("retrieval", "demo", scale.blind, ("--blind",)),
+        SIGNS: (SIGNS, "demo", scale.retrieval, ()),
+        "blind": (SIGNS, "demo", scale.blind, ("--blind",)),
     }
     for name, (tasks, data, limit, more) in asked.items():
         flags = ("--tasks", tasks, *model, "--data", data, "--out", str(folder / name), *more)

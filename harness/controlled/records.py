@@ -21,6 +21,7 @@ from typing import Any
 import tasks
 from harness.ablation.jobs import Job
 from harness.controlled import plan
+from harness.controlled.design import SIGNS
 from harness.data.questions import NO_IMAGE
 from harness.data.sources import Source
 from harness.runs.schema import Sample
@@ -89,14 +90,12 @@ def rate_record(job: Job, family: str, rate: float, loss: float | None) -> dict[
 
 def cell_record(job: Job, cell: plan.Cell) -> dict[str, Any]:
     """Of a trained and questioned model."""
-    runs = {
-        name: EvaluationRun.read(job.folder / name) for name in ("evaluation", "retrieval", "blind")
-    }
+    runs = {name: EvaluationRun.read(job.folder / name) for name in ("evaluation", SIGNS, "blind")}
     asked = {task: scores(runs["evaluation"], task) for task in runs["evaluation"].tasks}
-    asked["retrieval"] = scores(runs["retrieval"], "retrieval")
-    asked["retrieval_blind"] = scores(runs["blind"], "retrieval")
+    asked[SIGNS] = scores(runs[SIGNS], SIGNS)
+    asked["retrieval_blind"] = scores(runs["blind"], SIGNS)
     config = json.loads((job.folder / "finetune" / "config.json").read_text(encoding="utf-8"))
-    settings = runs["retrieval"].record["settings"]
+    settings = runs[SIGNS].record["settings"]
     return {
         "kind": "cell",
         "family": cell.family,
@@ -107,7 +106,7 @@ def cell_record(job: Job, cell: plan.Cell) -> dict[str, Any]:
         "training": {name: curve(job.folder / name) for name in ("pretrain", "finetune")},
         "tasks": asked,
         "cost": json.loads((job.folder / "cost.json").read_text(encoding="utf-8")),
-        "questions_per_s": runs["retrieval"].record["cost"].get("questions_per_s"),
+        "questions_per_s": runs[SIGNS].record["cost"].get("questions_per_s"),
         "seconds": job.seconds(),
         "settings": {k: settings.get(k) for k in ("commit", "device", "dtype", "threads", "torch")},
     }
@@ -163,15 +162,15 @@ def question_record(job: Job) -> dict[str, dict[str, list]]:
     """task -> {"picture": a number for each question's picture}; of retrieval more columns."""
     run = EvaluationRun.read(job.folder / "evaluation")
     found = {task: {"picture": _numbered(run.samples(task))} for task in run.tasks}
-    retrieval = EvaluationRun.read(job.folder / "retrieval")
-    rows = Source.parse("demo").rows(tasks.load("retrieval"))
-    places = [sample.doc_id for sample in retrieval.samples("retrieval")]
+    retrieval = EvaluationRun.read(job.folder / SIGNS)
+    rows = Source.parse("demo").rows(tasks.load(SIGNS))
+    places = [sample.doc_id for sample in retrieval.samples(SIGNS)]
     columns = {name: rows[name] for name in RETRIEVAL_COLUMNS}
-    found["retrieval"] = {name: [values[at] for at in places] for name, values in columns.items()}
-    scenes = found["retrieval"].pop("image_source")
-    found["retrieval"]["picture"] = [list(dict.fromkeys(scenes)).index(scene) for scene in scenes]
-    chances = found["retrieval"]["chance_in_view"]
-    found["retrieval"]["chance_in_view"] = [round(chance, 5) for chance in chances]
+    found[SIGNS] = {name: [values[at] for at in places] for name, values in columns.items()}
+    scenes = found[SIGNS].pop("image_source")
+    found[SIGNS]["picture"] = [list(dict.fromkeys(scenes)).index(scene) for scene in scenes]
+    chances = found[SIGNS]["chance_in_view"]
+    found[SIGNS]["chance_in_view"] = [round(chance, 5) for chance in chances]
     return found
 
 

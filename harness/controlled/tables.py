@@ -9,6 +9,7 @@ import numpy as np
 
 from harness.controlled import contrasts, outcomes
 from harness.controlled.contrasts import Compared, Contrast, Model
+from harness.controlled.design import SIGNS
 from harness.controlled.outcomes import Outcome, begins, part, question_values
 from harness.controlled.predictions import PREDICTIONS, Verdict, verdict
 from harness.controlled.records import Records
@@ -114,7 +115,7 @@ def _loss(losses: dict, family: str, rate: float) -> str:
 def benchmarks(kept: Records) -> Table:
     """The primary metric of each benchmark, of every model."""
     asked = list(dict.fromkeys(task for r in kept.cells.values() for task in r["tasks"]))
-    shown = [*paper.in_order(t for t in asked if t in NAMES and t != "retrieval")]
+    shown = [*paper.in_order(t for t in asked if t in NAMES and t != SIGNS)]
     rows = []
     for model in contrasts.models(kept, None):
         cells = [kept.cells[name] for name in contrasts.seeds_of(kept, model).values()]

@@ -203,7 +203,7 @@ class EvalModel(ABC):
 
     @abstractmethod
     def provenance(self) -> dict[str, Any]:
-        """All that an answer depends on besides the request, JSON-serialisable.
+        """All that an answer depends on besides the request, JSON-serializable.
 
         A journal's answers are found again only under equal provenance.
         """

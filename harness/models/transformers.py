@@ -354,7 +354,7 @@ class TransformersModel(EvalModel):
         prompts, same = [], []
         for number, size in enumerate(((64, 48), (40, 88))):
             picture = Picture(str(number), functools.partial(_test_picture, size))
-            for question in ("Is there a dog?", "What colour is the larger one of the two?"):
+            for question in ("Is there a dog?", "What color is the larger one of the two?"):
                 request = Request("check", 0, question, (picture,), Limits(1))
                 prompts.append(self.prompt(request))
                 same.append(number)

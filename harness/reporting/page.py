@@ -162,7 +162,7 @@ def page(
             title=title,
             policy=_policy(f"\n{script}\n", browser.folder is not None),
             css=Markup((folder / "page.css").read_text(encoding="utf-8")),
-            colours=plots.COLOURS,
+            colors=plots.COLORS,
             look=scores.look,
             labels=dict.fromkeys(str(r["label"]) for _, r in inputs.records() if r.get("label")),
             links={name: _id(name) for name in [*present, *["Answers"] * bool(browser.tasks)]},

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Colors that stay apart for the color-blind (Okabe and Ito): of every plot, and of the page.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "osD^vP"
 PNG_DPI = 300
 COMMON = {
@@ -179,7 +179,7 @@ def _draw(axis: Axes, profile: Profile, name: str, batch: int, width: float) -> 
     for place, model in enumerate(profile.models()):
         for quantity, scale, dashes, suffix in lines:
             look: dict[str, Any] = {
-                "color": COLOURS[place % len(COLOURS)],
+                "color": COLORS[place % len(COLORS)],
                 "marker": MARKERS[place % len(MARKERS)],
                 "linestyle": dashes,
                 "linewidth": width * (2 if model.startswith(VL_MAMBA) else 1.3),

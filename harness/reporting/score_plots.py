@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import tasks
 from harness.reporting import paper
 from harness.reporting.plots import (
-    COLOURS,
+    COLORS,
     FORMATS,
     MARKERS,
     add_legend,
@@ -60,11 +60,11 @@ def _scores(runs: Sequence[EvaluationRun], format_: str, name: str) -> bytes:
             places.append(y)
             for run, cell in enumerate(task.lines[0].cells):
                 if cell is not None:
-                    colour, marker = look(run)
+                    color, marker = look(run)
                     shown = (cell.bar.value, cell.bar.low, cell.bar.high)
                     label = plain(runs[run].marked)
                     _mark(axis, [100 * v if v is not None else None for v in shown], y, label,
-                          colour, marker, style(name).line)  # fmt: skip
+                          color, marker, style(name).line)  # fmt: skip
                     y += 1
             y += 1
         axis.set_yticks(places, [plain(f"{task.task}\n{task.lines[0].metric}") for task in bands])
@@ -82,7 +82,7 @@ def _mark(
     shown: Sequence[float | None],
     y: float,
     label: str,
-    colour: int,
+    color: int,
     marker: int,
     width: float,
 ) -> None:
@@ -90,7 +90,7 @@ def _mark(
     value, low, high = shown
     assert value is not None
     bars = None if low is None or high is None else [[max(0, value - low)], [max(0, high - value)]]
-    axis.errorbar([value], [y], xerr=bars, label=label, color=COLOURS[colour], linestyle="",
+    axis.errorbar([value], [y], xerr=bars, label=label, color=COLORS[color], linestyle="",
                   marker=MARKERS[marker], markersize=5 * width, elinewidth=1.4 * width,
                   capsize=2 * width)  # fmt: skip
 

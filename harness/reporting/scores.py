@@ -151,8 +151,8 @@ class Scores:
 
 def look(run: int) -> tuple[int, int]:
     """(color, marker) of the run in this place: other markers once the colors are used up."""
-    colours = len(plots.COLOURS)
-    return run % colours, (run + run // colours) % len(plots.MARKERS)
+    colors = len(plots.COLORS)
+    return run % colors, (run + run // colors) % len(plots.MARKERS)
 
 
 def _spoken(run: EvaluationRun, line: Line, cell: Score) -> str:

@@ -50,7 +50,7 @@ def _score_table(found: Mapping[str, Any]) -> Table:
     headers = [found["axis"], *(paper.benchmarks().get(task, task) for task in present)]
     few = TOO_FEW.format(seeds=f"{seeds} seed{'s' * (seeds > 1)}")
     note = SCORE_NOTE.format(spread=INTERVAL if seeds >= MIN_SEEDS else few)
-    return Table(title, headers, rows, _labelled(found, note))
+    return Table(title, headers, rows, _labeled(found, note))
 
 
 def _mean_text(cells: Sequence[Mapping[str, float]], task: str) -> str:
@@ -93,8 +93,8 @@ def _paired_table(found: Mapping[str, Any]) -> Table:
             ]
         )
     title = f"Ablation of {found['axis']}: against the final model ({found['final']})"
-    return Table(title, PAIRED_HEADERS, rows, _labelled(found, PAIRED_NOTE))
+    return Table(title, PAIRED_HEADERS, rows, _labeled(found, PAIRED_NOTE))
 
 
-def _labelled(found: Mapping[str, Any], note: str) -> str:
+def _labeled(found: Mapping[str, Any], note: str) -> str:
     return f"{found['label']}. {note}" if found["label"] else note

@@ -73,8 +73,8 @@ def wilson(share: ArrayLike, trials: ArrayLike, z: ArrayLike = Z95) -> tuple[Flo
     """
     p, n, z2 = np.asarray(share, float), np.asarray(trials, float), np.square(z)
     half = np.sqrt(z2 * p * (1 - p) / n + np.square(z2 / n) / 4)
-    centre, scale = p + z2 / (2 * n), 1 + z2 / n
-    return np.maximum(0.0, (centre - half) / scale), np.minimum(1.0, (centre + half) / scale)
+    center, scale = p + z2 / (2 * n), 1 + z2 / n
+    return np.maximum(0.0, (center - half) / scale), np.minimum(1.0, (center + half) / scale)
 
 
 def share_interval(

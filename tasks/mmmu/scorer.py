@@ -50,7 +50,7 @@ def read_open(answer: str) -> list[str | float]:
     """What an open answer may mean: its key parts, and every number in them."""
     parts = _key_parts(answer)
     numbers = [number for part in parts for form in NUMBERS for number in form.findall(part)]
-    return [one for text in (*parts, *numbers) for one in normalise(text)]
+    return [one for text in (*parts, *numbers) for one in normalize(text)]
 
 
 def _key_parts(answer: str) -> list[str]:
@@ -71,7 +71,7 @@ def _key_parts(answer: str) -> list[str]:
     return found or [text]
 
 
-def normalise(text: str) -> list[str | float]:
+def normalize(text: str) -> list[str | float]:
     """A number to two decimals, or the text in lower case; one letter needs a space beside it."""
     bare = text.strip()
     try:
@@ -83,7 +83,7 @@ def normalise(text: str) -> list[str | float]:
 
 def is_right(found: Iterable[str | float], accepted: Sequence[str]) -> bool:
     """Whether a text of `found` holds an accepted one, or a number of `found` equals one."""
-    wanted = [one for answer in accepted for one in normalise(answer)]
+    wanted = [one for answer in accepted for one in normalize(answer)]
     texts = [one for one in wanted if isinstance(one, str)]
     return any(
         any(text in one for text in texts) if isinstance(one, str) else one in wanted

@@ -79,7 +79,7 @@ class Pope(Benchmark):
         by_category: dict[str, scorer.Counts] = defaultdict(Counter)
         for doc, case in zip(docs, cases, strict=True):
             by_category[doc["category"]][self.reference(doc), case.parsed] += 1
-        return scorer.summarise(by_category, protocol)
+        return scorer.summarize(by_category, protocol)
 
     def notes(self, docs: Sequence[Doc], protocol: str) -> list[str]:
         absent = [c for c in CATEGORIES if c not in {doc["category"] for doc in docs}]

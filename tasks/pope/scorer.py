@@ -53,7 +53,7 @@ def measures(counts: Counts, protocol: str) -> dict[str, float]:
     }
 
 
-def summarise(by_category: Mapping[str, Counts], protocol: str) -> dict[str, float]:
+def summarize(by_category: Mapping[str, Counts], protocol: str) -> dict[str, float]:
     """Overall measures, then `<category>/<measure>` for each category.
 
     Under `paper` the overall F1 is the mean of the categories' F1, as papers report it;

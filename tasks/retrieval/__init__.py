@@ -15,7 +15,7 @@ from tasks.exact_match import ExactMatch
 EXISTENCE = "existence"  # the kind of the questions that control for seeing at all
 CHANCES = {  # column -> what is guessed
     "chance_in_view": "one who names a random sign in view",
-    "chance_blind": "one who sees nothing and names a random word or colour",
+    "chance_blind": "one who sees nothing and names a random word or color",
 }
 
 

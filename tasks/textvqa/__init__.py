@@ -47,7 +47,7 @@ class TextVQA(vqa_answers.HumanAnswers):
         return answers.from_vlmevalkit(row)
 
     def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
-        answer = vqa_answers.m4c_normalise(prediction)
+        answer = vqa_answers.m4c_normalize(prediction)
         people = vqa_answers.references(doc)
         return Case(None if people is None else scorer.score(answer, people), answer or None)
 

@@ -40,13 +40,13 @@ class VizWiz(vqa_answers.HumanAnswers):
         return f"{question}\n{IF_UNANSWERABLE}\n{SHORT_ANSWER}"
 
     def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
-        answer = vqa_answers.m4c_normalise(prediction)
+        answer = vqa_answers.m4c_normalize(prediction)
         people = vqa_answers.references(doc)
         if people is None:
             return Case(None, answer or None)
         if protocol == "lmms":
             return Case(m4c_score(answer, people), answer or None)
-        compared = vqa_answers.normalise(answer)
+        compared = vqa_answers.normalize(answer)
         return Case(vqa_answers.soft_accuracy(compared, people), compared or None)
 
     def aggregate(
@@ -71,7 +71,7 @@ class VizWiz(vqa_answers.HumanAnswers):
         it.
         """
         return [
-            {"image": self.submission_id(doc), "answer": vqa_answers.m4c_normalise(prediction)}
+            {"image": self.submission_id(doc), "answer": vqa_answers.m4c_normalize(prediction)}
             for doc, prediction in zip(docs, predictions, strict=True)
         ]
 

@@ -44,7 +44,7 @@ class VQAv2(vqa_answers.HumanAnswers):
     def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
         people = vqa_answers.references(doc)
         if people is None:
-            return Case(None, vqa_answers.m4c_normalise(prediction) or None)
+            return Case(None, vqa_answers.m4c_normalize(prediction) or None)
         score = scorer.paper_score if protocol == "paper" else scorer.lmms_score
         answer, accuracy = score(prediction, people)
         return Case(accuracy, answer or None)
@@ -70,7 +70,7 @@ class VQAv2(vqa_answers.HumanAnswers):
         return [
             {
                 "question_id": self.submission_id(doc),
-                "answer": vqa_answers.m4c_normalise(prediction),
+                "answer": vqa_answers.m4c_normalize(prediction),
             }
             for doc, prediction in zip(docs, predictions, strict=True)
         ]

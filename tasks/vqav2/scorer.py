@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from tasks.vqa_answers import (
     M4C_DIGIT_COMMA,
-    m4c_normalise,
-    normalise,
+    m4c_normalize,
+    normalize,
     one_line,
     soft_accuracy,
 )
@@ -23,16 +23,16 @@ def paper_score(prediction: str, references: Sequence[str]) -> tuple[str, float]
     Where all people agree to the letter, the official script normalizes neither side: their
     "2,000" is then not the submitted "2000".
     """
-    answer = m4c_normalise(prediction)
+    answer = m4c_normalize(prediction)
     people = [one_line(reference) for reference in references]
     if len(set(people)) > 1:
-        answer = normalise(answer)
-        people = [normalise(reference) for reference in people]
+        answer = normalize(answer)
+        people = [normalize(reference) for reference in people]
     return answer, soft_accuracy(answer, people)
 
 
 def lmms_score(prediction: str, references: Sequence[str]) -> tuple[str, float]:
     """The answer as compared, and its accuracy in 0..1; both sides are always normalized."""
-    answer = normalise(one_line(prediction), M4C_DIGIT_COMMA)
-    people = [normalise(one_line(reference), M4C_DIGIT_COMMA) for reference in references]
+    answer = normalize(one_line(prediction), M4C_DIGIT_COMMA)
+    people = [normalize(one_line(reference), M4C_DIGIT_COMMA) for reference in references]
     return answer, soft_accuracy(answer, people)

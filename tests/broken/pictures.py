@@ -39,9 +39,9 @@ def chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
 
 
-def png_of(width: int, height: int, data: bytes, depth: int = 8, colour: int = 2) -> bytes:
+def png_of(width: int, height: int, data: bytes, depth: int = 8, color: int = 2) -> bytes:
     """A PNG whose header may say anything."""
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 
@@ -55,7 +55,7 @@ def deep(level: int) -> Image.Image:
 
 def frames(kind: str) -> bytes:
     """Three frames."""
-    first, *others = (Image.new("RGB", SIZE, colour) for colour in ("red", "green", "blue"))
+    first, *others = (Image.new("RGB", SIZE, color) for color in ("red", "green", "blue"))
     return encoded(first, kind, save_all=True, append_images=others)
 
 
@@ -93,7 +93,7 @@ def bilevel_bomb() -> bytes:
     """225 million pixels in some kilobytes."""
     side = 15_000
     line = b"\0" * (side // 8 + 1)
-    return png_of(side, side, zlib.compress(line * side), depth=1, colour=0)
+    return png_of(side, side, zlib.compress(line * side), depth=1, color=0)
 
 
 Maker = Callable[[], bytes]
@@ -104,9 +104,9 @@ ODD: dict[str, Maker] = {
     "a strip of 10 x 20,000": lambda: encoded(picture(size=(10, 20_000)), "JPEG"),
     "CMYK": lambda: encoded(picture("CMYK"), "JPEG"),
     "CMYK TIFF": lambda: encoded(picture("CMYK"), "TIFF"),
-    "16-bit grey PNG": lambda: encoded(deep(40_000), "PNG"),
-    "16-bit grey TIFF": lambda: encoded(deep(40_000), "TIFF"),
-    "16-bit colour PNG": lambda: png_of(2, 1, zlib.compress(b"\0" + b"\x80\x01" * 6), depth=16),
+    "16-bit gray PNG": lambda: encoded(deep(40_000), "PNG"),
+    "16-bit gray TIFF": lambda: encoded(deep(40_000), "TIFF"),
+    "16-bit color PNG": lambda: png_of(2, 1, zlib.compress(b"\0" + b"\x80\x01" * 6), depth=16),
     "animated GIF": lambda: frames("GIF"),
     "animated PNG": lambda: frames("PNG"),
     "animated WebP": lambda: frames("WEBP"),
@@ -114,10 +114,10 @@ ODD: dict[str, Maker] = {
     "palette": lambda: encoded(picture().quantize(16), "PNG"),
     "palette with transparency": transparent_palette,
     "GIF with transparency": lambda: encoded(picture().quantize(16), "GIF", transparency=0),
-    "grey with alpha": lambda: encoded(picture("LA"), "PNG"),
-    "colour with alpha": lambda: encoded(picture("RGBA"), "PNG"),
+    "gray with alpha": lambda: encoded(picture("LA"), "PNG"),
+    "color with alpha": lambda: encoded(picture("RGBA"), "PNG"),
     "one bit": lambda: encoded(picture("1"), "PNG"),
-    "grey JPEG": lambda: encoded(picture("L"), "JPEG"),
+    "gray JPEG": lambda: encoded(picture("L"), "JPEG"),
     "progressive JPEG": lambda: encoded(picture(), "JPEG", progressive=True),
     "corrupt EXIF": bad_exif,
     "turned by EXIF": turned,
@@ -159,7 +159,7 @@ BROKEN: dict[str, tuple[Maker, str]] = {
     "PNG of bad pixels": (lambda: png_of(40, 30, b"not zlib"), ""),
     "PNG with too few pixels": (lambda: png_of(40, 30, zlib.compress(b"\0" * 50)), "truncated"),
     "PNG without width": (lambda: png_of(0, 30, zlib.compress(b"")), ""),
-    "PNG of an unknown colour type": (lambda: png_of(4, 3, zlib.compress(b"\0" * 50), 8, 5), ""),
+    "PNG of an unknown color type": (lambda: png_of(4, 3, zlib.compress(b"\0" * 50), 8, 5), ""),
     "PNG of 50,000 x 50,000": (
         lambda: png_of(50_000, 50_000, zlib.compress(b"\0" * 50)),
         "DecompressionBomb",

@@ -86,7 +86,7 @@ def test_a_broken_picture_is_counted(name, files, evaluated, tmp_path):
 
 
 def test_sixteen_bits_are_not_clipped(files):
-    for name in ("16-bit grey PNG", "16-bit grey TIFF"):
+    for name in ("16-bit gray PNG", "16-bit gray TIFF"):
         image = decode({"bytes": files[name], "path": None}).convert("RGB")
         assert image.getpixel((0, 0)) == (40_000 // 257,) * 3
 

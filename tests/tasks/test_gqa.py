@@ -95,9 +95,9 @@ def test_unbalanced_questions_are_left_out_under_paper():
 
 
 def test_image_comes_from_the_row_or_from_the_hubs_table(monkeypatch):
-    grey = Image.new("L", (4, 4), 128)
+    gray = Image.new("L", (4, 4), 128)
     table = datasets.Dataset.from_dict(
-        {"id": ["n0", "n1"], "image": [grey, Image.new("RGB", (5, 6))]},
+        {"id": ["n0", "n1"], "image": [gray, Image.new("RGB", (5, 6))]},
         features=datasets.Features({"id": datasets.Value("string"), "image": datasets.Image()}),
     )
     asked = []
@@ -108,7 +108,7 @@ def test_image_comes_from_the_row_or_from_the_hubs_table(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     images._open.cache_clear()
-    assert [i.mode for i in task.images({**document("cat"), "image": grey})] == ["RGB"]
+    assert [i.mode for i in task.images({**document("cat"), "image": gray})] == ["RGB"]
     assert asked == []
     assert [i.size for i in task.images(document("cat", 3))] == [(5, 6)]
     assert [i.mode for i in task.images(document("cat", 0))] == ["RGB"]

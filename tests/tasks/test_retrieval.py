@@ -18,9 +18,9 @@ from harness.data.sources import choose_tasks
 from vlmamba.demo.benchmarks import ROWS, build_benchmark
 from vlmamba.demo.benchmarks.retrieval import FILLERS, PICTURES, THINGS
 from vlmamba.demo.benchmarks.source import Source
-from vlmamba.demo.labelled import CELL, MOST, labelled_scene
+from vlmamba.demo.labeled import CELL, MOST, labeled_scene
 from vlmamba.demo.render import render
-from vlmamba.demo.vocabulary import CLASSES, COLOURS, SHOWN_WITH, TRAINING_STYLES, WORDS
+from vlmamba.demo.vocabulary import CLASSES, COLORS, SHOWN_WITH, TRAINING_STYLES, WORDS
 from vlmamba.demo.world import SIDE, SPLITS
 from vlmamba_core.errors import UserError
 
@@ -61,7 +61,7 @@ def test_the_answer_is_on_the_sign_of_the_thing_that_is_named(rows):
             name = max(named, key=len)
             place = [thing.name for thing in first.things].index(name)
             label, thing = first.labels[place], first.things[place]
-            assert row["answer"] in ((label.text,) if row["kind"] == "word" else (label.colour,))
+            assert row["answer"] in ((label.text,) if row["kind"] == "word" else (label.color,))
             assert label.x == thing.x and 20 < label.y - thing.y < CELL  # in one cell, below
 
 
@@ -75,7 +75,7 @@ def test_nothing_in_view_comes_twice_or_looks_like_something_else(rows):
         if row["answer"] == "no":
             assert not any(f" {name} in " in row["question"] for name in shown)
         said = set(row["context"].lower().replace(",", " ").replace(".", " ").split())
-        assert not said & {*CLASSES, *COLOURS, *WORDS}
+        assert not said & {*CLASSES, *COLORS, *WORDS}
 
 
 def test_text_alone_tells_nothing(rows):
@@ -108,7 +108,7 @@ def test_equal_seeds_give_equal_files_and_splits_differ(tmp_path, monkeypatch):
 def test_a_thing_is_drawn_as_large_among_sixteen_as_alone():
     """Every sign is a plate of its color within its own cell, whatever the number of things."""
     for number in (1, 16):
-        scene = labelled_scene("size", number, TRAINING_STYLES)
+        scene = labeled_scene("size", number, TRAINING_STYLES)
         pixels = np.asarray(render(scene)).astype(int)
         bare = np.asarray(render(dataclasses.replace(scene, labels=()))).astype(int)
         changed = (pixels != bare).any(axis=2)
@@ -149,7 +149,7 @@ def test_chance_of_every_part_is_told_and_is_what_guessing_gives(rows):
     for row in signs:
         for _ in range(20):
             label = rng.choice([label for scene in row["image"] for label in scene.labels])
-            said = label.text if row["kind"] == "word" else label.colour
+            said = label.text if row["kind"] == "word" else label.color
             for part in ("", f"k{row['k']}", row["distance"]):
                 right[part].append(said == row["answer"])
     (note,) = task.notes(rows, "paper")
@@ -158,7 +158,7 @@ def test_chance_of_every_part_is_told_and_is_what_guessing_gives(rows):
     assert told.keys() == right.keys()
     for part, hits in right.items():
         assert float(told[part]) == pytest.approx(100 * fmean(hits), abs=1.5), part
-    assert "random word or colour: 6.7 % (k1 6.7" in note and "existence 50 %" in note
+    assert "random word or color: 6.7 % (k1 6.7" in note and "existence 50 %" in note
 
 
 def test_the_other_text_stands_before_the_question():

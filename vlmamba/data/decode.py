@@ -3,7 +3,7 @@
 Whole files of any kind that Pillow reads are taken, animations by their first frame; 16-bit gray is
 scaled to 8 bits. A damaged file, one with more pixels than Pillow's limit for decompression bombs,
 and pixels without a known range (floating point, 32 bits) are refused: showing a model a black or
-half-grey picture instead would change a score in silence. Pixels are taken as they are stored: an
+half-gray picture instead would change a score in silence. Pixels are taken as they are stored: an
 EXIF orientation is not applied, as LLaVA does not.
 """
 

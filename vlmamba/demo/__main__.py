@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--captions", type=int, help="caption pictures (default 8000)")
     parser.add_argument("--dialogues", type=int, default=20000, help="scenes told in words")
     parser.add_argument(
-        "--labelled", type=int, default=0, help="conversations on what retrieval asks (default 0)"
+        "--labeled", type=int, default=0, help="conversations on what retrieval asks (default 0)"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="drawing processes (default 2)")
@@ -75,7 +75,7 @@ def _names(kind: str, known: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     if (
-        min(args.images or 0, args.captions or 0, args.dialogues, args.labelled) < 0
+        min(args.images or 0, args.captions or 0, args.dialogues, args.labeled) < 0
         or args.workers < 1
     ):
         raise UserError("numbers of samples must not be negative, --workers at least 1")
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to --out {args.out}: {error.strerror}") from error
-    if args.benchmarks is None or args.images or args.captions or args.labelled:
+    if args.benchmarks is None or args.images or args.captions or args.labeled:
         asked = args.images is not None or args.captions is not None
         build_training_data(
             args.out,
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
             seed=args.seed,
             easy_vqa=not args.no_easy_vqa,
             workers=args.workers,
-            labelled=args.labelled,
+            labeled=args.labeled,
             **({"styles": args.styles} if args.styles else {}),
         )
     for task in args.benchmarks or ():

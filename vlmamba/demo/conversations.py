@@ -28,8 +28,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vlmamba.demo import questions as ask
-from vlmamba.demo.labelled import words_of
-from vlmamba.demo.labelled_talks import Talk, labelled_lines, labelled_talk
+from vlmamba.demo.labeled import words_of
+from vlmamba.demo.labeled_talks import Talk, labeled_lines, labeled_talk
 from vlmamba.demo.render import render
 from vlmamba.demo.text import documents
 from vlmamba.demo.vocabulary import TRAINING_STYLES, WORDS, with_article
@@ -80,7 +80,7 @@ def build_training_data(
     styles: Sequence[str] = TRAINING_STYLES,
     easy_vqa: bool = True,
     workers: int = 2,
-    labelled: int = 0,
+    labeled: int = 0,
 ) -> None:
     """Write the training files and their pictures to the folder `out`.
 
@@ -106,7 +106,7 @@ def build_training_data(
         jobs.append(_Job(scene, _picture_path(f"t{index:06d}")))
         finetune += conversation_samples(scene, jobs[-1].path, balance)
     finetune += [text_sample(f"train/{seed}/text/{index}") for index in range(images // 30)]
-    for sample, pictures in labelled_samples(f"train/{seed}/labelled", labelled, styles):
+    for sample, pictures in labeled_samples(f"train/{seed}/labeled", labeled, styles):
         finetune.append(sample)
         jobs += pictures
     _draw(jobs, out, workers)
@@ -117,12 +117,12 @@ def build_training_data(
     _write_lines(out / "text.txt", itertools.chain(documents(), lines))
     _write_lines(out / "near.txt", question_lines(f"train/{seed}/bridge", asked, far=False))
     _write_lines(out / "far.txt", question_lines(f"train/{seed}/bridge2", asked, far=True))
-    signs = labelled_lines(f"train/{seed}/labelled-facts", labelled)
+    signs = labeled_lines(f"train/{seed}/labeled-facts", labeled)
     facts = fact_lines(f"train/{seed}/facts", asked, FACTS)
     _write_lines(out / "facts.txt", itertools.chain(facts, signs))
     _write_lines(out / "letters.txt", fact_lines(f"train/{seed}/letters", asked, LETTERS))
     told = told_samples(f"train/{seed}/dialogue", dialogues)
-    told += told_labelled_samples(f"train/{seed}/labelled-dialogue", labelled)
+    told += told_labeled_samples(f"train/{seed}/labeled-dialogue", labeled)
     _write_json(out / "dialogue.json", told)
     _write_json(out / "pretrain.json", pretrain)
     _write_json(out / "finetune.json", finetune)
@@ -265,32 +265,32 @@ def told_samples(seed: str, number: int) -> list[dict]:
     return samples
 
 
-def labelled_samples(
+def labeled_samples(
     seed: str, number: int, styles: Sequence[str] = TRAINING_STYLES
 ) -> Iterator[tuple[dict, list[_Job]]]:
     """(sample, its pictures to draw) of conversations about things with signs."""
     presence, drawn = ask.Presence(), itertools.count()
     for index in range(number):
-        talk = labelled_talk(f"{seed}/{index}", presence, styles, variants=True)
+        talk = labeled_talk(f"{seed}/{index}", presence, styles, variants=True)
         jobs = [_Job(scene, _picture_path(f"l{next(drawn):06d}")) for scene in talk.scenes]
         paths = [job.path.as_posix() for job in jobs]
-        sample = _sample(f"l{index:06d}", _labelled_turns(talk))
+        sample = _sample(f"l{index:06d}", _labeled_turns(talk))
         sample["image"] = paths[0] if len(paths) == 1 else paths
         _show_first(sample, f"{IMAGE}\n" * len(paths))
         yield sample, jobs
 
 
-def told_labelled_samples(seed: str, number: int) -> list[dict]:
+def told_labeled_samples(seed: str, number: int) -> list[dict]:
     """The same of scenes told in words."""
     presence, samples = ask.Presence(), []
     for index in range(number):
-        talk = labelled_talk(f"{seed}/{index}", presence)
-        samples.append(_sample(f"s{index:06d}", _labelled_turns(talk)))
+        talk = labeled_talk(f"{seed}/{index}", presence)
+        samples.append(_sample(f"s{index:06d}", _labeled_turns(talk)))
         _show_first(samples[-1], "".join(f"{words_of(scene)}\n" for scene in talk.scenes))
     return samples
 
 
-def _labelled_turns(talk: Talk) -> list[tuple[str, str]]:
+def _labeled_turns(talk: Talk) -> list[tuple[str, str]]:
     turns = [(f"{one.text}\n{SHORT_ANSWER}", one.answer) for one in talk.questions]
     if talk.context:
         turns[0] = (f"{talk.context}\n{turns[0][0]}", turns[0][1])

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
-from vlmamba.demo.vocabulary import COLOURS
+from vlmamba.demo.vocabulary import COLORS
 from vlmamba.demo.world import SIDE, Scene, Sign, Thing
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
-FLAT_COLOURS = (4, 6, 9)  # palette sizes that imitate flat drawing
+FLAT_COLORS = (4, 6, 9)  # palette sizes that imitate flat drawing
 SIGN_MARGIN, LABEL_MARGIN = 9, 3  # pixels around the text of a sign, and of a thing's small one
 
 
@@ -55,10 +55,10 @@ def pictures(style: str, name: str) -> tuple[Image.Image, ...]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _flat(style: str, name: str, variant: int, colours: int) -> Image.Image:
+def _flat(style: str, name: str, variant: int, colors: int) -> Image.Image:
     """A picture reduced to few colors, as if drawn flat."""
     picture = pictures(style, name)[variant]
-    flat = picture.convert("RGB").quantize(colours, dither=Image.Dither.NONE).convert("RGB")
+    flat = picture.convert("RGB").quantize(colors, dither=Image.Dither.NONE).convert("RGB")
     flat.putalpha(picture.getchannel("A"))
     return flat
 
@@ -78,11 +78,11 @@ def _drawn(thing: Thing, rng: random.Random, augment: bool):
     choice = pictures(thing.style, thing.name)
     variant = thing.variant % len(choice)
     if augment and rng.random() < 0.3:
-        picture = _flat(thing.style, thing.name, variant, rng.choice(FLAT_COLOURS))
+        picture = _flat(thing.style, thing.name, variant, rng.choice(FLAT_COLORS))
     else:
         picture = choice[variant]
     if augment:
-        picture = _recoloured(picture, rng)
+        picture = _recolored(picture, rng)
     picture = _placed(picture, thing.size, rng, augment)
     if augment and rng.random() < 0.2:
         picture = _outlined(picture, rng)
@@ -105,22 +105,22 @@ def _placed(picture: Image.Image, size: int, rng: random.Random, augment: bool) 
     return picture.rotate(rng.uniform(-turn, turn), Image.Resampling.BILINEAR, expand=True)
 
 
-def _recoloured(picture: Image.Image, rng: random.Random) -> Image.Image:
+def _recolored(picture: Image.Image, rng: random.Random) -> Image.Image:
     """Hue, saturation, brightness and tone steps changed at random; the alpha channel stays."""
     alpha = picture.getchannel("A")
-    colours = picture.convert("RGB")
+    colors = picture.convert("RGB")
     if rng.random() < 0.8:
         hue = rng.uniform(-180, 180) if rng.random() < 0.25 else rng.gauss(0, 20)
         saturation = 0.0 if rng.random() < 0.1 else rng.uniform(0.4, 1.5)
-        matrix = colour_matrix(hue, saturation, rng.uniform(0.65, 1.3), rng.uniform(-25, 25))
-        colours = colours.convert("RGB", matrix)
+        matrix = color_matrix(hue, saturation, rng.uniform(0.65, 1.3), rng.uniform(-25, 25))
+        colors = colors.convert("RGB", matrix)
     if rng.random() < 0.15:
-        colours = ImageOps.posterize(colours, rng.choice((2, 3)))
-    colours.putalpha(alpha)
-    return colours
+        colors = ImageOps.posterize(colors, rng.choice((2, 3)))
+    colors.putalpha(alpha)
+    return colors
 
 
-def colour_matrix(hue: float, saturation: float, gain: float, shift: float) -> tuple[float, ...]:
+def color_matrix(hue: float, saturation: float, gain: float, shift: float) -> tuple[float, ...]:
     """A 3 x 4 matrix for `Image.convert`: hue turned (degrees) about gray, then scaled, shifted."""
     cos, sin = math.cos(math.radians(hue)), math.sin(math.radians(hue))
     third, root = (1 - cos) / 3, sin / math.sqrt(3)
@@ -152,20 +152,20 @@ def _outlined(picture: Image.Image, rng: random.Random) -> Image.Image:
     return ground
 
 
-def _shade(colour: str, rng: random.Random) -> tuple[int, ...]:
+def _shade(color: str, rng: random.Random) -> tuple[int, ...]:
     """A color slightly varied in tone, never in name."""
-    hue, light, saturation = colorsys.rgb_to_hls(*(value / 255 for value in COLOURS[colour]))
+    hue, light, saturation = colorsys.rgb_to_hls(*(value / 255 for value in COLORS[color]))
     light = min(1.0, max(0.0, light + rng.uniform(-0.04, 0.04)))
     return tuple(round(255 * value) for value in colorsys.hls_to_rgb(hue, light, saturation))
 
 
-def _draw_card(canvas: Image.Image, colour: str, box, rng: random.Random) -> None:
+def _draw_card(canvas: Image.Image, color: str, box, rng: random.Random) -> None:
     margin = 5
     left, top, right, bottom = box
     ImageDraw.Draw(canvas).rounded_rectangle(
         (left - margin, top - margin, right + margin, bottom + margin),
         radius=rng.randint(2, 16),
-        fill=_shade(colour, rng),
+        fill=_shade(color, rng),
     )
 
 
@@ -181,8 +181,8 @@ def _draw_sign(
     canvas: Image.Image, sign: Sign, rng: random.Random, margin: int = SIGN_MARGIN
 ) -> None:
     draw = ImageDraw.Draw(canvas)
-    fill = _shade(sign.colour, rng)
-    ink = "white" if sum(COLOURS[sign.colour]) < 420 else "black"
+    fill = _shade(sign.color, rng)
+    ink = "white" if sum(COLORS[sign.color]) < 420 else "black"
     box = (
         sign.x - sign.width // 2,
         sign.y - sign.height // 2,

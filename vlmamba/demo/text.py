@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlmamba.demo.vocabulary import CLASSES, COLOURS, WORDS
+from vlmamba.demo.vocabulary import CLASSES, COLORS, WORDS
 
 PACKED = Path(__file__).resolve().parents[1] / "assets" / "text" / "wordnet.txt.xz"
 _QUOTED = re.compile(r'"([^"]+)"')
@@ -62,7 +62,7 @@ def filler(rng: random.Random, words: int) -> str:
 @functools.cache
 def neutral_definitions() -> tuple[str, ...]:
     """Every tenth definition, without a class, a color or a sign's word of the demo world."""
-    shown = {part for name in (*CLASSES, *COLOURS, *WORDS) for part in name.split()}
+    shown = {part for name in (*CLASSES, *COLORS, *WORDS) for part in name.split()}
     named = re.compile(rf"\b(?:{'|'.join(sorted(shown))})", re.IGNORECASE)
     plain = re.compile(r"[A-Za-z ,;.:'-]+")
     some = itertools.islice(definitions(), 0, None, 10)

@@ -72,7 +72,7 @@ SHOWN_WITH = {
 }
 
 PLACES = ("grass", "gravel", "bricks", "stars", "wood", "sea", "sky", "sand", "snow")
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (205, 30, 30),
     "orange": (245, 135, 15),
     "yellow": (250, 220, 40),

@@ -28,7 +28,7 @@ def in_words(scene: Scene, rng: random.Random) -> str:
         phrases[thing] = cycle(words)
     sign = scene.sign
     if sign:
-        phrases[sign] = cycle(rng.sample([sign.text, sign.colour, sign.text, "sign"], 4))
+        phrases[sign] = cycle(rng.sample([sign.text, sign.color, sign.text, "sign"], 4))
     cells: list[str] = []
     for row in range(GRID):
         for column in range(GRID):

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from vlmamba.demo.vocabulary import (
-    COLOURS,
+    COLORS,
     HELDOUT_STYLES,
     PLACES,
     SHOWN_WITH,
@@ -51,7 +51,7 @@ class Sign:
     """A colored plate with a text; `x`, `y` its center, `width`, `height` in pixels."""
 
     text: str
-    colour: str
+    color: str
     x: int
     y: int
     width: int
@@ -67,7 +67,7 @@ class Scene:
     theme: str
     things: tuple[Thing, ...]
     sign: Sign | None = None
-    labels: tuple[Sign, ...] = ()  # of every thing its own, or none at all (`demo.labelled`)
+    labels: tuple[Sign, ...] = ()  # of every thing its own, or none at all (`demo.labeled`)
 
     @property
     def counts(self) -> Counter[str]:
@@ -124,11 +124,11 @@ def sample_scene(seed: str, options: SceneOptions) -> Scene:
             x=x,
             y=y,
             size=size,
-            card=rng.choice(list(COLOURS)) if rng.random() < options.card_chance else None,
+            card=rng.choice(list(COLORS)) if rng.random() < options.card_chance else None,
         )
         for name, (x, y, size) in zip(names, boxes, strict=True)
     )
-    sign = None if text is None else Sign(text, rng.choice(list(COLOURS)), *sign_box)
+    sign = None if text is None else Sign(text, rng.choice(list(COLORS)), *sign_box)
     return Scene(seed, rng.choice(PLACES), theme, things, sign)
 
 

@@ -413,7 +413,7 @@ class EfficientNetLite0Encoder(VisionEncoder):
     def _standardise(self) -> None:
         """Channel means and deviations over ImageNet, from the last batch norm's own parameters.
 
-        Before its activation a batch-normalised channel is about normal(bias, weight); 999
+        Before its activation a batch-normalized channel is about normal(bias, weight); 999
         quantiles of that, clipped as the activation (ReLU6) does, give the moments after it.
         """
         norm = self.model.bn2

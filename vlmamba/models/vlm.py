@@ -67,7 +67,7 @@ class VLMambaPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Mamba's published initialization (state-spaces/mamba, `_init_weights` and the mixer)."""
         if isinstance(module, Layer):
-            module.initialise(self.config.n_layer)
+            module.initialize(self.config.n_layer)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=EMBEDDING_STD)
         elif isinstance(module, OutputLinear):

@@ -58,13 +58,13 @@ def draw(runs: Sequence[Path], to: Path) -> Path:
     axes = figure.subplots()
     for number, out in enumerate(runs):
         losses, held_out = read_losses(out / "train.jsonl")
-        colour, name = f"C{number}", f"{out.resolve().name}: " if len(runs) > 1 else ""
+        color, name = f"C{number}", f"{out.resolve().name}: " if len(runs) > 1 else ""
         if len(losses):
-            axes.plot(*losses.T, color=colour, alpha=0.3, linewidth=0.8)
+            axes.plot(*losses.T, color=color, alpha=0.3, linewidth=0.8)
             mean = running_mean(losses[:, 1])
-            axes.plot(losses[:, 0], mean, color=colour, label=f"{name}training, running mean")
+            axes.plot(losses[:, 0], mean, color=color, label=f"{name}training, running mean")
         if len(held_out):
-            axes.plot(*held_out.T, "o--", color=colour, mec="black", label=f"{name}held out")
+            axes.plot(*held_out.T, "o--", color=color, mec="black", label=f"{name}held out")
     axes.set(xlabel="step", ylabel="loss per label (nats)")
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vlmamba.demo.benchmarks.source import Source
-from vlmamba.demo.labelled import further_scenes, labelled_scene
+from vlmamba.demo.labeled import further_scenes, labeled_scene
 from vlmamba.demo.questions.base import Question
-from vlmamba.demo.questions.labelled import Presence, is_there, sign_color_of, sign_word_of
+from vlmamba.demo.questions.labeled import Presence, is_there, sign_color_of, sign_word_of
 from vlmamba.demo.text import filler
-from vlmamba.demo.vocabulary import COLOURS, WORDS
+from vlmamba.demo.vocabulary import COLORS, WORDS
 from vlmamba.demo.world import Scene
 
 THINGS = (1, 2, 4, 8, 16)
@@ -44,7 +44,7 @@ def retrieval(source: Source) -> list[dict]:
     for index in range(SCENES):
         for number in THINGS:
             seed = f"{source.split}/{source.task}/{source.seed}/{number}/{index}"
-            scene = labelled_scene(seed, number, source.styles)
+            scene = labeled_scene(seed, number, source.styles)
             rows += _rows(scene, f"{number:02d}-{index:03d}", source, presence)
     return [row | {"question_id": place} for place, row in enumerate(rows)]
 
@@ -79,7 +79,7 @@ def _chance(question: Question, scenes: tuple[Scene, ...]) -> dict[str, float]:
     if question.kind == "existence":
         return {"chance_in_view": 1 / 2, "chance_blind": 1 / 2}
     labels = [label for scene in scenes for label in scene.labels]
-    said = [label.text if question.kind == "word" else label.colour for label in labels]
-    answers = WORDS if question.kind == "word" else COLOURS
+    said = [label.text if question.kind == "word" else label.color for label in labels]
+    answers = WORDS if question.kind == "word" else COLORS
     share = said.count(question.answer) / len(said)
     return {"chance_in_view": share, "chance_blind": 1 / len(answers)}

@@ -61,7 +61,7 @@ def mmvet(source: Source) -> list[dict]:
 def _sign_request(scene: Scene) -> list[tuple[str, str, str]]:
     if scene.sign is None or "+" in scene.sign.text:
         return []
-    answer = f"{scene.sign.text}, {scene.sign.colour}"
+    answer = f"{scene.sign.text}, {scene.sign.color}"
     return [("What does the sign say, and what color is it?", answer, "ocr,rec")]
 
 

@@ -9,7 +9,7 @@ which keeps yes and no in balance class by class, so that the question alone giv
 from vlmamba.demo.questions.base import Existence, Pair, Question, absent, half, sign_word
 from vlmamba.demo.questions.captions import captions
 from vlmamba.demo.questions.choices import CHOICES, TEXT_ONLY
-from vlmamba.demo.questions.labelled import Presence
+from vlmamba.demo.questions.labeled import Presence
 from vlmamba.demo.questions.pairs import PAIRS
 from vlmamba.demo.questions.short import OPEN, READ_TEXTS
 

@@ -100,7 +100,7 @@ def colored(scene: Scene, rng: random.Random) -> tuple[str | None, str] | None:
     """(class of a single thing on a card, or None for the sign; the color)."""
     cards = [(t.name, t.card) for t in scene.things if t.card and scene.only(t.name)]
     if scene.sign and (not cards or rng.random() < 0.5):
-        return None, scene.sign.colour
+        return None, scene.sign.color
     return rng.choice(cards) if cards else None
 
 

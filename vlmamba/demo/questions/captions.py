@@ -12,7 +12,7 @@ def captions(scene: Scene, rng: random.Random, number: int) -> list[str]:
     """`number` different sentences that tell what the scene shows (at most 5)."""
     things = [counted(name, n) for name, n in scene.counts.items()]
     if scene.sign:
-        things.append(f"a {scene.sign.colour} sign")
+        things.append(f"a {scene.sign.color} sign")
     items = things[0] if len(things) == 1 else f"{', '.join(things[:-1])} and {things[-1]}"
     place = scene.place
     sentences = [

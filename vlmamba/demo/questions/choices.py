@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from vlmamba.demo.questions.base import Question, close_absent
 from vlmamba.demo.questions.short import how_many, read_sign, what_color, what_place, where
-from vlmamba.demo.vocabulary import CLASSES, COLOURS, GROUP_OF, GROUPS, PLACES, WORDS
+from vlmamba.demo.vocabulary import CLASSES, COLORS, GROUP_OF, GROUPS, PLACES, WORDS
 from vlmamba.demo.world import Scene
 
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
@@ -45,7 +45,7 @@ def _with_options(
 CHOICES: dict[str, Callable[[Scene, random.Random], Question | None]] = {
     "which object": which_object,
     "what place": _with_options(what_place, PLACES),
-    "what color": _with_options(what_color, COLOURS),
+    "what color": _with_options(what_color, COLORS),
     "where": _with_options(where, CORNERS),
     "how many": _with_options(how_many, "012345"),
     "read": _with_options(read_sign, WORDS),

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 
 from vlmamba.demo.questions.base import Pair, colored, countable, related_pair, sign_sum, sign_word
-from vlmamba.demo.vocabulary import COLOURS, GROUP_OF, NUMBERS, PLACES, WORDS, plural, with_article
+from vlmamba.demo.vocabulary import COLORS, GROUP_OF, NUMBERS, PLACES, WORDS, plural, with_article
 from vlmamba.demo.world import Scene
 
 
@@ -51,7 +51,7 @@ def color_pair(scene: Scene, rng: random.Random) -> Pair | None:
     if found is None:
         return None
     name, right = found
-    wrong = rng.choice([colour for colour in COLOURS if colour != right])
+    wrong = rng.choice([color for color in COLORS if color != right])
     if name is None:
         say = "Is there {} sign in this image?".format
         return Pair("color", say(with_article(right)), say(with_article(wrong)))

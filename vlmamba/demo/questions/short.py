@@ -41,10 +41,10 @@ def what_color(scene: Scene, rng: random.Random) -> Question | None:
     found = colored(scene, rng)
     if found is None:
         return None
-    name, colour = found
+    name, color = found
     if name is None:
-        return Question("what color", "What color is the sign?", colour)
-    return Question("what color", f"What color is the card behind the {name}?", colour, (), (name,))
+        return Question("what color", "What color is the sign?", color)
+    return Question("what color", f"What color is the card behind the {name}?", color, (), (name,))
 
 
 def where(scene: Scene, rng: random.Random) -> Question | None:

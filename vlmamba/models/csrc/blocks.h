@@ -1,4 +1,4 @@
-// How the kernels cut their work: lanes are channels, a register's worth of neighbouring channels
+// How the kernels cut their work: lanes are channels, a register's worth of neighboring channels
 // is a block, and a thread takes a range of blocks, row by row, each over all its steps.
 #pragma once
 

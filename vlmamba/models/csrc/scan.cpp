@@ -1,6 +1,6 @@
 // The selective scan over a sequence, forward and backward, and one step of it.
 //
-// Lanes are channels: one register holds the same state of neighbouring channels, so loads are
+// Lanes are channels: one register holds the same state of neighboring channels, so loads are
 // contiguous in (B, L, Di), B_t and C_t are broadcasts and no sum runs across lanes. kLanes
 // channels form a block; kChunk steps of a block, a tile. A thread walks its blocks chunk by
 // chunk, a panel of tiles at a time: it loads the panel, scans each tile in registers while the

@@ -424,7 +424,7 @@ class MambaLM(LanguageModel):
         with torch.device("cpu"):
             block = BLOCKS[kind](self.config)
         with torch.no_grad():
-            block.mixer.initialise(self.config.n_layer)
+            block.mixer.initialize(self.config.n_layer)
             block.mixer.silence()
         return block
 

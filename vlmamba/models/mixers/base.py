@@ -35,9 +35,9 @@ class Layer(nn.Module):
     out_proj: nn.Linear
     starts_silent = False
 
-    def initialise(self, n_layer: int) -> None:
+    def initialize(self, n_layer: int) -> None:
         """How a layer starts in a model of n_layer layers."""
-        self._initialise_projection(n_layer)
+        self._initialize_projection(n_layer)
 
     @torch.no_grad()
     def silence(self) -> None:
@@ -60,7 +60,7 @@ class Layer(nn.Module):
         """
         raise NotImplementedError
 
-    def _initialise_projection(self, n_layer: int) -> None:
+    def _initialize_projection(self, n_layer: int) -> None:
         """The residual stream's variance does not grow with depth."""
         if self.starts_silent:
             init.zeros_(self.out_proj.weight)

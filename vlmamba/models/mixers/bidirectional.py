@@ -29,9 +29,9 @@ class BidirectionalMamba2(Mamba2Mixer):
         self.A_log_b = nn.Parameter(torch.empty(self.n_heads))
         self.D_b = nn.Parameter(torch.empty(self.n_heads))
 
-    def initialise(self, n_layer: int) -> None:
+    def initialize(self, n_layer: int) -> None:
         """Both ways start with the same decays, steps and skips."""
-        super().initialise(n_layer)
+        super().initialize(n_layer)
         for name in ("dt_bias", "A_log", "D"):
             init.copy_(getattr(self, f"{name}_b"), getattr(self, name))
 

@@ -4,7 +4,7 @@
     y     = sum over the k best of  s_e / (sum of the k s) * MLP_e(u)
 
 Blocks of it between Mamba layers are BlackMamba's layout (2402.01771: pattern "mamba,experts");
-k = 2 with renormalised scores is Mixtral's and MoE-LLaVA's (2401.15947) rule.  No expert has a
+k = 2 with renormalized scores is Mixtral's and MoE-LLaVA's (2401.15947) rule.  No expert has a
 capacity: one that drops what comes too late would make an answer depend on its neighbors in the
 batch.  In training the layer keeps two terms for the loss, both means over real tokens:
 
@@ -40,7 +40,7 @@ class Experts(Layer):
         self.auxiliary: Tensor | None = None  # of the last training pass, not yet asked for
         self.chosen: Tensor | None = None  # (..., k) of the last pass: who went where
 
-    def initialise(self, n_layer: int) -> None:
+    def initialize(self, n_layer: int) -> None:
         """Each expert starts as any MLP does, by itself."""
 
     def silence(self) -> None:

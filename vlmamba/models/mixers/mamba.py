@@ -50,7 +50,7 @@ class MambaMixer(Mixer):
         d_inner = config.d_inner
         return StateShapes((config.d_conv - 1, d_inner), (d_inner, config.d_state))
 
-    def initialise(self, n_layer: int) -> None:
+    def initialize(self, n_layer: int) -> None:
         """state-spaces/mamba's `_init_weights` and its mixer: A_n = -n, D = 1, and step sizes."""
         states = torch.arange(1, self.d_state + 1, dtype=torch.float32, device=self.D.device)
         init.copy_(self.A_log, states.log().expand(self.d_inner, -1))
@@ -58,7 +58,7 @@ class MambaMixer(Mixer):
         bound = self.dt_rank**-0.5
         init.uniform_(self.dt_proj.weight, -bound, bound)
         init.copy_(self.dt_proj.bias, initial_step_bias(self.d_inner, self.D.device))
-        self._initialise_projection(n_layer)
+        self._initialize_projection(n_layer)
 
     def scan_flops(self) -> int:
         """Per channel and state nine: discretise, update, read out (Mamba's own count)."""

@@ -170,12 +170,12 @@ class Mamba2Mixer(Mixer):
         heads = config.d_inner // config.head_dim
         return StateShapes((config.d_conv - 1, width), (heads, config.head_dim, config.d_state))
 
-    def initialise(self, n_layer: int) -> None:
+    def initialize(self, n_layer: int) -> None:
         """state-spaces/mamba's Mamba2: A in -16..-1, D = 1, step sizes in 0.001..0.1."""
         init.copy_(self.A_log, torch.empty_like(self.A_log).uniform_(1, 16).log())
         init.ones_(self.D)
         init.copy_(self.dt_bias, initial_step_bias(self.n_heads, self.D.device))
-        self._initialise_projection(n_layer)
+        self._initialize_projection(n_layer)
 
     def scan_flops(self) -> int:
         """Scores of a group, their product with x, and the state's gain and read-out."""

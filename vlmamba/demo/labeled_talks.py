@@ -1,6 +1,6 @@
 """Conversations about things with signs, for training on what the benchmark `retrieval` asks.
 
-    talk = labelled_talk("train/0/labelled/7", presence, styles)
+    talk = labeled_talk("train/0/labeled/7", presence, styles)
     talk.scenes, talk.questions    # one picture or more; up to five questions
 
 Numbers of things, lengths of the text before the first question and numbers of further pictures
@@ -14,9 +14,9 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from vlmamba.demo.labelled import further_scenes, labelled_scene, words_of
+from vlmamba.demo.labeled import further_scenes, labeled_scene, words_of
 from vlmamba.demo.questions.base import Question
-from vlmamba.demo.questions.labelled import Presence, is_there, sign_color_of, sign_word_of
+from vlmamba.demo.questions.labeled import Presence, is_there, sign_color_of, sign_word_of
 from vlmamba.demo.text import filler
 from vlmamba.demo.vocabulary import TRAINING_STYLES
 from vlmamba.demo.world import Scene
@@ -36,12 +36,12 @@ class Talk:
     questions: tuple[Question, ...]
 
 
-def labelled_talk(
+def labeled_talk(
     seed: str, presence: Presence, styles: Sequence[str] = TRAINING_STYLES, variants: bool = False
 ) -> Talk:
     """The talk of this seed: up to five different questions."""
     rng = random.Random(f"{seed}/talk")
-    scene = labelled_scene(seed, rng.choice(THINGS), styles, variants=variants)
+    scene = labeled_scene(seed, rng.choice(THINGS), styles, variants=variants)
     scenes, context, chance = [scene], "", rng.random()
     if chance < TEXT_CHANCE:
         context = filler(rng, rng.randint(8, LONGEST_TEXT))
@@ -65,11 +65,11 @@ def _question(
     return ask(scene, rng.randrange(len(scene.things)))
 
 
-def labelled_lines(seed: str, number: int) -> Iterator[str]:
+def labeled_lines(seed: str, number: int) -> Iterator[str]:
     """Lines of one scene told in words and its questions, each with its answer right behind."""
     presence = Presence()
     for index in range(number):
-        talk = labelled_talk(f"{seed}/{index}", presence)
+        talk = labeled_talk(f"{seed}/{index}", presence)
         told = " ".join(map(words_of, talk.scenes))
         asked = " ".join(f"{one.text} {one.answer}." for one in talk.questions)
         yield f"{told}: {asked}"

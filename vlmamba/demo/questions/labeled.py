@@ -1,4 +1,4 @@
-"""Questions about things with signs of their own (`demo.labelled`), and what is there at all."""
+"""Questions about things with signs of their own (`demo.labeled`), and what is there at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def sign_color_of(scene: Scene, place: int) -> Question:
     """The color of the sign of the thing at `place` in the scene's order."""
     name = scene.things[place].name
     text = f"What color is the sign below the {name}?"
-    return Question("color", text, scene.labels[place].colour, names=(name,))
+    return Question("color", text, scene.labels[place].color, names=(name,))
 
 
 class Presence:

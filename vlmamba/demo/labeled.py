@@ -1,6 +1,6 @@
 """Scenes of 1 to 16 things, each above a sign of its own: what in-context retrieval is asked about.
 
-    labelled_scene(seed, 8, styles)              # eight things, eight different words
+    labeled_scene(seed, 8, styles)              # eight things, eight different words
     further_scenes(seed, scene, 3, styles)       # more pictures, nothing in them twice
 
 The picture is a grid of 4 x 4 cells.  A thing and its sign fill a cell whatever their number, so
@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Sequence
 
-from vlmamba.demo.vocabulary import CLASSES, COLOURS, PLACES, SHOWN_WITH, WORDS
+from vlmamba.demo.vocabulary import CLASSES, COLORS, PLACES, SHOWN_WITH, WORDS
 from vlmamba.demo.world import SIDE, Scene, Sign, Thing
 
 ACROSS = 4  # cells on a side
@@ -23,7 +23,7 @@ SIGN = (54, 18)  # pixels; a five-letter word then has capitals of 9 pixels, a s
 FURTHER = 3  # things in each further picture, at most: of 30 words, 16 + 4 x 3 are used
 
 
-def labelled_scene(
+def labeled_scene(
     seed: str,
     number: int,
     styles: Sequence[str],
@@ -47,7 +47,7 @@ def labelled_scene(
         x, top = CELL * (cell % ACROSS) + CELL // 2, CELL * (cell // ACROSS)
         variant = rng.randrange(60) if variants else 0
         things.append(Thing(name, rng.choice(styles), variant, x, top + 19, THING))
-        labels.append(Sign(word, rng.choice(list(COLOURS)), x, top + CELL - 10, *SIGN))
+        labels.append(Sign(word, rng.choice(list(COLORS)), x, top + CELL - 10, *SIGN))
     return Scene(seed, rng.choice(PLACES), "", tuple(things), labels=tuple(labels))
 
 
@@ -59,7 +59,7 @@ def further_scenes(
     for place in range(number):
         size = min(FURTHER, len(scene.things))
         scenes.append(
-            labelled_scene(f"{seed}/{place}", size, styles, variants=variants, beside=scenes)
+            labeled_scene(f"{seed}/{place}", size, styles, variants=variants, beside=scenes)
         )
     return scenes[1:]
 
@@ -85,5 +85,5 @@ def words_of(scene: Scene) -> str:
     """
     told = [[scene.place] * 3 for _ in range(MOST)]
     for thing, label in zip(scene.things, scene.labels, strict=True):
-        told[thing.y // CELL * ACROSS + thing.x // CELL] = [thing.name, label.colour, label.text]
+        told[thing.y // CELL * ACROSS + thing.x // CELL] = [thing.name, label.color, label.text]
     return " ".join(word for cell in told for word in cell)
