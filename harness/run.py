@@ -173,7 +173,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError(f"--tasks is missing; give some of {', '.join(tasks.NAMES)}, or all")
     only_lmms = bool(args.tasks) and not split_tasks(args.tasks)[0]
     args.protocol = choose_protocol(args.protocol or ("lmms" if only_lmms else "paper"))
-    args.data = args.data or ("hub" if only_lmms else "demo")
+    if args.data is None:
+        args.data = "hub" if only_lmms else "demo"
     args.backend = choose("backend", args.backend, BACKENDS)
     args.dtype = choose_dtype(args.dtype, DTYPES)
     args.quantize = args.quantize and choose("kind of quantized weights", args.quantize, QUANTIZED)

@@ -338,12 +338,11 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         targets = labels[:, 1:]
         supervised = targets != -100
         logits = self.language_model.head(hidden[:, :-1][supervised]).float()
-        loss = F.cross_entropy(logits, targets[supervised])
+        total, count = F.cross_entropy(logits, targets[supervised], reduction="sum"), len(logits)
         if (added := self.language_model.auxiliary_loss()) is not None:
-            loss = loss + added
-        if items is None:
-            return loss
-        return loss * len(logits) / (items.to(loss.device) if isinstance(items, Tensor) else items)
+            total = total + count * added
+        divisor = count if items is None else items
+        return total / (divisor.to(total.device) if isinstance(divisor, Tensor) else divisor)
 
     def init_state(self, batch: int) -> Cache:
         """The state before the first token, on the model's device and in its dtype."""

@@ -15,10 +15,9 @@ from collections.abc import AsyncIterator
 from importlib.resources import files
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
-from starlette.exceptions import HTTPException
 
 from vlmamba.serving.engine import Answer, Engine, Full, Ticket, describe
 from vlmamba.serving.requests import BadRequest, ChatRequest, first, read
@@ -57,7 +56,8 @@ def create_app(
             return refusal(404, f"no model {model!r} here; there is {name!r}")
         return JSONResponse((await models())["data"][0])
 
-    @app.exception_handler(HTTPException)
+    @app.exception_handler(404)
+    @app.exception_handler(405)
     async def elsewhere(request: Request, error: HTTPException) -> Response:
         where = f"{request.method} {request.url.path}"
         return refusal(error.status_code, f"no {where} here; there are {', '.join(ENDPOINTS)}")
