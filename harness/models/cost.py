@@ -71,15 +71,15 @@ def measure(
     try:
         seconds(2)
         peak = _peak(model)
-        first = [seconds(1)[0] for _ in range(repeats)]
-        whole = [seconds(new_tokens) for _ in range(repeats)]
+        # in turn, so that a machine that slows down slows down both
+        pairs = [(seconds(1), seconds(new_tokens)) for _ in range(repeats)]
     except NotImplementedError as error:
         raise UserError(f"the cost of {model.name} cannot be measured: {error}") from error
-    times = sorted(spent for spent, _ in whole)
+    times = sorted(spent for _, (spent, _) in pairs)
     return Cost(
         parameters=model.parameters,
-        first_token_s=statistics.median(first),
-        new_tokens=whole[0][1],
+        first_token_s=statistics.median(spent for (spent, _), _ in pairs),
+        new_tokens=pairs[0][1][1],
         total_s=statistics.median(times),
         total_s_spread=(times[0], times[-1]),
         repeats=repeats,
