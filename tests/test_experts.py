@@ -82,6 +82,19 @@ def test_an_answer_does_not_depend_on_its_batch():
         torch.testing.assert_close(stepped[row], after[0], atol=1e-5, rtol=0)
 
 
+@torch.inference_mode()
+def test_a_row_has_the_same_bits_whatever_its_batch():
+    """Few tokens and many reach an expert by the same kernels, as sequences and as steps."""
+    layer = built(**TINY).language_model.layers[1].mixer
+    u = torch.randn(40, 20, layer.router.weight.shape[1])
+    whole = layer(u)
+    for row in (0, 7, 39):
+        assert torch.equal(layer(u[row : row + 1])[0], whole[row])
+    steps = layer(u[:, 0])
+    for row in (0, 7, 39):
+        assert torch.equal(layer(u[row : row + 1, 0])[0], steps[row])
+
+
 def test_training_adds_them_to_the_loss_and_evaluation_does_not():
     model = built(**TINY)
     ids = torch.randint(2, 300, (2, 9))

@@ -13,6 +13,7 @@ from tiny import TINY_MIXERS, tiny_config
 
 from vlmamba.config import VLMambaConfig
 from vlmamba.generation import GroupedGenerator, Request, Sampler, greedy
+from vlmamba.models import linear
 from vlmamba.processing import split_text
 
 
@@ -47,6 +48,20 @@ def test_the_answers_are_those_of_generate(model, processor, requests):
         output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
         new = output[0, inputs["input_ids"].shape[1] :]
         assert processor.tokenizer.decode(new, skip_special_tokens=True).strip() == answer
+
+
+def test_a_token_of_generate_is_a_step_in_every_product(model, processor, monkeypatch):
+    """A sequence of one token would be filled up with rows of zeros, the head's product too."""
+    inputs = processor(text=processor.conversation_prompt("2 + 2", 0), return_tensors="pt")
+    sequences = []
+    whole = linear.product
+    monkeypatch.setattr(linear, "product", lambda *a: sequences.append(a[0].shape) or whole(*a))
+    with torch.inference_mode():
+        state = model(**inputs).cache_params
+        assert sequences
+        sequences.clear()
+        model(input_ids=torch.tensor([[5]]), cache_params=state)
+    assert sequences == []
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 32])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -109,7 +110,7 @@ def test_the_choice_is_measured_once_and_kept_by_machine(tmp_path, monkeypatch):
 
     def measure(dtype):
         measured.append(dtype)
-        return products.Choice("pytorch", 3, {"pytorch": 1.0})
+        return products.Choice("pytorch", 3, {"pytorch": 1.0}), False
 
     monkeypatch.setattr(products, "measure", measure)
     for _ in range(2):  # two processes
@@ -124,6 +125,19 @@ def test_the_choice_is_measured_once_and_kept_by_machine(tmp_path, monkeypatch):
     assert len(measured) == 3 and len(list(file.parent.iterdir())) == 2
 
 
+@pytest.mark.parametrize("busy", [False, True])
+def test_what_a_busy_machine_measured_is_not_kept(busy, tmp_path, monkeypatch):
+    """A choice that others' work made would slow this machine down for good."""
+    monkeypatch.setenv("VLMAMBA_CACHE", str(tmp_path))
+    spent = itertools.cycle(
+        [1.0, 1.0, 2.0, 2.0, 2.0, 2.0] if busy else [1.0, 1.1]
+    )  # each library's own
+    clock = itertools.chain.from_iterable((0.0, next(spent)) for _ in itertools.count())
+    monkeypatch.setattr(products.time, "perf_counter", lambda: next(clock))
+    assert products._chosen.__wrapped__(torch.float32, 1).library in LIBRARIES
+    assert (tmp_path / "products").exists() != busy
+
+
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     (tmp_path / "products").write_text("in the way")
     monkeypatch.setenv("VLMAMBA_CACHE", str(tmp_path))
@@ -132,7 +146,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
 
 def test_measuring_draws_nothing_and_names_what_it_tried():
     before = torch.random.get_rng_state()
-    choice = products.measure(torch.float32)
+    choice, _ = products.measure(torch.float32)
     assert torch.equal(before, torch.random.get_rng_state())
     assert choice.library == max(choice.gflop_per_s, key=lambda name: choice.gflop_per_s[name])
     assert 1 <= choice.steady_rows <= products.MOST_ROWS

@@ -5,7 +5,8 @@
 
 PyTorch gives float32 products to MKL, which takes half of an AMD processor's rate; oneDNN, which
 comes with PyTorch too, takes it on either kind.  Which of them is faster is measured at first use
-(a tenth of a second) and kept in `$VLMAMBA_CACHE/products`, by processor, PyTorch and threads.
+(a fifth of a second) and kept in `$VLMAMBA_CACHE/products`, by processor, PyTorch and threads;
+on a busy machine it is measured again in the next process.
 
 Both sum in another order where there are few rows, and from some number of rows on in the same one.
 That number is measured too, and shorter inputs are filled up with zeros: what a row becomes never
@@ -19,6 +20,7 @@ import hashlib
 import json
 import os
 import platform
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,7 +36,8 @@ from vlmamba_core.processor import processor_name
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 DTYPES = (torch.float32, torch.bfloat16)
-ROUNDS = 5
+ROUNDS = 20
+NOISY = 1.5  # median over fastest: other work on the processors decides, nothing is kept
 SHAPE = (256, 1024, 1024)  # rows, width, outputs: what is timed
 STEADY_SHAPES = ((256, 4096), (512, 48))  # width and outputs whose bits are compared
 MOST_ROWS = 32  # a library whose bits still change there is taken as it is
@@ -90,6 +93,7 @@ def chosen(dtype: torch.dtype) -> Choice:
 @functools.cache
 def _chosen(dtype: torch.dtype, threads: int) -> Choice:
     known = {
+        "rounds": ROUNDS,
         "processor": processor_name(),
         "machine": platform.machine(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -99,7 +103,10 @@ def _chosen(dtype: torch.dtype, threads: int) -> Choice:
     }
     digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
     file = cache_dir() / "products" / f"{known['dtype']}-{threads}-{digest}.json"
-    return _read(file) or _keep(file, known, measure(dtype))
+    if (kept := _read(file)) is not None:
+        return kept
+    choice, noisy = measure(dtype)
+    return choice if noisy else _keep(file, known, choice)
 
 
 def _read(file: Path) -> Choice | None:
@@ -124,22 +131,28 @@ def _keep(file: Path, known: dict[str, object], choice: Choice) -> Choice:
 
 
 @torch.inference_mode()
-def measure(dtype: torch.dtype) -> Choice:
-    """Time every library and find from which number of rows on its bits stay."""
+def measure(dtype: torch.dtype) -> tuple[Choice, bool]:
+    """Time every library, in turn, and find from which number of rows on its bits stay.
+
+    Also whether the machine was too busy for the times to be trusted.
+    """
     rows, width, outputs = SHAPE
     x, weight = _random(rows, width, dtype), _random(outputs, width, dtype)
-    tried = [name for name in LIBRARIES if name == "pytorch" or _has_onednn(dtype)]
-    seconds = dict.fromkeys(tried, float("inf"))
-    for repeat in range(ROUNDS + 1):
-        for name in tried:
+    runs: dict[str, list[float]] = {
+        name: [] for name in LIBRARIES if name == "pytorch" or _has_onednn(dtype)
+    }
+    for _ in range(ROUNDS + 1):
+        for name, spent in runs.items():
             began = time.perf_counter()
             LIBRARIES[name](x, weight, None)
-            if repeat:  # the first call prepares itself
-                seconds[name] = min(seconds[name], time.perf_counter() - began)
-    fastest = min(tried, key=lambda name: seconds[name])
+            spent.append(time.perf_counter() - began)
+    timed = {name: spent[1:] for name, spent in runs.items()}  # the first call prepares itself
+    seconds = {name: min(spent) for name, spent in timed.items()}
+    noisy = any(statistics.median(spent) > NOISY * seconds[name] for name, spent in timed.items())
+    fastest = min(seconds, key=seconds.__getitem__)
     flops = 2 * rows * width * outputs
     rates = {name: round(flops / s / 1e9, 1) for name, s in seconds.items()}
-    return Choice(fastest, steady_rows(LIBRARIES[fastest], dtype), rates)
+    return Choice(fastest, steady_rows(LIBRARIES[fastest], dtype), rates), noisy
 
 
 def _has_onednn(dtype: torch.dtype) -> bool:

@@ -288,7 +288,7 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         loss = None if labels is None else self._loss(hidden, labels, num_items_in_batch)
         logits = None
         if labels is None or not self.training or output_logits:
-            logits = self.language_model.head(_keep(hidden, attention_mask, logits_to_keep)).float()
+            logits = self._logits(_keep(hidden, attention_mask, logits_to_keep))
         if cache_params is not None:
             cache_params.write(state)
             state = cache_params
@@ -329,6 +329,12 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         if collected is not None:
             return self.language_model(embeds, state, None, collected)
         return self.language_model.step(embeds[:, 0], state)[:, None], state
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, V) float32; a token of each row as a step computes it, (B, D)."""
+        if hidden.shape[1] == 1:
+            return self.language_model.head(hidden[:, 0]).float().unsqueeze(1)
+        return self.language_model.head(hidden).float()
 
     def _loss(self, hidden: Tensor, labels: Tensor, items: Tensor | int | None) -> Tensor:
         """Mean cross-entropy over supervised tokens; logits are made at their positions only.

@@ -100,7 +100,7 @@ class CausalAttention(Layer):
         """
         columns = torch.arange(u.shape[1], device=u.device)
         positions = columns.unsqueeze(0) if lengths is None else lengths.unsqueeze(1) + columns
-        q, keys, values = self._project(u, positions)
+        q, keys, values = self._turned(self.in_proj(u), positions)
         mask = None
         if past is not None:
             places = positions.expand(len(u), -1)[..., None, None].expand_as(keys)
@@ -109,16 +109,16 @@ class CausalAttention(Layer):
                 for old, new in zip(past, (keys, values), strict=True)
             )
             mask = _visible(positions, keys.shape[1])
-        return self._attend(q, keys, values, mask), keys, values
+        return self.out_proj(_attended(q, keys, values, mask)), keys, values
 
     def step(self, u: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
         """One token: (B, D) -> (B, D); keys and values (B, T, H, P) get its own, in place."""
         positions = lengths.unsqueeze(1)
-        q, k, v = self._project(u.unsqueeze(1), positions)
+        q, k, v = self._turned(self.in_proj(u).unsqueeze(1), positions)
         rows = torch.arange(len(u), device=u.device)
         keys[rows, lengths], values[rows, lengths] = k[:, 0].to(keys), v[:, 0].to(values)
         mask = _visible(positions, keys.shape[1])
-        return self._attend(q, keys.to(q), values.to(q), mask).squeeze(1)
+        return self.out_proj(_attended(q, keys.to(q), values.to(q), mask).squeeze(1))
 
     def inner_flops(self, tokens: int) -> float:
         """Scores and their product with v of one sequence; a token sees half of it on average."""
@@ -129,15 +129,17 @@ class CausalAttention(Layer):
         width = self.n_heads * self.head_dim
         return (6 * width) * element + 4 * self.n_heads, 2 * width * element
 
-    def _project(self, u: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v (B, L, H, P), q and k turned."""
-        q, k, v = self.in_proj(u).unflatten(-1, (3, self.n_heads, self.head_dim)).unbind(-3)
+    def _turned(self, projected: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, L, 3 D) -> q, k, v (B, L, H, P), q and k turned."""
+        q, k, v = projected.unflatten(-1, (3, self.n_heads, self.head_dim)).unbind(-3)
         return rotated(q, positions), rotated(k, positions), v
 
-    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        q, keys, values = (t.transpose(1, 2) for t in (q, keys, values))
-        y = F.scaled_dot_product_attention(q, keys, values, mask, is_causal=mask is None)
-        return self.out_proj(y.transpose(1, 2).flatten(-2))
+
+def _attended(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """q (B, L, H, P), keys and values (B, T, H, P) -> (B, L, D), the heads side by side."""
+    q, keys, values = (t.transpose(1, 2) for t in (q, keys, values))
+    y = F.scaled_dot_product_attention(q, keys, values, mask, is_causal=mask is None)
+    return y.transpose(1, 2).flatten(-2)
 
 
 def _visible(positions: Tensor, columns: int) -> Tensor:

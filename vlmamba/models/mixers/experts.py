@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmamba.config import MambaConfig
+from vlmamba.models.linear import rows_product
 from vlmamba.models.mixers.base import Layer
 from vlmamba.models.mixers.mlp import GatedMLP
 
@@ -51,7 +52,7 @@ class Experts(Layer):
     def forward(self, u: Tensor, lengths: Tensor | None = None) -> Tensor:
         """lengths (B,): real tokens of each right-padded row; others count for no loss."""
         with torch.autocast(u.device.type, enabled=False):
-            logits = F.linear(u.float(), self.router.weight.float())
+            logits = rows_product(u.float(), self.router.weight.float())
         scores = logits.softmax(dim=-1)
         best, chosen = scores.topk(self.each, dim=-1)
         share = best / best.sum(dim=-1, keepdim=True)
@@ -65,8 +66,9 @@ class Experts(Layer):
             row, place = (chosen == number).nonzero(as_tuple=True)
             if not len(row) and not torch.is_grad_enabled():
                 continue  # while learning it runs on no row: every parameter gets a gradient
-            made = expert(rows[row]).float() * share[row, place].unsqueeze(-1)
-            y = y.index_add(0, row, made)
+            # rows of sequences stay a sequence: their number must not choose a product's kernel
+            made = expert(rows[row][None])[0] if u.ndim > 2 else expert(rows[row])
+            y = y.index_add(0, row, made.float() * share[row, place].unsqueeze(-1))
         return y.view(u.shape).to(u.dtype)
 
     def _auxiliary(
