@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import tasks
-from harness.ablation import report
 from harness.ablation.cells import Budget, Cell, job
 from harness.ablation.jobs import execute, run_jobs
+from harness.ablation.record import record_of
 from harness.ablation.variants import AXES, FINAL, SCALES, Variant, variants
 from harness.data.sources import Source, choose_tasks
 from harness.models import BUNDLED_MODELS
-from harness.reporting import render, study
+from harness.reporting import ablation_tables, render
 from harness.runs import schema
 from vlmamba_core import launcher
 from vlmamba_core.cli import Parser, cli
@@ -101,9 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             _make_data(args.data)
         for _ in run_jobs([job(c, budget, args.out / "cells") for c in cells], args.jobs, where):
             pass  # the record speaks of all of them
-        record = report.record(args.axis, cells, budget, args.out / "cells")
+        record = record_of(args.axis, cells, budget, args.out / "cells")
         (args.out / args.axis).mkdir(exist_ok=True)
-        shown = study.tables_of(record)
+        shown = ablation_tables.tables_of(record)
         folder.write(f"{args.axis}/record.json", schema.record_text(record))
         text = "\n".join(table.files()["md"] for table in shown)
         folder.write(f"{args.axis}/table.md", text)

@@ -13,10 +13,11 @@ from test_harness_compare import write_run
 
 from harness import ablate, tables
 from harness import report as report_command
-from harness.ablation import cells, jobs, report
+from harness.ablation import cells, jobs
 from harness.ablation.cells import Budget, Cell
+from harness.ablation.record import record_of
 from harness.ablation.variants import AXES, DEMO, FINAL, SCALES, Variant, variants
-from harness.reporting import study
+from harness.reporting import ablation_tables
 from harness.scoring import paired
 from vlmamba.config import VLMambaConfig
 from vlmamba_core.errors import UserError
@@ -154,8 +155,8 @@ def test_tables_follow_from_the_cells_scores(tmp_path):
         values = scores[cell.variant.name, cell.seed]
         record["tasks"]["pope"]["metrics"] = {"f1": {"value": sum(values) / 4}}
         (folder / "record.json").write_text(json.dumps(record))
-    found = json.loads(json.dumps(report.record("connector", studied, BUDGET, tmp_path)))
-    table, tests = study.tables_of(found)
+    found = json.loads(json.dumps(record_of("connector", studied, BUDGET, tmp_path)))
+    table, tests = ablation_tables.tables_of(found)
     assert table.headers == ["connector", "POPE"]
     assert table.rows[0] == ["mlp", "37.5 (25.0 to 50.0)"]
     assert "2 seeds are too few for an interval" in table.note
@@ -176,7 +177,7 @@ def test_five_seeds_give_an_interval_inside_the_range():
     ]
     found = {"axis": "connector", "final": "mlp", "arguments": {"seeds": [*range(5)]}}
     found |= {"label": None, "cells": cells_, "tests": []}
-    table, _ = study.tables_of(found)
+    table, _ = ablation_tables.tables_of(found)
     assert table.headers == ["connector", "POPE", "coco_cap"]
     for cell in table.rows[0][1:]:
         mean, low, high = (float(x) for x in re.findall(r"-?[0-9.]+", cell))

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.reporting import costs, paper, render
+from harness.reporting.ablation_tables import tables_of
 from harness.reporting.render import Table
-from harness.reporting.study import tables_of
 from harness.runs.store import EvaluationRun, Found
 from harness.speed.sweep.summary import Profile
 from harness.speed.sweep.tables import tables as profile_tables

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import tasks
 from harness.reporting import paper
+from harness.reporting.ablation_tables import largest
 from harness.reporting.plots import (
     COLORS,
     FORMATS,
@@ -26,7 +27,6 @@ from harness.reporting.plots import (
     style,
 )
 from harness.reporting.scores import Scores, look
-from harness.reporting.study import largest
 from harness.runs.store import EvaluationRun
 from harness.scoring.intervals import MIN_SEEDS, Interval, seeds_interval
 

@@ -1,10 +1,10 @@
-"""A study's cells together as one record: every cell's scores, and each variant's paired test.
+"""An ablation's cells together as one record: every cell's scores, and each variant's paired test.
 
 The paired difference is of a question's score, averaged over the seeds, from the final model's on
 the same question; interval and p-value treat an image's questions as one
 (harness/scoring/paired.py).  They speak of other questions, not of other seeds: `seeds_alike`
 counts the seeds in which the difference has the same sign.  The tables are made by
-`harness.reporting.study`.
+`harness.reporting.ablation_tables`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from harness.runs.store import EvaluationRun
 from harness.scoring.paired import Paired, paired
 
 
-def record(axis: str, cells: Sequence[Cell], budget: Budget, root: Path) -> dict[str, Any]:
+def record_of(axis: str, cells: Sequence[Cell], budget: Budget, root: Path) -> dict[str, Any]:
     """The study as record.json: every cell's scores, and the tests."""
     runs = {(cell.variant, cell.seed): cell.evaluation(root) for cell in cells}
     chosen = list(dict.fromkeys(cell.variant for cell in cells))
