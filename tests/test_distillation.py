@@ -13,8 +13,7 @@ from vlmamba.data.collate import collate
 from vlmamba.data.examples import Example
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor
-from vlmamba.training.objectives import build_objective
-from vlmamba.training.recipe import Hyperparameters
+from vlmamba.training.recipe import Hyperparameters, build_objective, hyperparameters
 from vlmamba_core.errors import UserError
 from vlmamba_core.tokens import IGNORE
 
@@ -34,14 +33,9 @@ def teacher(model, processor, tmp_path):
 
 
 def hyper(folder: str | None, objective: str = "distill", **changes: float) -> Hyperparameters:
-    return Hyperparameters(
-        lr=1e-3,
-        batch_size=2,
-        micro_batch=2,
-        dtype="fp32",
-        objective=objective,
-        teacher=folder,
-        **changes,
+    sizes = {"lr": 1e-3, "batch_size": 2, "micro_batch": 2, "dtype": "fp32"}
+    return Hyperparameters.from_flat(
+        {**sizes, "objective": objective, "teacher": folder, **changes}
     )
 
 
@@ -145,7 +139,10 @@ def test_teachers_that_do_not_fit_are_refused(model, processor, tokenizer, teach
         objective.prepare(model, other, CPU)
     with pytest.raises(UserError, match="belong together"):
         hyper(None)
-    with pytest.raises(UserError, match="belong together"):
-        hyper("nano", objective="cross_entropy")
+    table = {"lr": 1e-3, "batch_size": 2, "micro_batch": 2}
+    with pytest.raises(UserError, match="--teacher belongs to --objective distill; the objective"):
+        hyperparameters({"finetune": table}, "finetune", {"teacher": "nano"})
+    with pytest.raises(UserError, match=r"teacher in \[finetune\] belongs to --objective distill"):
+        hyperparameters({"finetune": table | {"teacher": "nano"}}, "finetune", {})
     with pytest.raises(UserError, match="distill_temperature is 0"):
         hyper("nano", distill_temperature=0.0)

@@ -28,8 +28,7 @@ from vlmamba.models.language.wrapped import shrunk
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.training import loop
 from vlmamba.training.estimate import estimate
-from vlmamba.training.objectives import build_objective
-from vlmamba.training.recipe import Hyperparameters
+from vlmamba.training.recipe import Hyperparameters, build_objective
 from vlmamba.training.stages import get_stage
 from vlmamba_core.tokens import IGNORE
 
@@ -166,7 +165,7 @@ def measure(stage: str, model: dict, hyper: dict) -> int:
         prepared, optimizer = loop.prepare(part, accelerator)
         batches = [full(config, chosen)] * (chosen.batch_size // chosen.micro_batch)
         for _ in range(number):  # the second has moments
-            loop.update(prepared, optimizer, batches, part.objective, accelerator)
+            loop.update(prepared, optimizer, batches, part.objective, chosen.clip_norm, accelerator)
 
     small = VLMambaConfig(**(model | smaller(model)))
     few = {"batch_size": 1, "micro_batch": 1, "max_length": small.num_image_tokens + 8}

@@ -18,8 +18,7 @@ from vlmamba.data.collate import Batch
 from vlmamba.models.language.mamba import MambaLM
 from vlmamba.models.mixers.experts import Experts
 from vlmamba.training.init_model import adopt
-from vlmamba.training.objectives import build_objective
-from vlmamba.training.recipe import Hyperparameters
+from vlmamba.training.recipe import Hyperparameters, build_objective
 from vlmamba_core.errors import UserError
 
 TINY = {"mixer": "mamba,experts", "n_layer": 4, "d_intermediate": 24, "n_experts": 4}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -26,7 +27,8 @@ from vlmamba.image_layouts import ImageLayout
 from vlmamba.models.connector import Connector
 from vlmamba.models.language import Cache, LanguageModel
 from vlmamba.models.vision import VisionEncoder
-from vlmamba.training.objectives import Objective
+from vlmamba.training.flags import flag
+from vlmamba.training.objectives import Objective, Options
 from vlmamba_core.errors import UserError
 
 WIDTH = 16
@@ -188,16 +190,24 @@ class Doubled(Objective):
         return 2 * super().summed(model, inputs, batch)
 
 
+@dataclass(frozen=True)
+class ZLossOptions(Options):
+    """z_weight: of the square of log Z."""
+
+    z_weight: float = flag(1e-4, at_least=0, help="weight of the square of log Z")
+
+
 class ZLoss(Objective):
     """Cross-entropy, and how far each softmax's normalizer is from 1 (PaLM, section 5)."""
 
+    options_class = ZLossOptions
     outputs = ("logits", "hidden_states")
 
     def summed(self, model, inputs, batch):
         output = self.forward(model, inputs)
         assert output.hidden_states[-1].shape[:2] == inputs["input_ids"].shape
         z = output.logits[:, :-1][inputs["labels"][:, 1:] != -100].logsumexp(-1)
-        return output.loss * batch.n_labels + 1e-4 * z.square().sum()
+        return output.loss * batch.n_labels + self.options.z_weight * z.square().sum()
 
 
 @pytest.fixture
@@ -276,6 +286,66 @@ def test_new_parts_train_answer_and_are_evaluated_together(tmp_path, capsys):
     command = ["--tasks", "pope", "--limit", "4", "--out", str(tmp_path / "run")]
     assert run.main([*command, "--model", str(tmp_path / "done" / "final")]) == 0
     assert "pope" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("registered")
+def test_an_objective_brings_its_own_settings(tmp_path, capsys):
+    """Its flag, its recipe key, its check, and what is saved: all from the one entry."""
+    world = training_world(tmp_path)
+    table = "[pretrain]\nlr = 1e-3\nbatch_size = 2\nmicro_batch = 2\nsteps = 1\ndtype = 'fp32'\n"
+    files = {"zero": "0.0", "many": "0.5"}
+    for name, weight in files.items():
+        text = f"{table}objective = 'z_loss'\nz_weight = {weight}\n"
+        (tmp_path / f"{name}.toml").write_text(text)
+    start = ["--preset", "nano+mlp", "--tiny", "--cpu", "--stage", "pretrain", "--images"]
+    start += [str(world), "--data", str(world / "finetune.json")]
+
+    def train_with(out: str, recipe: str, *more: str) -> int:
+        folder = ["--recipe", str(tmp_path / f"{recipe}.toml"), "--out", str(tmp_path / out)]
+        return train.main([*start, *folder, *more])
+
+    def weight_of(out: str) -> float | None:
+        saved = json.loads((tmp_path / out / "config.json").read_text())
+        return saved["hyperparameters"].get("z_weight")
+
+    assert [train_with(name, name) for name in files] == [0, 0]
+    assert train_with("flag", "zero", "--z-weight", "0.5") == 0
+    assert train_with("plain", "many", "--objective", "cross_entropy") == 0
+    weights = {name: weight_of(name) for name in ("zero", "many", "flag", "plain")}
+    assert weights == {"zero": 0.0, "many": 0.5, "flag": 0.5, "plain": None}
+    (zero,), (many,), (by_flag,), (plain,) = (losses(tmp_path / name) for name in weights)
+    assert zero == plain < many == by_flag
+    assert train_with("plain", "zero", "--objective", "doubled", "--z-weight", "1") == 2
+    assert "--z-weight belongs to --objective z_loss" in capsys.readouterr().err
+    assert train_with("zero", "zero", "--z-weight", "0.5", "--resume", "auto") == 2
+    assert "z_weight was 0.0 and is now 0.5" in capsys.readouterr().err
+    assert train_with("none", "zero", "--z-weight", "-1") == 2
+    assert "z_weight is -1.0; expected 0 or more" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_setting_that_means_two_things_is_refused(capsys):
+    @dataclass(frozen=True)
+    class OtherOptions(Options):
+        z_weight: float = flag(1.0)
+
+    @dataclass(frozen=True)
+    class TakenOptions(Options):
+        stage: str = flag("text")
+
+    class Other(Objective):
+        options_class: type[Options] = OtherOptions
+
+    registry.objectives.add("other")(Other)
+    try:
+        command = ["--preset", "nano", "--stage", "pretrain", "--estimate"]
+        assert train.main(command) == 2
+        assert "both declare z_weight" in capsys.readouterr().err
+        Other.options_class = TakenOptions
+        assert train.main(command) == 2
+        assert "objective other declares a flag that is taken" in capsys.readouterr().err
+    finally:
+        del registry.objectives["other"]
 
 
 @pytest.mark.usefixtures("registered")

@@ -11,8 +11,7 @@ from tiny import tiny_config
 from vlmamba.data.collate import Batch, collate
 from vlmamba.data.examples import Example
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
-from vlmamba.training.objectives import build_objective
-from vlmamba.training.recipe import Hyperparameters
+from vlmamba.training.recipe import Hyperparameters, build_objective
 from vlmamba_core.errors import UserError
 from vlmamba_core.tokens import IGNORE
 
@@ -21,7 +20,7 @@ CPU = torch.device("cpu")
 
 def hyper(objective: str, **changes: float) -> Hyperparameters:
     sizes = {"lr": 1e-3, "batch_size": 3, "micro_batch": 3, "dtype": "fp32"}
-    return Hyperparameters(**sizes, objective=objective, **changes)
+    return Hyperparameters.from_flat({**sizes, "objective": objective, **changes})
 
 
 def captions(config, lengths=(2, 9, 5)) -> Batch:

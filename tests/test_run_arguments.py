@@ -10,6 +10,9 @@ import pytest
 from vlmamba.training import flags, resume
 from vlmamba.training.arguments import RunArguments
 from vlmamba.training.flags import OnResume, flag
+from vlmamba.training.objectives import Options
+from vlmamba.training.objectives.contrastive import ContrastiveOptions
+from vlmamba.training.objectives.distillation import DistillationOptions
 from vlmamba.training.plan import Plan, resolve
 from vlmamba.training.recipe import Hyperparameters
 from vlmamba_core.cli import Parser
@@ -70,6 +73,35 @@ def test_a_run_saved_before_a_flag_existed_had_its_default():
     ):
         with pytest.raises(UserError, match=message):
             resume.check_same_run(saved, other, ["1"], Path("o"))
+
+
+def test_a_run_saved_with_the_settings_of_all_objectives_goes_on():
+    """Older versions saved them, whichever objective it was."""
+    flat = {"teacher": None, "distill_logits": 1.0, "distill_features": 1.0}
+    flat |= {"distill_temperature": 1.0, "contrastive_weight": 1.0, "contrastive_temperature": 0.07}
+    plain, taught = plan(), plan("--objective", "distill", "--teacher", "nano")
+    for here, theirs in ((plain, flat), (taught, flat | {"teacher": "nano"})):
+        saved = resume.run_settings(here, ["1"])
+        saved["hyperparameters"] = theirs | saved["hyperparameters"]
+        resume.check_same_run(saved, here, ["1"], Path("o"))
+        assert Hyperparameters.from_flat(saved["hyperparameters"]) == here.hyper
+    assert "teacher" not in resume.run_settings(plain, ["1"])["hyperparameters"]
+    saved["hyperparameters"]["teacher"] = "other"
+    with pytest.raises(UserError, match="teacher was 'other' and is now 'nano'"):
+        resume.check_same_run(saved, taught, ["1"], Path("o"))
+
+
+def test_a_recipe_may_hold_the_settings_of_several_objectives(tmp_path):
+    table = "[finetune]\nlr = 1e-3\nbatch_size = 2\nmicro_batch = 2\ncontrastive_weight = 0.5\n"
+    path = tmp_path / "mine.toml"
+    path.write_text(table + 'distill_logits = 0.25\nobjective = "distill"\nteacher = "nano"\n')
+    chosen = {
+        name: plan("--recipe", str(path), *(["--objective", name] if name != "distill" else []))
+        for name in ("distill", "contrastive", "cross_entropy")
+    }
+    assert chosen["distill"].hyper.objective_options == DistillationOptions("nano", 0.25)
+    assert chosen["contrastive"].hyper.objective_options == ContrastiveOptions(0.5)
+    assert chosen["cross_entropy"].hyper.objective_options == Options()
 
 
 def test_length_may_change_only_when_asked():

@@ -1,6 +1,7 @@
 """What the command line of `vlmamba.train` says, typed; a flag is one field here.
 
-Hyperparameters are fields of `recipe.Hyperparameters`, which become flags in the same way.
+Hyperparameters are fields of `recipe.Hyperparameters`, an objective's settings of its own options
+(`objectives/`); both become flags in the same way.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Literal, Self
 from vlmamba import image_layouts
 from vlmamba.training.evaluation import split_command
 from vlmamba.training.flags import OnResume, add_flags, flag, given
+from vlmamba.training.objectives import declared, objectives_with
 from vlmamba.training.recipe import Hyperparameters
 from vlmamba_core.cli import Parser
 from vlmamba_core.errors import UserError
@@ -118,6 +120,7 @@ class RunArguments:
         add_flags(p, cls)
         hyper = p.add_argument_group("hyperparameters (default: the recipe's)")
         add_flags(hyper, Hyperparameters, overriding=True)
+        _add_objectives(p)
         return p
 
     @classmethod
@@ -126,7 +129,8 @@ class RunArguments:
     ) -> tuple[Self, dict[str, Any]]:
         """The arguments, and each hyperparameter's flag (None: left to the recipe)."""
         parsed = cls.parser(description).parse_args(argv)
-        return cls(**given(cls, parsed)), given(Hyperparameters, parsed)
+        options = {name: getattr(parsed, name) for name in declared()}
+        return cls(**given(cls, parsed)), given(Hyperparameters, parsed) | options
 
     @property
     def folder(self) -> Path:
@@ -164,3 +168,16 @@ class RunArguments:
             raise UserError("--eval-every needs --eval-data FILE or --eval-command COMMAND")
         if self.eval_command is not None:
             split_command(self.eval_command)
+
+
+def _add_objectives(parser: argparse.ArgumentParser) -> None:
+    """The flags that registered objectives declare. Raises UserError for one that is taken."""
+    settings = declared()
+    for owner in dict.fromkeys(settings.values()):
+        own = [name for name, first in settings.items() if first is owner]
+        of = ", ".join(objectives_with(own[0]))
+        try:
+            group = parser.add_argument_group(f"objective {of} (default: the recipe's)")
+            add_flags(group, owner, overriding=True, only=own)
+        except argparse.ArgumentError as error:
+            raise UserError(f"objective {of} declares a flag that is taken: {error}") from error

@@ -77,7 +77,7 @@ def mean_loss(
     Raises UserError where no example has a label.
     """
     total = torch.zeros(3, dtype=torch.float64)  # loss, labels, samples left out
-    cross_entropy = Objective(hyper)
+    cross_entropy = Objective()
     with torch.no_grad(), without_dropout(model):
         for batch in _batches(examples, pad_token_id, hyper, accelerator):
             loss = cross_entropy(model, batch, accelerator.device)

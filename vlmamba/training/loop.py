@@ -32,11 +32,11 @@ from vlmamba.data.sampler import MicroBatchOrder
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.training import lora, sharded, trainer_state
 from vlmamba.training.evaluation import Evaluation, benchmark, mean_loss, without_dropout
-from vlmamba.training.objectives import Objective, build_objective
+from vlmamba.training.objectives import Objective
 from vlmamba.training.optimizer import build_optimizer
 from vlmamba.training.picture_use import picture_gains
 from vlmamba.training.plot import draw
-from vlmamba.training.recipe import Hyperparameters
+from vlmamba.training.recipe import Hyperparameters, build_objective
 from vlmamba.training.schedule import SCHEDULES
 from vlmamba.training.stages import Stage, freeze
 from vlmamba_core.errors import UserError
@@ -115,7 +115,9 @@ def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -
     began = time.perf_counter()
     for batches in steps(run, progress.step, total, accelerator):
         lr = set_learning_rate(optimizer, hyper, progress.step, total)
-        loss, norm, counts = update(model, optimizer, batches, run.objective, accelerator)
+        loss, norm, counts = update(
+            model, optimizer, batches, run.objective, hyper.clip_norm, accelerator
+        )
         _account(run, progress, batches, counts)
         seconds = time.perf_counter() - began
         progress.seconds += seconds
@@ -206,7 +208,9 @@ def try_one_update(run: Run, accelerator: Accelerator) -> str:
     set_learning_rate(optimizer, hyper, 0, total)
     progress = Progress()
     for batch in micro_batches(run, 0, total, accelerator)[0]:
-        loss, norm, counts = update(model, optimizer, [batch], run.objective, accelerator)
+        loss, norm, counts = update(
+            model, optimizer, [batch], run.objective, hyper.clip_norm, accelerator
+        )
         _account(run, progress, [batch], counts)
         if loss is not None:
             break
@@ -254,6 +258,7 @@ def update(
     optimizer: torch.optim.Optimizer,
     batches: list[Batch],
     objective: Objective,
+    clip_norm: float,
     accelerator: Accelerator,
 ) -> tuple[float | None, float | None, dict[str, Any]]:
     """One optimizer step; -> (mean loss per scored token, gradient norm, counts of the batch).
@@ -274,7 +279,7 @@ def update(
             accelerator.backward(loss * accelerator.num_processes)
         total_loss += loss.detach()
     trainable = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = float(accelerator.clip_grad_norm_(trainable, objective.hyper.clip_norm))
+    norm = float(accelerator.clip_grad_norm_(trainable, clip_norm))
     mean_loss = float(accelerator.reduce(total_loss, "sum"))
     if not (math.isfinite(mean_loss) and math.isfinite(norm)):
         raise UserError(f"loss {mean_loss}, gradient norm {norm}: training diverged; lower --lr")

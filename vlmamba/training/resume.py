@@ -20,7 +20,7 @@ from vlmamba import __version__
 from vlmamba.data.index import file_digest
 from vlmamba.models.selective_scan import resolve_backend
 from vlmamba.training import trainer_state
-from vlmamba.training.flags import OnResume, fields, json_value, settings
+from vlmamba.training.flags import OnResume, fields, json_value, settings, values
 from vlmamba.training.plan import Plan
 from vlmamba_core.errors import UserError
 
@@ -71,10 +71,7 @@ def keep_finished(plan: Plan, digests: list[str]) -> bool:
     saved = json.loads((out / "config.json").read_text())
     check_same_run(saved, plan, digests, out)
     old = saved["hyperparameters"]
-    longer = any(
-        old[field.name] != getattr(plan.hyper, field.name)
-        for field in fields(plan.hyper, OnResume.LENGTH)
-    )
+    longer = any(old[field.name] != value for field, value in values(plan.hyper, OnResume.LENGTH))
     if plan.args.resume != "longer" or not longer:
         return True
     if not trainer_state.checkpoints(out):
@@ -131,6 +128,5 @@ def _compared(
     saved: dict[str, Any], instance: Any, fixed: list[OnResume]
 ) -> Iterator[tuple[str, Any, Any]]:
     """(name, value then, value now) of the fields that have to be the same."""
-    now = settings(instance)
-    for field in fields(instance, *fixed):
-        yield field.name, saved.get(field.name, json_value(field.default)), now[field.name]
+    for field, value in values(instance, *fixed):
+        yield field.name, saved.get(field.name, json_value(field.default)), json_value(value)

@@ -19,6 +19,7 @@ logits are computed anew in each epoch.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +28,8 @@ from torch import Tensor, nn
 
 from vlmamba import checkpoints, registry
 from vlmamba.data.collate import Batch
-from vlmamba.training.objectives import Objective
+from vlmamba.training.flags import flag
+from vlmamba.training.objectives.base import Objective, Options
 from vlmamba_core.errors import UserError
 from vlmamba_core.tokens import IGNORE
 
@@ -37,10 +39,28 @@ if TYPE_CHECKING:
 LAST = [-1]  # the only hidden state that is wanted
 
 
+@dataclass(frozen=True)
+class DistillationOptions(Options):
+    """teacher: the model that is learned from; distill_logits (a), distill_features (b),
+    distill_temperature (t) of the equation above."""
+
+    teacher: str | None = flag(None, help="a model's name, folder or hub id, of the same tokenizer")
+    distill_logits: float = flag(1.0, at_least=0, help="weight of the teacher's distribution")
+    distill_features: float = flag(1.0, at_least=0, help="weight of its last hidden state")
+    distill_temperature: float = flag(1.0, above=0, help="what softens both distributions")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.teacher is None:
+            raise UserError("--objective distill and --teacher MODEL belong together")
+
+
 @registry.objectives.add("distill")
 class Distillation(Objective):
     """Cross-entropy and a teacher's view of the supervised tokens."""
 
+    options_class = DistillationOptions
+    options: DistillationOptions
     outputs = ("logits", "hidden_states")
     teacher: VLMambaForConditionalGeneration
 
@@ -48,7 +68,7 @@ class Distillation(Objective):
         self, model: VLMambaForConditionalGeneration, processor: Any, device: torch.device
     ) -> None:
         """Load the teacher. Raises UserError for one that cannot be compared token by token."""
-        name = str(self.hyper.teacher)
+        name = str(self.options.teacher)
         teacher, teachers = checkpoints.load(name, device=device)
         if teachers.tokenizer.get_vocab() != processor.tokenizer.get_vocab():
             raise UserError(
@@ -63,7 +83,7 @@ class Distillation(Objective):
                     "same images in as many tokens"
                 )
         widths = [m.config.text_config.hidden_size for m in (teacher, model)]
-        if self.hyper.distill_features and widths[0] != widths[1]:
+        if self.options.distill_features and widths[0] != widths[1]:
             raise UserError(
                 f"--teacher {name} has hidden states of width {widths[0]}, the student of "
                 f"{widths[1]}; give --distill-features 0 to learn from its distribution alone"
@@ -76,27 +96,27 @@ class Distillation(Objective):
 
     def summed(self, model: nn.Module, inputs: dict[str, Tensor], batch: Batch) -> Tensor:
         """The three terms (scalar), summed over the supervised tokens."""
-        hyper = self.hyper
+        chosen = self.options
         student = self.forward(model, inputs)
         logits, hidden = self._taught(inputs)
         scored = inputs["labels"][:, 1:] != IGNORE  # (B, T - 1): the token before predicts it
         loss = student.loss * batch.n_labels
-        if hyper.distill_logits:
+        if chosen.distill_logits:
             divergence = softened_kl(
-                student.logits[:, :-1][scored], logits[:, :-1][scored], hyper.distill_temperature
+                student.logits[:, :-1][scored], logits[:, :-1][scored], chosen.distill_temperature
             )
-            loss = loss + hyper.distill_logits * divergence.sum()
-        if hyper.distill_features:
+            loss = loss + chosen.distill_logits * divergence.sum()
+        if chosen.distill_features:
             own = student.hidden_states[-1][:, :-1][scored].float()
             cosine = F.cosine_similarity(own, hidden[:, :-1][scored].float(), dim=-1)
-            loss = loss + hyper.distill_features * (1 - cosine).sum()
+            loss = loss + chosen.distill_features * (1 - cosine).sum()
         return loss
 
     @torch.no_grad()
     def _taught(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The teacher's logits (B, T, V) and last hidden states (B, T, D)."""
         inputs = {name: tensor for name, tensor in inputs.items() if name != "labels"}
-        mixed = self.hyper.dtype == "bf16"
+        mixed = self.dtype == "bf16"
         with torch.autocast(self.teacher.device.type, torch.bfloat16, enabled=mixed):
             output = self.teacher(**inputs, output_hidden_states=LAST, use_cache=False)
         return output.logits, output.hidden_states[-1]

@@ -20,6 +20,7 @@ other terms, text infilling is the captions' own loss, and the distance of two t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -28,17 +29,28 @@ from torch import Tensor, nn
 
 from vlmamba import registry
 from vlmamba.data.collate import Batch
-from vlmamba.training.objectives import Objective
+from vlmamba.training.flags import flag
+from vlmamba.training.objectives.base import Objective, Options
 from vlmamba_core.tokens import IGNORE
 
 if TYPE_CHECKING:
     from vlmamba.models.vlm import VLMambaForConditionalGeneration
 
 
+@dataclass(frozen=True)
+class ContrastiveOptions(Options):
+    """contrastive_weight: w of the equation above; contrastive_temperature: what softens it."""
+
+    contrastive_weight: float = flag(1.0, at_least=0, help="weight of the contrast")
+    contrastive_temperature: float = flag(0.07, above=0, help="what softens it")
+
+
 @registry.objectives.add("contrastive")
 class Contrastive(Objective):
     """Cross-entropy of captions, and each picture nearer to its own caption than to others."""
 
+    options_class = ContrastiveOptions
+    options: ContrastiveOptions
     student: VLMambaForConditionalGeneration
 
     def prepare(
@@ -58,9 +70,9 @@ class Contrastive(Objective):
         told = (inputs["labels"] != IGNORE).any(dim=1)
         if images is not None and rows > 1 and len(images) == rows and bool(told.all()):
             seen = images.float().mean(dim=1)
-            hyper = self.hyper
-            term = info_nce(seen, self._captions(inputs), hyper.contrastive_temperature)
-            loss = loss + hyper.contrastive_weight * term
+            chosen = self.options
+            term = info_nce(seen, self._captions(inputs), chosen.contrastive_temperature)
+            loss = loss + chosen.contrastive_weight * term
         return loss * batch.n_labels
 
     @torch.no_grad()
