@@ -2,16 +2,18 @@
 
     python -m harness.profile                        # 130M shapes to 16k tokens: under 20 minutes
     python -m harness.profile --models vl-mamba-130m,pythia-160m --seq-lens 256,512 --decode 16
+    python -m harness.profile --dtype float32,bfloat16 --quantize int8,int4 --out runs/numbers
     python -m harness.profile --batch-sizes 1,4,16 --seq-lens 256,512,1024 --out runs/batches
     python -m harness.profile --whole nano,hf:FOLDER --out runs/whole    # whole VLMs alone
     python -m harness.profile --models vl-mamba-2.8b,pythia-2.8b,phi-2,mobilellama-2.7b \\
         --dtype bfloat16 --device cuda --out runs/profile-2.8b
 
 All are the same VLM but for the language model, have random weights and get the same tokens, dtype
-and compile setting. Every point has a process of its own: one that runs out of memory or time is
-reported as such, and the sweep goes on. The same command continues an interrupted sweep. Leave the
-machine idle: points whose repeats differ too much are marked. OUT receives points.jsonl (as they
-finish) and record.json; the last line printed is JSON.
+and compile setting. Several dtypes give a row each; --quantize gives VL-Mamba's models rows of
+whole numbers as weights, multiplied in the first dtype. Every point has a process of its own: one
+that runs out of memory or time is reported as such, and the sweep goes on. The same command
+continues an interrupted sweep. Leave the machine idle: points whose repeats differ too much are
+marked. OUT receives points.jsonl (as they finish) and record.json; the last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -38,14 +40,14 @@ from harness.speed import whole
 from harness.speed.certainty import NOISY
 from harness.speed.sweep import lengths as lengths_run
 from harness.speed.sweep import summary, tables
-from harness.speed.sweep.points import Journal, Settings, plan
+from harness.speed.sweep.points import Journal, Settings, Weights, plan
 from vlmamba_core import launcher
 from vlmamba_core.cli import Parser, cli
 from vlmamba_core.errors import UserError, unknown
 from vlmamba_core.folder import Journal as Kept
 from vlmamba_core.folder import RunFolder, explain
 from vlmamba_core.memory import total_bytes
-from vlmamba_core.names import choose_dtype
+from vlmamba_core.names import QUANTIZED, choose, choose_dtype
 
 MODELS = "vl-mamba-130m,pythia-160m,llama-160m"
 SEQ_LENS = "256,512,1024,2048,4096,8192,16384"
@@ -97,7 +99,13 @@ def build_parser() -> Parser:
         "sequences too short to hold them are text only",
     )
     add("--decode", type=int, default=64, help="tokens generated after the prompt (default: 64)")
-    add("--dtype", default="float32", help=", ".join(DTYPES))
+    add("--dtype", default="float32", help=f"one or several of {', '.join(DTYPES)}")
+    add(
+        "--quantize",
+        default="",
+        metavar="KINDS",
+        help=f"measure these weights too, of models that can: {', '.join(QUANTIZED)}",
+    )
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--compile", action="store_true", help="torch.compile prefill and step of every model")
     add("--threads", type=int, default=psutil.cpu_count(), help="CPU threads (default: all)")
@@ -118,15 +126,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     batches = _numbers("--batch-sizes", args.batch_sizes)
     where = launcher.Launcher.parse(args.launcher, args.slurm, args.out / "jobs")
     settings = _settings(args, where)
-    whole_models = [name.strip() for name in args.whole.split(",") if name.strip()]
+    whole_models = _names(args.whole)
     if args.models is None:
         args.models = "" if whole_models else MODELS
     models = _models(args.models) if args.models or not whole_models else []
+    weights = _weights(args.dtype, args.quantize, models)
     for name in whole_models:
         eval_models.split(name)  # an unknown kind is told before anything is measured
     rerun.refuse_another(args.out, rerun.finished(args.out), "profile")
     started = time.perf_counter()
-    points = plan(models, lengths, batches, settings)
+    points = plan(models, lengths, batches, settings, weights)
     if args.dry_run:
         names = [*(point.name for point in points), *whole_models]
         print(f"{len(names)} points, one after the other:\n" + "\n".join(names))
@@ -166,7 +175,11 @@ def _in_job(where: launcher.Launcher, call: Callable[[Any], Any], given: Any) ->
 
 def _settings(args: argparse.Namespace, where: launcher.Launcher) -> Settings:
     """What all points share. Raises UserError for values that make no sense."""
-    args.dtype = choose_dtype(args.dtype, DTYPES)
+    args.dtype = [choose_dtype(name, DTYPES) for name in _names(args.dtype)]
+    kinds = [choose("kind of quantized weights", name, QUANTIZED) for name in _names(args.quantize)]
+    args.quantize = list(dict.fromkeys(kinds))
+    if not args.dtype:
+        raise UserError(f"--dtype is empty; give one or several of {', '.join(DTYPES)}")
     if args.image_tokens < 0 or math.isqrt(max(args.image_tokens, 0)) ** 2 != args.image_tokens:
         raise UserError(f"--image-tokens is {args.image_tokens}; expected a square number or 0")
     for name in ("decode", "threads", "time_limit", "seconds"):
@@ -179,7 +192,7 @@ def _settings(args: argparse.Namespace, where: launcher.Launcher) -> Settings:
     return Settings(
         image_tokens=args.image_tokens,
         decode=args.decode,
-        dtype=args.dtype,
+        dtype=args.dtype[0],
         device=_device(args.device, where),
         compile=args.compile,
         threads=args.threads,
@@ -228,8 +241,35 @@ def _numbers(option: str, text: str) -> list[int]:
     return numbers
 
 
+def _names(text: str) -> list[str]:
+    """What stands between commas."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _weights(dtypes: Sequence[str], kinds: Sequence[str], models: Sequence[str]) -> Weights:
+    """The numbers of every model; those that cannot have whole ones are named in one line.
+
+    Raises UserError where no model can.
+    """
+    if not kinds:
+        return Weights(dtypes)
+    from harness.speed.models import quantizable  # loads torch
+
+    can = [model for model in models if quantizable(model)]
+    others = ", ".join(model for model in models if model not in can)
+    asked = f"--quantize {','.join(kinds)}"
+    if not can:
+        raise UserError(
+            f"{asked}: no model here has such weights ({others or 'none but whole ones'}); give "
+            "one of VL-Mamba's to --models"
+        )
+    if others:
+        print(f"{asked}: not of {others}, whose layers are transformers' own", file=sys.stderr)
+    return Weights(dtypes, kinds, can)
+
+
 def _models(names: str) -> list[str]:
-    models = [name.strip() for name in names.split(",") if name.strip()]
+    models = _names(names)
     if not models:
         raise UserError(f"--models is empty; give some such as {MODELS}")
     from harness.speed.models import choose_model  # loads torch
@@ -249,8 +289,10 @@ def _record(
         "schema": schema.SCHEMA,
         "kind": "profile",
         "label": "tiny models, for tests only" if settings.tiny else None,
-        "arguments": {name: str(value) for name, value in vars(args).items() if name != "out"},
+        "arguments": {name: _as_given(v) for name, v in vars(args).items() if name != "out"},
         "settings": asdict(settings)
+        | {"dtype": ", ".join(args.dtype)}
+        | ({"quantize": ", ".join(args.quantize)} if args.quantize else {})
         | ({"weights": "random"} if rows else {})
         | schema.environment(),
         "machine": machine,
@@ -261,6 +303,10 @@ def _record(
     }
     profile = summary.Profile.from_record("", record)
     return record | {"summary": summary.summarize(profile)}
+
+
+def _as_given(value: Any) -> str:
+    return ",".join(value) if isinstance(value, list) else str(value)
 
 
 if __name__ == "__main__":

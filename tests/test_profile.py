@@ -17,6 +17,7 @@ from scipy import stats
 from harness import plots as plots_command
 from harness import profile, report
 from harness import tables as tables_command
+from harness.reporting import plots
 from harness.runs.points import (
     FAILED,
     KILLED,
@@ -28,7 +29,7 @@ from harness.runs.points import (
 )
 from harness.speed import certainty, energy, models, whole
 from harness.speed.sweep import fits, lengths, measure, subject, summary, tables, worker
-from harness.speed.sweep.points import Journal, Point, Settings, plan, row_of
+from harness.speed.sweep.points import Journal, Point, Settings, Weights, plan, row_of
 from vlmamba_core.folder import Journal as FolderJournal
 
 SETTINGS = Settings(
@@ -261,6 +262,139 @@ def test_a_point_measures_what_it_claims(model):
     assert long["prefill_flops"] > 2 * short["prefill_flops"]
 
 
+NUMBERS = Weights(["float32", "bfloat16"], ["int8", "int4"], [VL_MAMBA])
+
+
+def test_a_model_has_a_point_in_every_kind_of_numbers():
+    points = plan([VL_MAMBA, PYTHIA], [8, 16], [1], SETTINGS, NUMBERS)
+    assert [(p.label, p.settings.dtype, p.quantize) for p in points[:6]] == [
+        (f"{VL_MAMBA} float32", "float32", None),
+        (f"{VL_MAMBA} bfloat16", "bfloat16", None),
+        (f"{VL_MAMBA} int8", "float32", "int8"),
+        (f"{VL_MAMBA} int4", "float32", "int4"),
+        (f"{PYTHIA} float32", "float32", None),
+        (f"{PYTHIA} bfloat16", "bfloat16", None),
+    ]
+    assert len({point.key for point in points}) == len(points) == 12
+    assert Point.from_json(points[2].to_json()) == points[2]
+    alone = plan([VL_MAMBA], [8], [1], SETTINGS, Weights(["float32"], ["int8"], [VL_MAMBA]))
+    assert [point.label for point in alone] == [VL_MAMBA, f"{VL_MAMBA} int8"]
+
+
+def expected_bytes(kind: str | None, size: int) -> int:
+    """Of the tiny model (D 32, inner 64, N 16, dt_rank 2, vocabulary 1008), from its shapes alone.
+
+    Whole numbers: int8 a byte each, int4 half a byte in blocks of 32 columns with an int8 head; a
+    float32 scale for every row, as no row here has more than the 128 columns of a group.
+    """
+    projections = [(128, 32), (2 + 2 * 16, 64), (32, 64)]  # in_proj, x_proj, out_proj
+    rest = 64 * 4 + 64 + 64 * 2 + 64 + 64 * 16 + 64 + 32  # conv, dt_proj, A, D, norm
+    head, norm = 1008 * 32, 32
+    if kind is None:
+        return size * (2 * (sum(o * i for o, i in projections) + rest) + norm + head)
+    whole = {"int8": lambda o, i: o * i, "int4": lambda o, i: o * i // 2}[kind]
+    layers = 2 * sum(whole(o, i) + 4 * o for o, i in projections)
+    return layers + size * (2 * rest + norm) + head + 4 * 1008
+
+
+def test_a_point_in_whole_numbers_reads_fewer_bytes_and_computes_the_same():
+    points = plan([VL_MAMBA], [8], [1], SETTINGS, NUMBERS)
+    rows = [row_of(point, OK, result=measure.measure(point)) for point in points]
+    wide, narrow, int8, int4 = (row.result for row in rows)
+    assert [r.get("quantize") for r in (wide, narrow, int8, int4)] == [None, None, "int8", "int4"]
+    assert wide["weight_bytes"] == expected_bytes(None, 4)
+    assert int8["weight_bytes"] == expected_bytes("int8", 4)
+    assert int4["weight_bytes"] == expected_bytes("int4", 4)
+    assert int4["weight_bytes"] < int8["weight_bytes"] < narrow["weight_bytes"]
+    assert all(len(r["decode_s"]) == 3 and r["prefill_s"] for r in (int8, int4))
+    assert int8["prefill_flops"] == wide["prefill_flops"]
+    plain, rounded = (subject.load(point) for point in (points[0], points[2]))
+    ids, features = subject.inputs(plain, points[0], 8)
+    logits = [s.prefill(models.embed(s.model, ids, features))[0] for s in (plain, rounded)]
+    assert (logits[0] - logits[1]).abs().max() < 0.02 * logits[0].abs().max()
+    assert not logits[0].equal(logits[1])
+
+
+def numbers_profile() -> summary.Profile:
+    """A sweep in four kinds of numbers, with a baseline in two."""
+
+    def found(point: Point) -> dict:
+        more = {"dtype": point.settings.dtype, "quantize": point.quantize}
+        size = {"int8": 2**20, "int4": 2**19}.get(point.quantize or "", 4 * 2**20)
+        return result(1e-3 * point.seq_len, 1000) | more | {"weight_bytes": size}
+
+    points = plan([VL_MAMBA, PYTHIA], [250, 500], [1], SETTINGS, NUMBERS)
+    machine = MACHINE | {"dtype": "float32", "gemm_bf16_flops_per_s": 4e11}
+    rows = [row_of(point, OK, result=found(point)) for point in points]
+    return summary.Profile("p", machine, {}, rows)
+
+
+def test_tables_and_floors_tell_kinds_of_numbers_apart():
+    profile = numbers_profile()
+    assert profile.several_numbers and not sweep_of(250).several_numbers
+    assert profile.pairs() == [
+        (f"{VL_MAMBA} {own}", f"{PYTHIA} {baseline}")
+        for own, baseline in [
+            *(("float32", "float32"), ("bfloat16", "bfloat16")),
+            *(("int8", "float32"), ("int4", "float32")),
+        ]
+    ]
+    column = tables.POINT_HEADERS.index("weights MiB")
+    shown = {row[0]: row[column] for row in tables.point_rows(profile)}
+    assert shown[f"{VL_MAMBA} float32"] == "4" and shown[f"{VL_MAMBA} int8"] == "1"
+    assert shown[f"{VL_MAMBA} int4"] == "0.5"
+    wide, narrow = (summary.floors(row, profile.machine) for row in profile.rows[:2])
+    assert narrow["prefill"] == pytest.approx(4 * wide["prefill"])  # by the rate of its own dtype
+    half = row_of(
+        plan([VL_MAMBA], [8], [1], SETTINGS, Weights(["float16"]))[0],
+        OK,
+        result=result(1.0, 1000) | {"dtype": "float16"},
+    )
+    assert summary.floors(half, profile.machine).keys() == {"decode"}  # never measured
+    summarized = summary.summarize(profile)["models"]
+    assert summarized[f"{VL_MAMBA} int4"]["weight_bytes"] == 2**19
+
+
+def test_a_long_legend_leaves_room_for_the_panel(recwarn):
+    """Six curves of three kinds: the figure grows with its legend, whose lines end within it."""
+    profile = numbers_profile()
+    with plots.figure_of("paper", 1) as figure:
+        axes = figure.subplots(1, 1, squeeze=False)[0]
+        plots._draw(axes[0], profile, "memory", 1, 1.0)
+        plots.add_legend(figure, axes)
+        figure.draw_without_rendering()
+        [legend] = figure.legends
+        box = legend.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+        assert axes[0].get_window_extent().height > 100
+    assert not [w for w in recwarn if "constrained_layout" in str(w.message)]
+
+
+def test_one_command_shows_every_kind_of_numbers(tmp_path, monkeypatch, capsys):
+    machine = MACHINE | {"dtype": "float32", "gemm_bf16_flops_per_s": 4e11}
+    monkeypatch.setattr(lengths, "measure_machine", lambda settings: machine)
+    monkeypatch.setattr(
+        lengths, "launch", lambda point: row_of(point, OK, result=measure.measure(point))
+    )
+    command = ["--tiny", "--models", f"{VL_MAMBA},{PYTHIA}", "--seq-lens", "8,16", "--decode", "2"]
+    command += ["--threads", "1", "--seconds", "0.01", "--device", "cpu", "--image-tokens", "0"]
+    command += ["--dtype", "fp32,bf16", "--quantize", "INT8,int4"]
+    runs = tmp_path / "runs"
+    assert profile.main([*command, "--out", str(runs / "out")]) == 0
+    printed = capsys.readouterr()
+    assert f"not of {PYTHIA}, whose layers are transformers' own" in printed.err
+    record = json.loads((runs / "out" / "record.json").read_text())
+    assert record["settings"]["dtype"] == "float32, bfloat16"
+    assert record["settings"]["quantize"] == "int8, int4"
+    assert len(record["points"]) == 12
+    place = ["--from", str(runs), "--out"]
+    assert tables_command.main([*place, str(tmp_path / "t")]) == 0
+    points = (tmp_path / "t/out.points.csv").read_text()
+    assert all(f"{VL_MAMBA} {kind}" in points for kind in ("float32", "bfloat16", "int8", "int4"))
+    assert plots_command.main([*place, str(tmp_path / "p")]) == 0
+    assert (tmp_path / "p/out.memory.svg").exists()
+
+
 def test_flops_of_a_prompt_are_those_of_its_matrices():
     gpt = models.build(PYTHIA, tiny=True).language_model
     layer = 32 * 96 + 32 * 32 + 2 * 32 * 64
@@ -366,6 +500,11 @@ def test_a_lack_of_memory_is_known_by_its_cause(text):
         (["--image-tokens", "700"], "--image-tokens is 700; expected a square number"),
         (["--decode", "0"], "--decode is 0; expected a positive number"),
         (["--dtype", "float8"], "unknown dtype 'float8'"),
+        (["--dtype", "float32,float8"], "unknown dtype 'float8'"),
+        (["--dtype", ","], "--dtype is empty; give one or several of float32"),
+        (["--quantize", "int3"], "unknown kind of quantized weights 'int3'"),
+        (["--models", PYTHIA, "--quantize", "int8"], f"no model here has such weights ({PYTHIA})"),
+        (["--whole", "nano", "--quantize", "int4"], "no model here has such weights (none but"),
         (["--mdels", "x"], "unrecognized arguments: --mdels x (see --help)"),
     ],
 )

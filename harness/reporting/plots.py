@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "osD^vP"
 PNG_DPI = 300
+MOST_LEGEND = 0.5  # of a figure's height
 COMMON = {
     "svg.hashsalt": "vlmamba",
     "svg.fonttype": "path",
@@ -73,9 +75,11 @@ PLOTS: dict[str, tuple[str, list[tuple[str, float, str, str]]]] = {
         [
             ("peak_mem_bytes", MIB, "-", ", whole process"),
             ("state_bytes", MIB, ":", ", state or cache"),
+            ("weight_bytes", MIB, "-.", ", weights"),
         ],
     ),
 }
+OF_NUMBERS = "weight_bytes"  # drawn where models were measured in several kinds of numbers
 
 
 def write_all(folder: Path, files: Mapping[str, str | bytes]) -> str:
@@ -154,12 +158,20 @@ def add_legend(figure: Figure, axes: Sequence[Axes]) -> None:
         points_a_letter = 0.5 * float(matplotlib.rcParams["font.size"])  # of small text
         letters = figure.get_figwidth() * 72 / points_a_letter
         columns = max(1, int(letters // (max(map(len, named)) + 8)))  # 8: line and gap
-        figure.legend(
+        legend = figure.legend(
             [named[label] for label in ordered],
             ordered,
             loc="outside lower center",
             ncols=min(columns, 3),
             fontsize="small",
+        )
+        if legend.get_window_extent().width > figure.bbox.width:
+            for text in legend.get_texts():
+                text.set_text(textwrap.fill(text.get_text(), int(letters)))
+        # many models: the figure grows, or no room would be left for the panels
+        height = legend.get_window_extent().height / figure.dpi
+        figure.set_figheight(
+            figure.get_figheight() + max(0.0, height - MOST_LEGEND * figure.get_figheight())
         )
 
 
@@ -176,11 +188,13 @@ def label_log_axis(axis: Any, low: float, high: float) -> None:
 
 def _draw(axis: Axes, profile: Profile, name: str, batch: int, width: float) -> None:
     label, lines = PLOTS[name]
+    lines = [line for line in lines if line[0] != OF_NUMBERS or profile.several_numbers]
     for place, model in enumerate(profile.models()):
         for quantity, scale, dashes, suffix in lines:
             look: dict[str, Any] = {
                 "color": COLORS[place % len(COLORS)],
-                "marker": MARKERS[place % len(MARKERS)],
+                # past the last color, markers go round by one more: no two models look alike
+                "marker": MARKERS[(place + place // len(COLORS)) % len(MARKERS)],
                 "linestyle": dashes,
                 "linewidth": width * (2 if model.startswith(VL_MAMBA) else 1.3),
                 "markersize": 4 * width,
@@ -276,7 +290,8 @@ def _title(profile: Profile, batch: int) -> str:
     machine = profile.machine
     device = machine.get("device", "?")
     where = machine.get("processor", device) if device == "cpu" else device
-    return plain(f"batch {batch}, {machine.get('dtype', '?')}, {where}")
+    dtype = "" if profile.several_numbers else f"{machine.get('dtype', '?')}, "
+    return plain(f"batch {batch}, {dtype}{where}")
 
 
 def plain(text: str) -> str:

@@ -29,6 +29,7 @@ from vlmamba.config import (
     VLMambaConfig,
 )
 from vlmamba.models.language import Cache, LanguageModel
+from vlmamba.models.quantized import QuantizedLinear, quantize
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.vlm_presets import VLM_PRESETS
 from vlmamba_core.errors import UserError
@@ -87,16 +88,21 @@ def build(
     tiny: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    weights: str | None = None,
     seed: int = 0,
 ) -> VLMambaForConditionalGeneration:
     """The model called `name` with random weights, in inference mode.
 
     With encoder_layers 0, image features are given and no encoder takes memory; SigLIP has 27.
     image_tokens: what the connector makes of a picture (default: of SigLIP's 27 x 27 patches).
-    tiny: every dimension shrunk.  Raises UserError that lists the known names, and where no square
-    grid of patches becomes so many tokens.
+    tiny: every dimension shrunk.  weights: a kind of vlmamba.models.quantized for the language
+    model's, after all else; the numbers that it multiplies stay of `dtype`.
+    Raises UserError that lists the known names, where no square grid of patches becomes so many
+    tokens, and for `weights` of a model that has no such layers.
     """
     name = choose_model(name)
+    if weights is not None and not quantizable(name):
+        raise UserError(f"{name} has no {weights} weights: its language model is transformers' own")
     shape = _language_model(name, tiny)
     connector = shape.pop("connector", connector)
     vision = VISION_ENCODERS[ENCODER] | {"num_hidden_layers": encoder_layers}
@@ -106,7 +112,10 @@ def build(
     config = VLMambaConfig(**shape, connector=connector, vision_config=vision)
     torch.manual_seed(seed)
     model: Any = VLMambaForConditionalGeneration(config)  # transformers hides the type of `to`
-    return model.to(device=device, dtype=dtype).eval()
+    model.to(device=device, dtype=dtype).eval()
+    if weights is not None:
+        quantize(model.language_model, weights)
+    return model
 
 
 def _side(connector: str, image_tokens: int) -> int:
@@ -142,6 +151,11 @@ def choose_model(name: str) -> str:
     return choose("model", name, sizes | BASELINES.keys() | VLM_PRESETS.keys())
 
 
+def quantizable(name: str) -> bool:
+    """Whether the model of that name may have whole numbers as weights: those of our own layers."""
+    return "text_config" not in _language_model(choose_model(name), tiny=False)
+
+
 def embed(
     model: VLMambaForConditionalGeneration, input_ids: Tensor, image_features: Tensor | None = None
 ) -> Tensor:
@@ -172,6 +186,9 @@ def weight_bytes(language_model: LanguageModel) -> int:
     An input embedding that is not also the head is left out: a token reads one row of it.
     """
     total = sum(p.nbytes for p in language_model.parameters())
+    for module in language_model.modules():
+        if isinstance(module, QuantizedLinear):
+            total += sum(b.nbytes for b in module.buffers(recurse=False))  # numbers and scales
     embedding = language_model.embedding.weight
     return total if language_model.lm_head.weight is embedding else total - embedding.nbytes
 

@@ -78,7 +78,7 @@ def run(points: Sequence[Point], journal: Journal, start: Launch | None = None) 
     with tqdm(points, file=sys.stderr, unit="point") as bar:
         for point in bar:
             bar.set_description(point.name)
-            place = point.model, point.batch_size
+            place = point.label, point.batch_size
             if place in too_much:
                 shorter = too_much[place]
                 row = row_of(point, NOT_RUN, f"{shorter.seq_len} tokens: {shorter.status}")

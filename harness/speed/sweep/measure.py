@@ -68,6 +68,7 @@ def measure(point: Point) -> dict[str, Any]:
         "other_load_cores": others.cores(),
         "prefill_flops": point.batch_size * models.prefill_flops(language_model, point.seq_len),
         "dtype": point.settings.dtype,
+        **({"quantize": point.quantize} if point.quantize else {}),
         "threads": torch.get_num_threads(),
     }
 

@@ -9,8 +9,8 @@ measurement depends on, so that a journal finds it again.  No torch here.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Container, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,18 @@ class Settings:
 
 @dataclass(frozen=True)
 class Point:
-    """One model, batch size and sequence length (all tokens, the image's among them)."""
+    """One model, batch size and sequence length (all tokens, the image's among them).
+
+    quantize: the kind of its language model's weights where they are whole numbers; numbers: what
+    is said of its weights where a sweep has a model in several ways.
+    """
 
     model: str
     seq_len: int
     batch_size: int
     settings: Settings
+    quantize: str | None = None
+    numbers: str = ""
 
     @property
     def key(self) -> str:
@@ -65,7 +71,12 @@ class Point:
     @property
     def name(self) -> str:
         """For the progress bar and messages."""
-        return f"{self.model} {self.batch_size}x{self.seq_len}"
+        return f"{self.label} {self.batch_size}x{self.seq_len}"
+
+    @property
+    def label(self) -> str:
+        """The model as rows, tables and plots name it."""
+        return f"{self.model} {self.numbers}".rstrip()
 
     @classmethod
     def from_json(cls, text: str) -> Point:
@@ -80,19 +91,44 @@ class Point:
 
 def row_of(point: Point, status: str, detail: str | None = None, result: Any = None) -> Row:
     """A point and what came of it, as the record holds it."""
-    where = (point.model, point.seq_len, point.batch_size, point.image_tokens)
+    where = (point.label, point.seq_len, point.batch_size, point.image_tokens)
     return Row(*where, status, detail, result)
 
 
+@dataclass(frozen=True)
+class Weights:
+    """The numbers that the models of a sweep are measured in.
+
+    dtypes: of all models; kinds: whole numbers besides, of the models in `quantizable`, which then
+    multiply numbers of the first dtype.
+    """
+
+    dtypes: Sequence[str]
+    kinds: Sequence[str] = ()
+    quantizable: Container[str] = ()
+
+    def of(self, model: str) -> list[tuple[str, str | None, str]]:
+        """(dtype, kind or None, what rows call it) of every way that the model is measured in."""
+        plain = [(dtype, None, dtype if len(self.dtypes) > 1 else "") for dtype in self.dtypes]
+        kinds = self.kinds if model in self.quantizable else ()
+        return [*plain, *((self.dtypes[0], kind, kind) for kind in kinds)]
+
+
 def plan(
-    models: Sequence[str], seq_lens: Sequence[int], batch_sizes: Sequence[int], settings: Settings
+    models: Sequence[str],
+    seq_lens: Sequence[int],
+    batch_sizes: Sequence[int],
+    settings: Settings,
+    weights: Weights | None = None,
 ) -> list[Point]:
     """Every point, short sequences first, models in turn: an early stop leaves whole lengths."""
+    weights = weights or Weights([settings.dtype])
     return [
-        Point(model, seq_len, batch_size, settings)
+        Point(model, seq_len, batch_size, replace(settings, dtype=dtype), kind, numbers)
         for batch_size in sorted(set(batch_sizes))
         for seq_len in sorted(set(seq_lens))
         for model in dict.fromkeys(models)
+        for dtype, kind, numbers in weights.of(model)
     ]
 
 

@@ -39,6 +39,7 @@ def load(point: Point) -> Subject:
         tiny=settings.tiny,
         dtype=getattr(torch, settings.dtype),
         device=settings.device,
+        weights=point.quantize,
     )
     prefill, step = models.prefill, models.step
     if settings.compile:

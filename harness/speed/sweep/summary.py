@@ -25,6 +25,7 @@ QUANTITIES = {  # what a curve may show -> its value in a result
     "state_bytes": lambda r: r["state_bytes"],
     "peak_mem_bytes": lambda r: r["peak_mem_bytes"],
     "decode_peak_mem_bytes": lambda r: r["decode_peak_mem_bytes"],
+    "weight_bytes": lambda r: r["weight_bytes"],
     "added_mem_bytes": lambda r: r["peak_mem_bytes"] - r["loaded_mem_bytes"],
 }
 TIMES = ("prefill_s", "ttft_s", "decode_s")  # a list of repeats in a result
@@ -67,9 +68,22 @@ class Profile:
         }
 
     def pairs(self) -> list[tuple[str, str]]:
-        """Each model of VL-Mamba with each baseline."""
+        """Each model of VL-Mamba with each baseline that multiplies numbers of the same dtype."""
         own = [model for model in self.models() if model.startswith(VL_MAMBA)]
-        return [(o, m) for o in own for m in self.models() if not m.startswith(VL_MAMBA)]
+        baselines = [model for model in self.models() if not model.startswith(VL_MAMBA)]
+        dtype = {row.model: row.result.get("dtype") for row in self.rows if row.result is not None}
+        return [
+            (model, baseline)
+            for model in own
+            for baseline in baselines
+            if dtype.get(model) == dtype.get(baseline) or not {model, baseline} <= dtype.keys()
+        ]
+
+    @property
+    def several_numbers(self) -> bool:
+        """Whether a model was measured in more than one kind of numbers."""
+        results = [row.result for row in self.rows if row.result is not None]
+        return len({(r.get("dtype"), r.get("quantize")) for r in results}) > 1
 
     def crossover(self, pair: tuple[str, str], batch_size: int, quantity: str) -> fits.Crossover:
         """Where the pair's first begins to cost less; of times, how far repeats leave it open."""
@@ -154,6 +168,7 @@ def growth(profile: Profile, model: str, batch: int) -> dict[str, Any]:
         "decode_memory_slope": _fit(_line(curves["decode_peak_mem_bytes"])),
         "decode_tok_per_s_longest": four_digits(batch / curves["decode_s"][longest]),
         "longest_seq_len": longest,
+        "weight_bytes": int(curves["weight_bytes"][longest]),
     }
 
 
@@ -187,12 +202,23 @@ def _most_other_load(rows: Sequence[Row]) -> float | None:
 
 
 def floors(row: Row, machine: Mapping[str, Any]) -> dict[str, float]:
-    """How many times longer than the machine's floor: prefill and a decoding step."""
+    """How many times longer than the machine's floor: prefill and a decoding step.
+
+    No "prefill" where the rate of products in the point's dtype was not measured.
+    """
     result = row.result or {}
     bandwidth = max(machine["copy_bytes_per_s"], machine["read_bytes_per_s"])
-    prefill_s = result["prefill_flops"] / machine["gemm_flops_per_s"]
     step_s = (result["weight_bytes"] + result["state_bytes"]) / bandwidth
-    return {
-        "prefill": QUANTITIES["prefill_s"](result) / prefill_s,
-        "decode": QUANTITIES["decode_s"](result) / step_s,
-    }
+    found = {"decode": QUANTITIES["decode_s"](result) / step_s}
+    rate = _product_rate(result.get("dtype"), machine)
+    if rate is not None:
+        prefill_s = result["prefill_flops"] / rate
+        found["prefill"] = QUANTITIES["prefill_s"](result) / prefill_s
+    return found
+
+
+def _product_rate(dtype: str | None, machine: Mapping[str, Any]) -> float | None:
+    """FLOPs a second of products in that dtype; a machine is measured in one, and in bfloat16."""
+    if dtype in (None, machine.get("dtype", dtype)):
+        return machine["gemm_flops_per_s"]
+    return machine.get("gemm_bf16_flops_per_s") if dtype == "bfloat16" else None

@@ -12,7 +12,7 @@ from harness.speed.sweep.summary import CROSSING, QUANTITIES, Profile, floors, g
 
 POINT_HEADERS = (
     *("model", "batch", "tokens", "image", "prefill s", "ttft s", "decode tok/s"),
-    *("peak MiB", "state MiB", "prefill / floor", "decode / floor"),
+    *("weights MiB", "peak MiB", "state MiB", "prefill / floor", "decode / floor"),
     *("runs", "prefill spread", "decode spread", "other load", "note"),
 )
 GROWTH_HEADERS = (
@@ -39,9 +39,10 @@ def _point_row(row: Row, machine: Mapping[str, Any]) -> list[str]:
         f"{QUANTITIES['prefill_s'](r):.4g}",
         f"{QUANTITIES['ttft_s'](r):.4g}",
         f"{r['decode_tok_per_s']:.4g}",
+        f"{r['weight_bytes'] / MIB:.4g}",
         f"{r['peak_mem_bytes'] / MIB:.0f}",
         f"{r['state_bytes'] / MIB:.2f}",
-        f"{ratio['prefill']:.2f}",
+        f"{ratio['prefill']:.2f}" if "prefill" in ratio else "-",
         f"{ratio['decode']:.2f}",
         str(len(r["prefill_s"])),
         certainty.spread_text(r["prefill_s"]),

@@ -47,7 +47,10 @@ class Layer(nn.Module):
     def product_parameters(self) -> int:
         """Parameters that a token is multiplied with; A_log is a matrix of no product."""
         named = self.named_parameters()
-        return sum(p.numel() for name, p in named if p.ndim >= 2 and name != "A_log")
+        plain = sum(p.numel() for name, p in named if p.ndim >= 2 and name != "A_log")
+        # weights of whole numbers are buffers, several numbers a byte (vlmamba.models.quantized)
+        packed = (m for m in self.modules() if "weight" in m._buffers)
+        return plain + sum(m.in_features * m.out_features for m in packed)  # type: ignore[operator,misc]
 
     def inner_flops(self, tokens: int) -> float:
         """FLOPs over one sequence besides the products with weights."""
