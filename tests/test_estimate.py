@@ -70,6 +70,11 @@ SHAPES = {
         MODEL | {"mixer": "mamba2", "d_state": 64, "connector": "mlp"},
         COMMON | {"dtype": "bf16", "batch_size": 4},
     ),
+    "adaptors, bf16": (
+        "adaptors",
+        MODEL | {"adaptors": [1, 4, 7], "adaptor_ends": True},
+        COMMON | {"dtype": "bf16"},
+    ),
     "finetune, fp32, Llama": (
         "finetune",
         wrapped("llama", num_key_value_heads=4),
@@ -179,7 +184,8 @@ def measure(stage: str, model: dict, hyper: dict) -> int:
 def smaller(model: dict) -> dict:
     """What makes the warm-up's model of `model`."""
     if "text_config" not in model:
-        return {"d_model": 64, "n_layer": 1, "vocab_size": 64}
+        adaptors = {"adaptors": [0]} if "adaptors" in model else {}
+        return {"d_model": 64, "n_layer": 1, "vocab_size": 64} | adaptors
     return {"text_config": shrunk(VLMambaConfig(**model).text_config)}
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import tiny_config
 
-from vlmamba.models.language import mamba
+from vlmamba.models.language import blocks
 from vlmamba.models.quantized import KINDS, quantize
 from vlmamba.models.scan_backends import build
 from vlmamba.models.selective_scan import use_backend
@@ -22,11 +22,11 @@ def calls(monkeypatch):
     found = []
 
     def counted(*args):
-        found.append(mamba.FUSED(*args))
+        found.append(blocks.FUSED(*args))
         return found[-1]
 
-    monkeypatch.setattr(mamba, "FUSED", mamba.fused_step, raising=False)
-    monkeypatch.setattr(mamba, "fused_step", counted)
+    monkeypatch.setattr(blocks, "FUSED", blocks.fused_step, raising=False)
+    monkeypatch.setattr(blocks, "fused_step", counted)
     return found
 
 
@@ -61,7 +61,7 @@ def test_equals_the_usual_way_in_every_batch(dtype, kind, overrides, calls, monk
             alone, state = steps(language, ids[row : row + 1])
             assert torch.equal(alone[0], got[row])
             assert torch.equal(state.ssm[:, 0], cache.ssm[:, row])
-        monkeypatch.setattr(mamba, "fused_step", lambda *_: None)
+        monkeypatch.setattr(blocks, "fused_step", lambda *_: None)
         want, other = steps(language, ids)
     assert got.dtype == want.dtype
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2

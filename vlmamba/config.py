@@ -56,7 +56,7 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     # nano with two attention layers more, which start with zero output
     "nano-plus-attention": {**NANO, "n_layer": 8, "mixer": "mamba,mamba,mamba,attention"},
     # nano with an inner adaptor behind every second layer
-    "nano-iaa": {**NANO, "adaptors": [1, 3, 5]},
+    "nano-iaa": {**NANO, "adaptors": [1, 3, 5], "adaptor_ends": True},
     # nano with three layers of four experts more, which start with zero output
     "nano-plus-experts": {
         **NANO,
@@ -87,6 +87,7 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
         "d_model": 2560,
         "n_layer": 64,
         "adaptors": [1, 3, 11, 13, 21, 23, 31, 33, 41, 43, 51, 53, 61, 63],
+        "adaptor_ends": True,
         "language_model_id": "state-spaces/mamba-2.8b",
     },
     "2.8b-plus-attention": {  # eight attention layers more
@@ -273,7 +274,8 @@ class MambaConfig(PretrainedConfig):
     experts n_experts, experts_per_token and the weights of their losses, balance_loss and
     router_z_loss.
     adaptors: the layers, counted from 0, behind which rows with a picture take one more Mamba block
-    (IAA, see models/language/mamba.py), which learns in stage `adaptors`.
+    (IAA, see models/language/adaptors.py), which learns in stage `adaptors`; adaptor_ends: whether
+    these rows have an embedding, a last norm and an output head of their own too, as released.
     norm: of every block and the last one, "rms" as published or "layer" (with a bias).
     scan_backend: "auto" or one of `selective_scan.BACKENDS`; changes speed, not results.
     Raises UserError for unknown names and impossible sizes.
@@ -298,6 +300,7 @@ class MambaConfig(PretrainedConfig):
         n_experts: int = 8,
         experts_per_token: int = 2,
         adaptors: Sequence[int] = (),
+        adaptor_ends: bool = False,
         balance_loss: float = 0.01,
         router_z_loss: float = 0.001,
         norm: str = "rms",
@@ -327,6 +330,7 @@ class MambaConfig(PretrainedConfig):
         self.d_intermediate = auto if d_intermediate == "auto" else int(d_intermediate)
         self.n_experts, self.experts_per_token = n_experts, experts_per_token
         self.adaptors = list(adaptors) if isinstance(adaptors, list | tuple) else adaptors
+        self.adaptor_ends = adaptor_ends
         self.balance_loss, self.router_z_loss = balance_loss, router_z_loss
         self.norm = norm
         self.rms_eps = rms_eps
@@ -365,6 +369,9 @@ class MambaConfig(PretrainedConfig):
                 f"config: adaptors is {self.adaptors!r}; expected numbers of Mamba layers, "
                 f"from 0 to {self.n_layer - 1}, in order"
             )
+        _check_type("adaptor_ends", self.adaptor_ends, bool, "true or false")
+        if self.adaptor_ends and not self.adaptors:
+            raise UserError("config: adaptor_ends is true; expected adaptors in front of them")
         if self.experts_per_token > self.n_experts:
             raise UserError(
                 f"config: experts_per_token is {self.experts_per_token}; there are "

@@ -320,7 +320,7 @@ class GroupedGenerator:
         ids, lengths = _right_pad(texts, self.model)
         self.tokens["prefill"] += int(lengths.sum())
         with self._timed("prefill"):
-            embeds = self.model.get_input_embeddings()(ids)
+            embeds = self.model.language_model.embed(ids, state.pictured)
             hidden, state = self.model.language_model(embeds, state, lengths)
         return hidden, state, lengths
 
@@ -405,9 +405,9 @@ def decode(
     """
     outputs: list[list[int]] = [[] for _ in range(hidden.shape[0])]
     alive = list(range(hidden.shape[0]))
-    embedding, ends = model.get_input_embeddings(), end_tokens(model)
+    language_model, ends = model.language_model, end_tokens(model)
     for produced in range(max_new_tokens):
-        tokens = choose(model.language_model.head(hidden), alive)
+        tokens = choose(language_model.head(hidden), alive)
         values = tokens.tolist()
         going = [row for row, value in enumerate(values) if value not in ends]
         for row in going:
@@ -417,7 +417,7 @@ def decode(
         if len(going) < len(alive):
             rows = torch.tensor(going, device=tokens.device)
             alive, state, tokens = [alive[r] for r in going], state.select(rows), tokens[rows]
-        hidden = model.language_model.step(embedding(tokens), state)
+        hidden = language_model.step(language_model.embed(tokens, state.pictured), state)
     return outputs
 
 

@@ -136,8 +136,8 @@ def _language_model(name: str, tiny: bool) -> dict[str, Any]:
         if not tiny:
             return shape
         pattern = str(shape.get("mixer", "mamba")).split(",")
-        adaptors = [1] if "adaptors" in shape else []
-        return shape | TINY_VL_MAMBA | {"n_layer": max(2, len(pattern)), "adaptors": adaptors}
+        adaptors = {"adaptors": [1]} if "adaptors" in shape else {}
+        return shape | TINY_VL_MAMBA | {"n_layer": max(2, len(pattern))} | adaptors
     spec = whole["text_config"] if whole else BASELINES[name]
     spec = spec | (TINY_TRANSFORMER if tiny else {})
     if tiny and "num_attention_heads" in spec:
@@ -160,11 +160,11 @@ def embed(
     model: VLMambaForConditionalGeneration, input_ids: Tensor, image_features: Tensor | None = None
 ) -> Tensor:
     """Text tokens (B, T), after image features (B, P, Dv) if given -> (B, P + T, D)."""
-    text = model.language_model.embed(input_ids)
     if image_features is None:
-        return text
+        return model.language_model.embed(input_ids)
+    everyone = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+    text = model.language_model.embed(input_ids, everyone)
     embeds = torch.cat([model.connector(image_features).to(text.dtype), text], dim=1)
-    everyone = torch.ones(len(embeds), dtype=torch.bool, device=embeds.device)
     return model.language_model.mark_pictured(embeds, everyone)
 
 
@@ -177,19 +177,24 @@ def prefill(model: VLMambaForConditionalGeneration, embeds: Tensor) -> tuple[Ten
 def step(model: VLMambaForConditionalGeneration, tokens: Tensor, cache: Cache) -> Tensor:
     """One token each (B,) -> logits (B, V); the cache is updated in place."""
     language_model = model.language_model
-    return language_model.head(language_model.step(language_model.embed(tokens), cache))
+    embeds = language_model.embed(tokens, cache.pictured)
+    return language_model.head(language_model.step(embeds, cache))
 
 
 def weight_bytes(language_model: LanguageModel) -> int:
     """Bytes of weights that a generated token reads: the language model with its head.
 
-    An input embedding that is not also the head is left out: a token reads one row of it.
+    An input embedding that is not also the head is left out: a token reads one row of it.  Of
+    several heads it reads one, here that of a row with a picture.
     """
     total = sum(p.nbytes for p in language_model.parameters())
     for module in language_model.modules():
         if isinstance(module, QuantizedLinear):
             total += sum(b.nbytes for b in module.buffers(recurse=False))  # numbers and scales
     embedding = language_model.embedding.weight
+    if len(language_model.heads) > 1:  # such a row reads neither of the frozen model's tables
+        frozen = {embedding, language_model.get_parameter("lm_head.weight")}
+        return total - sum(p.nbytes for p in frozen) - embedding.nbytes
     return total if language_model.lm_head.weight is embedding else total - embedding.nbytes
 
 

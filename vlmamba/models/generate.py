@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationMixin
 
-from vlmamba.models.language import Cache
+from vlmamba.models.language import Cache, LanguageModel
 
 PICTURES = ("pixel_values", "image_features")
 
@@ -25,7 +25,8 @@ class MambaGenerationMixin(GenerationMixin):
     if TYPE_CHECKING:  # what the model brings
         embed: Callable[..., tuple[Tensor, Tensor | None]]
         images_per_row: Callable[..., list[int]]
-        get_input_embeddings: Callable[[], nn.Embedding]
+        language_model: LanguageModel
+        _image_tokens: Callable[[Tensor | None, Tensor | None], Tensor]
         __call__: Callable[..., Any]
 
     def prepare_inputs_for_generation(  # type: ignore[override]  # all but the ids come by name
@@ -53,8 +54,9 @@ class MambaGenerationMixin(GenerationMixin):
         elif inputs_embeds is not None and attention_mask is not None:
             # no state is kept: the prompt's embeddings come again
             new = input_ids[:, inputs_embeds.shape[1] - attention_mask.shape[1] :]
-            embedding = self.get_input_embeddings()
-            inputs_embeds = torch.cat([inputs_embeds, embedding(new)], dim=1)
+            pictured = self._image_tokens(None, inputs_embeds).any(dim=1)
+            words = self.language_model.embed(new, pictured)
+            inputs_embeds = torch.cat([inputs_embeds, words], dim=1)
             is_first_iteration = True
         if next_sequence_length is None and 0 < seen < length:
             next_sequence_length = length - seen
@@ -115,7 +117,9 @@ class MambaGenerationMixin(GenerationMixin):
             input_ids, is_first_iteration=is_first_iteration, **model_kwargs
         )
         names = ("input_ids", *PICTURES, "inputs_embeds")
-        embeds, _ = self.embed(*(inputs.pop(name, None) for name in names))
+        cache = inputs.get("cache_params")
+        before = None if cache is None else cache.pictured
+        embeds, _ = self.embed(*(inputs.pop(name, None) for name in names), before)
         keeps_state = inputs.pop("use_cache", True) or inputs.get("cache_params") is not None
         output = self._pass_in_pieces(embeds, size, **inputs)
         if not keeps_state:

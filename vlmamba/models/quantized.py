@@ -134,7 +134,7 @@ def unpack(packed: Tensor, columns: int) -> Tensor:
 
 
 def quantize(model: LanguageModel, kind: str) -> None:
-    """Replace the projections of all blocks (`lora_targets`) and the head, in place.
+    """Replace the projections of all blocks (`lora_targets`) and the heads, in place.
 
     An embedding that is also the head stays as it is.  Raises UserError for an unknown kind.
     """
@@ -144,5 +144,6 @@ def quantize(model: LanguageModel, kind: str) -> None:
             for name, child in list(part.named_children()):
                 if name in model.lora_targets and isinstance(child, nn.Linear):
                     setattr(part, name, QuantizedLinear.of(child, chosen))
-    if isinstance(model.lm_head, nn.Linear):
-        model.lm_head = QuantizedLinear.of(model.lm_head, KINDS[chosen.head])
+    for owner in model.heads:
+        if isinstance(owner.lm_head, nn.Linear):
+            owner.lm_head = QuantizedLinear.of(owner.lm_head, KINDS[chosen.head])

@@ -110,6 +110,11 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         if config.quantized:
             quantize(self.language_model, config.quantized)
 
+    def initialize_weights(self) -> None:
+        """As in transformers; then, of what no file has filled, what is a copy of another part."""
+        super().initialize_weights()
+        self.language_model.initialize_copies()
+
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, with a README card where there is none: that of the folder that the
         model was loaded from, or a new one.
@@ -162,6 +167,12 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         """Replace the output head."""
         self.language_model.lm_head = value
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As in transformers; copies of the embedding and the head that learn apart follow."""
+        resized = super().resize_token_embeddings(*args, **kwargs)
+        self.language_model.resize_copies()
+        return cast(nn.Embedding, resized)
+
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """(n_images, 3, H, W) -> (n_images, P, Dv): the encoder's patches.
 
@@ -179,13 +190,15 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         pixel_values: Tensor | None = None,
         image_features: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        before: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Token embeddings (B, L, D) with the images' vectors in place; and those (n, P, D).
 
-        Tokens come as ids or as their embeddings.  Images fill the `<image>` tokens of the batch
-        in reading order.  Raises ValueError where their number and the number of such tokens
-        disagree, images without tokens and tokens without images included.  A batch without
-        images runs a connector that learns on an empty image and adds nothing of it: where
+        Tokens come as ids or as their embeddings, which are taken as they are.  Images fill the
+        `<image>` tokens of the batch in reading order.  before: (B,) bool, which rows' state holds
+        an image already (`Cache.pictured`).  Raises ValueError where the number of images and that
+        of such tokens disagree, images without tokens and tokens without images included.  A batch
+        without images runs a connector that learns on an empty image and adds nothing of it: where
         several processes train, each must give every parameter a gradient, whatever its batch
         holds.
         """
@@ -193,19 +206,21 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
             raise ValueError("give pixel_values or image_features, not both")
         given = image_features if pixel_values is None else pixel_values
         self.images_per_row(input_ids, inputs_embeds, 0 if given is None else len(given))
-        embeds = inputs_embeds
+        pictured, embeds = before, inputs_embeds
+        if given is not None:
+            where = self._image_tokens(input_ids, inputs_embeds)
+            pictured = where.any(dim=1) if before is None else where.any(dim=1) | before
         if embeds is None:
-            embeds = self.get_input_embeddings()(input_ids)
+            embeds = self.language_model.embed(cast(Tensor, input_ids), pictured)
         if pixel_values is not None:
             image_features = self.encode_images(pixel_values)
-        if image_features is None:
+        if image_features is None or pictured is None:
             if self.training and any(p.requires_grad for p in self.connector.parameters()):
                 embeds = embeds + 0.0 * self.connector(self._empty_image()).sum()
             return embeds, None
         images = self.connector(image_features.to(self.dtype))
-        where = self._image_tokens(input_ids, inputs_embeds)
         embeds = embeds.masked_scatter(where.unsqueeze(-1), images.to(embeds.dtype))
-        return self.language_model.mark_pictured(embeds, where.any(dim=1)), images
+        return self.language_model.mark_pictured(embeds, pictured), images
 
     def images_per_row(
         self, input_ids: Tensor | None, inputs_embeds: Tensor | None, images: int
@@ -273,12 +288,13 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         images = None
+        before = None if cache_params is None else cache_params.pictured
         sampled = cache_params is not None and input_ids is not None and input_ids.shape[1] == 1
         if sampled and pixel_values is None and image_features is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
+            inputs_embeds = self.language_model.embed(cast(Tensor, input_ids), before)
         else:
             inputs_embeds, images = self.embed(
-                input_ids, pixel_values, image_features, inputs_embeds
+                input_ids, pixel_values, image_features, inputs_embeds, before
             )
         if attention_mask is not None:
             attention_mask = attention_mask[:, -inputs_embeds.shape[1] :]
@@ -296,7 +312,9 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
             loss=loss,
             logits=logits,
             cache_params=state if use_cache or cache_params is not None else None,
-            hidden_states=_chosen(collected, hidden, output_hidden_states),
+            hidden_states=_chosen(
+                collected, self.language_model.bare(hidden), output_hidden_states
+            ),
             image_hidden_states=images,
         )
         return_dict = self.config.return_dict if return_dict is None else return_dict

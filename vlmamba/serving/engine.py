@@ -161,7 +161,7 @@ class Engine:
                 sent = text
             if len(tokens) < job.max_new_tokens:
                 one = torch.tensor([token], device=self.model.device)
-                last = language_model.step(self.model.get_input_embeddings()(one), cache)
+                last = language_model.step(language_model.embed(one, cache.pictured), cache)
         text = job.cut(self._decoded(tokens))
         if ticket.on_text is not None and len(text) > len(sent):
             ticket.on_text(text[len(sent) :])

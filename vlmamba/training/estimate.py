@@ -100,7 +100,9 @@ def _language_flops(
     head = 2 * labels * model.config.d_model * model.config.vocab_size
     backward = 2 if "language_model" in stage.trainable and not hyper.lora else 1
     again = 1 if hyper.gradient_checkpointing else 0
-    return forward * (1 + backward + again) + head * (1 + backward)
+    heads = [owner.get_submodule("lm_head") for owner in model.language_model.heads]
+    learns = any(p.requires_grad for part in heads for p in part.parameters())
+    return forward * (1 + backward + again) + head * (3 if learns else 2)
 
 
 def _vision_flops(model: VLMambaForConditionalGeneration, config: VLMambaConfig) -> float:

@@ -29,6 +29,7 @@ class Cache(ABC):
     """
 
     is_compileable = False
+    pictured: Tensor | None = None  # (B,) bool, which rows hold a picture; None: it is not kept
 
     @property
     @abstractmethod
@@ -102,13 +103,32 @@ class LanguageModel(nn.Module):
         """The blocks that `block_names` names, in order."""
         return [m for m in self.modules() if type(m).__name__ in self.block_names]
 
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """Token ids (B, L) -> (B, L, D)."""
+    @property
+    def heads(self) -> list[nn.Module]:
+        """What has an output head as `lm_head`."""
+        return [self]
+
+    def initialize_copies(self) -> None:
+        """Make what starts as a copy of another part one, when that part has its first weights."""
+
+    def resize_copies(self) -> None:
+        """Give such copies the number of words that the embedding and the head have."""
+
+    def embed(self, input_ids: Tensor, pictured: Tensor | None = None) -> Tensor:
+        """Token ids (B, L) -> (B, L, D).
+
+        pictured: (B,) bool, which rows hold an image, in the same pass or in the cache that is
+        continued (`Cache.pictured`); None: none of them.
+        """
         return self.embedding(input_ids)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Hidden states (..., D) -> logits (..., V)."""
+        """Hidden states (..., D), as forward and step give them, -> logits (..., V)."""
         return self.lm_head(hidden)
+
+    def bare(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., D) without what forward has put behind them for `head`."""
+        return hidden
 
     def mark_pictured(self, embeds: Tensor, pictured: Tensor) -> Tensor:
         """Embeddings (B, L, D) of rows of which `pictured` (B,) bool hold an image, as forward

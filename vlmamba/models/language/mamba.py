@@ -8,18 +8,25 @@ Sizes: B batch, L sequence, D d_model, Di d_inner, N d_state, K d_conv.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlmamba import registry
 from vlmamba.config import MambaConfig
+from vlmamba.models.language.adaptors import InnerAdaptors, mark, new_weights
 from vlmamba.models.language.base import LanguageModel
+from vlmamba.models.language.blocks import (
+    BLOCKS,
+    AttentionBlock,
+    Block,
+    ExpertsBlock,
+    MambaBlock,
+    build_norm,
+    normed,
+)
 from vlmamba.models.language.mamba_config import (
     check_agreement,
     published_fields,
@@ -30,12 +37,8 @@ from vlmamba.models.language.mamba_weights import fill
 from vlmamba.models.language.memory import ActivationBytes
 from vlmamba.models.language.state import MambaState
 from vlmamba.models.linear import Linear
-from vlmamba.models.mixers import MIXERS
-from vlmamba.models.mixers.attention import ROOM, CausalAttention, KeyValues
-from vlmamba.models.mixers.base import Layer, Mixer
+from vlmamba.models.mixers.attention import ROOM, KeyValues
 from vlmamba.models.mixers.experts import Experts
-from vlmamba.models.mixers.fused import fused_step
-from vlmamba.models.mixers.mlp import GatedMLP
 from vlmamba.published import published_folder
 
 KEPT_BYTES = 2**28  # what a batch may keep rather than compute again in its backward pass
@@ -45,131 +48,6 @@ def _element(x: Tensor) -> int:
     """Bytes of a number that a layer keeps, under autocast too."""
     kind = x.device.type
     return (torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype).itemsize
-
-
-def _build_norm(config: MambaConfig) -> nn.RMSNorm | nn.LayerNorm:
-    kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
-    return kind(config.d_model, eps=config.rms_eps)
-
-
-def _normed(norm: nn.RMSNorm | nn.LayerNorm, x: Tensor) -> Tensor:
-    """The norm in float32, in its weight's dtype."""
-    weight, x = norm.weight, x.float()
-    if isinstance(norm, nn.LayerNorm):
-        normed = F.layer_norm(x, weight.shape, weight.float(), norm.bias.float(), norm.eps)
-    else:
-        normed = F.rms_norm(x, weight.shape, weight.float(), norm.eps)
-    return normed.to(weight.dtype)
-
-
-class Block(GradientCheckpointingLayer):
-    """Pre-norm residual block: x + layer(norm(x)); the residual stream stays in float32."""
-
-    def __init__(self, config: MambaConfig, layer: Layer):
-        super().__init__()
-        self.norm = _build_norm(config)
-        self.mixer = layer
-        self.residual_in_fp32 = config.residual_in_fp32
-
-    def _norm(self, x: Tensor) -> Tensor:
-        return _normed(self.norm, x)
-
-    def _residual(self, x: Tensor) -> Tensor:
-        return x.float() if self.residual_in_fp32 else x
-
-
-class MambaBlock(Block):
-    """One around a Mamba layer."""
-
-    mixer: Mixer
-
-    def __init__(self, config: MambaConfig):
-        super().__init__(config, MIXERS[config.recurrent](config))
-
-    def forward(
-        self,
-        x: Tensor,
-        conv_state: Tensor | None = None,
-        ssm_state: Tensor | None = None,
-        lengths: Tensor | None = None,
-        recompute: bool = True,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, L, D) -> (B, L, D) and the two states, as MambaMixer.forward."""
-        again = recompute and not self.gradient_checkpointing  # else the block runs again anyway
-        y, conv_state, ssm_state = self.mixer(self._norm(x), conv_state, ssm_state, lengths, again)
-        return self._residual(x) + y, conv_state, ssm_state
-
-    def step(self, x: Tensor, conv_state: Tensor, ssm_state: Tensor) -> Tensor:
-        """One token: (B, D) -> (B, D); states in place."""
-        residual = self._residual(x)
-        y = fused_step(self.norm, self.mixer, residual, conv_state, ssm_state)
-        return residual + self.mixer.step(self._norm(x), conv_state, ssm_state) if y is None else y
-
-
-class AdaptorBlock(MambaBlock):
-    """An inner adaptor (IAA, 2408.12902): one more block, for rows that hold a picture alone.
-
-    Other than released: it starts with zero output, and the path of pictures has no embedding,
-    last norm and head of its own, only the frozen model's.
-    """
-
-    def __init__(self, config: MambaConfig):
-        super().__init__(config)
-        self.mixer.starts_silent = True
-
-
-class AttentionBlock(Block):
-    """One around an attention layer."""
-
-    mixer: CausalAttention
-
-    def __init__(self, config: MambaConfig):
-        super().__init__(config, CausalAttention(config))
-
-    def forward(
-        self,
-        x: Tensor,
-        past: tuple[Tensor, Tensor] | None = None,
-        lengths: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, L, D) -> (B, L, D), keys and values, as CausalAttention.forward."""
-        y, keys, values = self.mixer(self._norm(x), past, lengths)
-        return self._residual(x) + y, keys, values
-
-    def step(self, x: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
-        """One token: (B, D) -> (B, D); keys and values in place."""
-        return self._residual(x) + self.mixer.step(self._norm(x), keys, values, lengths)
-
-
-class MLPBlock(Block):
-    """One around an MLP."""
-
-    def __init__(self, config: MambaConfig):
-        super().__init__(config, GatedMLP(config))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
-        return self._residual(x) + self.mixer(self._norm(x))
-
-
-class ExpertsBlock(Block):
-    """One around a mixture of experts."""
-
-    def __init__(self, config: MambaConfig):
-        super().__init__(config, Experts(config))
-
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(..., D) -> (..., D); lengths as Experts.forward."""
-        return self._residual(x) + self.mixer(self._norm(x), lengths)
-
-
-BLOCKS: dict[str, Callable[[MambaConfig], Block]] = {
-    "mamba": MambaBlock,
-    "mamba2": MambaBlock,
-    "attention": AttentionBlock,
-    "mlp": MLPBlock,
-    "experts": ExpertsBlock,
-}
 
 
 @registry.language_models.add("vlmamba_text")
@@ -185,9 +63,8 @@ class MambaLM(LanguageModel):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(BLOCKS[kind](config) for kind in config.layer_kinds)
-        if config.adaptors:
-            self.adaptors = nn.ModuleList(AdaptorBlock(config) for _ in config.adaptors)
-        self.norm_f = _build_norm(config)
+        self.adaptors = InnerAdaptors(config) if config.adaptors else None
+        self.norm_f = build_norm(config)
         self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
 
     @property
@@ -197,25 +74,51 @@ class MambaLM(LanguageModel):
 
     def _every_block(self) -> list[Block]:
         """The layers', then the adaptors'."""
-        return [cast(Block, b) for b in (*self.layers, *getattr(self, "adaptors", ()))]
+        return [cast(Block, b) for b in (*self.layers, *(self.adaptors or ()))]
+
+    @property
+    def heads(self) -> list[nn.Module]:
+        """This model, and what holds the head of rows with a picture where they have one."""
+        ends = None if self.adaptors is None else self.adaptors.ends
+        return [self] if ends is None else [self, ends]
+
+    def initialize_copies(self) -> None:
+        """The ends of rows with a picture start as the frozen model's."""
+        if self.adaptors is not None and self.adaptors.ends is not None:
+            self.adaptors.ends.copy_from(self, self.config.tie_word_embeddings)
+
+    def resize_copies(self) -> None:
+        """Rows with a picture know the words that the others do."""
+        if self.adaptors is not None and self.adaptors.ends is not None:
+            self.adaptors.ends.resize(self)
+
+    def embed(self, input_ids: Tensor, pictured: Tensor | None = None) -> Tensor:
+        """Token ids (B, L) -> (B, L, D), by the table of each row."""
+        if self.adaptors is None:
+            return self.embedding(input_ids)
+        return self.adaptors.embed(input_ids, self.embedding, pictured)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., D), as forward and step give them, -> logits (..., V)."""
+        return (
+            self.lm_head(hidden)
+            if self.adaptors is None
+            else self.adaptors.head(hidden, self.lm_head)
+        )
+
+    def bare(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., D) without the mark of rows that hold a picture."""
+        return hidden[..., : self.config.d_model]
 
     def mark_pictured(self, embeds: Tensor, pictured: Tensor) -> Tensor:
-        """Embeddings (B, L, D), for a model with adaptors with one more channel that says which
-        rows (B,) hold a picture."""
-        if not self.config.adaptors:
-            return embeds
-        mark = pictured.to(embeds)[:, None, None].expand(-1, embeds.shape[1], 1)
-        return torch.cat([embeds, mark], dim=-1)
+        """Embeddings (B, L, D), for a model with adaptors with a mark (see `adaptors`)."""
+        return embeds if self.adaptors is None else mark(embeds, pictured)
 
     def _pictured(self, embeds: Tensor, cache: MambaState | None) -> tuple[Tensor, Tensor | None]:
         """Embeddings without the mark, and which rows (B,) hold a picture; None: no adaptors."""
-        if not self.config.adaptors:
+        if self.adaptors is None:
             return embeds, None
-        width = self.config.d_model
-        pictured = embeds[..., width:].bool().flatten(1).any(dim=1)
-        if cache is not None and cache.pictured is not None:
-            pictured = pictured | cache.pictured
-        return embeds[..., :width], pictured
+        return self.adaptors.pictured(embeds, None if cache is None else cache.pictured)
 
     def new_cache(self, batch: int) -> MambaState:
         """The state before the first token, on the model's device and in its dtype."""
@@ -256,40 +159,17 @@ class MambaLM(LanguageModel):
                 attended.append((states[0], states[1]))
             else:
                 x = layer(x, lengths) if isinstance(layer, ExpertsBlock) else layer(x)
-            if pictured is not None and number in self.config.adaptors:
-                x, states = self._adapted(x, len(adapted), cache, lengths, pictured)
-                adapted.append((states[0], states[1]))
+            if self.adaptors is not None and number in self.adaptors.places:
+                assert pictured is not None  # said of every row where there are adaptors
+                n = len(adapted) - len(self.adaptors)  # the last ones
+                own = None if cache is None else (cache.conv[n], cache.ssm[n])
+                x, pair = self.adaptors.behind(number, x, own, lengths, pictured)
+                adapted.append(pair)
         new_state = self._new_state(x, cache, recurrent + adapted)
         new_state.pictured = pictured
         if attended:
             new_state.attention = _grown(attended, past, x, lengths)
-        return self._final_norm(x), new_state
-
-    def _adapted(
-        self,
-        x: Tensor,
-        n: int,
-        cache: MambaState | None,
-        lengths: Tensor | None,
-        pictured: Tensor,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """x (B, L, D) behind adaptor n where a row holds a picture, else x itself; its states.
-
-        Rows without a picture leave no trace in the states: they would depend on what the batch
-        holds besides.
-        """
-        state = self.new_cache(len(x)) if cache is None else cache
-        at = n - len(self.config.adaptors)  # the last ones
-        before = (state.conv[at], state.ssm[at])
-        if not torch.is_grad_enabled() and not bool(pictured.any()):
-            return x, before
-        fresh = (None, None) if cache is None else before
-        y, *after = self.adaptors[n](x, *fresh, lengths)
-        kept = [
-            torch.where(pictured.view(-1, *[1] * (old.ndim - 1)), new.to(old.dtype), old)
-            for new, old in zip(after, before, strict=True)
-        ]
-        return torch.where(pictured[:, None, None], y, x), (kept[0], kept[1])
+        return self._final_norm(x, pictured), new_state
 
     def _past(self, cache: MambaState | None, length: int) -> KeyValues | None:
         """What attention layers saw before, with room for `length` more columns; `cache` stays."""
@@ -329,27 +209,16 @@ class MambaLM(LanguageModel):
                 attended += 1
             else:
                 x = layer(x)
-            if cache.pictured is not None and number in self.config.adaptors:
-                x = self._adapted_step(x, adapted, cache)
+            if self.adaptors is not None and number in self.adaptors.places:
+                assert cache.pictured is not None  # set above
+                n = adapted - len(self.adaptors)
+                states = (cache.conv[n], cache.ssm[n])
+                x = self.adaptors.step(number, x, *states, cache.pictured)
                 adapted += 1
         if past is not None:
             past.lengths = past.lengths + 1
         cache.positions += 1
-        return self._final_norm(x)
-
-    def _adapted_step(self, x: Tensor, n: int, cache: MambaState) -> Tensor:
-        """One token (B, D) behind adaptor n, where its row holds a picture; states in place."""
-        pictured = cache.pictured
-        assert pictured is not None  # asked before
-        if not bool(pictured.any()):
-            return x
-        at = n - len(self.config.adaptors)
-        old = cache.conv[at].clone(), cache.ssm[at].clone()
-        block = cast(AdaptorBlock, self.adaptors[n])
-        y = block.step(x, cache.conv[at], cache.ssm[at])
-        for state, before in zip((cache.conv[at], cache.ssm[at]), old, strict=True):
-            state[~pictured] = before[~pictured]
-        return torch.where(pictured[:, None], y, x)
+        return self._final_norm(x, cache.pictured)
 
     def auxiliary_loss(self) -> Tensor | None:
         """What the experts of the last training pass add to its loss; None without experts."""
@@ -362,8 +231,10 @@ class MambaLM(LanguageModel):
                 experts.auxiliary = None
         return torch.stack(terms).sum() if terms else None
 
-    def _final_norm(self, x: Tensor) -> Tensor:
-        return _normed(self.norm_f, x)
+    def _final_norm(self, x: Tensor, pictured: Tensor | None) -> Tensor:
+        if self.adaptors is None or pictured is None:
+            return normed(self.norm_f, x)
+        return self.adaptors.final_norm(x, self.norm_f, pictured)
 
     @classmethod
     def take_published_settings(
@@ -395,7 +266,7 @@ class MambaLM(LanguageModel):
     def weights_from(self, donor: LanguageModel) -> dict[str, Tensor]:
         """Those of a model whose layers are some of this one's; the new ones add nothing yet.
 
-        An adaptor that the donor lacks starts as a copy of the layer that it follows.
+        Adaptors that the donor lacks are copies of its parts (see `adaptors.new_weights`).
         """
         places = None
         if isinstance(donor, MambaLM):
@@ -408,16 +279,7 @@ class MambaLM(LanguageModel):
             blocks = cast(nn.ModuleList, donor.layers)
             block = self._silent_block(kind) if place is None else blocks[place]
             weights |= {f"layers.{own}.{name}": w for name, w in block.state_dict().items()}
-        if "adaptors.0.norm.weight" not in theirs:
-            for n, layer in enumerate(self.config.adaptors):
-                copied = {
-                    name.removeprefix(f"layers.{layer}."): w.clone()
-                    for name, w in weights.items()
-                    if name.startswith(f"layers.{layer}.")
-                }
-                copied["mixer.out_proj.weight"].zero_()
-                weights |= {f"adaptors.{n}.{name}": w for name, w in copied.items()}
-        return weights
+        return weights | new_weights(self.config, weights)
 
     def _silent_block(self, kind: str) -> Block:
         """A new block, on the CPU, whose output is zero: the model computes what it did."""
@@ -451,6 +313,8 @@ class MambaLM(LanguageModel):
         else:
             held, at_work = sum(kept for kept, _ in shares), max(work for _, work in shares)
         ends = 3 * residual  # embeddings, the last residual and its norm
+        if len(self.heads) > 1:
+            ends += 2 * residual  # the last two again, of rows with a picture
         held = rows * tokens * (held + ends) + spared
         copies = [_copied_bytes(block, dtype, keeps_all=bool(spared)) for block in blocks]
         in_forward, in_graph = (sum(sizes) for sizes in zip(*copies, strict=True))

@@ -137,7 +137,7 @@ def _refuse_others(published: dict[str, Any], wanted: dict[str, Any], path: Path
 def without_insertions(config: MambaConfig) -> MambaConfig:
     """The model of the Mamba layers alone, which others may have been put among."""
     plain = copy.deepcopy(config)
-    plain.adaptors = []
+    plain.adaptors, plain.adaptor_ends = [], False
     plain.mixer, plain.n_layer = config.recurrent, config.layer_kinds.count(config.recurrent)
     return plain
 

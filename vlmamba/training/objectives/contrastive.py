@@ -85,7 +85,7 @@ class Contrastive(Objective):
         language = cast(Any, self.student).language_model
         hidden, _ = language(language.embed(ids), None, lengths)
         real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-        summed = (hidden.float() * real.unsqueeze(-1)).sum(dim=1)
+        summed = (language.bare(hidden).float() * real.unsqueeze(-1)).sum(dim=1)
         return summed / lengths[:, None]
 
 
