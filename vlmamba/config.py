@@ -423,7 +423,8 @@ class VLMambaConfig(PretrainedConfig):
     not say).
     Published parts, each a folder or a hub id[@revision], or None for a part that is trained here:
     vision_model_id, language_model_id, tokenizer_id.
-    quantized: "int8" or "int4" where the language model's weights are saved as whole numbers.
+    quantized: "int8" or "int4" where the language model's weights are saved as whole numbers;
+    low_rank: rank, alpha and targets of what LoRA has learned beside them (models/low_rank.py).
     Raises UserError for unknown names and impossible sizes.
     """
 
@@ -447,6 +448,7 @@ class VLMambaConfig(PretrainedConfig):
         language_model_id: str | None = None,
         tokenizer_id: str | None = None,
         quantized: str | None = None,
+        low_rank: dict[str, Any] | None = None,
         image_token_id: int = 1,
         bos_token_id: int | None = 0,
         eos_token_id: int | list[int] | None = 0,
@@ -467,7 +469,7 @@ class VLMambaConfig(PretrainedConfig):
         self.vision_feature_layer = vision_feature_layer
         self.language_model_id = language_model_id
         self.tokenizer_id = tokenizer_id
-        self.quantized = quantized
+        self.quantized, self.low_rank = quantized, low_rank
         self.image_token_id = image_token_id
         self.connector_layer = _connector_layer(connector_layer, self.text_config)
         self._check()
@@ -498,6 +500,7 @@ class VLMambaConfig(PretrainedConfig):
         self.scan = choose("scan", self.scan, SCANS)
         if self.quantized is not None:
             self.quantized = choose("quantized", str(self.quantized), QUANTIZED)
+        self._check_low_rank()
         self.scan_merge = choose("scan_merge", self.scan_merge, ("sum", "mean"))
         for name in ("image_token_id", "vision_feature_layer"):
             _check_type(name, getattr(self, name), int, "an integer")
@@ -509,6 +512,20 @@ class VLMambaConfig(PretrainedConfig):
             self._check_encoder(vision)
         if self.grid[0] > LARGEST_GRID:
             raise UserError(f"config: {self.grid[0]} patches a side; expected up to {LARGEST_GRID}")
+
+    def _check_low_rank(self) -> None:
+        if self.low_rank is None:
+            return
+        given = self.low_rank if isinstance(self.low_rank, dict) else {}
+        rank, alpha, targets = (given.get(name) for name in ("rank", "alpha", "targets"))
+        fits = type(rank) is int and 0 < rank <= LARGEST_SIZE
+        fits = fits and isinstance(alpha, int | float) and math.isfinite(alpha)
+        fits = fits and isinstance(targets, list) and bool(targets)
+        if not (fits and len(given) == 3 and self.quantized):
+            raise UserError(
+                f"config: low_rank is {self.low_rank!r}; expected rank, alpha and targets, a list "
+                "of projections, beside `quantized`"
+            )
 
     def _check_encoder(self, vision: PretrainedConfig) -> None:
         for name in (*VISION_SIZES, "resolution"):

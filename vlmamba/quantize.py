@@ -7,7 +7,8 @@
 The language model's projections and head become whole numbers (vlmamba/models/quantized.py), packed
 in model.safetensors; every command loads the folder.  With --data a gain for every group of 128
 weights learns first, from the loss of conversations with and without pictures, all else frozen:
-the scale-learning stage of QSLAW (2408.03735), as a step of its own behind the others.
+the scale-learning stage of QSLAW (2408.03735), as a step of its own.  `vlmamba.train --lora RANK`
+with the folder as --init goes on from there; the whole numbers stay as they are.
 """
 
 from __future__ import annotations

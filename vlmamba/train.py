@@ -84,7 +84,8 @@ def require_packages(plan: Plan) -> None:
     """Raise UserError at once where a flag's optional package is absent."""
     args = plan.args
     asked = {"tensorboard": args.tensorboard, "wandb": bool(args.wandb)}
-    loop.require_packages(asked | {"lora": bool(plan.hyper.lora)})
+    with_peft = bool(plan.hyper.lora) and not plan.config.quantized
+    loop.require_packages(asked | {"lora": with_peft})
 
 
 def limit_kernel_caches() -> None:

@@ -18,6 +18,7 @@ scale comes from elsewhere, as an argument.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,10 +51,14 @@ KINDS = {"int8": Kind(8, None, "int8"), "int4": Kind(4, 128, "int8")}
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer of whole numbers; not trained as such, but `scale` may be learned before."""
+    """A linear layer of whole numbers; not trained as such, but `scale` may be learned before.
+
+    low_rank: what learned beside them, (..., I) -> (..., O) (vlmamba.models.low_rank).
+    """
 
     weight: Tensor
     scale: Tensor
+    low_rank: nn.Module | None
 
     def __init__(self, in_features: int, out_features: int, kind: Kind, bias: Tensor | None):
         super().__init__()
@@ -65,6 +70,7 @@ class QuantizedLinear(nn.Module):
         groups = -(-in_features // self.group)
         self.register_buffer("scale", torch.ones(out_features, groups))
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.low_rank = None
 
     @classmethod
     def of(cls, linear: nn.Linear, kind: Kind, scale: Tensor | None = None) -> QuantizedLinear:
@@ -86,11 +92,18 @@ class QuantizedLinear(nn.Module):
         return (numbers * (self.scale if self.scale.shape[1] == 1 else scale)).to(dtype)
 
     @property
-    def numbers(self) -> tuple[Tensor, Tensor, int]:
-        """What the kernels read: whole numbers, their scales, columns that share one."""
-        return self.weight, self.scale, self.group
+    def numbers(self) -> tuple[Tensor, Tensor, int] | None:
+        """What the kernels read: whole numbers, their scales, columns that share one; None where
+        these are not all."""
+        return None if self.low_rank is not None else (self.weight, self.scale, self.group)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., I) -> (..., O)."""
+        learns = torch.is_grad_enabled() and x.requires_grad
+        y = _Frozen.apply(x, self) if learns else self.product(x)
+        return y if self.low_rank is None else y + self.low_rank(x)
+
+    def product(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O); a single token (B, I) or (B, 1, I) by the kernel on a CPU."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         rows = x[:, 0] if x.ndim == 3 and x.shape[1] == 1 else x
@@ -103,6 +116,21 @@ class QuantizedLinear(nn.Module):
     def extra_repr(self) -> str:
         """As nn.Linear's, with the bits."""
         return f"{self.in_features}, {self.out_features}, bits={self.kind.bits}, group={self.group}"
+
+
+class _Frozen(torch.autograd.Function):
+    """x (scale Q)^T of a layer that does not learn; its weights are made anew for the gradient,
+    where keeping them would take the memory that packing has saved."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: QuantizedLinear) -> Tensor:
+        ctx.layer, ctx.dtype = layer, x.dtype
+        return layer.product(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        gradient = gradients[0]
+        return (gradient @ ctx.layer.dequantized(gradient.dtype)).to(ctx.dtype), None
 
 
 def usual_scale(weight: Tensor, kind: Kind) -> Tensor:

@@ -26,11 +26,13 @@ from transformers.utils import ModelOutput
 
 from vlmamba import model_card
 from vlmamba.config import VLMambaConfig
+from vlmamba.models import low_rank
 from vlmamba.models.adapter import merge, pending
 from vlmamba.models.connector import OutputLinear, build_connector
 from vlmamba.models.generate import MambaGenerationMixin
 from vlmamba.models.language import Cache, build_language_model
 from vlmamba.models.language.base import EMBEDDING_STD
+from vlmamba.models.low_rank import LowRankSettings
 from vlmamba.models.mixers.base import Layer
 from vlmamba.models.quantized import quantize
 from vlmamba.models.vision import build_vision_encoder
@@ -109,6 +111,8 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         self.post_init()
         if config.quantized:
             quantize(self.language_model, config.quantized)
+        if config.low_rank:
+            low_rank.add(self.language_model, LowRankSettings.read(config.low_rank))
 
     def initialize_weights(self) -> None:
         """As in transformers; then, of what no file has filled, what is a copy of another part."""

@@ -15,6 +15,7 @@ and communication buffers come on top, on a CPU some 1 GiB of Python and its lib
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlmamba.config import VLMambaConfig
+from vlmamba.models.low_rank import packed_layers
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.training import lora
 from vlmamba.training.recipe import Hyperparameters
@@ -38,14 +40,17 @@ class Estimate:
     trainable: dict[str, int]
     flops_per_step: float
     tokens_per_step: int
+    packed: tuple[int, int]  # weights that are whole numbers, and their bytes
     at_once: tuple[int, int]  # sequences of an update, and of a micro-batch
     activation_bytes: int  # at most, of one micro-batch
     last_bytes: int  # beside all gradients, at the end of the backward pass
 
     @property
     def state_bytes(self) -> int:
-        """Weights, gradients and moments of one full copy, all float32."""
-        return 4 * sum(self.parameters.values()) + 12 * sum(self.trainable.values())
+        """Weights, gradients and moments of one full copy, float32 where they are not packed."""
+        numbers, packed_bytes = self.packed
+        wide = 4 * (sum(self.parameters.values()) - numbers)
+        return wide + packed_bytes + 12 * sum(self.trainable.values())
 
     def bytes_per_device(self, devices: int, sharded: bool) -> int:
         """DDP keeps a full copy on each device; FSDP shards the state."""
@@ -63,8 +68,9 @@ def estimate(
 ) -> Estimate:
     """Bounds for one update of `stage`; tiles: of an image, at most."""
     with torch.device("meta"):
-        model = VLMambaForConditionalGeneration(config)
+        model = VLMambaForConditionalGeneration(deepcopy(config))  # LoRA may write into it
     freeze(model, stage)
+    lora.check_packed(model, hyper)
     parameters = {part: _count(model.get_submodule(part)) for part in PARTS}
     if hyper.lora:
         lora.attach(model, hyper)
@@ -81,6 +87,7 @@ def estimate(
         trainable,
         flops_per_step=sample * hyper.batch_size,
         tokens_per_step=hyper.max_length * hyper.batch_size,
+        packed=_packed(model),
         at_once=(hyper.batch_size, hyper.micro_batch),
         activation_bytes=_activation_bytes(model, text if has_images else None, hyper, tiles),
         # the tied embedding's gradient comes from the head and from the input, then both are added
@@ -89,7 +96,15 @@ def estimate(
 
 
 def _count(module: nn.Module, trainable: bool = False) -> int:
-    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
+    found = sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
+    return found if trainable else found + _packed(module)[0]
+
+
+def _packed(module: nn.Module) -> tuple[int, int]:
+    """Weights that are whole numbers, and their bytes with those of the scales."""
+    layers = packed_layers(module)
+    numbers = sum(layer.in_features * layer.out_features for layer in layers)
+    return numbers, sum(b.nbytes for layer in layers for b in layer.buffers(recurse=False))
 
 
 def _language_flops(

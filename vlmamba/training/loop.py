@@ -151,9 +151,10 @@ def prepare(
     hyper = run.hyper
     run.objective.prepare(run.model, run.processor, accelerator.device)
     freeze(run.model, run.stage)
+    lora.check_packed(run.model, hyper)
     if hyper.lora:
         lora.attach(run.model, hyper)
-        if resume_from is not None:
+        if resume_from is not None and not lora.packed(run.model):
             lora.restore(resume_from, run.model)
     if hyper.gradient_checkpointing:
         run.model.activation_checkpointing_enable()

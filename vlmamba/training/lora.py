@@ -5,6 +5,9 @@
 Each chosen projection W becomes W + alpha / rank * B A.  A checkpoint's model.safetensors holds the
 untouched W, and its `adapter/` A and B in peft's format, which from_pretrained adds; `final/` holds
 the sum, and `adapter/` beside it.
+
+Of a model whose weights are packed (vlmamba.quantize) W stays as it is, and A and B are part of the
+model, on the way and at the end (vlmamba.models.low_rank).
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ from typing import TYPE_CHECKING, Any, cast
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vlmamba.models import low_rank
 from vlmamba.models.adapter import FILE, PREFIX, additions
 from vlmamba.models.language import LanguageModel
+from vlmamba.models.low_rank import LowRankSettings
 from vlmamba.training.recipe import Hyperparameters
 from vlmamba.weight_files import tensors
 from vlmamba_core.errors import UserError, shortened
@@ -30,15 +35,26 @@ Tensors = dict[str, Tensor]
 def attach(model: nn.Module, hyper: Hyperparameters) -> None:
     """Add LoRA to the language model's projections; of that model, only these additions learn.
 
-    Raises UserError where the language model does not learn, or a target is no projection.
+    A packed model that has additions goes on with them.  Raises UserError where the language model
+    does not learn, a target is no projection, or a packed model has other additions.
     """
-    from peft import inject_adapter_in_model
-
     language_model = model.get_submodule("language_model")
     if not any(p.requires_grad for p in language_model.parameters()):
         raise UserError("--lora is for stages in which the language model learns (finetune)")
     others = [p for p in model.get_submodule("connector").parameters() if p.requires_grad]
     targets = _targets(hyper, cast(LanguageModel, language_model))
+    if packed(model):
+        _attach_packed(model, hyper, targets)
+    else:
+        _inject(model, hyper, targets)
+    for parameter in others:
+        parameter.requires_grad_(True)
+
+
+def _inject(model: nn.Module, hyper: Hyperparameters, targets: tuple[str, ...]) -> None:
+    """peft's layers around the projections; all else is frozen."""
+    from peft import inject_adapter_in_model
+
     try:
         inject_adapter_in_model(
             _peft_config(hyper, targets), model
@@ -46,8 +62,41 @@ def attach(model: nn.Module, hyper: Hyperparameters) -> None:
     except (ValueError, TypeError, RuntimeError, ImportError) as error:  # peft has no common type
         where = f"--lora {hyper.lora} --lora-targets {','.join(targets)}"
         raise UserError(f"{where}: {' '.join(str(error).split())[:300]}") from error
-    for parameter in others:
-        parameter.requires_grad_(True)
+
+
+def packed(model: nn.Module) -> bool:
+    """Whether the language model's weights are whole numbers, which nothing can be added to."""
+    return bool(cast(Any, model).config.quantized)
+
+
+def check_packed(model: nn.Module, hyper: Hyperparameters) -> None:
+    """Raise UserError where whole numbers would have to learn."""
+    learns = any(p.requires_grad for p in model.get_submodule("language_model").parameters())
+    if packed(model) and learns and not hyper.lora:
+        raise UserError(
+            f"the language model's weights are packed ({cast(Any, model).config.quantized}) and "
+            "cannot learn; give --lora RANK, or train first and quantize then"
+        )
+
+
+def _attach_packed(model: nn.Module, hyper: Hyperparameters, targets: tuple[str, ...]) -> None:
+    """Additions beside the whole numbers, new unless the model has them; all else is frozen."""
+    config: Any = cast(Any, model).config
+    asked = LowRankSettings(hyper.lora or 0, float(_alpha(hyper)), tuple(sorted(targets)))
+    if config.low_rank is None:
+        low_rank.add(cast(LanguageModel, model.get_submodule("language_model")), asked)
+        config.low_rank = asked.fields()
+    has = LowRankSettings.read(config.low_rank)
+    if has != asked:
+        raise UserError(
+            f"the model has learned additions of rank {has.rank}, alpha {has.alpha:g} to "
+            f"{','.join(has.targets)}; go on with --lora {has.rank} --lora-alpha {has.alpha:g} "
+            f"--lora-targets {','.join(has.targets)}"
+        )
+    model.requires_grad_(False)
+    for addition in low_rank.additions(model):
+        addition.dropout = hyper.lora_dropout
+        addition.requires_grad_(True)
 
 
 def _targets(hyper: Hyperparameters, language_model: LanguageModel) -> tuple[str, ...]:

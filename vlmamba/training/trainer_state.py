@@ -112,7 +112,7 @@ def write_model(
         whole = accelerator.unwrap_model(model)
         for copy in whole.all_tied_weights_keys:  # gathered shards no longer share their memory
             weights.pop(copy, None)
-        if hyper.lora:
+        if hyper.lora and not lora.packed(whole):  # there it is in the weights
             weights, adapter = lora.split(whole, weights)
             lora.save(folder, adapter, hyper)
             weights = lora.merged(weights, adapter, hyper) if final else weights
