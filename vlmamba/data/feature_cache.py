@@ -183,12 +183,12 @@ def image_key(folder: Path, image: str) -> np.uint64:
     return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), np.uint64)[0]
 
 
-def encoder_fingerprint(encoder: nn.Module, description: dict[str, Any]) -> str:
-    """Hex digest of an encoder's configuration and weights: what its cached output depends on."""
+def weights_fingerprint(module: nn.Module, description: dict[str, Any]) -> str:
+    """Hex digest of a description and a module's weights: what its cached output depends on."""
     digest = hashlib.blake2b(
         json.dumps(description, sort_keys=True, default=str).encode(), digest_size=8
     )
-    for name, tensor in encoder.state_dict().items():
+    for name, tensor in module.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -205,7 +205,7 @@ def open_cache(root: Path, images: Path, model: Any, processor: Any) -> FeatureC
     }
     if processor.image_layout != WHOLE:  # the name of a cache of whole pictures stays what it was
         description["image_layout"] = processor.image_layout
-    name = f"{vision.model_type}-{encoder_fingerprint(model.vision_encoder, description)}"
+    name = f"{vision.model_type}-{weights_fingerprint(model.vision_encoder, description)}"
     cache = FeatureCache(
         Path(root) / name, images, model.config.num_patches, model.config.vision_width
     )
