@@ -51,6 +51,7 @@ from vlmamba_core import hub
 from vlmamba_core.cli import Parser, cli
 from vlmamba_core.errors import UserError, unknown
 from vlmamba_core.folder import AnswerJournal, RunFolder, digest, explain
+from vlmamba_core.memory import keep_freed
 from vlmamba_core.names import QUANTIZED, choose, choose_dtype, match
 
 if TYPE_CHECKING:
@@ -390,6 +391,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = {name: getattr(args, name) for name in KEPT}
     rerun.refuse_another(out, there, "evaluation", [task.name for task in chosen], arguments)
     stay_offline(args, source)
+    keep_freed()
     started = time.perf_counter()
     before = rerun.read(args.from_record)
     rows = functools.cache(source.rows)

@@ -7,6 +7,7 @@ import torch
 from tiny import tiny_config
 
 from vlmamba.models.language import blocks
+from vlmamba.models.mixers.fused import fused_norm
 from vlmamba.models.quantized import KINDS, quantize
 from vlmamba.models.scan_backends import build
 from vlmamba.models.selective_scan import use_backend
@@ -89,3 +90,25 @@ def test_where_it_may_not_run_it_does_not(calls):
     with torch.inference_mode():
         steps(model(mixer="mamba2"), ids)
     assert calls[-1] is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [torch.nn.RMSNorm, torch.nn.LayerNorm])
+@pytest.mark.parametrize("width", [1, 15, 16, 77])
+def test_norms_equal_pytorchs(kind, dtype, width):
+    torch.manual_seed(0)
+    norm = kind(width, eps=1e-5)
+    for p in norm.parameters():
+        p.data = torch.randn_like(p)
+    norm = norm.to(dtype)
+    for x in (3 + torch.randn(2, 5, width), torch.randn(4, width).to(dtype)):
+        if x.dtype not in (dtype, torch.float32):
+            continue
+        want = norm.double()(x.double())
+        norm.to(dtype)
+        assert fused_norm(norm, x) is None  # with gradients
+        with torch.inference_mode():
+            got = fused_norm(norm, x)
+        assert got.dtype == dtype
+        tolerance = 2e-6 if dtype == torch.float32 else 1e-2
+        torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)

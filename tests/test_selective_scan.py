@@ -17,6 +17,7 @@ from vlmamba.models.selective_scan import (
     causal_conv1d_step,
     resolve_backend,
     selective_scan,
+    selective_scan_projected,
     selective_scan_step,
     use_backend,
 )
@@ -560,3 +561,31 @@ def test_cuda_steps_equal_the_reference(gpu):
         c = causal_conv1d_step(past, conv["x"][:, 0].to(device), *taps, backend=backend)
         steps.append([x.cpu().double() for x in (y, h, c, past)])
     assert_near(steps[1], steps[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("continued", [False, True])
+def test_projected_scan_equals_the_scan_of_its_parts(dtype, continued):
+    torch.manual_seed(0)
+    batch, length, channels, states, rank = 3, 37, 21, 5, 4
+    z, u = torch.randn(batch, length, 2 * channels).to(dtype).chunk(2, dim=-1)
+    delta = torch.randn(batch, length, channels).to(dtype)
+    bc = torch.randn(batch, length, rank + 2 * states).to(dtype)[..., rank:]
+    a_log, d = torch.randn(channels, states).to(dtype), torch.randn(channels).to(dtype)
+    bias = torch.randn(channels).to(dtype)
+    options = {
+        "initial_state": torch.randn(batch, channels, states) if continued else None,
+        "lengths": torch.tensor([37, 0, 20]) if continued else None,
+    }
+    b, c = bc.chunk(2, dim=-1)
+    want, state = selective_scan(
+        u, delta, -torch.exp(a_log.float()), b, c, d, z, bias, backend="reference", **options
+    )
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for backend in ("auto", "torch"):
+        with torch.inference_mode():
+            got = selective_scan_projected(
+                u, delta, a_log, bc, d, z, bias, backend=backend, **options
+            )
+        torch.testing.assert_close(got[0], want, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(got[1], state, rtol=1e-4, atol=1e-4)

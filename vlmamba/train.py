@@ -41,6 +41,7 @@ from vlmamba.training.plan import Plan, resolve
 from vlmamba_core.cli import cli
 from vlmamba_core.errors import UserError
 from vlmamba_core.folder import explain, lock_folder
+from vlmamba_core.memory import keep_freed
 
 FILES = {
     "final": "the trained model, as from_pretrained takes it, with its card",
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags, then estimate, try one update, or train."""
     args, flags = RunArguments.parse(argv, __doc__)
     limit_kernel_caches()
+    keep_freed()
     plan = resolve(args, flags)
     require_packages(plan)
     if args.estimate:

@@ -79,6 +79,48 @@ def selective_scan(
     )
 
 
+def selective_scan_projected(
+    u: Tensor,
+    delta: Tensor,
+    A_log: Tensor,
+    bc: Tensor,
+    D: Tensor,
+    z: Tensor,
+    delta_bias: Tensor,
+    *,
+    initial_state: Tensor | None = None,
+    lengths: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`selective_scan` of a layer's own parameters: A = -exp(A_log), B beside C in bc (B, L, 2N).
+
+    Without gradients the C++ kernels take them as they are: making ready what they read would take
+    as long as scanning a short sequence.
+    """
+    module = _kernels(backend, u.device)
+    if hasattr(module, "scan_projected") and not torch.is_grad_enabled():
+        _check_lengths(lengths, *u.shape[:2])
+        scanned = module.scan_projected(
+            u, delta, A_log, bc, D, z, delta_bias, initial_state, lengths
+        )
+        if scanned is not None:
+            return scanned
+    b, c = bc.chunk(2, dim=-1)
+    return selective_scan(
+        u,
+        delta,
+        -torch.exp(A_log.float()),
+        b,
+        c,
+        D,
+        z,
+        delta_bias,
+        initial_state=initial_state,
+        lengths=lengths,
+        backend=backend,
+    )
+
+
 def selective_scan_step(
     state: Tensor,
     u: Tensor,

@@ -118,6 +118,22 @@ std::vector<Tensor> backward(
   });
 }
 
+// The scan of a Mamba layer from its projections, without gradients: mixed (B, L, R + 2N) ends with
+// B and C, A is -exp(log_A).
+std::tuple<Tensor, Tensor> forward_projected(
+    const Tensor& u, const Tensor& delta, const Tensor& mixed, const Tensor& z,
+    const Tensor& log_A, const Tensor& D, const Tensor& delta_bias, const Maybe& initial_state,
+    const Maybe& lengths) {
+  const int64_t n = log_A.size(1), rank = mixed.size(-1) - 2 * n;
+  const auto wide = [](const Tensor& x) { return x.to(at::kFloat).contiguous(); };
+  const auto [y, state, none] = forward(
+      Scan{u, delta, wide(log_A).exp().neg_(), wide(mixed.narrow(-1, rank, n)),
+           wide(mixed.narrow(-1, rank + n, n)), wide(D), z, wide(delta_bias), initial_state,
+           lengths, true},
+      false);
+  return {y, state};
+}
+
 Tensor step(const Scan& scan, Tensor& state) {
   return with_dtype(scan.u, [&](auto zero) {
     using T = decltype(zero);
@@ -226,6 +242,24 @@ Tensor few_rows_quantized(
   return y;
 }
 
+// RMSNorm, or LayerNorm where there is a bias, of x (..., width), in the weight's dtype.
+Tensor norm(const Tensor& x, const Tensor& weight, const Maybe& bias, double epsilon) {
+  const auto run = [&](auto of_x, auto of_weight) {
+    using X = decltype(of_x);
+    using T = decltype(of_weight);
+    const int64_t width = x.size(-1);
+    Tensor y = at::empty(x.sizes(), weight.options());
+    norm_rows<X, T>(
+        {width ? x.numel() / width : 0, width, static_cast<float>(epsilon), data<X>(x),
+         data<T>(weight), data<T>(bias)},
+        y.data_ptr<T>());
+    return y;
+  };
+  if (weight.scalar_type() == at::kFloat) return run(float{}, float{});
+  if (x.scalar_type() == at::kFloat) return run(float{}, c10::BFloat16{});
+  return run(c10::BFloat16{}, c10::BFloat16{});
+}
+
 // (weight, scales or None, columns of a group)
 using Projection = std::tuple<Tensor, Maybe, int64_t>;
 
@@ -311,6 +345,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
             state);
       },
       NoGil());
+  m.def("scan_projected", &v::forward_projected, NoGil());
+  m.def("norm", &v::norm, NoGil());
   m.def("conv", &v::convolve, NoGil());
   m.def("conv_backward", &v::convolve_backward, NoGil());
   m.def("conv_step", &v::convolve_step, NoGil());

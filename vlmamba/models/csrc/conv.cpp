@@ -46,12 +46,33 @@ struct Block {
     return total;
   }
 
-  template <int kK>
-  Vec<R> output(int64_t t) const {
-    const Vec<R> total = before_activation<kK>(t);
-    return in.silu ? total * sigmoid(total) : total;
-  }
+  Vec<R> activated(Vec<R> total) const { return in.silu ? total * sigmoid(total) : total; }
 };
+
+// Steps [begin, end) of a block; its last inputs stay in registers where kK says how many.
+template <typename T, int kK>
+void forward_steps(const Block<T>& b, int64_t begin, int64_t end, T* y) {
+  Vec<Wide<T>> last[kK ? kK : 1];
+#pragma GCC unroll 16
+  for (int k = 1; k < kK; ++k) last[k] = b.input(begin - kK + k);
+  for (int64_t t = begin; t < end; ++t) {
+    Vec<Wide<T>> total;
+    if constexpr (kK == 0) {
+      total = b.template before_activation<0>(t);
+    } else {
+      total = b.bias;
+#pragma GCC unroll 16
+      for (int k = 0; k + 1 < kK; ++k) {
+        last[k] = last[k + 1];
+        total += b.weight[k] * last[k];
+      }
+      last[kK - 1] = b.input(t);
+      total += b.weight[kK - 1] * last[kK - 1];
+    }
+    fetch(b.in.x.at(b.row, t) + b.channel + kLanes<Wide<T>>);  // for the next block
+    store(y + b.at(t), b.activated(total), b.count);
+  }
+}
 
 template <typename T, int kK>
 void forward_group(
@@ -60,11 +81,12 @@ void forward_group(
   std::vector<Block<T>> blocks;
   for (int64_t b = first; b < last; ++b) blocks.emplace_back(in, row, b);
   for (int64_t begin = 0; begin < in.length; begin += kChunk)
-    for (const Block<T>& b : blocks)
-      for (int64_t t = begin; t < std::min(begin + kChunk, in.length); ++t) {
-        fetch(in.x.at(row, t) + b.channel + kLanes<Wide<T>>);  // for the next block
-        store(y + b.at(t), t < length ? b.template output<kK>(t) : Vec<Wide<T>>{}, b.count);
-      }
+    for (const Block<T>& b : blocks) {
+      const int64_t end = std::min(begin + kChunk, in.length);
+      forward_steps<T, kK>(b, begin, std::min(end, length), y);
+      for (int64_t t = std::max(begin, length); t < end; ++t)
+        store(y + b.at(t), Vec<Wide<T>>{}, b.count);
+    }
   for (const Block<T>& b : blocks)
     for (int64_t k = 0; k + 1 < in.taps; ++k)
       store(final_state + b.state_at(k), b.input(length - in.taps + 1 + k), b.count);
@@ -91,19 +113,30 @@ Vec<Wide<T>> input_grad(
   return total;
 }
 
+// Steps [begin, end) of a block, from the last to the first. inputs: those that step t reads, of
+// which all but the first are there when it begins.
 template <typename T, int kK>
-void backward_step(
-    const Block<T>& b, int64_t t, const ConvGrads<T>& grads, BlockGrads<Wide<T>>& sums) {
+void backward_steps(
+    const Block<T>& b, int64_t begin, int64_t end, const ConvGrads<T>& grads,
+    BlockGrads<Wide<T>>& sums) {
   const int64_t taps = kK ? kK : b.in.taps;
-  Vec<Wide<T>> g = load(grads.y.at(b.row, t) + b.channel, b.count);
-  if (b.in.silu) {
-    const Vec<Wide<T>> x = b.template before_activation<kK>(t), p = sigmoid(x);
-    g *= p * (1 + x * (1 - p));
+  Vec<Wide<T>> inputs[kK ? kK : kMaxTaps];
+  for (int64_t k = 1; k < taps; ++k) inputs[k - 1] = b.input(end - taps + k);
+  for (int64_t t = end - 1; t >= begin; --t) {
+    for (int64_t k = taps - 1; k > 0; --k) inputs[k] = inputs[k - 1];
+    inputs[0] = b.input(t - taps + 1);
+    Vec<Wide<T>> g = load(grads.y.at(b.row, t) + b.channel, b.count);
+    if (b.in.silu) {
+      Vec<Wide<T>> x = b.bias;
+      for (int64_t k = 0; k < taps; ++k) x += b.weight[k] * inputs[k];
+      const Vec<Wide<T>> p = sigmoid(x);
+      g *= p * (1 + x * (1 - p));
+    }
+    sums.bias += g;
+    sums.later[0] = g;
+    for (int64_t k = 0; k < taps; ++k) sums.weight[k] += g * inputs[k];
+    store(grads.x + b.at(t), input_grad<T, kK>(b, t, grads, sums), b.count);
   }
-  sums.bias += g;
-  sums.later[0] = g;
-  for (int64_t k = 0; k < taps; ++k) sums.weight[k] += g * b.input(t - taps + 1 + k);
-  store(grads.x + b.at(t), input_grad<T, kK>(b, t, grads, sums), b.count);
 }
 
 template <typename T, int kK>
@@ -129,9 +162,11 @@ void backward_group(
   std::vector<BlockGrads<Wide<T>>> sums(last - first);
   for (int64_t b = first; b < last; ++b) blocks.emplace_back(in, row, b);
   for (int64_t begin = (ceil_div(length, kChunk) - 1) * kChunk; begin >= 0; begin -= kChunk)
-    for (size_t b = 0; b < blocks.size(); ++b)
-      for (int64_t t = std::min(begin + kChunk, length) - 1; t >= begin; --t)
-        backward_step<T, kK>(blocks[b], t, grads, sums[b]);
+    for (size_t b = 0; b < blocks.size(); ++b) {
+      BlockGrads<Wide<T>> own = sums[b];  // in registers
+      backward_steps<T, kK>(blocks[b], begin, std::min(begin + kChunk, length), grads, own);
+      sums[b] = own;
+    }
   for (size_t b = 0; b < blocks.size(); ++b) store_grads<T, kK>(blocks[b], grads, sums[b]);
 }
 
@@ -160,7 +195,7 @@ void conv_step(const ConvInputs<T>& in, T* y, T* state) {
   for (int64_t row = 0; row < in.batch; ++row)
     for (int64_t index = 0; index < block_count<Wide<T>>(in.channels); ++index) {
       const Block<T> b(in, row, index);
-      store(y + b.at(0), b.template output<0>(0), b.count);
+      store(y + b.at(0), b.activated(b.template before_activation<0>(0)), b.count);
       for (int64_t k = 0; k + 1 < in.taps; ++k)
         store(state + b.state_at(k), b.input(k + 2 - in.taps), b.count);
     }

@@ -112,6 +112,18 @@ struct LinearInputs {
 template <typename T>
 void linear(const LinearInputs<T>& in, T* y);
 
+// RMSNorm where bias is null, else LayerNorm; y (rows, width) is written.
+template <typename X, typename T>
+struct NormInputs {
+  int64_t rows, width;
+  float epsilon;
+  const X* x;                    // (rows, width)
+  const T *weight, *bias;        // (width)
+};
+
+template <typename X, typename T>
+void norm_rows(const NormInputs<X, T>& in, T* y);
+
 // Weights of whole numbers, each worth the scale of its row's group of columns. `group` is a
 // multiple of 32, or the width. Of 8 bits: int8 (outputs, width); of 4: see Int4 in linear.cpp.
 template <typename T>

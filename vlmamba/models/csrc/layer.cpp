@@ -18,25 +18,6 @@ const float* widened(const T* from, int64_t n, std::vector<float>& to) {
   }
 }
 
-template <typename X, typename T>
-void norm(const LayerStep<X, T>& in, const X* x, T* to) {
-  for (int64_t row = 0; row < in.batch; ++row, x += in.width, to += in.width) {
-    double total = 0, squares = 0;
-    for (int64_t i = 0; i < in.width; ++i) total += static_cast<float>(x[i]);
-    const float mean = in.norm_bias ? static_cast<float>(total / in.width) : 0.0f;
-    for (int64_t i = 0; i < in.width; ++i) {
-      const float off = static_cast<float>(x[i]) - mean;
-      squares += off * off;
-    }
-    const float factor = 1 / std::sqrt(static_cast<float>(squares / in.width) + in.epsilon);
-    for (int64_t i = 0; i < in.width; ++i) {
-      float y = (static_cast<float>(x[i]) - mean) * factor * static_cast<float>(in.norm_weight[i]);
-      if (in.norm_bias) y += static_cast<float>(in.norm_bias[i]);
-      to[i] = static_cast<T>(y);
-    }
-  }
-}
-
 template <typename T>
 void project(const Weights<T>& weights, int64_t rows, const T* x, T* y) {
   if (weights.scales) {
@@ -70,7 +51,7 @@ void layer_step(const LayerStep<X, T>& in, const X* x, X* y, T* conv_state, floa
   std::vector<T> normed(B * in.width), xz(B * 2 * Di), u(B * Di), mixed(B * cols), dt(B * R);
   std::vector<T> delta(B * Di), gated(B * Di), out(B * in.width);
   std::vector<float> b(B * N), c(B * N), A(Di * N), log_A, taps, conv_bias, D, bias;
-  norm(in, x, normed.data());
+  norm_rows<X, T>({B, in.width, in.epsilon, x, in.norm_weight, in.norm_bias}, normed.data());
   project(in.in_proj, B, normed.data(), xz.data());
   conv_step<T>(
       {B, 1, Di, in.taps, {xz.data(), 2 * Di, 2 * Di}, widened(in.conv_weight, Di * in.taps, taps),

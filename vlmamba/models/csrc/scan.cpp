@@ -7,7 +7,7 @@
 // next panel is fetched, and stores the panel. Between chunks the states wait in memory.
 //
 // The backward pass keeps only the state at the start of every chunk, recomputes a chunk's states
-// from it and walks the chunk backwards: extra memory is N / kChunk of one input, plus N rows.
+// from it and walks the chunk backwards: extra memory is N / kChunk of one input.
 #include "blocks.h"
 
 namespace vlmamba {
@@ -110,13 +110,11 @@ struct Group {
 
 // h <- exp(dt A) h + dt x B and out = C h + D x, step by step from `states`, which are updated;
 // they stay in registers where kN says how many there are. `rates` is A / ln 2; meanwhile(s)
-// runs at step s. With kKeep, the decays exp(dt A) and the new states of all steps are written
-// as well.
-template <int kN, bool kKeep, typename R, typename F>
+// runs at step s.
+template <int kN, typename R, typename F>
 void scan_tile(
     Tile<R>& tile, int64_t steps, int64_t state_count, const Vec<R>* rates, const R* B, const R* C,
-    Vec<R> D, Vec<R>* states, const F& meanwhile, Vec<R>* decays = nullptr,
-    Vec<R>* kept = nullptr) {
+    Vec<R> D, Vec<R>* states, const F& meanwhile) {
   const int64_t n = kN ? kN : state_count;
   Vec<R> registers[kN ? kN : 1];
   Vec<R>* h = kN ? registers : states;
@@ -128,13 +126,8 @@ void scan_tile(
     Vec<R> even = D * tile.x[s], odd{};  // two sums: half the latency of one
 #pragma GCC unroll 16
     for (int64_t i = 0; i < n; ++i) {
-      const Vec<R> decay = exp2_product(dt, rates[i]);
-      h[i] = decay * h[i] + drive * B[i];
+      h[i] = exp2_product(dt, rates[i]) * h[i] + drive * B[i];
       (i % 2 ? odd : even) += h[i] * C[i];
-      if (kKeep) {
-        decays[s * n + i] = decay;
-        kept[s * n + i] = h[i];
-      }
     }
     tile.out[s] = even + odd;
   }
@@ -164,7 +157,7 @@ void forward_panel(
       std::memcpy(checkpoints + b.checkpoint_at(begin), h, n * sizeof(Vec<R>));
     int64_t next_t = begin;
     const Block<T>& next = group.next(at + i, next_t, kChunk);
-    scan_tile<kN, false, R>(
+    scan_tile<kN, R>(
         tiles[i], end - begin, n, rates.data() + b.index * n, b.B + begin * n, b.C + begin * n, b.D,
         h, [&](int64_t s) {
           next.prefetch(next_t + s);
@@ -201,14 +194,19 @@ void forward_group(
   }
 }
 
-// What the backward pass keeps of a tile's steps, (steps, N), and the gradients of B and C there,
-// which add up over the blocks of a group.
+// The backward pass takes a few states at a time through all steps of a tile, there and back: what
+// it holds of them meanwhile, and the gradients of their B and C, stay in the first cache level.
+constexpr int kTogether = kVecBytes == 64 ? 4 : 2;  // as many as there are registers for
+
+// Of the states at work, (steps, states): the decays, the states before each step and after the
+// last; and the gradients of B and C of all states, which add up over the blocks of a group. State
+// i's are those at i * kChunk, or among the kTogether that begin there.
 template <typename R>
 struct TileMemory {
-  Buffer<R> states, decays, grad_B, grad_C;  // states[0] is the state before the tile
+  Vec<R> states[(kChunk + 1) * kTogether], decays[kChunk * kTogether];
+  Buffer<R> grad_B, grad_C;
 
-  explicit TileMemory(int64_t n)
-      : states((kChunk + 1) * n), decays(kChunk * n), grad_B(kChunk * n), grad_C(kChunk * n) {}
+  explicit TileMemory(int64_t n) : grad_B(kChunk * n), grad_C(kChunk * n) {}
 };
 
 // Sums over the steps of one block: gradients of A, (N), of D and of delta_bias.
@@ -220,10 +218,12 @@ struct BlockSums {
   explicit BlockSums(int64_t n) : A(n) {}
 };
 
-// A tile of the backward pass. The gradients of delta, u and z take the place of dt, x and gate.
+// A tile of the backward pass. `drive` and `exponent` are the gradients of dt x and of dt A, whose
+// exp the decay is; those of delta, u and z take the place of dt, x and gate in the end.
 template <typename R>
 struct BackwardTile : Tile<R> {
   Vec<R> slope[kChunk], gate[kChunk], grad_y[kChunk];  // slope of the softplus
+  Vec<R> drive[kChunk], exponent[kChunk];
 };
 
 template <typename T>
@@ -235,8 +235,14 @@ void load_backward(
   tile.slope[s] = splat<R>(1);
   tile.dt[s] = b.in.softplus ? softplus(raw, tile.slope[s]) : raw;
   tile.x[s] = b.input(t);
-  if (b.z) tile.gate[s] = b.gate(t);
   tile.grad_y[s] = load(grads.y.at(b.row, t) + b.channel, b.count);
+  if (b.z) {  // of the gate's gradient all but `out`, which is not known yet
+    const Vec<R> z = b.gate(t), p = sigmoid(z);
+    tile.gate[s] = tile.grad_y[s] * p * (1 + z * (1 - p));
+    tile.grad_y[s] *= z * p;
+  }
+  tile.out[s] = b.D * tile.x[s];
+  tile.drive[s] = tile.exponent[s] = Vec<R>{};
 }
 
 template <typename T>
@@ -245,42 +251,66 @@ void store_backward(
     const BackwardTile<Wide<T>>& tile, int64_t s) {
   store(grads.delta + b.at(t), tile.dt[s], b.count);
   store(grads.u + b.at(t), tile.x[s], b.count);
-  if (b.z) store(grads.z + b.at(t), tile.gate[s], b.count);
+  if (b.z) store(grads.z + b.at(t), tile.gate[s] * tile.out[s], b.count);
 }
 
-// What the walk through kCount states of a tile, from its last step to its first, adds up: grad_h
-// and grad_A, (N), stay in registers, `drive` and `exponent` are the gradients of dt x and of dt A,
-// whose exp the decay is, at every step.
+// kCount states from i on through a tile again, from `before`, as scan_tile does.
+template <int kCount, typename R, typename F>
+void replay_states(
+    int64_t i, int64_t n, int64_t steps, BackwardTile<R>& tile, const Vec<R>* rates, const R* B,
+    const R* C, const R* before, TileMemory<R>& memory, const F& meanwhile) {
+  Vec<R> h[kCount];
+#pragma GCC unroll 4
+  for (int j = 0; j < kCount; ++j)
+    memory.states[j] = h[j] = load_all(before + (i + j) * kLanes<R>);
+  for (int64_t s = 0; s < steps; ++s) {
+    meanwhile(s);
+    const Vec<R> drive = tile.dt[s] * tile.x[s], dt = limit_rate(tile.dt[s]);
+    Vec<R> out = tile.out[s];
+#pragma GCC unroll 4
+    for (int j = 0; j < kCount; ++j) {
+      const Vec<R> decay = exp2_product(dt, rates[i + j]);
+      h[j] = decay * h[j] + drive * B[s * n + i + j];
+      out += h[j] * C[s * n + i + j];
+      memory.decays[s * kCount + j] = decay;
+      memory.states[(s + 1) * kCount + j] = h[j];
+    }
+    tile.out[s] = out;
+  }
+}
+
+// Back from the tile's last step to its first. grad_h, (N): the gradient of the state after the
+// tile, which becomes that of the state before it; it and grad_A, (N), stay in registers.
 template <int kCount, typename R>
 void reverse_states(
-    int64_t i, int64_t n, int64_t steps, const BackwardTile<R>& tile, const Vec<R>* rates,
-    const R* B, const R* C, TileMemory<R>& memory, Vec<R>* grad_h, Vec<R>* grad_A, Vec<R>* drive,
-    Vec<R>* exponent) {
+    int64_t i, int64_t n, int64_t steps, BackwardTile<R>& tile, const Vec<R>* rates, const R* B,
+    const R* C, TileMemory<R>& memory, Vec<R>* grad_h, Vec<R>* grad_A) {
   Vec<R> h[kCount], sum_A[kCount], after[kCount];
+  Vec<R>*grad_B = memory.grad_B.data() + i * kChunk, *grad_C = memory.grad_C.data() + i * kChunk;
 #pragma GCC unroll 4
   for (int j = 0; j < kCount; ++j) {
     h[j] = grad_h[i + j];
     sum_A[j] = grad_A[i + j];
-    after[j] = memory.states[steps * n + i + j];
+    after[j] = memory.states[steps * kCount + j];
   }
   for (int64_t s = steps - 1; s >= 0; --s) {
-    const int64_t at = s * n + i;
     const Vec<R> grad_y = tile.grad_y[s], dt = tile.dt[s], x = tile.dt[s] * tile.x[s];
-    Vec<R> sum_drive = drive[s], sum_exponent = exponent[s];
+    Vec<R> drive = tile.drive[s], exponent = tile.exponent[s];
 #pragma GCC unroll 4
     for (int j = 0; j < kCount; ++j) {
-      const Vec<R> g = h[j] + grad_y * C[at + j];
-      memory.grad_C[at + j] += grad_y * after[j];
-      memory.grad_B[at + j] += g * x;
-      sum_drive += g * B[at + j];
-      h[j] = g * memory.decays[at + j];
-      after[j] = memory.states[at + j];  // the state before this step, after the one before
+      const int64_t at = s * kCount + j;
+      const Vec<R> g = h[j] + grad_y * C[s * n + i + j];
+      grad_C[at] += grad_y * after[j];
+      grad_B[at] += g * x;
+      drive += g * B[s * n + i + j];
+      h[j] = g * memory.decays[at];
+      after[j] = memory.states[at];  // the state before this step, after the one before
       const Vec<R> e = h[j] * after[j];
-      sum_exponent += e * rates[i + j];
+      exponent += e * rates[i + j];
       sum_A[j] += e * dt;
     }
-    drive[s] = sum_drive;
-    exponent[s] = sum_exponent;
+    tile.drive[s] = drive;
+    tile.exponent[s] = exponent;
   }
 #pragma GCC unroll 4
   for (int j = 0; j < kCount; ++j) {
@@ -289,78 +319,69 @@ void reverse_states(
   }
 }
 
-// Walk a scanned tile from its last step to its first. grad_h, (N): the gradient of the state after
-// the tile, which becomes that of the state before it.
-template <typename T>
-void reverse_tile(
-    const Block<T>& b, const Vec<Wide<T>>* rates, int64_t begin, int64_t steps,
-    BackwardTile<Wide<T>>& tile, TileMemory<Wide<T>>& memory, Vec<Wide<T>>* grad_h,
-    BlockSums<Wide<T>>& sums) {
-  using R = Wide<T>;
-  const int64_t n = b.in.states;
-  Vec<R> drive[kChunk] = {}, exponent[kChunk] = {};
-  if (b.z)
-    for (int64_t s = 0; s < steps; ++s) {
-      const Vec<R> z = tile.gate[s], p = sigmoid(z), grad_y = tile.grad_y[s];
-      tile.gate[s] = grad_y * tile.out[s] * p * (1 + z * (1 - p));
-      tile.grad_y[s] = grad_y * z * p;
-    }
-  const R *B = b.B + begin * n, *C = b.C + begin * n;
-  constexpr int kGroup = kVecBytes == 64 ? 4 : 2;  // as many as there are registers for
-  int64_t i = 0;
-  for (; i + kGroup <= n; i += kGroup)
-    reverse_states<kGroup, R>(
-        i, n, steps, tile, rates, B, C, memory, grad_h, sums.A.data(), drive, exponent);
-  for (; i < n; ++i)
-    reverse_states<1, R>(
-        i, n, steps, tile, rates, B, C, memory, grad_h, sums.A.data(), drive, exponent);
+// The gradients of a tile whose states have all been there and back, and its part of the sums.
+template <typename R>
+void finish_tile(BackwardTile<R>& tile, int64_t steps, Vec<R> D, BlockSums<R>& sums) {
   for (int64_t s = steps - 1; s >= 0; --s) {
     const Vec<R> x = tile.x[s], dt = tile.dt[s], grad_y = tile.grad_y[s];
-    tile.dt[s] = (exponent[s] * R(kLn2) + drive[s] * x) * tile.slope[s];
-    tile.x[s] = grad_y * b.D + drive[s] * dt;
+    tile.dt[s] = (tile.exponent[s] * R(kLn2) + tile.drive[s] * x) * tile.slope[s];
+    tile.x[s] = grad_y * D + tile.drive[s] * dt;
     sums.bias += tile.dt[s];
     sums.D += grad_y * x;
   }
 }
 
-template <typename T, int kN>
+// One panel of the backward pass: `count` blocks from block `at` of the group, steps [begin, end).
+template <typename T>
 void backward_panel(
     Group<T>& group, int64_t at, int64_t count, int64_t begin, int64_t end,
     const Buffer<Wide<T>>& rates, const ScanGrads<T>& grads, std::vector<BlockSums<Wide<T>>>& sums,
     TileMemory<Wide<T>>& memory) {
   using R = Wide<T>;
-  const int64_t n = group.n;
+  const int64_t n = group.n, steps = end - begin;
   BackwardTile<R> tiles[kPanel];
-  Buffer<R> h(n);
   const Block<T>* blocks = group.blocks.data() + at;
   for (int64_t t = begin; t < end; ++t)
-    for (int64_t i = 0; i < count; ++i) load_backward(blocks[i], t, grads, tiles[i], t - begin);
-  for (int64_t i = 0; i < count; ++i) {
-    const Block<T>& b = blocks[i];
+    for (int64_t k = 0; k < count; ++k) load_backward(blocks[k], t, grads, tiles[k], t - begin);
+  const auto there_and_back = [&](auto together, int64_t i, int64_t k) {
+    constexpr int kCount = decltype(together)::value;
+    const Block<T>& b = blocks[k];
     const Vec<R>* A2 = rates.data() + b.index * n;
+    const R *B = b.B + begin * n, *C = b.C + begin * n;
+    const R* before = grads.checkpoints + b.checkpoint_at(begin);
     int64_t next_t = begin;
-    const Block<T>& next = group.next(at + i, next_t, -kChunk);
-    std::memcpy(h.data(), grads.checkpoints + b.checkpoint_at(begin), n * sizeof(Vec<R>));
-    std::copy(h.begin(), h.end(), memory.states.begin());
-    scan_tile<kN, true, R>(
-        tiles[i], end - begin, n, A2, b.B + begin * n, b.C + begin * n, b.D, h.data(),
-        [&](int64_t s) {
-          next.prefetch(next_t + s);
-          fetch(grads.y.at(next.row, next_t + s) + next.channel);
-          for (const T* grad : {grads.u, grads.delta, grads.z}) fetch(grad + next.at(next_t + s));
-        },
-        memory.decays.data(), memory.states.data() + n);
-    reverse_tile<T>(
-        b, A2, begin, end - begin, tiles[i], memory, group.state(at + i), sums[at + i]);
+    const Block<T>& next = group.next(at + k, next_t, -kChunk);
+    replay_states<kCount, R>(i, n, steps, tiles[k], A2, B, C, before, memory, [&](int64_t s) {
+      if (i > 0) return;
+      next.prefetch(next_t + s);
+      fetch(grads.y.at(next.row, next_t + s) + next.channel);
+      for (const T* grad : {grads.u, grads.delta, grads.z}) fetch(grad + next.at(next_t + s));
+    });
+    reverse_states<kCount, R>(
+        i, n, steps, tiles[k], A2, B, C, memory, group.state(at + k), sums[at + k].A.data());
+  };
+  for (int64_t i = 0; i < n;) {
+    const bool all = i + kTogether <= n;
+    for (int64_t k = 0; k < count; ++k)
+      all ? there_and_back(std::integral_constant<int, kTogether>{}, i, k)
+          : there_and_back(std::integral_constant<int, 1>{}, i, k);
+    i += all ? kTogether : 1;
   }
+  for (int64_t k = 0; k < count; ++k) finish_tile(tiles[k], steps, blocks[k].D, sums[at + k]);
   for (int64_t t = begin; t < end; ++t)
-    for (int64_t i = 0; i < count; ++i) store_backward(blocks[i], t, grads, tiles[i], t - begin);
+    for (int64_t k = 0; k < count; ++k) store_backward(blocks[k], t, grads, tiles[k], t - begin);
 }
 
-// Add the lanes of a chunk's gradients of B or C and clear them for the next chunk.
+// Add the lanes of a chunk's gradients of B or C into (steps, N), and clear them for the next one.
 template <typename R>
-void drain(Buffer<R>& from, int64_t count, R* to) {
-  for (int64_t i = 0; i < count; ++i) to[i] = sum<R>(from[i]);
+void drain(Buffer<R>& from, int64_t steps, int64_t n, R* to) {
+  for (int64_t i = 0; i < n;) {
+    const int together = i + kTogether <= n ? kTogether : 1;
+    for (int64_t s = 0; s < steps; ++s)
+      for (int j = 0; j < together; ++j)
+        to[s * n + i + j] = sum<R>(from[i * kChunk + s * together + j]);
+    i += together;
+  }
   std::fill(from.begin(), from.end(), Vec<R>{});
 }
 
@@ -379,7 +400,7 @@ void store_sums(
       if (grad) std::fill_n(grad + b.at(t), b.count, T(0));
 }
 
-template <typename T, int kN>
+template <typename T>
 void backward_group(
     const ScanInputs<T>& in, const Buffer<Wide<T>>& rates, int64_t row, int64_t first,
     int64_t last, int64_t index, const ScanGrads<T>& grads) {
@@ -391,11 +412,11 @@ void backward_group(
   for (int64_t t = (ceil_div(length, kChunk) - 1) * kChunk; t >= 0; t -= kChunk) {
     const int64_t end = std::min(t + kChunk, length);
     for (int64_t at = 0; at < group.size(); at += kPanel)
-      backward_panel<T, kN>(
+      backward_panel<T>(
           group, at, std::min(kPanel, group.size() - at), t, end, rates, grads, sums, memory);
     const int64_t to = ((row * group_count(in.batch) + index) * in.length + t) * n;
-    drain<R>(memory.grad_B, (end - t) * n, grads.B + to);
-    drain<R>(memory.grad_C, (end - t) * n, grads.C + to);
+    drain<R>(memory.grad_B, end - t, n, grads.B + to);
+    drain<R>(memory.grad_C, end - t, n, grads.C + to);
   }
   for (int64_t i = 0; i < group.size(); ++i)
     store_sums(group.blocks[i], group.state(i), sums[i], grads);
@@ -440,10 +461,9 @@ void scan_forward(const ScanInputs<T>& in, T* y, Wide<T>* final_state, Wide<T>* 
 template <typename T>
 void scan_backward(const ScanInputs<T>& in, const ScanGrads<T>& grads) {
   const auto rates = binary_rates<Wide<T>>(in.A, in.channels, in.states);
-  const auto run = in.states == 16 ? backward_group<T, 16> : backward_group<T, 0>;
   const int64_t blocks = block_count<Wide<T>>(in.channels);
   for_groups(in.batch, blocks, [&](int64_t row, int64_t first, int64_t last, int64_t group) {
-    run(in, rates, row, first, last, group, grads);
+    backward_group<T>(in, rates, row, first, last, group, grads);
   });
 }
 

@@ -62,9 +62,13 @@ VLMAMBA_INLINE Vec<float> widen(Half16 x) {
 }
 
 VLMAMBA_INLINE Half16 narrow(Vec<float> x) {  // rounds to nearest even, keeps NaN
+#if defined(__AVX512BF16__)
+  return bits<Half16>(_mm512_cvtneps_pbh(x));
+#else
   Vec<uint32_t> b = bits<Vec<uint32_t>>(x);
   b = x == x ? b + 0x7fff + ((b >> 16) & 1) : Vec<uint32_t>{} + 0x7fc00000u;
   return __builtin_convertvector(b >> 16, Half16);
+#endif
 }
 
 template <typename V>

@@ -20,7 +20,7 @@ from vlmamba.models.mixers import MIXERS
 from vlmamba.models.mixers.attention import CausalAttention
 from vlmamba.models.mixers.base import Layer, Mixer
 from vlmamba.models.mixers.experts import Experts
-from vlmamba.models.mixers.fused import fused_step
+from vlmamba.models.mixers.fused import fused_norm, fused_step
 from vlmamba.models.mixers.mlp import GatedMLP
 
 
@@ -31,6 +31,8 @@ def build_norm(config: MambaConfig) -> nn.RMSNorm | nn.LayerNorm:
 
 def normed(norm: nn.RMSNorm | nn.LayerNorm, x: Tensor) -> Tensor:
     """The norm in float32, in its weight's dtype."""
+    if (y := fused_norm(norm, x)) is not None:
+        return y
     weight, x = norm.weight, x.float()
     if isinstance(norm, nn.LayerNorm):
         normed = F.layer_norm(x, weight.shape, weight.float(), norm.bias.float(), norm.eps)

@@ -1,4 +1,4 @@
-"""One token through a whole Mamba layer by one call of the C++ kernels (`csrc/layer.cpp`).
+"""A norm, and one token through a whole Mamba layer, each by one call of the C++ kernels (`csrc`).
 
 Outside the products a layer computes little for a token; calling some twenty functions for it takes
 longer.  The result is that of norm, `MambaMixer.step` and residual, to rounding, in any batch.
@@ -14,6 +14,21 @@ from vlmamba.models.mixers.mamba import MambaMixer
 from vlmamba.models.products import DTYPES
 from vlmamba.models.scan_backends.build import kernels
 from vlmamba.models.selective_scan import resolve_backend
+
+
+def fused_norm(norm: nn.RMSNorm | nn.LayerNorm, x: Tensor) -> Tensor | None:
+    """norm(x) in float32 and in its weight's dtype; None where this needs the usual way."""
+    weight = norm.weight
+    if (
+        x.device.type != "cpu"
+        or torch.is_grad_enabled()
+        or weight.dtype not in DTYPES
+        or x.dtype not in (torch.float32, weight.dtype)
+        or not weight.is_contiguous()
+        or kernels() is None
+    ):
+        return None
+    return kernels().norm(x.contiguous(), weight, getattr(norm, "bias", None), norm.eps)
 
 
 def fused_step(

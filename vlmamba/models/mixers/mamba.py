@@ -20,7 +20,7 @@ from vlmamba.models.mixers.base import Mixer, StateShapes, initial_step_bias
 from vlmamba.models.selective_scan import (
     causal_conv1d,
     causal_conv1d_step,
-    selective_scan,
+    selective_scan_projected,
     selective_scan_step,
 )
 
@@ -68,11 +68,6 @@ class MambaMixer(Mixer):
         """x and z; the convolution's output, the step sizes and y."""
         return 2 * self.d_inner * element, 3 * self.d_inner * element
 
-    def _scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Delta (before bias and softplus), A, B and C for convolved inputs x (..., Di)."""
-        dt, b, c = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        return rows_product(dt, self.dt_proj.weight), -torch.exp(self.A_log.float()), b, c
-
     def forward(
         self,
         u: Tensor,
@@ -109,13 +104,12 @@ class MambaMixer(Mixer):
             lengths=lengths,
             backend=self.backend,
         )
-        delta, a, b, c = self._scan_inputs(x)
-        y, ssm_state = selective_scan(
+        mixed = self.x_proj(x)
+        y, ssm_state = selective_scan_projected(
             x,
-            delta,
-            a,
-            b,
-            c,
+            rows_product(mixed[..., : self.dt_rank], self.dt_proj.weight),
+            self.A_log,
+            mixed[..., self.dt_rank :],
             self.D,
             z,
             self.dt_proj.bias,
@@ -130,7 +124,8 @@ class MambaMixer(Mixer):
         x, z = self.in_proj(u).chunk(2, dim=-1)
         weight = self.conv1d.weight.squeeze(1)
         x = causal_conv1d_step(conv_state, x, weight, self.conv1d.bias, backend=self.backend)
-        delta, a, b, c = self._scan_inputs(x)
+        dt, b, c = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        delta, a = rows_product(dt, self.dt_proj.weight), -torch.exp(self.A_log.float())
         y = selective_scan_step(
             ssm_state, x, delta, a, b, c, self.D, z, self.dt_proj.bias, backend=self.backend
         )

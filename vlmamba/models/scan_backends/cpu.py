@@ -61,6 +61,19 @@ def selective_scan(
     return y.to(u.dtype), final_state
 
 
+def scan_projected(
+    u, delta, A_log, bc, D, z, delta_bias, initial_state, lengths
+) -> tuple[Tensor, Tensor] | None:
+    """Without gradients; None for dtypes that would have to be converted."""
+    dtype, wide = _dtypes(u, delta, z, bc)
+    if wide != torch.float32 or (initial_state is not None and initial_state.dtype != wide):
+        return None
+    rows = (_rows(x, dtype) for x in (u, delta, bc, z))
+    lengths = _dense(lengths, torch.int64)
+    y, state = kernels().scan_projected(*rows, A_log, D, delta_bias, initial_state, lengths)
+    return y.to(u.dtype), state
+
+
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, lengths, delta_softplus, *tensors):
