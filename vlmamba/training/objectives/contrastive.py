@@ -14,8 +14,8 @@ the micro-batch are the negatives, softened by a temperature.
 
 Other than published: the mean of hidden states stands for BART's sentence embedding; the
 temperature is a setting, not learned, and negatives come from one process's micro-batch; of its
-other terms, text infilling is the captions' own loss, and the distance of two texts
-(TTDM) has nothing to act on, since the text side does not learn.
+other terms, text infilling is the captions' own loss, and the distance of two texts (TTDM), which
+needs a text side that learns, is objective `text_distance`.
 """
 
 from __future__ import annotations
