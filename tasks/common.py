@@ -10,8 +10,10 @@ from __future__ import annotations
 import copy
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import fsum
 from typing import Any, Generic, Literal, Self, TypeVar
 
 from tasks.answer_files import AnswerFormat, LlavaAnswers
@@ -197,6 +199,28 @@ class Benchmark(ABC):
 
         A metric that these documents say nothing about (an absent category) is left out.
         """
+
+    def kind(self, doc: Doc, case: Case) -> Hashable | None:
+        """All that `aggregate` looks at in a row; None where that is more than rows can tell alone.
+
+        Metrics then follow from how many rows of each kind there are, see `aggregate_kinds`.
+        """
+        metrics = self.means_over(doc)
+        return None if metrics is None else (case.score or 0.0, metrics)
+
+    def means_over(self, doc: Doc) -> tuple[str, ...] | None:
+        """The metrics that are the mean score of rows such as this one; None: not all are means."""
+        return None
+
+    def aggregate_kinds(self, counts: Mapping[Any, int], protocol: str) -> dict[str, float]:
+        """`aggregate` of so many rows of each `kind`: means, unless a benchmark has its own."""
+        sums: dict[str, list[float]] = {}
+        rows: Counter[str] = Counter()
+        for (score, metrics), count in counts.items():
+            for metric in metrics:
+                sums.setdefault(metric, []).append(score * count)
+                rows[metric] += count
+        return {metric: fsum(parts) / rows[metric] for metric, parts in sums.items()}
 
     def with_prompt(self, **chosen: str | None) -> Self:
         """This benchmark under the given prompt options; None, or another task's: no choice.

@@ -66,3 +66,6 @@ class ExactMatch(Benchmark):
         self, docs: Sequence[Doc], cases: Sequence[Case], protocol: str
     ) -> dict[str, float]:
         return {"accuracy": fmean(case.score or 0.0 for case in cases)}
+
+    def means_over(self, doc: Doc) -> tuple[str, ...]:
+        return ("accuracy",)

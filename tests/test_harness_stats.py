@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+import tasks
 from harness.scoring import intervals
 from harness.scoring.intervals import Interval, NoInterval, groups_for, share_interval, wilson
 from tasks.coco_cap import task as coco_cap
-from tasks.common import Case, Report
+from tasks.common import PROTOCOLS, Case, Report
 from tasks.mme import scorer as mme_scorer
 from tasks.mme import task as mme
 from tasks.pope import task as pope
@@ -72,7 +73,8 @@ def test_the_variance_is_the_linearised_one_of_clusters():
         return {"mean": float(right[rows].mean())}
 
     groups = intervals._members(clusters)
-    found = intervals.jackknife(metrics_of, groups, {"mean": float(right.mean())})
+    parts = intervals.Parts(len(clusters), metrics_of)
+    found = intervals.jackknife(parts, groups, {"mean": float(right.mean())})
     assert found["mean"] == pytest.approx(linear, rel=0.02)
 
 
@@ -172,6 +174,59 @@ def test_excluded_rows_have_no_say():
     assert found == {"accuracy": NoInterval("too few: 6 clusters")}
 
 
+def rows_of(task, count: int, seed: int) -> list[tuple[dict, Case]]:
+    """Documents and scored answers of a benchmark, of all the kinds that it tells apart."""
+    generator = np.random.default_rng(seed)
+    columns = {
+        "pope": {"category": ["random", "popular", "adversarial"], "answer": ["yes", "no"]},
+        "vqav2": {"answer_type": ["yes/no", "number", "other", "unheard of"]},
+        "vizwiz": {"category": ["other", "unanswerable", "", None]},
+        "seedbench": {"question_type_id": [1, 5, 9, 77]},
+        "mmmu": {"id": ["validation_Art_1", "validation_Math_2", "validation_Unknown_3"]},
+    }
+    scores = (0.0, 1.0) if task.name in ("pope", "seedbench", "mmmu") else (0.0, 0.3, 0.6, 1.0)
+    parsed = ["yes", "no", None]
+    found = []
+    for _ in range(count):
+        doc = {c: v[generator.integers(len(v))] for c, v in columns.get(task.name, {}).items()}
+        said = parsed[generator.integers(3)]
+        found.append((doc, Case(scores[generator.integers(len(scores))], said)))
+    return found
+
+
+COUNTED = ("pope", "vqav2", "vizwiz", "seedbench", "mmmu", "textvqa", "gqa", "easy_vqa")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("name", COUNTED)
+def test_counts_of_kinds_give_what_the_rows_themselves_give(name, protocol):
+    """With each group of rows left out, and of single rows: beside `aggregate` of those rows."""
+    task = tasks.load(name)
+    rows = rows_of(task, 120, seed=len(name))
+    counted = intervals.Parts.of(task, rows, protocol)
+    assert isinstance(counted, intervals.Counted)
+    by_rows = intervals.Parts(
+        len(rows),
+        lambda picked: task.aggregate(
+            [rows[i][0] for i in picked], [rows[i][1] for i in picked], protocol
+        ),
+    )
+    order = np.random.default_rng(1).permutation(len(rows)).tolist()
+    groups = [order[i : i + 7] for i in range(0, len(order), 7)]
+    for some in (groups, [order]):  # the last: nothing is left
+        pairs = zip(counted.without(some), by_rows.without(some), strict=True)
+        assert all(one == pytest.approx(other, abs=1e-12) for one, other in pairs)
+    for row in range(len(rows)):
+        assert counted.metrics([row]) == pytest.approx(by_rows.metrics([row]))
+    assert counted.metrics(order) == pytest.approx(by_rows.metrics(order))
+
+
+def test_metrics_of_pairs_and_of_whole_sets_are_made_of_rows():
+    rows = [(pope_doc(0) | {"question_id": "1"}, Case(1.0, "yes"))]
+    for task in (mme, coco_cap):
+        assert type(intervals.Parts.of(task, rows, "paper")) is intervals.Parts
+
+
 def test_many_clusters_are_left_out_in_groups_with_the_same_result():
     right = np.random.default_rng(5).random(3000) < 0.8
     values = {"mean": float(right.mean())}
@@ -183,7 +238,8 @@ def test_many_clusters_are_left_out_in_groups_with_the_same_result():
     merged = intervals._merged(singles, 500, np.random.default_rng(0))
     assert len(merged) == 500
     assert sorted(row for group in merged for row in group) == list(range(3000))
-    exact, rough = (intervals.jackknife(metrics_of, g, values)["mean"] for g in (singles, merged))
+    parts = intervals.Parts(3000, metrics_of)
+    exact, rough = (intervals.jackknife(parts, g, values)["mean"] for g in (singles, merged))
     assert rough == pytest.approx(exact, rel=0.25)
     assert groups_for(10) == intervals.MAX_GROUPS
     assert groups_for(214_354) == intervals.MIN_GROUPS

@@ -118,6 +118,10 @@ class Mmmu(Benchmark):
         by_domain = {f"{d}/accuracy": fmean(scores[d]) for d in DOMAINS if d in scores}
         return {"accuracy": fmean(case.score or 0.0 for case in cases)} | by_domain
 
+    def means_over(self, doc: Doc) -> tuple[str, ...]:
+        domain = DOMAIN_OF.get(_subject(doc))
+        return ("accuracy", f"{domain}/accuracy") if domain in DOMAINS else ("accuracy",)
+
     def submission(self, docs: Sequence[Doc], predictions: Sequence[str]) -> dict[str, Any]:
         """{id: letter, or the open answer}, as MMMU's run_llava.py writes it for the server."""
         return {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tasks.common import (
     Benchmark,
@@ -76,9 +77,16 @@ class Pope(Benchmark):
     def aggregate(
         self, docs: Sequence[Doc], cases: Sequence[Case], protocol: str
     ) -> dict[str, float]:
+        kinds = (self.kind(doc, case) for doc, case in zip(docs, cases, strict=True))
+        return self.aggregate_kinds(Counter(kinds), protocol)
+
+    def kind(self, doc: Doc, case: Case) -> tuple[str, str | None, str | None]:
+        return doc["category"], self.reference(doc), case.parsed
+
+    def aggregate_kinds(self, counts: Mapping[Any, int], protocol: str) -> dict[str, float]:
         by_category: dict[str, scorer.Counts] = defaultdict(Counter)
-        for doc, case in zip(docs, cases, strict=True):
-            by_category[doc["category"]][self.reference(doc), case.parsed] += 1
+        for (category, truth, parsed), count in counts.items():
+            by_category[category][truth, parsed] = count
         return scorer.summarize(by_category, protocol)
 
     def notes(self, docs: Sequence[Doc], protocol: str) -> list[str]:

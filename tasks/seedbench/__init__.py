@@ -97,6 +97,10 @@ class SeedBench(Benchmark):
         overall = {"accuracy": fmean(case.score or 0.0 for case in cases)}
         return overall | {metric: fmean(values) for metric, values in scores.items()}
 
+    def means_over(self, doc: Doc) -> tuple[str, ...]:
+        ability = _ability(doc)
+        return ("accuracy",) if ability is None else ("accuracy", f"{ability}/accuracy")
+
 
 def _ability(doc: Doc) -> str | None:
     """The name of a question's ability; None where the row does not tell."""

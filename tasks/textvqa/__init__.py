@@ -56,6 +56,9 @@ class TextVQA(vqa_answers.HumanAnswers):
     ) -> dict[str, float]:
         return {"accuracy": fmean(case.score or 0.0 for case in cases)}
 
+    def means_over(self, doc: Doc) -> tuple[str, ...]:
+        return ("accuracy",)
+
     def submission(self, docs: Sequence[Doc], predictions: Sequence[str]) -> list[dict[str, Any]]:
         """The list of {question_id, answer} that the test server takes.
 

@@ -60,6 +60,11 @@ class VizWiz(vqa_answers.HumanAnswers):
         overall = {"accuracy": fmean(case.score or 0.0 for case in cases)}
         return overall | {metric: fmean(values) for metric, values in scores.items()}
 
+    def means_over(self, doc: Doc) -> tuple[str, ...]:
+        kind = doc.get("category")
+        named = isinstance(kind, str) and kind
+        return ("accuracy", f"{kind}/accuracy") if named else ("accuracy",)
+
     def submission_id(self, doc: Doc) -> str:
         """The photo's file name, with or without which the rows name a question."""
         return f"{str(super().submission_id(doc)).removesuffix('.jpg')}.jpg"

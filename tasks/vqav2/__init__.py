@@ -62,6 +62,10 @@ class VQAv2(vqa_answers.HumanAnswers):
                 metrics[f"{kind}/accuracy"] = fmean(scores)
         return metrics
 
+    def means_over(self, doc: Doc) -> tuple[str, ...]:
+        kind = doc["answer_type"]
+        return ("accuracy", f"{kind}/accuracy") if kind in ANSWER_TYPES else ("accuracy",)
+
     def submission(self, docs: Sequence[Doc], predictions: Sequence[str]) -> list[dict[str, Any]]:
         """The list of {question_id, answer} that the test server takes.
 
