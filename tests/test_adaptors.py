@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from test_generation import picture
 from test_hybrid import built
+from test_mamba import theirs, write_checkpoint  # noqa: F401
 from tiny import tiny_config
 
 from harness.speed import models
@@ -63,11 +64,11 @@ def test_they_start_as_copies_that_add_nothing():
         torch.testing.assert_close(*shown, atol=0, rtol=0)
         adopt(model, donor, "language_model", "donor")
     for block, layer in zip(model.language_model.adaptors, (0, 2), strict=True):
-        its, theirs = block.state_dict(), donor.language_model.layers[layer].state_dict()
+        its, copied = block.state_dict(), donor.language_model.layers[layer].state_dict()
         assert (
-            not its.pop("mixer.out_proj.weight").any() and theirs.pop("mixer.out_proj.weight").any()
+            not its.pop("mixer.out_proj.weight").any() and copied.pop("mixer.out_proj.weight").any()
         )
-        assert all(torch.equal(its[name], theirs[name]) for name in theirs)
+        assert all(torch.equal(its[name], copied[name]) for name in copied)
     ends = model.language_model.adaptors.ends
     assert torch.equal(ends.embedding.weight, donor.language_model.embedding.weight)
     assert torch.equal(ends.lm_head.weight, donor.language_model.embedding.weight)
@@ -249,6 +250,43 @@ def test_the_published_size_and_what_is_profiled():
     stirred(model)
     shown, cache = models.prefill(model, embeds)
     assert cache.pictured.all() and shown.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [None, "int8"])
+def test_a_token_of_a_row_with_a_picture_reads_its_own_head(kind):
+    language = built(**ADAPTED).language_model
+    held = sum(p.nbytes for p in language.parameters())
+    table = language.embedding.weight.nbytes
+    assert models.weight_bytes(language) == held - 2 * table  # two of three: one head is left
+    if kind is not None:
+        before = {n: p.nbytes for n, p in language.named_parameters() if ".mixer." in n}
+        quantize(language, kind)
+        after = {n: p.nbytes for n, p in language.named_parameters() if ".mixer." in n}
+        spared = sum(before.values()) - sum(after.values())
+        numbers = spared // 4 + table // 4
+        rows = 4 * sum(m.out_features for m in language.modules() if isinstance(m, QuantizedLinear))
+        rows -= 4 * language.lm_head.out_features
+        assert models.weight_bytes(language) == held - 3 * table - spared + numbers + rows
+
+
+def test_a_published_model_gets_them_as_copies(tmp_path, theirs):  # noqa: F811
+    write_checkpoint(tmp_path, theirs, "original", "safetensors")
+    model = VLMambaForConditionalGeneration(
+        tiny_config(n_layer=2, adaptors=[1], adaptor_ends=True)
+    ).eval()
+    model.language_model.load_published(tmp_path)
+    model.tie_weights()
+    language, ends = model.language_model, model.language_model.adaptors.ends
+    assert language.lm_head.weight is language.embedding.weight
+    for weight in (ends.embedding.weight, ends.lm_head.weight):
+        assert torch.equal(weight, language.embedding.weight)
+        assert weight.data_ptr() != language.embedding.weight.data_ptr()
+    ids = torch.randint(2, 320, (3, 9))
+    marked = language.mark_pictured(language.embed(ids), torch.tensor([True, False, True]))
+    with torch.no_grad():
+        logits = language.head(language(marked)[0])
+        expected = theirs(ids).logits
+    torch.testing.assert_close(logits, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -75,11 +76,19 @@ def place(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+def made_before(arguments: list[str], flag: str) -> None:
+    """A folder that an earlier line of the page makes: the bundled model, packed."""
+    folder = dict(pairwise(arguments)).get(flag, "")
+    if folder.startswith("runs/") and not Path(folder).exists():
+        assert quantize.main(["--model", "nano", "--kind", "int4", "--out", folder]) == 0
+
+
 def on_two_questions(arguments: list[str]) -> None:
     """harness.run: the demo for real; elsewhere only what is checked before data are needed."""
     if {"hub", "parquet", "org/name"} & set(arguments):
         run.parse(arguments)
         return
+    made_before(arguments, "--model")
     assert run.main([*arguments, "--limit", "2", "--out", "runs/readme"]) == 0
 
 
@@ -95,6 +104,8 @@ def parsed(parser: Callable) -> Callable[[list[str]], None]:
 def estimated(arguments: list[str]) -> None:
     """vlmamba.train: the model built on no memory, its cost printed."""
     kept = [a for a in arguments if a not in ("--dry-run",)]
+    if not {"--preset", "--recipe"} & set(arguments):
+        made_before(arguments, "--init")
     assert train.main([*kept, "--estimate"]) == 0
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.runs.points import VL_MAMBA
 from vlmamba import registry
@@ -187,15 +187,21 @@ def weight_bytes(language_model: LanguageModel) -> int:
     An input embedding that is not also the head is left out: a token reads one row of it.  Of
     several heads it reads one, here that of a row with a picture.
     """
-    total = sum(p.nbytes for p in language_model.parameters())
-    for module in language_model.modules():
-        if isinstance(module, QuantizedLinear):
-            total += sum(b.nbytes for b in module.buffers(recurse=False))  # numbers and scales
-    embedding = language_model.embedding.weight
-    if len(language_model.heads) > 1:  # such a row reads neither of the frozen model's tables
-        frozen = {embedding, language_model.get_parameter("lm_head.weight")}
-        return total - sum(p.nbytes for p in frozen) - embedding.nbytes
-    return total if language_model.lm_head.weight is embedding else total - embedding.nbytes
+    owners = language_model.heads
+    read = _weights(language_model)
+    for owner in owners:
+        for name in ("embedding", "lm_head"):
+            for key in _weights(owner.get_submodule(name)):
+                read.pop(key, None)
+    read |= _weights(owners[-1].get_submodule("lm_head"))
+    return sum(tensor.nbytes for tensor in read.values())
+
+
+def _weights(part: nn.Module) -> dict[int, Tensor]:
+    """Parameters, and whole numbers with their scales, each once."""
+    packed = (m for m in part.modules() if isinstance(m, QuantizedLinear))
+    numbers = (buffer for module in packed for buffer in module.buffers(recurse=False))
+    return {id(tensor): tensor for tensor in (*part.parameters(), *numbers)}
 
 
 def prefill_flops(language_model: LanguageModel, tokens: int) -> float:
