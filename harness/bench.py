@@ -160,6 +160,8 @@ def _steps(only: set[str], effort: Effort, quick: bool, by_numbers: numbers.Numb
         for rows in numbers.ROWS:
             measure = functools.partial(numbers.decode, rows, by_numbers, effort)
             steps.append((f"decode {rows}", _alone(measure)))
+        measure = functools.partial(numbers.decode_products, by_numbers, effort)
+        steps.append(("decode products", _alone(measure)))
     if "prefill" in only:
         steps.append(("logits", lambda _: language_model.logits_error(models)))
     for shape in throughput.SHAPES:

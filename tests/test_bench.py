@@ -6,10 +6,12 @@ import copy
 import dataclasses
 import json
 import os
+import runpy
 import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,6 +41,7 @@ PROMISED = (
     *("prefill_bf16_speedup", "prefill_bf16_gemm_fraction", "prefill_128_speedup_llama-160m"),
     *("prefill_1024_bf16_speedup_pythia-160m", "prefill_128_speedup_pythia-160m_same_products"),
     *("decode_4_bf16_speedup_fp32", "decode_1_int8_speedup_fp32", "pope_shape_bf16_speedup"),
+    "decode_products_read_fraction",
 )
 
 
@@ -320,6 +323,8 @@ def test_figures_are_printed_beside_their_limits():
     ]
     assert lines[1].endswith("MISSED") and not lines[2].endswith("MISSED")
     assert bench_report.against_limits({}) == []
+    lines = bench_report.against_limits({"decode_outside_products_ms": 1.3})
+    assert "at most 1.2" in lines[1] and lines[1].endswith("MISSED")
 
 
 def test_a_baseline_is_as_shipped_again_after_the_fast_products():
@@ -327,3 +332,15 @@ def test_a_baseline_is_as_shipped_again_after_the_fast_products():
     during = []
     numbers.with_fast_products(model, lambda: during.append(type(model[0]).__module__))()
     assert during == ["vlmamba.models.linear"] and type(model[0]) is torch.nn.Linear
+
+
+def test_the_command_that_times_the_real_size_runs(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["time_real_size.py", "--tiny", "--repeats", "1"])
+    tool = Path(__file__).resolve().parents[1] / "tools" / "time_real_size.py"
+    before = torch.get_default_dtype()
+    try:
+        assert runpy.run_path(str(tool))["main"]() == 0
+    finally:
+        torch.set_default_dtype(before)
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert all(found[f"{part}_s"] > 0 for part in ("encode", "prefill", "question_6", "step_1"))

@@ -27,7 +27,7 @@ from harness.speed.language_model import (
 from harness.speed.throughput import Shape, throughput
 from harness.speed.timing import VL_MAMBA, Comparison, Contender, Effort, side_by_side
 from vlmamba.generation import greedy
-from vlmamba.models.linear import use_fast_products
+from vlmamba.models.linear import rows_product, use_fast_products
 from vlmamba.models.quantized import quantize
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 
@@ -36,6 +36,8 @@ ROWS = (1, 4, 8, 16)
 TOKENS = 8  # that a run decodes
 FAST = ", same products"
 INT8 = f"{VL_MAMBA}, int8 weights"
+PRODUCTS = "its weight products alone"
+SUMS = "a sum over the same weights"
 NARROW = "_bf16"  # behind the kind of a comparison that is all in bfloat16
 
 
@@ -103,6 +105,34 @@ def decode(rows: int, numbers: Numbers, effort: Effort) -> Comparison:
     work = {name: Contender(_greedy(model, ids), TOKENS) for name, model in contenders.items()}
     timings = side_by_side(work, effort, numbers.wide.device)
     return Comparison(f"decode_{rows}", f"batch {rows}, {TOKENS} tokens", "token", timings)
+
+
+@torch.inference_mode()
+def decode_products(numbers: Numbers, effort: Effort) -> Comparison:
+    """A token in float32 beside its weight products alone and a sum over the same weights.
+
+    The sum reads what a token must read; what is left of a token beside the products is the scan,
+    the norms and the calls.
+    """
+    model = numbers.wide.vl_mamba
+    weights = [m.weight for m in model.language_model.modules() if isinstance(m, nn.Linear)]
+    rows = [torch.randn(1, w.shape[1], device=w.device) for w in weights]
+
+    def multiply() -> None:
+        for _ in range(TOKENS):
+            for x, weight in zip(rows, weights, strict=True):
+                rows_product(x, weight)
+
+    def add() -> None:
+        for _ in range(TOKENS):
+            for weight in weights:
+                weight.sum()
+
+    ids = torch.full((1, 1), 2, device=numbers.wide.device)
+    runs = {VL_MAMBA: _greedy(model, ids), PRODUCTS: multiply, SUMS: add}
+    work = {name: Contender(run, TOKENS) for name, run in runs.items()}
+    timings = side_by_side(work, effort, numbers.wide.device)
+    return Comparison("decode_products", f"batch 1, {TOKENS} tokens, float32", "token", timings)
 
 
 def _greedy(model: VLMambaForConditionalGeneration, ids: Tensor) -> Callable[[], object]:
