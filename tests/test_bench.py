@@ -313,6 +313,8 @@ def test_invariance_is_measured_on_the_demo_benchmarks(monkeypatch):
     found = invariance.measure(["pope", "mme"], 4)
     assert (found.questions, found.different) == (8, 0)
     assert found.logits_error < 1e-4
+    assert set(found.others) == {"bfloat16", "int8", "int4"}
+    assert all(a.different == 0 and a.from_float32 <= 8 for a in found.others.values())
 
 
 def test_figures_are_printed_beside_their_limits():

@@ -147,6 +147,9 @@ def summary(results: Results) -> dict[str, Any]:
             "batch_invariant_questions": results.invariance.questions,
             "batch_logits_rel_error": results.invariance.logits_error,
         }
+        for kind, agreement in results.invariance.others.items():
+            found[f"batch_invariant_{kind}"] = agreement.different == 0
+            found[f"answers_other_than_float32_{kind}"] = agreement.from_float32
     rounded = {k: certainty.four_digits(v) for k, v in found.items()}
     processor = _ratios(results.comparisons, Comparison.processor_speedup)
     processor = {k: certainty.four_digits(v) for k, v in processor.items()}
@@ -304,4 +307,8 @@ def _notes(results: Results) -> list[str]:
             f"batch invariance ({i.model}; {', '.join(i.tasks)}): {i.different} of {i.questions} "
             f"answers differ; logits differ by {i.logits_error:.1e}"
         )
+        notes += [
+            f"  {kind}: {a.different} differ, {a.from_float32} are other than float32's"
+            for kind, a in i.others.items()
+        ]
     return notes
