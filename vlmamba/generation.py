@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -33,7 +33,19 @@ CACHED_TOKENS = 2048
 PARTS = ("encode", "prefill", "decode")  # of the time that answers take
 
 
-Picture = Image.Image | Callable[[], Image.Image]
+@dataclass(frozen=True)
+class Tiles:
+    """A picture made ready: the pixels (tiles, 3, H, W) of all its tiles."""
+
+    pixels: Tensor
+
+    @classmethod
+    def of(cls, image: Image.Image, processor: VLMambaProcessor) -> Tiles:
+        """What the model is shown of a picture."""
+        return cls(processor.tiled([image])[0])
+
+
+Picture = Image.Image | Callable[[], Image.Image] | Tiles
 
 
 @dataclass(frozen=True)
@@ -42,13 +54,15 @@ class Request:
 
     `image` may be the picture or a function that loads it (called once per distinct key), or a
     sequence of them, one for each tag of the prompt in reading order.  `seed`: of the random
-    numbers of this request's answer, where answers are sampled.
+    numbers of this request's answer, where answers are sampled.  `suffix`: the tokens of the text
+    behind the last image where they are known, see `prepared`.
     """
 
     prompt: str
     image_key: str | None = None
     image: Picture | Sequence[Picture] | None = None
     seed: str = ""
+    suffix: tuple[int, ...] | None = None
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
@@ -56,6 +70,23 @@ class Request:
         if self.image is None:
             return ()
         return tuple(self.image) if isinstance(self.image, Sequence) else (self.image,)
+
+
+def prepared(request: Request, processor: VLMambaProcessor, tiles: dict[str, Tiles]) -> Request:
+    """The request with its text as tokens and its pictures as pixels, which changes no answer.
+
+    tiles: pictures made ready already, by image key and place; this request's are added.  Touches
+    no model: a thread may do it while one computes.
+    """
+    ready: list[Picture] = []
+    for place, picture in enumerate(request.pictures):
+        key = f"{request.image_key} {place}"
+        if key not in tiles:
+            image = picture() if callable(picture) else picture
+            tiles[key] = image if isinstance(image, Tiles) else Tiles.of(image, processor)
+        ready.append(tiles[key])
+    _, suffix = _split(request.prompt, processor)
+    return replace(request, image=ready or None, suffix=tuple(suffix))
 
 
 class GroupedGenerator:
@@ -301,10 +332,17 @@ class GroupedGenerator:
         else:
             with self._timed("encode"):
                 images = [picture() if callable(picture) else picture for picture in pictures]
-                pixels, counts = self.processor.tiled(images)
+                pixels, counts = self._pixels(images)
                 features = self.model.encode_images(pixels.to(self.model.device))
         of_each = iter(counts)
         return features, [list(islice(of_each, len(request.pictures))) for request in requests]
+
+    def _pixels(self, images: Sequence[Image.Image | Tiles]) -> tuple[Tensor, list[int]]:
+        """Pixels of all tiles, and how many each picture has; what is ready stays as it is."""
+        if not any(isinstance(image, Tiles) for image in images):
+            return self.processor.tiled(images)
+        ready = [i if isinstance(i, Tiles) else Tiles.of(i, self.processor) for i in images]
+        return torch.cat([one.pixels for one in ready]), [len(one.pixels) for one in ready]
 
     def _longest(self, prefix: str) -> int:
         """Tokens of a prefix whose pictures have as many tiles as the layout may give."""
@@ -457,11 +495,20 @@ def _by_prefix(requests: Sequence[Request], processor: VLMambaProcessor) -> dict
     """Requests that share image and prefix, in order of first appearance."""
     groups: dict[tuple, list[_Question]] = {}
     for index, request in enumerate(requests):
-        prefix, suffix = split_text(request.prompt)
-        tokens = processor.continuation if prefix else processor.encode
-        question = _Question(index, prefix, tokens(suffix))
+        if request.suffix is None:
+            prefix, suffix = _split(request.prompt, processor)
+        else:
+            prefix, suffix = split_text(request.prompt)[0], list(request.suffix)
+        question = _Question(index, prefix, suffix)
         groups.setdefault((request.image_key, prefix), []).append(question)
     return groups
+
+
+def _split(prompt: str, processor: VLMambaProcessor) -> tuple[str, list[int]]:
+    """A prompt up to and with its last image, and the tokens of the rest."""
+    prefix, suffix = split_text(prompt)
+    tokens = processor.continuation if prefix else processor.encode
+    return prefix, tokens(suffix)
 
 
 def _last(hidden: Tensor, state: Cache, lengths: Tensor) -> tuple[Tensor, Cache]:

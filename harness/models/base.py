@@ -49,9 +49,10 @@ class Picture:
     @property
     def image(self) -> Image.Image:
         """The picture, decoded at first use and kept until `release`."""
-        if self._image is None:
-            self._image = self.read()
-        return self._image
+        image = self._image  # once: another thread may release it
+        if image is None:
+            image = self._image = self.read()
+        return image
 
     def share(self, other: Picture) -> None:
         """Show the decoded picture of `other`, which has the same content: it is decoded once.
@@ -200,6 +201,20 @@ class EvalModel(ABC):
     def agreement(self) -> Agreement:
         """What came of the requests that were asked both ways."""
         return Agreement()
+
+    @property
+    def prefetches(self) -> bool:
+        """Whether a thread decodes and prepares the next pictures while it computes.
+
+        A model on a CPU has all cores itself; one of another process has threads of its own.
+        """
+        return getattr(self.device, "type", "cpu") != "cpu"
+
+    def prepare(self, requests: Sequence[Request]) -> None:  # noqa: B027  # none is needed
+        """Do ahead what can be done of requests with decoded pictures, soon to be answered.
+
+        Where it `prefetches`: called in another thread, while it answers other requests.
+        """
 
     @abstractmethod
     def provenance(self) -> dict[str, Any]:

@@ -3,7 +3,8 @@
     answers = Resumable(model, journal).answer(requests)
 
 Requests of one task stand together, those of one image next to each other; images are decoded
-for a few batches at a time.  The answers come back in the order of the requests.
+for a few batches at a time, by a thread while the model computes where that is on an accelerator.
+The answers come back in the order of the requests.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from harness.data.images import UnreadableImage
-from harness.models import ranks
+from harness.models import prefetch, ranks
 from harness.models.base import EvalModel, Limits, Picture, Request
 from vlmamba_core.errors import UserError, one_line
 from vlmamba_core.folder import AnswerJournal, digest
@@ -26,16 +27,17 @@ BATCHES_AHEAD = 4  # images are decoded for this many batches of questions at a 
 REFUSALS_TO_GIVE_UP = 10  # a model that takes none of so many questions takes none at all
 
 Keep = Callable[[int, str | None], None]
+Found = tuple[int, str | None]  # a request's place, and why its pictures cannot be decoded
 
 
 class Resumable:
     """A model whose answers outlive the process.
 
     events: what a record must tell (broken images, halved batches).  timing: seconds of all
-    answering and, within it, of decoding images and of the model: of its parts where it tells
-    (`encode_s`, `prefill_s`, `decode_s`, ...), else all that it was waited for (`model_s`); of
-    asking some questions also alone; questions and distinct images asked; answers that were already
-    there.
+    answering and, within it, of waiting for decoded images and of the model: of its parts where it
+    tells (`encode_s`, `prefill_s`, `decode_s`, ...), else all that it was waited for (`model_s`);
+    of asking some questions also alone; questions and distinct images asked; answers that were
+    already there.
     provenance: all that the answers depend on besides the requests (empty without a journal).
     """
 
@@ -151,10 +153,10 @@ class Resumable:
         kinds = _by([requests[i] for i in still_open], lambda r: (r.limits, r.needs))
         for (limits, _), same in kinds.items():
             group = [still_open[place] for place in same]
-            for some in _whole_images(requests, group, BATCHES_AHEAD * self._batch_size):
-                if self._forecast is not None:
-                    self._forecast.start()
-                readable = self._decode(requests, some, keep)
+            if self._forecast is not None:
+                self._forecast.start()
+            for some, found in self._decoded(requests, group):
+                readable = self._noted(requests, found, keep)
                 self._generate([(i, requests[i]) for i in readable], limits, done)
                 for index in some:
                     for picture in requests[index].pictures:
@@ -214,25 +216,38 @@ class Resumable:
             found.asked += 1
             found.different += alone != answer
 
-    def _decode(self, requests: Sequence[Request], some: list[int], keep: Keep) -> list[int]:
-        """The requests whose pictures can all be decoded; the others are noted and answered None.
+    def _decoded(
+        self, requests: Sequence[Request], group: Sequence[int]
+    ) -> Iterator[tuple[list[int], list[Found]]]:
+        """Some requests of a group at a time, and what came of decoding each one's pictures.
 
-        Equal pictures share one decoded image.
+        The time that is waited for it counts: none where the model still computed meanwhile.
         """
-        started = time.perf_counter()
-        decoded: dict[str, Picture] = {}
-        readable = []
-        for index in some:
-            try:
-                for picture in requests[index].pictures:
-                    picture.share(decoded.setdefault(picture.key, picture))
-            except UnreadableImage as error:
+
+        def work(some: list[int]) -> list[Found]:
+            found = _decode(requests, some)
+            if ahead:
+                self.model.prepare([requests[i] for i, error in found if error is None])
+            return found
+
+        ahead = self.model.prefetches
+        batches = _whole_images(requests, group, BATCHES_AHEAD * self._batch_size)
+        turns = prefetch.in_turn(work, batches, ahead)
+        while True:
+            started = time.perf_counter()
+            turn = next(turns, None)
+            self.timing["decode_images_s"] += time.perf_counter() - started
+            if turn is None:
+                return
+            yield turn
+
+    def _noted(self, requests: Sequence[Request], found: Sequence[Found], keep: Keep) -> list[int]:
+        """The requests whose pictures could all be decoded; others are noted and answered None."""
+        for index, error in found:
+            if error is not None:
                 self.note(f"{requests[index].task}: row {requests[index].row + 1}: {error}")
                 keep(index, None)
-            else:
-                readable.append(index)
-        self.timing["decode_images_s"] += time.perf_counter() - started
-        return readable
+        return [index for index, error in found if error is None]
 
     def _generate(
         self,
@@ -331,6 +346,21 @@ def duration(seconds: float) -> str:
     if minutes < 100:
         return f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _decode(requests: Sequence[Request], some: Sequence[int]) -> list[Found]:
+    """What came of decoding each request's pictures; equal ones share one decoded image."""
+    decoded: dict[str, Picture] = {}
+    found: list[Found] = []
+    for index in some:
+        try:
+            for picture in requests[index].pictures:
+                picture.share(decoded.setdefault(picture.key, picture))
+        except UnreadableImage as error:
+            found.append((index, str(error)))
+        else:
+            found.append((index, None))
+    return found
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -33,7 +33,7 @@ from harness.models.code import code_sha256
 from harness.models.registry import ModelOptions
 from vlmamba import checkpoints
 from vlmamba.chat_template import CHAT_TEMPLATE
-from vlmamba.generation import PARTS, GroupedGenerator
+from vlmamba.generation import PARTS, GroupedGenerator, Tiles, prepared
 from vlmamba.generation import Request as Question
 from vlmamba.image_layouts import WHOLE
 from vlmamba.models import products, quantized
@@ -111,6 +111,7 @@ class VLMambaModel(EvalModel):
             quantized.quantize(self.model.language_model, quantize)
         self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         self._stand_in: Tensor | None = None
+        self._ready: dict[Request, Question] = {}  # prepared and not yet asked
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -177,6 +178,14 @@ class VLMambaModel(EvalModel):
         self._stand_in = self._mean_features(pictures, batch_size)
         return digest(sorted(picture.key for picture in pictures))
 
+    def prepare(self, requests: Sequence[Request]) -> None:
+        """Text to tokens, pictures to pixels; a blind run needs none of these."""
+        if self.blind:
+            return
+        tiles: dict[str, Tiles] = {}
+        for request in requests:
+            self._ready[request] = prepared(self._question(request), self.processor, tiles)
+
     @torch.inference_mode()
     def answer(
         self, requests: Sequence[Request], limits: Limits, batch_size: int, on_done: OnDone
@@ -189,9 +198,10 @@ class VLMambaModel(EvalModel):
         generator = GroupedGenerator(
             self.model, self.processor, self._stand_in, temperature=self.temperature
         )
+        made = [self._ready.pop(r) if r in self._ready else self._question(r) for r in requests]
         questions = [
-            replace(self._question(r), seed=f"{self.seed}/{r.task}/{r.row}/{r.vote}")
-            for r in requests
+            replace(question, seed=f"{self.seed}/{r.task}/{r.row}/{r.vote}")
+            for question, r in zip(made, requests, strict=True)
         ]
         scored = [r.continuation for r in requests if r.continuation is not None]
         try:
