@@ -62,6 +62,7 @@ struct Scan {
   Tensor u, delta, A, B, C;
   Maybe D, z, delta_bias, initial_state, lengths;
   bool softplus;
+  bool log_A = false;  // A is log(-A)
 
   int64_t batch() const { return u.size(0); }
   int64_t length() const { return u.dim() == 3 ? u.size(1) : 1; }
@@ -74,7 +75,7 @@ struct Scan {
     return {batch(),      length(),        channels(),           states(),
             rows<T>(u),   rows<T>(delta),  rows<T>(z),           data<R>(A),
             data<R>(B),   data<R>(C),      data<R>(D),           data<R>(delta_bias),
-            data<R>(initial_state),        data<int64_t>(lengths), softplus};
+            data<R>(initial_state),        data<int64_t>(lengths), softplus, log_A};
   }
 };
 
@@ -119,7 +120,7 @@ std::vector<Tensor> backward(
 }
 
 // The scan of a Mamba layer from its projections, without gradients: mixed (B, L, R + 2N) ends with
-// B and C, A is -exp(log_A).
+// B and C.
 std::tuple<Tensor, Tensor> forward_projected(
     const Tensor& u, const Tensor& delta, const Tensor& mixed, const Tensor& z,
     const Tensor& log_A, const Tensor& D, const Tensor& delta_bias, const Maybe& initial_state,
@@ -127,9 +128,9 @@ std::tuple<Tensor, Tensor> forward_projected(
   const int64_t n = log_A.size(1), rank = mixed.size(-1) - 2 * n;
   const auto wide = [](const Tensor& x) { return x.to(at::kFloat).contiguous(); };
   const auto [y, state, none] = forward(
-      Scan{u, delta, wide(log_A).exp().neg_(), wide(mixed.narrow(-1, rank, n)),
+      Scan{u, delta, wide(log_A), wide(mixed.narrow(-1, rank, n)),
            wide(mixed.narrow(-1, rank + n, n)), wide(D), z, wide(delta_bias), initial_state,
-           lengths, true},
+           lengths, true, true},
       false);
   return {y, state};
 }

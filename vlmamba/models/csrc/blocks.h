@@ -47,9 +47,27 @@ void for_groups(int64_t batch, int64_t blocks, const F& f) {
   });
 }
 
+#if defined(__AVX512F__)
+// Where 16 rows of n numbers begin.
+inline __m512i column_offsets(int64_t n) {
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return _mm512_mullo_epi32(lanes, _mm512_set1_epi32(static_cast<int>(n)));
+}
+#endif
+
 // `count` rows of n numbers <-> n vectors, one lane a row. Lanes without a row read 0.
 template <typename R>
 void load_columns(const R* from, int64_t n, int count, R scale, Vec<R>* to) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(R) == 4) {
+    if (count == kLanes<R>) {
+      const __m512i rows = column_offsets(n);
+      for (int64_t i = 0; i < n; ++i)
+        to[i] = static_cast<Vec<R>>(_mm512_i32gather_ps(rows, from + i, 4)) * scale;
+      return;
+    }
+  }
+#endif
   for (int64_t i = 0; i < n; ++i) {
     to[i] = Vec<R>{};
     for (int lane = 0; lane < count; ++lane) to[i][lane] = from[lane * n + i] * scale;
@@ -58,6 +76,15 @@ void load_columns(const R* from, int64_t n, int count, R scale, Vec<R>* to) {
 
 template <typename R>
 void store_columns(const Vec<R>* from, int64_t n, int count, R* to) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(R) == 4) {
+    if (count == kLanes<R>) {
+      const __m512i rows = column_offsets(n);
+      for (int64_t i = 0; i < n; ++i) _mm512_i32scatter_ps(to + i, rows, from[i], 4);
+      return;
+    }
+  }
+#endif
   for (int64_t i = 0; i < n; ++i)
     for (int lane = 0; lane < count; ++lane) to[lane * n + i] = from[i][lane];
 }

@@ -34,12 +34,13 @@ struct ScanInputs {
   using R = Wide<T>;
   int64_t batch, length, channels, states;
   Rows<const T> u, delta, z;
-  const R* A;                    // (Di, N)
+  const R* A;                    // (Di, N), or log(-A)
   const R *B, *C;                // (B, L, N)
   const R *D, *delta_bias;       // (Di)
   const R* initial_state;        // (B, Di, N)
   const int64_t* lengths;        // (B)
   bool softplus;
+  bool log_A = false;
 
   int64_t row_length(int64_t row) const { return lengths ? lengths[row] : length; }
 };

@@ -32,17 +32,6 @@ void project(const Weights<T>& weights, int64_t rows, const T* x, T* y) {
   }
 }
 
-// -e^log_A, as vectors
-void negative_exp(const float* log_A, int64_t n, float* to) {
-  at::parallel_for(0, ceil_div(n, kLanes<float>), 1 << 9, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin * kLanes<float>; i < std::min(end * kLanes<float>, n);
-         i += kLanes<float>) {
-      const int count = std::min<int64_t>(kLanes<float>, n - i);
-      store(to + i, -exp(load(log_A + i, count)), count);
-    }
-  });
-}
-
 }  // namespace
 
 template <typename X, typename T>
@@ -50,7 +39,7 @@ void layer_step(const LayerStep<X, T>& in, const X* x, X* y, T* conv_state, floa
   const int64_t B = in.batch, Di = in.channels, N = in.states, R = in.rank, cols = R + 2 * N;
   std::vector<T> normed(B * in.width), xz(B * 2 * Di), u(B * Di), mixed(B * cols), dt(B * R);
   std::vector<T> delta(B * Di), gated(B * Di), out(B * in.width);
-  std::vector<float> b(B * N), c(B * N), A(Di * N), log_A, taps, conv_bias, D, bias;
+  std::vector<float> b(B * N), c(B * N), log_A, taps, conv_bias, D, bias;
   norm_rows<X, T>({B, in.width, in.epsilon, x, in.norm_weight, in.norm_bias}, normed.data());
   project(in.in_proj, B, normed.data(), xz.data());
   conv_step<T>(
@@ -67,11 +56,10 @@ void layer_step(const LayerStep<X, T>& in, const X* x, X* y, T* conv_state, floa
     }
   }
   project(in.dt_proj, B, dt.data(), delta.data());
-  negative_exp(widened(in.log_A, Di * N, log_A), Di * N, A.data());
   scan_step<T>(
       {B, 1, Di, N, {u.data(), Di, Di}, {delta.data(), Di, Di}, {xz.data() + Di, 2 * Di, 2 * Di},
-       A.data(), b.data(), c.data(), widened(in.D, Di, D), widened(in.dt_bias, Di, bias), nullptr,
-       nullptr, true},
+       widened(in.log_A, Di * N, log_A), b.data(), c.data(), widened(in.D, Di, D),
+       widened(in.dt_bias, Di, bias), nullptr, nullptr, true, true},
       gated.data(), state);
   project(in.out_proj, B, gated.data(), out.data());
   for (int64_t i = 0; i < B * in.width; ++i)

@@ -20,14 +20,21 @@ Vec<float> limit_rate(Vec<float> dt) { return clamp(dt, -kLargestRate, kLargestR
 Vec<double> limit_rate(Vec<double> dt) { return dt; }
 
 // A / ln 2 as vectors, (blocks, N), for exp(dt A) = 2^(dt A / ln 2).
-template <typename R>
-Buffer<R> binary_rates(const R* A, int64_t channels, int64_t n) {
-  Buffer<R> rates(block_count<R>(channels) * n);
-  for (int64_t block = 0; block < block_count<R>(channels); ++block) {
-    const int64_t channel = block * kLanes<R>;
-    const int count = std::min<int64_t>(kLanes<R>, channels - channel);
-    load_columns<R>(A + channel * n, n, count, R(kLog2e), rates.data() + block * n);
-  }
+template <typename T>
+Buffer<Wide<T>> binary_rates(const ScanInputs<T>& in) {
+  using R = Wide<T>;
+  const int64_t n = in.states;
+  Buffer<R> rates(block_count<R>(in.channels) * n);
+  at::parallel_for(0, block_count<R>(in.channels), 16, [&](int64_t block, int64_t end) {
+    for (; block < end; ++block) {
+      const int64_t channel = block * kLanes<R>;
+      const int count = std::min<int64_t>(kLanes<R>, in.channels - channel);
+      Vec<R>* to = rates.data() + block * n;
+      load_columns<R>(in.A + channel * n, n, count, in.log_A ? R(1) : R(kLog2e), to);
+      if (in.log_A)
+        for (int64_t i = 0; i < n; ++i) to[i] = -exp(to[i]) * R(kLog2e);
+    }
+  });
   return rates;
 }
 
@@ -423,13 +430,13 @@ void backward_group(
 }
 
 // One step of one channel: lanes are states, which are contiguous here. Returns sum of C h.
-template <typename R>
+template <bool kLog, typename R>
 R step_channel(R* h, const R* A, const R* B, const R* C, int64_t n, R dt, R x) {
   const Vec<R> rate = limit_rate(splat<R>(dt)) * R(kLog2e);
   Vec<R> y{};
   for (int64_t i = 0; i < n; i += kLanes<R>) {
     const int count = std::min<int64_t>(kLanes<R>, n - i);
-    const Vec<R> decay = exp2_product(rate, load(A + i, count));
+    const Vec<R> given = load(A + i, count), decay = exp2_product(rate, kLog ? -exp(given) : given);
     const Vec<R> after = decay * load(h + i, count) + dt * x * load(B + i, count);
     store(h + i, after, count);
     y += after * load(C + i, count);
@@ -450,7 +457,7 @@ int64_t scan_checkpoint_size(const ScanInputs<T>& in) {
 
 template <typename T>
 void scan_forward(const ScanInputs<T>& in, T* y, Wide<T>* final_state, Wide<T>* checkpoints) {
-  const auto rates = binary_rates<Wide<T>>(in.A, in.channels, in.states);
+  const auto rates = binary_rates(in);
   const auto run = in.states == 16 ? forward_group<T, 16> : forward_group<T, 0>;
   const int64_t blocks = block_count<Wide<T>>(in.channels);
   for_groups(in.batch, blocks, [&](int64_t row, int64_t first, int64_t last, int64_t) {
@@ -460,7 +467,7 @@ void scan_forward(const ScanInputs<T>& in, T* y, Wide<T>* final_state, Wide<T>* 
 
 template <typename T>
 void scan_backward(const ScanInputs<T>& in, const ScanGrads<T>& grads) {
-  const auto rates = binary_rates<Wide<T>>(in.A, in.channels, in.states);
+  const auto rates = binary_rates(in);
   const int64_t blocks = block_count<Wide<T>>(in.channels);
   for_groups(in.batch, blocks, [&](int64_t row, int64_t first, int64_t last, int64_t group) {
     backward_group<T>(in, rates, row, first, last, group, grads);
@@ -479,7 +486,7 @@ void scan_step(const ScanInputs<T>& in, T* y, Wide<T>* state) {
       const Vec<R> dt = in.softplus ? softplus(raw) : raw;
       Vec<R> out = block.D * x;
       for (int lane = 0; lane < block.count; ++lane)
-        out[lane] += step_channel<R>(
+        out[lane] += (in.log_A ? step_channel<true, R> : step_channel<false, R>)(
             state + block.states_at() + lane * n, in.A + (block.channel + lane) * n, block.B,
             block.C, n, dt[lane], x[lane]);
       if (block.z) {
