@@ -3,9 +3,11 @@
     python tools/gpu_check.py                          # one card with 80 GB, some 20 minutes
     python tools/gpu_check.py --device cpu --tiny --out /tmp/check      # what of it runs anywhere
 
-The gpu-marked tests; prefill, decoding and the shapes of two benchmarks at 130M; latency and peak
-memory by length up to 64k tokens at 130M and 2.8B in bfloat16; tables and plots of it.  A step that
-fails or takes too long is recorded in check.json, and the next one runs.
+The gpu-marked tests; prefill, decoding and the shapes of two benchmarks at 130M; scan, step,
+prefill, decoding and an update of each training stage at 130M and 2.8B in bfloat16 beside
+mamba-ssm, transformers and FlashAttention; latency and peak memory by length up to 64k tokens at
+both sizes; tables and plots of it.  A step that fails or takes too long is recorded in check.json,
+and the next one runs.  On a GPU: not run so far.
 """
 
 from __future__ import annotations
@@ -26,17 +28,19 @@ MODELS = {
 
 def steps(device: str, tiny: bool, out: Path) -> list[tuple[str, int, list[str]]]:
     """(name, seconds it may take, arguments of Python) in order."""
-    found = [("tests", 300, ["-m", "pytest", "-q", "-m", "gpu", "tests"])]
+    found = [("tests", 240, ["-m", "pytest", "-q", "-m", "gpu", "tests"])]
     if not tiny:
         bench = ["-m", "harness.bench", "--quick", "--device", device]
         bench += ["--only", "prefill,lengths,decode,rows,pope,mme", "--json", f"{out}/bench.json"]
-        found.append(("bench", 400, bench))
+        found.append(("bench", 300, bench))
+    parts = ["tools/time_gpu_parts.py", "--device", device, "--out", f"{out}/parts.json"]
+    found.append(("parts", 300, [*parts, *["--tiny"] * tiny]))
     for size, names in MODELS.items():
         profile = ["-m", "harness.profile", "--models", names, "--device", device]
         profile += ["--dtype", "bfloat16", "--time-limit", "60", "--out", f"{out}/profile-{size}"]
         profile += ["--seq-lens", "128" if tiny else LENGTHS]
         profile += ["--tiny", "--image-tokens", "0", "--decode", "2"] if tiny else []
-        found.append((f"profile {size}", 400, profile))
+        found.append((f"profile {size}", 360, profile))
     for kind in ("tables", "plots"):
         made = ["-m", f"harness.{kind}", "--from", str(out), "--out", f"{out}/{kind}"]
         found.append((kind, 120, made))

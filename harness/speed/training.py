@@ -147,10 +147,10 @@ def sample(model: VLMambaForConditionalGeneration) -> tuple[Tensor, Tensor]:
 
 
 def stepper(
-    model: VLMambaForConditionalGeneration, checkpointing: bool
+    model: VLMambaForConditionalGeneration, checkpointing: bool, stage: str = "finetune"
 ) -> Callable[[Tensor | None, Tensor], float]:
-    """A function (features, ids) that makes one update of stage 2 and returns the loss before."""
-    freeze(model, STAGES["finetune"])
+    """A function (features, ids) that makes one update of a stage and returns the loss before."""
+    freeze(model, STAGES[stage])
     if checkpointing:
         model.activation_checkpointing_enable()  # type: ignore[operator]
     optimizer = build_optimizer(model, Hyperparameters(lr=2e-5, batch_size=1, micro_batch=1))
