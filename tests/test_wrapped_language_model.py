@@ -14,6 +14,7 @@ from vlmamba.config import VLMambaConfig
 from vlmamba.models.assemble import assemble
 from vlmamba.models.language import WrappedLM
 from vlmamba.models.language.wrapped import shrunk
+from vlmamba.models.quantized import QuantizedLinear, quantize
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba_core.errors import UserError
 
@@ -257,3 +258,30 @@ def test_a_hybrid_that_lists_its_attention_layers_is_shrunk_with_one_of_them():
     ids = torch.randint(2, 64, (1, 9))
     hidden, _ = model(model.embed(ids))
     assert torch.allclose(model.head(hidden), model.model(input_ids=ids).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_a_new_embedding_and_head_take_the_places_of_the_old_ones(name):
+    model = language_model(name)
+    names = set(model.state_dict())
+    embedding, head = torch.nn.Embedding(70, 32), torch.nn.Linear(32, 70, bias=False)
+    model.embedding, model.lm_head = embedding, head
+    assert model.embedding is embedding is model.model.get_input_embeddings()
+    assert model.lm_head is head is model.model.get_output_embeddings()
+    assert set(model.state_dict()) == names - {"model.lm_head.bias"}  # Phi's
+    assert model.head(torch.zeros(1, 32)).shape == (1, 70)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "phi"])
+@torch.no_grad()
+def test_the_head_of_a_quantized_model_is_quantized_too(name):
+    model = language_model(name)
+    hidden = torch.randn(2, 3, 32)
+    want = model.head(hidden)
+    quantize(model, "int8")
+    assert isinstance(model.lm_head, QuantizedLinear)
+    assert "lm_head" not in model._modules
+    got = model.head(hidden)
+    assert not torch.equal(got, want)
+    torch.testing.assert_close(got, want, rtol=0.05, atol=0.05 * float(want.abs().max()))

@@ -259,6 +259,13 @@ class WrappedLM(LanguageModel):
     def embedding(self, value: nn.Embedding) -> None:
         self.model.set_input_embeddings(value)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """nn.Module would put a new embedding or head beside the model that has its own."""
+        if name in ("embedding", "lm_head"):
+            object.__setattr__(self, name, value)  # the properties below
+        else:
+            super().__setattr__(name, value)
+
     @property
     def lm_head(self) -> nn.Module:  # type: ignore[override]
         """The output head."""
@@ -267,6 +274,7 @@ class WrappedLM(LanguageModel):
     @lm_head.setter
     def lm_head(self, value: nn.Module) -> None:
         self.model.set_output_embeddings(value)
+        self._plain_head = None  # to be found out again
 
     def head(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., D) -> logits (..., V); some families scale or cap what comes out."""
