@@ -126,6 +126,8 @@ def replaced(calls: Sequence[tuple[Any, str, Callable[..., Any]]]) -> Iterator[N
 class NoState:
     """In place of a cache: how many rows there are."""
 
+    pictured = None  # no adaptors
+
     def __init__(self, batch: int) -> None:
         self.batch = batch
 
