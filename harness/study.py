@@ -11,8 +11,9 @@ Language models of equal size (mamba, mamba2, attention, hybrid) learn from the 
 each connector from the same pictures, each with its own learning rate; a cell is one of them with
 one seed.  Each is asked the demo's benchmarks and `retrieval`, and watched for the update from
 which on it uses its picture.  The same command continues an interrupted study.
-What a finished cell leaves for good goes to --records, a small file each.  --page writes the page
-that these files give, and its pictures beside it.
+What a finished cell leaves for good goes to --records, a small file each; what has one there is
+not done again, though its folder is gone.  --page writes the page that these files give, and its
+pictures beside it.
 
 --scale paper takes published language models and a folder with LLaVA's pretrain.json and
 finetune.json; it writes OUT/commands.sh, or with --launcher slurm submits a job a cell.
@@ -76,12 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     study = _study(args)
     where = launcher.Launcher.parse(args.launcher, args.slurm, args.out / "jobs")
     if args.plan or args.dry_run:
-        print(plan_text(study, args.workers))
+        print(plan_text(study, args.workers, kept))
         print("" if where.here else f"\n{where.script(study.scale.name)}", end="")
         return 0
     with RunFolder(args.out) as folder:
         if study.scale.text is None and where.here:
-            text, count = commands(study)
+            text, count = commands(study, kept)
             folder.write("commands.sh", text)
             print(f"{count} jobs are left: run {args.out / 'commands.sh'}, then this command again")
             return 0
@@ -97,10 +98,14 @@ def run(study: plan.Study, workers: int, where: launcher.Launcher, kept: Path) -
     for phase in plan.PHASES:
         jobs = plan.phase_jobs(study, phase, rates)
         places = {job.name: place for place, job in enumerate(jobs)}
-        for job in run_jobs(jobs, workers, where):  # a cluster's finished ones come first
+        left, before = plan.left(study, phase, jobs, records.names(kept)), records.read(kept)
+        for job in jobs:
+            if job not in left and phase in ("rates", "cells"):
+                before.check(job.name, plan.fingerprint(study, job))
+        for job in run_jobs(left, workers, where):  # a cluster's finished ones come first
             _keep(study, phase, job, places[job.name], kept)
         if phase == "rates":
-            rates = plan.chosen_rates(study)
+            rates = plan.chosen_rates(study, records.read(kept).rate_losses)
 
 
 def _keep(study: plan.Study, phase: str, job: Job, place: int, kept: Path) -> None:
@@ -109,35 +114,39 @@ def _keep(study: plan.Study, phase: str, job: Job, place: int, kept: Path) -> No
     place: of the job in its phase.
     """
     families = study.chosen_families
-    if phase == "data" or (kept / f"{job.name}{records.SUFFIX}").exists():
+    if phase == "data":
         return
     if phase == "text":
         found = records.text_record(job, families[place].name)
     elif phase == "rates":
         rates = study.scale.rates
         family, rate = families[place // len(rates)], rates[place % len(rates)]
-        loss = plan.rate_loss(study, family, rate)
+        loss = plan.rate_loss(job)
         found = records.rate_record(job, family.name, rate, None if math.isinf(loss) else loss)
     else:
-        found = records.cell_record(job, plan.cells(study)[place])
-        if not (kept / f"{records.QUESTIONS}{records.SUFFIX}").exists():
+        cell = plan.cells(study)[place]
+        found = records.cell_record(job, cell, plan.text_model(study, cell.family))
+        if records.QUESTIONS not in records.names(kept):
             records.write(kept, records.QUESTIONS, records.question_record(job))
-    records.write(kept, job.name, found)
+    records.write(kept, job.name, found | {"job": plan.fingerprint(study, job)})
     for checkpoints in job.folder.glob("*/checkpoints"):
         shutil.rmtree(checkpoints)
 
 
-def plan_text(study: plan.Study, workers: int) -> str:
+def plan_text(study: plan.Study, workers: int, kept: Path) -> str:
     """Every job with its state and the minutes that are left, and the sum in hours."""
     per_token = hours.probe() if study.scale.prepares_data else None
-    rows, left, core_hours = [], 0, 0.0
+    rows, left, core_hours, recorded = [], 0, 0.0, records.names(kept)
     for phase in plan.PHASES:
-        for job, seconds in hours.expected(study, phase, per_token):
-            state = "finished" if job.finished else "begun" if job.folder.exists() else "to do"
-            minutes = "-" if job.finished else "?" if seconds is None else f"{seconds / 60:.1f}"
+        expected = hours.expected(study, phase, per_token)
+        to_do = plan.left(study, phase, [job for job, _ in expected], recorded)
+        for job, seconds in expected:
+            finished = job.finished or job not in to_do
+            state = "finished" if finished else "begun" if job.folder.exists() else "to do"
+            minutes = "-" if finished else "?" if seconds is None else f"{seconds / 60:.1f}"
             rows.append([phase, job.name, state, minutes])
-            left += not job.finished
-            core_hours += (seconds or 0.0) / 3600
+            left += not finished
+            core_hours += 0.0 if finished or seconds is None else seconds / 3600
     table = render.text_table(HEADERS, rows)
     total = f"{len(rows)} jobs, {left} left"
     if per_token is None:
@@ -147,13 +156,14 @@ def plan_text(study: plan.Study, workers: int) -> str:
     return f"{table}\n\n{total}: {hours_}, at {1 / per_token:.0f} tokens/s of training, as now"
 
 
-def commands(study: plan.Study) -> tuple[str, int]:
+def commands(study: plan.Study, kept: Path) -> tuple[str, int]:
     """A script with every command that can be run now and is not done, and how many jobs it has."""
     lines, count = ["#!/bin/bash", "set -e"], 0
     rates: dict[str, float] = {}
     for phase in plan.PHASES:
         jobs = plan.phase_jobs(study, phase, rates)
-        left = [job for job in jobs if not job.finished]
+        left = plan.left(study, phase, jobs, records.names(kept))
+        left = [job for job in left if not job.finished]
         for job in left:
             lines.append(f"\n# {job.name}")
             lines += [
@@ -166,7 +176,7 @@ def commands(study: plan.Study) -> tuple[str, int]:
             if left:
                 lines.append("\n# the cells follow when these rates have been tried")
                 break
-            rates = plan.chosen_rates(study)
+            rates = plan.chosen_rates(study, records.read(kept).rate_losses)
     return "\n".join(lines) + "\n", count
 
 

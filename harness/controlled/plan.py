@@ -8,9 +8,10 @@ comparison.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +95,25 @@ def phase_jobs(study: Study, phase: str, rates: Mapping[str, float]) -> list[Job
     return [cell_job(study, cell, rates[cell.family]) for cell in cells(study)]
 
 
+def left(study: Study, phase: str, jobs: Sequence[Job], recorded: Container[str]) -> list[Job]:
+    """Those of a phase's jobs that are to do, given the names of those that are on record.
+
+    Data and a family's text are needed where anything behind them is left, record or not.
+    """
+    if phase in ("rates", "cells"):
+        return [job for job in jobs if job.name not in recorded]
+    behind = {
+        family.name: [f"rate+{family.name}+{rate:g}" for rate in study.scale.rates]
+        for family in study.chosen_families
+    }
+    for cell in cells(study):
+        behind[cell.family].append(cell.name)
+    waiting = {
+        f"text+{name}" for name, jobs in behind.items() if not all(j in recorded for j in jobs)
+    }
+    return [job for job in jobs if (waiting if phase == "data" else job.name in waiting)]
+
+
 def data_job(study: Study) -> Job:
     """Draws the training data where the scale does, and puts held-out samples aside."""
     folder, steps = study.out / "data", []
@@ -123,6 +143,19 @@ def text_job(study: Study, family: Family) -> Job:
     return _job(f"text+{family.name}", folder, steps)
 
 
+def text_model(study: Study, family: str) -> Path:
+    """The language model that a family's cells start from."""
+    return study.out / "text" / family / "dialogue" / "final"
+
+
+def fingerprint(study: Study, job: Job) -> str:
+    """Of what a job does, in whichever folder."""
+    said = json.dumps([[step.module, *step.arguments] for step in job.steps])
+    for folder, name in ((study.data, "DATA"), (study.out, "OUT")):
+        said = said.replace(json.dumps(str(folder))[1:-1], name)
+    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
 def rate_job(study: Study, family: Family, rate: float) -> Job:
     """Short runs of both stages with the first connector; the second one's held-out loss counts."""
     scale = study.scale
@@ -139,11 +172,18 @@ def rate_job(study: Study, family: Family, rate: float) -> Job:
     return _job(f"rate+{family.name}+{rate:g}", folder, steps)
 
 
-def chosen_rates(study: Study) -> dict[str, float]:
-    """Of each family the rate with the lowest held-out loss. Raises UserError without one."""
+def chosen_rates(study: Study, known: Mapping[str, float]) -> dict[str, float]:
+    """Of each family the rate with the lowest held-out loss. Raises UserError without one.
+
+    known: losses of jobs that are on record, by name.
+    """
     chosen = {}
     for family in study.chosen_families:
-        losses = {rate: rate_loss(study, family, rate) for rate in study.scale.rates}
+        jobs = {rate: rate_job(study, family, rate) for rate in study.scale.rates}
+        losses = {
+            rate: known[job.name] if job.name in known else rate_loss(job)
+            for rate, job in jobs.items()
+        }
         best = min(losses, key=lambda rate: losses[rate])
         if losses[best] == math.inf:
             raise UserError(f"{family.name}: training diverged with every rate; lower them")
@@ -151,10 +191,9 @@ def chosen_rates(study: Study) -> dict[str, float]:
     return chosen
 
 
-def rate_loss(study: Study, family: Family, rate: float) -> float:
+def rate_loss(job: Job) -> float:
     """Held-out loss at the end of a rate's job; infinite where training diverged."""
-    file = rate_job(study, family, rate).folder / "loss.json"
-    loss = json.loads(file.read_text(encoding="utf-8"))["loss"]
+    loss = json.loads((job.folder / "loss.json").read_text(encoding="utf-8"))["loss"]
     return math.inf if loss is None else float(loss)
 
 
@@ -199,7 +238,7 @@ def _aligning(study: Study, part: _Part, folder: Path, stage: Stage) -> Step:
     """Stage 1: the connector learns."""
     flags = ["--stage", "pretrain", "--data", str(study.data / "pretrain.json")]
     if study.scale.text is not None:
-        flags += ["--init", str(study.out / "text" / part.family.name / "dialogue" / "final")]
+        flags += ["--init", str(text_model(study, part.family.name))]
     return _training(study, part, folder / "pretrain", [*flags, *stage.arguments()])
 
 

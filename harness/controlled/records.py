@@ -12,6 +12,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,21 @@ class Records:
     texts: dict[str, dict[str, Any]] = field(default_factory=dict)
     rates: dict[str, dict[str, Any]] = field(default_factory=dict)
     questions: dict[str, dict[str, list]] = field(default_factory=dict)
+
+    @property
+    def rate_losses(self) -> dict[str, float]:
+        """Held-out loss of each rate's job; infinite where training diverged."""
+        found = {name: record["loss"] for name, record in self.rates.items()}
+        return {name: math.inf if loss is None else loss for name, loss in found.items()}
+
+    def check(self, name: str, fingerprint: str) -> None:
+        """Refuse a record of a job that did something else. Raises UserError."""
+        record = (self.cells | self.texts | self.rates)[name]
+        if record.get("job") != fingerprint:
+            raise UserError(
+                f"the record of {name} was made with other settings; give the same flags or "
+                "another --records"
+            )
 
 
 def write(folder: Path, name: str, record: Mapping[str, Any]) -> Path:
@@ -76,10 +92,26 @@ def read(folder: Path) -> Records:
     return kept
 
 
+def names(folder: Path) -> set[str]:
+    """Of the jobs that have a record."""
+    return {file.name.removesuffix(SUFFIX) for file in folder.glob(f"*{SUFFIX}")}
+
+
 def text_record(job: Job, family: str) -> dict[str, Any]:
     """Of a family's text pretraining."""
     stages = {name: curve(job.folder / name) for name in ("text", "dialogue")}
-    return {"kind": "text", "family": family, "stages": stages, "seconds": job.seconds()}
+    weights = weights_digest(job.steps[-1].done)
+    found = {"kind": "text", "family": family, "weights": weights, "stages": stages}
+    return found | {"seconds": job.seconds()}
+
+
+def weights_digest(model: Path) -> str | None:
+    """Of a saved model's weights; None where the folder has none (a published model's name)."""
+    files = sorted(model.glob("*.safetensors"))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16] if files else None
 
 
 def rate_record(job: Job, family: str, rate: float, loss: float | None) -> dict[str, Any]:
@@ -88,8 +120,8 @@ def rate_record(job: Job, family: str, rate: float, loss: float | None) -> dict[
     return found | {"seconds": job.seconds()}
 
 
-def cell_record(job: Job, cell: plan.Cell) -> dict[str, Any]:
-    """Of a trained and questioned model."""
+def cell_record(job: Job, cell: plan.Cell, started_from: Path) -> dict[str, Any]:
+    """Of a trained and questioned model; started_from: its language model."""
     runs = {name: EvaluationRun.read(job.folder / name) for name in ("evaluation", SIGNS, "blind")}
     asked = {task: scores(runs["evaluation"], task) for task in runs["evaluation"].tasks}
     asked[SIGNS] = scores(runs[SIGNS], SIGNS)
@@ -102,6 +134,7 @@ def cell_record(job: Job, cell: plan.Cell) -> dict[str, Any]:
         "connector": cell.connector,
         "seed": cell.seed,
         "order": cell.order,
+        "started_from": weights_digest(started_from),
         "hyperparameters": config["hyperparameters"],
         "training": {name: curve(job.folder / name) for name in ("pretrain", "finetune")},
         "tasks": asked,
