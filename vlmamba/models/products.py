@@ -1,16 +1,17 @@
 """Products of a sequence's rows and a weight on a CPU: y = x W^T + b by the faster library.
 
     y = product(x, weight, bias)
-    chosen(torch.float32).library             # "onednn" or "pytorch": what a run should record
+    chosen(torch.float32).library     # "kernels", "onednn", "pytorch": what a run should record
 
 PyTorch gives float32 products to MKL, which takes half of an AMD processor's rate; oneDNN, which
-comes with PyTorch too, takes it on either kind.  Which of them is faster is measured at first use
-(a fifth of a second) and kept in `$VLMAMBA_CACHE/products`, by processor, PyTorch and threads;
-on a busy machine it is measured again in the next process.
+comes with PyTorch too, takes more on either kind, but brings every weight into another order first.
+`csrc/product.cpp`, for AVX-512, reads weights as they lie.  Which of them is fastest is measured at
+first use (a fifth of a second) and kept in `$VLMAMBA_CACHE/products`, by processor, PyTorch,
+threads and kernels; on a busy machine it is measured again in the next process.
 
-Both sum in another order where there are few rows, and from some number of rows on in the same one.
-That number is measured too, and shorter inputs are filled up with zeros: what a row becomes never
-depends on which rows stand beside it.
+MKL and oneDNN sum in another order where there are few rows, and from some number of rows on in the
+same one.  That number is measured too, and shorter inputs are filled up with zeros: what a row
+becomes never depends on which rows stand beside it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlmamba.models.scan_backends import build
 from vlmamba_core.paths import cache_dir
 from vlmamba_core.processor import processor_name
 
@@ -38,7 +40,8 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 DTYPES = (torch.float32, torch.bfloat16)
 ROUNDS = 20
 NOISY = 1.5  # median over fastest: other work on the processors decides, nothing is kept
-SHAPE = (256, 1024, 1024)  # rows, width, outputs: what is timed
+SHAPE = (256, 768, 1536)  # rows, width, outputs: what is timed
+WEIGHTS = 12  # of that shape, in turn: in a model a weight comes from memory, not from the caches
 STEADY_SHAPES = ((256, 4096), (512, 48))  # width and outputs whose bits are compared
 MOST_ROWS = 32  # a library whose bits still change there is taken as it is
 
@@ -51,7 +54,11 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-LIBRARIES: dict[str, Product] = {"pytorch": _pytorch, "onednn": _onednn}
+def _kernels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return build.kernels().product(x, weight, bias)
+
+
+LIBRARIES: dict[str, Product] = {"kernels": _kernels, "onednn": _onednn, "pytorch": _pytorch}
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,7 @@ def _chosen(dtype: torch.dtype, threads: int) -> Choice:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "threads": threads,
+        "kernels": _has_kernels(dtype),
         "dtype": str(dtype).removeprefix("torch."),
     }
     digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
@@ -138,11 +146,12 @@ def measure(dtype: torch.dtype) -> tuple[Choice, bool]:
     """
     rows, width, outputs = SHAPE
     x, weight = _random(rows, width, dtype), _random(outputs, width, dtype)
-    runs: dict[str, list[float]] = {
-        name: [] for name in LIBRARIES if name == "pytorch" or _has_onednn(dtype)
-    }
-    for _ in range(ROUNDS + 1):
-        for name, spent in runs.items():
+    weights = [weight.clone() for _ in range(WEIGHTS)]
+    there = {"kernels": _has_kernels(dtype), "onednn": _has_onednn(dtype), "pytorch": True}
+    runs: dict[str, list[float]] = {name: [] for name in LIBRARIES if there[name]}
+    for place in range(ROUNDS + 1):
+        for number, (name, spent) in enumerate(runs.items()):
+            weight = weights[(place + number * WEIGHTS // len(runs)) % WEIGHTS]
             began = time.perf_counter()
             LIBRARIES[name](x, weight, None)
             spent.append(time.perf_counter() - began)
@@ -153,6 +162,11 @@ def measure(dtype: torch.dtype) -> tuple[Choice, bool]:
     flops = 2 * rows * width * outputs
     rates = {name: round(flops / s / 1e9, 1) for name, s in seconds.items()}
     return Choice(fastest, steady_rows(LIBRARIES[fastest], dtype), rates), noisy
+
+
+def _has_kernels(dtype: torch.dtype) -> bool:
+    module, x = build.kernels(), torch.zeros(1, 1, dtype=dtype)
+    return module is not None and module.product(x, x, None) is not None
 
 
 def _has_onednn(dtype: torch.dtype) -> bool:

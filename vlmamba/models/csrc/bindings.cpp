@@ -217,6 +217,22 @@ Tensor few_rows_linear(const Tensor& x, const Tensor& weight, const Maybe& bias)
   });
 }
 
+// The same for many rows, of float32 or bfloat16; None where the instruction set is too old.
+Maybe many_rows_product(const Tensor& x, const Tensor& weight, const Maybe& bias) {
+  TORCH_CHECK_VALUE(x.size(-1) == weight.size(1), "x and weight differ in width");
+  const auto run = [&](auto zero) -> Maybe {
+    using T = decltype(zero);
+    auto sizes = x.sizes().vec();
+    sizes.back() = weight.size(0);
+    Tensor y = at::empty(sizes, x.options());
+    const LinearInputs<T> in = {
+        weight.size(1) ? x.numel() / weight.size(1) : 0, weight.size(1), weight.size(0),
+        data<T>(x), data<T>(weight), data<T>(bias)};
+    return product<T>(in, y.data_ptr<T>()) ? Maybe(y) : std::nullopt;
+  };
+  return x.scalar_type() == at::kBFloat16 ? run(c10::BFloat16{}) : run(float{});
+}
+
 // weight (outputs, width) int8, or (outputs, bytes) uint8 of 4 bits; scales (outputs, groups).
 Tensor few_rows_quantized(
     const Tensor& x, const Tensor& weight, const Tensor& scales, int64_t group, const Maybe& bias) {
@@ -259,6 +275,14 @@ Tensor norm(const Tensor& x, const Tensor& weight, const Maybe& bias, double eps
   if (weight.scalar_type() == at::kFloat) return run(float{}, float{});
   if (x.scalar_type() == at::kFloat) return run(float{}, c10::BFloat16{});
   return run(c10::BFloat16{}, c10::BFloat16{});
+}
+
+// x + y in float32, of float32 and bfloat16: PyTorch widens a copy of y first.
+Tensor add_wide(const Tensor& x, const Tensor& y) {
+  TORCH_CHECK_VALUE(x.sizes() == y.sizes(), "x and y differ in shape");
+  Tensor sum = at::empty(x.sizes(), x.options());
+  add_narrow(x.numel(), data<float>(x), data<c10::BFloat16>(y), sum.data_ptr<float>());
+  return sum;
 }
 
 // (weight, scales or None, columns of a group)
@@ -348,10 +372,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       NoGil());
   m.def("scan_projected", &v::forward_projected, NoGil());
   m.def("norm", &v::norm, NoGil());
+  m.def("add", &v::add_wide, NoGil());
   m.def("conv", &v::convolve, NoGil());
   m.def("conv_backward", &v::convolve_backward, NoGil());
   m.def("conv_step", &v::convolve_step, NoGil());
   m.def("linear", &v::few_rows_linear, NoGil());
+  m.def("product", &v::many_rows_product, NoGil());
   m.def("mamba_step", &v::mamba_step, NoGil());
   m.def("quantized_linear", &v::few_rows_quantized, NoGil());
 }

@@ -109,9 +109,12 @@ struct LinearInputs {
   const T *x, *weight, *bias;    // (rows, width), (outputs, width), (outputs)
 };
 
-// y (rows, outputs) is written.
+// y (rows, outputs) is written. `linear` is made for a few rows; `product` for many, and does
+// nothing but say so (false) where the instruction set is not one that it is made for.
 template <typename T>
 void linear(const LinearInputs<T>& in, T* y);
+template <typename T>
+bool product(const LinearInputs<T>& in, T* y);
 
 // RMSNorm where bias is null, else LayerNorm; y (rows, width) is written.
 template <typename X, typename T>
@@ -124,6 +127,9 @@ struct NormInputs {
 
 template <typename X, typename T>
 void norm_rows(const NormInputs<X, T>& in, T* y);
+
+// sum = x + y, of `count` numbers.
+void add_narrow(int64_t count, const float* x, const c10::BFloat16* y, float* sum);
 
 // Weights of whole numbers, each worth the scale of its row's group of columns. `group` is a
 // multiple of 32, or the width. Of 8 bits: int8 (outputs, width); of 4: see Int4 in linear.cpp.

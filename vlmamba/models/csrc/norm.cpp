@@ -1,4 +1,5 @@
-// RMSNorm and LayerNorm of rows, with sums in float32: from one type to another in one pass.
+// What stands between two layers, from one type to another in one pass: RMSNorm and LayerNorm of
+// rows, with sums in float32, and the residual sum.
 #include "blocks.h"
 
 namespace vlmamba {
@@ -42,6 +43,14 @@ void norm_rows(const NormInputs<X, T>& in, T* y) {
         store(y + row * width + i, out, count);
       });
     }
+  });
+}
+
+void add_narrow(int64_t count, const float* x, const c10::BFloat16* y, float* sum) {
+  at::parallel_for(0, count, kGrain, [&](int64_t begin, int64_t end) {
+    along(x + begin, end - begin, [&](Vec<float> v, int64_t i, int lanes) {
+      store(sum + begin + i, v + load(y + begin + i, lanes), lanes);
+    });
   });
 }
 

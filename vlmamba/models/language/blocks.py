@@ -20,7 +20,7 @@ from vlmamba.models.mixers import MIXERS
 from vlmamba.models.mixers.attention import CausalAttention
 from vlmamba.models.mixers.base import Layer, Mixer
 from vlmamba.models.mixers.experts import Experts
-from vlmamba.models.mixers.fused import fused_norm, fused_step
+from vlmamba.models.mixers.fused import fused_norm, fused_step, residual_sum
 from vlmamba.models.mixers.mlp import GatedMLP
 
 
@@ -76,7 +76,7 @@ class MambaBlock(Block):
         """(B, L, D) -> (B, L, D) and the two states, as MambaMixer.forward."""
         again = recompute and not self.gradient_checkpointing  # else the block runs again anyway
         y, conv_state, ssm_state = self.mixer(self._norm(x), conv_state, ssm_state, lengths, again)
-        return self._residual(x) + y, conv_state, ssm_state
+        return residual_sum(self._residual(x), y), conv_state, ssm_state
 
     def step(self, x: Tensor, conv_state: Tensor, ssm_state: Tensor) -> Tensor:
         """One token: (B, D) -> (B, D); states in place."""
@@ -101,7 +101,7 @@ class AttentionBlock(Block):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(B, L, D) -> (B, L, D), keys and values, as CausalAttention.forward."""
         y, keys, values = self.mixer(self._norm(x), past, lengths)
-        return self._residual(x) + y, keys, values
+        return residual_sum(self._residual(x), y), keys, values
 
     def step(self, x: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
         """One token: (B, D) -> (B, D); keys and values in place."""

@@ -1,4 +1,4 @@
-"""A norm, and one token through a whole Mamba layer, each by one call of the C++ kernels (`csrc`).
+"""A norm, a residual sum, and one token through a whole Mamba layer, by a call of `csrc` each.
 
 Outside the products a layer computes little for a token; calling some twenty functions for it takes
 longer.  The result is that of norm, `MambaMixer.step` and residual, to rounding, in any batch.
@@ -29,6 +29,19 @@ def fused_norm(norm: nn.RMSNorm | nn.LayerNorm, x: Tensor) -> Tensor | None:
     ):
         return None
     return kernels().norm(x.contiguous(), weight, getattr(norm, "bias", None), norm.eps)
+
+
+def residual_sum(x: Tensor, y: Tensor) -> Tensor:
+    """x + y; of float32 and bfloat16 on a CPU in one pass."""
+    if (
+        (x.dtype, y.dtype) == (torch.float32, torch.bfloat16)
+        and x.device.type == y.device.type == "cpu"
+        and x.shape == y.shape
+        and not torch.is_grad_enabled()
+        and (module := kernels()) is not None
+    ):
+        return module.add(x.contiguous(), y.contiguous())
+    return x + y
 
 
 def fused_step(
