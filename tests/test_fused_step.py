@@ -7,7 +7,7 @@ import torch
 from tiny import tiny_config
 
 from vlmamba.models.language import blocks
-from vlmamba.models.mixers.fused import fused_norm
+from vlmamba.models.mixers.fused import fused_norm, residual_sum
 from vlmamba.models.quantized import KINDS, quantize
 from vlmamba.models.scan_backends import build
 from vlmamba.models.selective_scan import use_backend
@@ -112,3 +112,12 @@ def test_norms_equal_pytorchs(kind, dtype, width):
         assert got.dtype == dtype
         tolerance = 2e-6 if dtype == torch.float32 else 1e-2
         torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3, 33), (5, 4096)])
+def test_a_residual_sum_is_the_sum(shape):
+    x, y = torch.randn(shape), torch.randn(shape).bfloat16()
+    with torch.inference_mode():
+        assert torch.equal(residual_sum(x, y), x + y)
+        assert torch.equal(residual_sum(x, x), x + x)
+    assert residual_sum(x, y.requires_grad_()).requires_grad

@@ -100,7 +100,7 @@ def chosen(dtype: torch.dtype) -> Choice:
 @functools.cache
 def _chosen(dtype: torch.dtype, threads: int) -> Choice:
     known = {
-        "rounds": ROUNDS,
+        "timed": (ROUNDS, *SHAPE, WEIGHTS),
         "processor": processor_name(),
         "machine": platform.machine(),
         "instructions": torch.backends.cpu.get_cpu_capability(),

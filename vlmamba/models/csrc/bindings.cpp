@@ -301,14 +301,26 @@ Weights<T> weights(const Projection& from, int64_t width, int64_t outputs) {
   return {width, outputs, group, bytes ? 8 : 4, weight.const_data_ptr(), data<float>(*scales)};
 }
 
-// x (B, width) -> x + layer(norm(x)); the states are updated in place.
-Tensor mamba_step(
+// x (B, width) -> x + layer(norm(x)), the states updated in place; None of tensors that this is not
+// made for: parameters of several types, or that do not lie in one piece.
+Maybe mamba_step(
     const Tensor& x, Tensor& conv_state, Tensor& state, const Tensor& norm_weight,
     const Maybe& norm_bias, double epsilon, const Projection& in_proj, const Tensor& conv_weight,
     const Maybe& conv_bias, const Projection& x_proj, const Projection& dt_proj,
     const Tensor& dt_bias, const Tensor& log_A, const Tensor& D, const Projection& out_proj) {
   const int64_t width = x.size(1), channels = log_A.size(0), states = log_A.size(1);
   const int64_t rank = std::get<0>(dt_proj).size(1);
+  const auto dtype = norm_weight.scalar_type();
+  const auto fits = [&](const Tensor& t) { return t.scalar_type() == dtype && t.is_contiguous(); };
+  const auto may = [&](const Maybe& t) { return !t || fits(*t); };
+  const auto whole = [&](const Projection& p) { return std::get<1>(p) || fits(std::get<0>(p)); };
+  if ((dtype != at::kFloat && dtype != at::kBFloat16) ||
+      (x.scalar_type() != at::kFloat && x.scalar_type() != dtype) ||
+      state.scalar_type() != at::kFloat || !state.is_contiguous() ||
+      !(fits(norm_weight) && may(norm_bias) && fits(conv_state) && fits(conv_weight) &&
+        may(conv_bias) && fits(dt_bias) && fits(log_A) && fits(D)) ||
+      !(whole(in_proj) && whole(x_proj) && whole(dt_proj) && whole(out_proj)))
+    return std::nullopt;
   const auto run = [&](auto of_x, auto of_weights) {
     using X = decltype(of_x);
     using T = decltype(of_weights);
@@ -325,8 +337,7 @@ Tensor mamba_step(
         data<X>(x), y.data_ptr<X>(), conv_state.data_ptr<T>(), state.data_ptr<float>());
     return y;
   };
-  const bool narrow = norm_weight.scalar_type() == at::kBFloat16;
-  if (!narrow) return run(float{}, float{});
+  if (dtype == at::kFloat) return run(float{}, float{});
   if (x.scalar_type() == at::kFloat) return run(float{}, c10::BFloat16{});
   return run(c10::BFloat16{}, c10::BFloat16{});
 }

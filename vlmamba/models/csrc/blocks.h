@@ -5,6 +5,7 @@
 #include "vec.h"
 
 #include <ATen/Parallel.h>
+#include <omp.h>
 
 #include <algorithm>
 #include <vector>
@@ -45,6 +46,27 @@ void for_groups(int64_t batch, int64_t blocks, const F& f) {
       }
     }
   });
+}
+
+// One of the shares that threads take of a work that has several steps.
+struct Share {
+  int64_t number, of;
+
+  // [begin, end) of `count` things.
+  int64_t begin(int64_t count) const { return number * count / of; }
+  int64_t end(int64_t count) const { return (number + 1) * count / of; }
+};
+
+// f(share) on `threads` threads at once, which may wait for each other by `wait_for_all`: they are
+// started once, where a parallel loop for every step would start them each time.
+template <typename F>
+void in_shares(int64_t threads, const F& f) {
+#pragma omp parallel num_threads(static_cast<int>(threads)) if (threads > 1)
+  f(Share{omp_get_thread_num(), omp_get_num_threads()});
+}
+
+inline void wait_for_all() {
+#pragma omp barrier
 }
 
 #if defined(__AVX512F__)

@@ -191,19 +191,25 @@ void conv_backward(const ConvInputs<T>& in, const ConvGrads<T>& grads) {
 }
 
 template <typename T>
-void conv_step(const ConvInputs<T>& in, T* y, T* state) {
+void conv_step_of(const ConvInputs<T>& in, int64_t begin, int64_t end, T* y, T* state) {
   for (int64_t row = 0; row < in.batch; ++row)
-    for (int64_t index = 0; index < block_count<Wide<T>>(in.channels); ++index) {
-      const Block<T> b(in, row, index);
+    for (int64_t channel = begin; channel < end; channel += kLanes<Wide<T>>) {
+      const Block<T> b(in, row, channel / kLanes<Wide<T>>);
       store(y + b.at(0), b.activated(b.template before_activation<0>(0)), b.count);
       for (int64_t k = 0; k + 1 < in.taps; ++k)
         store(state + b.state_at(k), b.input(k + 2 - in.taps), b.count);
     }
 }
 
+template <typename T>
+void conv_step(const ConvInputs<T>& in, T* y, T* state) {
+  conv_step_of(in, 0, in.channels, y, state);
+}
+
 #define VLMAMBA_INSTANTIATE(T)                                               \
   template void conv_forward<T>(const ConvInputs<T>&, T*, T*);               \
   template void conv_backward<T>(const ConvInputs<T>&, const ConvGrads<T>&); \
+  template void conv_step_of<T>(const ConvInputs<T>&, int64_t, int64_t, T*, T*); \
   template void conv_step<T>(const ConvInputs<T>&, T*, T*);
 VLMAMBA_INSTANTIATE(float)
 VLMAMBA_INSTANTIATE(double)

@@ -5,6 +5,8 @@
 #include <c10/util/BFloat16.h>
 
 #include <cstdint>
+#include <initializer_list>
+#include <utility>
 
 namespace vlmamba {
 
@@ -66,9 +68,12 @@ template <typename T>
 void scan_forward(const ScanInputs<T>& in, T* y, Wide<T>* final_state, Wide<T>* checkpoints);
 template <typename T>
 void scan_backward(const ScanInputs<T>& in, const ScanGrads<T>& grads);
-// One step (length 1): `state` (B, Di, N) is read and written.
+// One step (length 1): `state` (B, Di, N) is read and written. `scan_step_of`: of the channels
+// [begin, end), on this thread; begin is a multiple of a register's lanes.
 template <typename T>
 void scan_step(const ScanInputs<T>& in, T* y, Wide<T>* state);
+template <typename T>
+void scan_step_of(const ScanInputs<T>& in, int64_t begin, int64_t end, T* y, Wide<T>* state);
 
 template <typename T>
 struct ConvInputs {
@@ -97,9 +102,11 @@ template <typename T>
 void conv_forward(const ConvInputs<T>& in, T* y, T* final_state);
 template <typename T>
 void conv_backward(const ConvInputs<T>& in, const ConvGrads<T>& grads);
-// One step (length 1): `state` (B, K-1, Di) is read and written.
+// One step (length 1): `state` (B, K-1, Di) is read and written. `conv_step_of`: as `scan_step_of`.
 template <typename T>
 void conv_step(const ConvInputs<T>& in, T* y, T* state);
+template <typename T>
+void conv_step_of(const ConvInputs<T>& in, int64_t begin, int64_t end, T* y, T* state);
 
 constexpr int64_t kMaxTaps = 16;
 
@@ -154,6 +161,11 @@ struct Weights {
   const void* numbers;
   const float* scales;
 };
+
+// Of its outputs those in the ranges, on this thread.
+using Ranges = std::initializer_list<std::pair<int64_t, int64_t>>;
+template <typename T>
+void project(const Weights<T>& weights, int64_t rows, const T* x, const Ranges& ranges, T* y);
 
 // A Mamba layer for single tokens; the norm is RMSNorm where norm_bias is null, else LayerNorm.
 template <typename X, typename T>

@@ -204,19 +204,30 @@ std::vector<typename F::Input> padded(const T* x, int64_t rows, int64_t width, i
   return to;
 }
 
+// What a product is computed of, with x as it is needed.
 template <typename F, typename T>
-void multiply(
-    int64_t rows, int64_t width, int64_t outputs, const T* x, const typename F::Weight* W,
-    const float* scales, int64_t group, const T* bias, T* y) {
+struct Multiply {
   using R = typename F::R;
-  const int64_t stride = ceil_div(width, 2 * F::kStep) * 2 * F::kStep;
-  const auto inputs = padded<F>(x, rows, width, stride);
-  const Product<F> product{W, scales, width, group, F::row_size(width), inputs.data(), stride};
-  const int64_t tasks = ceil_div(outputs, kRows);
-  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, kRows * width));
-  at::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t first = begin * kRows; first < std::min(end * kRows, outputs); first += kRows) {
-      const int64_t count = std::min(kRows, outputs - first);
+  int64_t rows, width, outputs;
+  const T* bias;
+  int64_t stride = ceil_div(width, 2 * F::kStep) * 2 * F::kStep;
+  std::vector<typename F::Input> inputs;
+  Product<F> product;
+
+  Multiply(
+      int64_t rows, int64_t width, int64_t outputs, const T* x, const typename F::Weight* W,
+      const float* scales, int64_t group, const T* bias)
+      : rows(rows),
+        width(width),
+        outputs(outputs),
+        bias(bias),
+        inputs(padded<F>(x, rows, width, stride)),
+        product{W, scales, width, group, F::row_size(width), inputs.data(), stride} {}
+
+  // The outputs [begin, end) of every row.
+  void run(int64_t begin, int64_t end, T* y) const {
+    for (int64_t first = begin; first < end; first += kRows) {
+      const int64_t count = std::min(kRows, end - first);
       for (int64_t row = 0; row < rows; row += kInputs) {
         const int64_t here = std::min(kInputs, rows - row);
         R sums[kInputs * kRows];
@@ -232,8 +243,16 @@ void multiply(
           }
       }
     }
-  });
-}
+  }
+
+  void run(T* y) const {
+    const int64_t tasks = ceil_div(outputs, kRows);
+    const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, kRows * width));
+    at::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+      run(begin * kRows, std::min(end * kRows, outputs), y);
+    });
+  }
+};
 
 template <typename T>
 struct Format {
@@ -244,30 +263,61 @@ struct Format<c10::BFloat16> {
   using type = OfBFloat16;
 };
 
+// f(the product's Multiply)
+template <typename T, typename F>
+void with_product(const LinearInputs<T>& in, const F& f) {
+  f(Multiply<typename Format<T>::type, T>(
+      in.rows, in.width, in.outputs, in.x, in.weight, nullptr, in.width, in.bias));
+}
+
+template <typename T, typename F>
+void with_product(const QuantizedInputs<T>& in, const F& f) {
+  const auto run = [&](auto format) {
+    using Q = decltype(format);
+    f(Multiply<Q, T>(
+        in.rows, in.width, in.outputs, in.x, static_cast<const typename Q::Weight*>(in.weight),
+        in.scales, in.group, in.bias));
+  };
+  in.bits == 8 ? run(Int8{}) : run(Int4{});
+}
+
 }  // namespace
 
 template <typename T>
 void linear(const LinearInputs<T>& in, T* y) {
-  multiply<typename Format<T>::type, T>(
-      in.rows, in.width, in.outputs, in.x, in.weight, nullptr, in.width, in.bias, y);
+  with_product(in, [&](const auto& product) { product.run(y); });
 }
 
 template <typename T>
 void quantized_linear(const QuantizedInputs<T>& in, T* y) {
-  if (in.bits == 8) {
-    multiply<Int8, T>(
-        in.rows, in.width, in.outputs, in.x, static_cast<const int8_t*>(in.weight), in.scales,
-        in.group, in.bias, y);
+  with_product(in, [&](const auto& product) { product.run(y); });
+}
+
+template <typename T>
+void project(const Weights<T>& weights, int64_t rows, const T* x, const Ranges& ranges, T* y) {
+  const auto run = [&](const auto& product) {
+    for (const auto& [begin, end] : ranges) product.run(begin, end, y);
+  };
+  if (weights.scales) {
+    with_product(
+        QuantizedInputs<T>{rows, weights.width, weights.outputs, weights.group, weights.bits, x,
+                           weights.numbers, weights.scales, nullptr},
+        run);
   } else {
-    multiply<Int4, T>(
-        in.rows, in.width, in.outputs, in.x, static_cast<const uint8_t*>(in.weight), in.scales,
-        in.group, in.bias, y);
+    with_product(
+        LinearInputs<T>{rows, weights.width, weights.outputs, x,
+                        static_cast<const T*>(weights.numbers), nullptr},
+        run);
   }
 }
 
 template void linear<float>(const LinearInputs<float>&, float*);
 template void linear<double>(const LinearInputs<double>&, double*);
 template void linear<c10::BFloat16>(const LinearInputs<c10::BFloat16>&, c10::BFloat16*);
+template void project<float>(
+    const Weights<float>&, int64_t, const float*, const Ranges&, float*);
+template void project<c10::BFloat16>(
+    const Weights<c10::BFloat16>&, int64_t, const c10::BFloat16*, const Ranges&, c10::BFloat16*);
 template void quantized_linear<float>(const QuantizedInputs<float>&, float*);
 template void quantized_linear<c10::BFloat16>(
     const QuantizedInputs<c10::BFloat16>&, c10::BFloat16*);

@@ -3,8 +3,8 @@
 // lies. It is x, unless W has far fewer rows; a library that always takes W copies every weight
 // first.
 //
-// That matrix is cut into panels of at most 64 rows, the other one into blocks of rows; a task is a
-// panel and a block. A sum takes one product after another in one accumulator, in the order of the
+// That matrix is cut into panels of at most 64 rows, the other one into blocks of rows; a thread
+// takes the blocks one after the other, each with all of its panels. A sum takes one product after another in one accumulator, in the order of the
 // columns: the result of a row is the same whichever rows stand beside it, bit for bit.
 #include "blocks.h"
 
@@ -20,10 +20,12 @@ constexpr int kPanelVecs = 4;         // registers of a panel
 constexpr int64_t kPanelRows = kPanelVecs * kWide;
 constexpr int64_t kBlockRows = 192;   // a block, which stays in the second cache
 constexpr int64_t kUnits = 512;       // units of a row that are multiplied at a time
+constexpr int64_t kCacheUnits = 1 << 17;  // of panels that a thread has at a time
 constexpr int64_t kLine = 16;         // units in a cache line
 
 // Numbers are multiplied in units of four bytes: a float32, or two bfloat16.
 using Unit = uint32_t;
+constexpr int64_t kAhead = 8 * kLine;
 template <typename T>
 constexpr int64_t kPerUnit = sizeof(Unit) / sizeof(T);
 
@@ -100,8 +102,11 @@ struct Product {
       for (int64_t unit = 0; unit < units; unit += kLine) {
         const int64_t at = unit * kPerUnit<T>, count = std::min(kLine * kPerUnit<T>, in.width - at);
         __m512i r[kWide] = {};
-        for (int64_t i = 0; i < lanes_of(vec); ++i)
-          std::memcpy(r + i, lanes.data + (vec * kWide + i) * in.width + at, count * sizeof(T));
+        for (int64_t i = 0; i < lanes_of(vec); ++i) {
+          const T* from = lanes.data + (vec * kWide + i) * in.width + at;
+          std::memcpy(r + i, from, count * sizeof(T));
+          fetch(from + kAhead * kPerUnit<T>);
+        }
         transpose(r);
         for (int64_t i = 0; i < std::min(kLine, units - unit); ++i)
           std::memcpy(to + (unit + i) * kPanelRows, r + i, sizeof(r[i]));
@@ -167,27 +172,24 @@ struct Product {
       for (int64_t first = begin; first < end; first += kRows)
         tile<kRows, kVecs>(packed, first, unit, std::min(units, unit + kUnits),
                            sums + (first - begin) * kPanelRows);
-    for (int v = 0; v < kVecs; ++v) {
-      const int64_t vec = first_vec(panel) + v;
-      const float* from = sums + v * kWide;
-      if (turned) {
-        write_rows(from, vec, begin, end);
-      } else {
-        for (int64_t first = begin; first < end; first += kWide * kPerUnit<T>)
-          write(from + (first - begin) * kPanelRows, vec, first,
-                std::min(kWide * kPerUnit<T>, end - first));
-      }
-    }
+    const int64_t vec = first_vec(panel);
+    if (turned) return write_rows<kVecs>(sums, vec, begin, end);
+    for (int v = 0; v < kVecs; ++v)
+      for (int64_t first = begin; first < end; first += kWide * kPerUnit<T>)
+        write(sums + (first - begin) * kPanelRows + v * kWide, vec + v, first,
+              std::min(kWide * kPerUnit<T>, end - first));
   }
 
-  // y of the rows [begin, end) of x, where a register's lanes are outputs.
+  // y of the rows [begin, end) of x, where lanes are outputs, from register `vec` on.
+  template <int kVecs>
   void write_rows(const float* sums, int64_t vec, int64_t begin, int64_t end) const {
-    const int64_t first = vec * kWide;
-    const int count = static_cast<int>(lanes_of(vec));
-    const Vec<float> bias = in.bias ? load(in.bias + first, count) : Vec<float>{};
-    for (int64_t row = begin; row < end; ++row)
-      store(y + row * in.outputs + first, load_all(sums + (row - begin) * kPanelRows) + bias,
-            count);
+    Vec<float> bias[kVecs] = {};
+    for (int v = 0; v < kVecs && in.bias; ++v)
+      bias[v] = load(in.bias + (vec + v) * kWide, static_cast<int>(lanes_of(vec + v)));
+    for (int64_t row = begin; row < end; ++row, sums += kPanelRows)
+      for (int v = 0; v < kVecs; ++v)
+        store(y + row * in.outputs + (vec + v) * kWide, load_all(sums + v * kWide) + bias[v],
+              static_cast<int>(lanes_of(vec + v)));
   }
 
   // y of a register of rows of x and `count` outputs, at most a unit's worth for every lane.
@@ -218,25 +220,36 @@ struct Product {
 
   void run() const {
     const int64_t threads = at::get_num_threads(), size = units * kPanelRows;
-    const int64_t even = threads / std::gcd(threads, panels);  // every thread takes as many tasks
-    const int64_t blocks = ceil_div(ceil_div(others.rows, kBlockRows), even) * even;
-    const int64_t step = ceil_div(ceil_div(others.rows, blocks), 24) * 24;  // whole tiles
-    Buffer<float> buffer(panels * size / kWide);
-    Unit* packed = reinterpret_cast<Unit*>(buffer.data());
-    if (blocks > 1) {  // else every panel is packed by the task that has it
-      at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t panel = begin; panel < end; ++panel) pack(panel, packed + panel * size);
-      });
-    }
-    at::parallel_for(0, blocks * panels, 1, [&](int64_t begin, int64_t end) {
-      Buffer<float> sums((step + kWide * kPerUnit<T>) * kPanelVecs);
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t panel = task % panels, from = task / panels * step;
-        if (blocks == 1) pack(panel, packed + panel * size);
-        run(panel, packed + panel * size, from, std::min(others.rows, from + step),
+    const int64_t most = std::max<int64_t>(1, kCacheUnits / std::max<int64_t>(1, size));
+    const int64_t together = std::clamp<int64_t>(panels / threads, 1, most);
+    const int64_t groups = ceil_div(panels, together);
+    const int64_t parts = threads / std::gcd(threads, groups);  // every thread has as many tasks
+    const int64_t step = ceil_div(ceil_div(others.rows, parts), 24) * 24;  // whole tiles
+    at::parallel_for(0, groups * parts, 1, [&](int64_t task, int64_t end) {
+      thread_local Buffer<float> packed, sums;
+      packed.resize(std::max<size_t>(packed.size(), together * size / kWide));
+      sums.resize((kBlockRows + kWide * kPerUnit<T>) * kPanelVecs);
+      for (int64_t there = -1; task < end; ++task) {
+        const int64_t group = task / parts, from = task % parts * step;
+        const int64_t first = group * panels / groups, last = (group + 1) * panels / groups;
+        Unit* x = reinterpret_cast<Unit*>(packed.data());
+        for (int64_t panel = first; panel < last && group != there; ++panel)
+          pack(panel, x + (panel - first) * size);
+        there = group;
+        run(first, last, x, from, std::min(others.rows, from + step),
             reinterpret_cast<float*>(sums.data()));
       }
     });
+  }
+
+  // y of the panels [first, last) and the rows [from, to).
+  void run(
+      int64_t first, int64_t last, const Unit* packed, int64_t from, int64_t to,
+      float* sums) const {
+    for (; from < to; from += kBlockRows)
+      for (int64_t panel = first; panel < last; ++panel)
+        run(panel, packed + (panel - first) * units * kPanelRows, from,
+            std::min(to, from + kBlockRows), sums);
   }
 
   void run(int64_t panel, const Unit* packed, int64_t from, int64_t to, float* sums) const {
@@ -257,16 +270,18 @@ struct Product {
 #endif
 
 template <typename T>
-bool product(const LinearInputs<T>& in, T* y) {
+bool product([[maybe_unused]] const LinearInputs<T>& in, [[maybe_unused]] T* y) {
 #if defined(__AVX512BF16__)
   constexpr bool known = true;
 #elif defined(__AVX512F__)
   constexpr bool known = std::is_same_v<T, float>;
-#else
-  constexpr bool known = false;
 #endif
+#if defined(__AVX512F__)
   if constexpr (known) Product<T>{in, y}.run();
   return known;
+#else
+  return false;
+#endif
 }
 
 template bool product<float>(const LinearInputs<float>&, float*);

@@ -444,6 +444,26 @@ R step_channel(R* h, const R* A, const R* B, const R* C, int64_t n, R dt, R x) {
   return sum<R>(y);
 }
 
+// One step of a block.
+template <typename T>
+void step_block(const Block<T>& block, T* y, Wide<T>* state) {
+  using R = Wide<T>;
+  const ScanInputs<T>& in = block.in;
+  const int64_t n = in.states;
+  const Vec<R> raw = block.raw_step(0), x = block.input(0);
+  const Vec<R> dt = in.softplus ? softplus(raw) : raw;
+  Vec<R> out = block.D * x;
+  for (int lane = 0; lane < block.count; ++lane)
+    out[lane] += (in.log_A ? step_channel<true, R> : step_channel<false, R>)(
+        state + block.states_at() + lane * n, in.A + (block.channel + lane) * n, block.B, block.C,
+        n, dt[lane], x[lane]);
+  if (block.z) {
+    const Vec<R> z = block.gate(0);
+    out *= z * sigmoid(z);
+  }
+  store(y + block.at(0), out, block.count);
+}
+
 }  // namespace
 
 int64_t scan_groups(int64_t batch) { return group_count(batch); }
@@ -475,26 +495,19 @@ void scan_backward(const ScanInputs<T>& in, const ScanGrads<T>& grads) {
 }
 
 template <typename T>
+void scan_step_of(const ScanInputs<T>& in, int64_t begin, int64_t end, T* y, Wide<T>* state) {
+  for (int64_t row = 0; row < in.batch; ++row)
+    for (int64_t channel = begin; channel < end; channel += kLanes<Wide<T>>)
+      step_block(Block<T>(in, row, channel / kLanes<Wide<T>>), y, state);
+}
+
+template <typename T>
 void scan_step(const ScanInputs<T>& in, T* y, Wide<T>* state) {
-  using R = Wide<T>;
-  const int64_t n = in.states, blocks = block_count<R>(in.channels);
-  const int64_t grain = ceil_div(1 << 13, n * kLanes<R>);  // about 10 us of work for a thread
+  const int64_t blocks = block_count<Wide<T>>(in.channels);
+  const int64_t grain = ceil_div(1 << 13, in.states * kLanes<Wide<T>>);  // about 10 us of work
   at::parallel_for(0, in.batch * blocks, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const Block<T> block(in, task / blocks, task % blocks);
-      const Vec<R> raw = block.raw_step(0), x = block.input(0);
-      const Vec<R> dt = in.softplus ? softplus(raw) : raw;
-      Vec<R> out = block.D * x;
-      for (int lane = 0; lane < block.count; ++lane)
-        out[lane] += (in.log_A ? step_channel<true, R> : step_channel<false, R>)(
-            state + block.states_at() + lane * n, in.A + (block.channel + lane) * n, block.B,
-            block.C, n, dt[lane], x[lane]);
-      if (block.z) {
-        const Vec<R> z = block.gate(0);
-        out *= z * sigmoid(z);
-      }
-      store(y + block.at(0), out, block.count);
-    }
+    for (int64_t task = begin; task < end; ++task)
+      step_block(Block<T>(in, task / blocks, task % blocks), y, state);
   });
 }
 
@@ -502,7 +515,8 @@ void scan_step(const ScanInputs<T>& in, T* y, Wide<T>* state) {
   template int64_t scan_checkpoint_size<T>(const ScanInputs<T>&);              \
   template void scan_forward<T>(const ScanInputs<T>&, T*, Wide<T>*, Wide<T>*); \
   template void scan_backward<T>(const ScanInputs<T>&, const ScanGrads<T>&);   \
-  template void scan_step<T>(const ScanInputs<T>&, T*, Wide<T>*);
+  template void scan_step<T>(const ScanInputs<T>&, T*, Wide<T>*);              \
+  template void scan_step_of<T>(const ScanInputs<T>&, int64_t, int64_t, T*, Wide<T>*);
 VLMAMBA_INSTANTIATE(float)
 VLMAMBA_INSTANTIATE(double)
 VLMAMBA_INSTANTIATE(c10::BFloat16)

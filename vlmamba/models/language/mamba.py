@@ -198,11 +198,11 @@ class MambaLM(LanguageModel):
         past = cache.attention
         if past is not None and past.keys.shape[2] <= cache.positions:
             past.resize(cache.positions + ROOM)
-        recurrent = attended = adapted = 0
+        attended = adapted = 0
+        recurrent = zip(cache.conv.unbind(), cache.ssm.unbind(), strict=True)
         for number, layer in enumerate(self.layers):
             if isinstance(layer, MambaBlock):
-                x = layer.step(x, cache.conv[recurrent], cache.ssm[recurrent])
-                recurrent += 1
+                x = layer.step(x, *next(recurrent))
             elif isinstance(layer, AttentionBlock):
                 assert past is not None  # `zeros` makes it where such a layer is
                 x = layer.step(x, past.keys[attended], past.values[attended], past.lengths)

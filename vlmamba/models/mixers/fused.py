@@ -6,10 +6,12 @@ longer.  The result is that of norm, `MambaMixer.step` and residual, to rounding
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
-from vlmamba.models.linear import MOST_ROWS
+from vlmamba.models.linear import MOST_ROWS, Linear
 from vlmamba.models.mixers.mamba import MambaMixer
 from vlmamba.models.products import DTYPES
 from vlmamba.models.scan_backends.build import kernels
@@ -56,45 +58,48 @@ def fused_step(
     That is: another device, kind of layer or dtype, gradients, autocast, a backend other than the
     C++ one, hooks, or projections that something has been wrapped around.
     """
-    dtype = norm.weight.dtype
     if (
-        x.device.type != "cpu"
+        type(mixer) is not MambaMixer
+        or not x.is_cpu
         or torch.is_grad_enabled()
-        or type(mixer) is not MambaMixer
-        or dtype not in DTYPES
-        or x.dtype not in (torch.float32, dtype)
         or len(x) > MOST_ROWS
         or torch.is_autocast_enabled("cpu")
         or resolve_backend(mixer.backend, "cpu") != "cpu"
     ):
         return None
-    projections = (mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj)
-    if any(p._forward_hooks or p._forward_pre_hooks for p in (norm, mixer.conv1d, *projections)):
-        return None
-    numbers = [getattr(projection, "numbers", None) for projection in projections]
-    conv, bias = mixer.conv1d.weight, mixer.conv1d.bias
-    plain = [norm.weight, conv, bias, mixer.dt_proj.bias, mixer.A_log, mixer.D, conv_state]
-    plain += [read[0] for read in numbers if read is not None and read[1] is None]
-    given = [p for p in plain if p is not None]  # a bias may be absent
-    if None in numbers or any(p.dtype != dtype or not p.is_contiguous() for p in given):
-        return None
-    if ssm_state.dtype != torch.float32 or not ssm_state.is_contiguous():
+    # by nn.Module's own attributes a layer's parameters take longer to find than to multiply with
+    own, parts = mixer._parameters, cast(dict[str, Any], mixer._modules)
+    projections = [parts[name] for name in ("in_proj", "x_proj", "dt_proj", "out_proj")]
+    for part in (norm, parts["conv1d"], *projections):
+        if part._forward_hooks or part._forward_pre_hooks:
+            return None
+    numbers = [
+        (part._parameters["weight"], None, 0) if type(part) is Linear else _numbers(part)
+        for part in projections
+    ]
+    if None in numbers:
         return None
     in_proj, x_proj, dt_proj, out_proj = numbers
+    conv = parts["conv1d"]._parameters
     return kernels().mamba_step(
         x.contiguous(),
         conv_state,
         ssm_state,
-        norm.weight,
-        getattr(norm, "bias", None),
+        norm._parameters["weight"],
+        norm._parameters.get("bias"),
         norm.eps,
         in_proj,
-        conv.squeeze(1),
-        bias,
+        conv["weight"],
+        conv["bias"],
         x_proj,
         dt_proj,
-        mixer.dt_proj.bias,
-        mixer.A_log,
-        mixer.D,
+        projections[2]._parameters["bias"],
+        own["A_log"],
+        own["D"],
         out_proj,
     )
+
+
+def _numbers(part: nn.Module) -> tuple[Tensor, Tensor | None, int] | None:
+    """What the kernels read of a projection; None where they cannot."""
+    return getattr(part, "numbers", None)
