@@ -95,17 +95,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(study: plan.Study, workers: int, where: launcher.Launcher, kept: Path) -> None:
     """Do what is left, phase by phase; every job's record as soon as it is done."""
     rates: dict[str, float] = {}
+    for phase in ("text", "rates"):
+        _check(study, plan.phase_jobs(study, phase, rates), kept)
     for phase in plan.PHASES:
         jobs = plan.phase_jobs(study, phase, rates)
         places = {job.name: place for place, job in enumerate(jobs)}
-        left, before = plan.left(study, phase, jobs, records.names(kept)), records.read(kept)
-        for job in jobs:
-            if job not in left and phase in ("rates", "cells"):
-                before.check(job.name, plan.fingerprint(study, job))
+        _check(study, jobs, kept)
+        left = plan.left(study, phase, jobs, records.names(kept))
         for job in run_jobs(left, workers, where):  # a cluster's finished ones come first
             _keep(study, phase, job, places[job.name], kept)
         if phase == "rates":
             rates = plan.chosen_rates(study, records.read(kept).rate_losses)
+
+
+def _check(study: plan.Study, jobs: Sequence[Job], kept: Path) -> None:
+    """Refuse records of these jobs that were made with other settings. Raises UserError."""
+    found = records.read(kept)
+    for job in jobs:
+        found.check(job.name, plan.fingerprint(study, job))
 
 
 def _keep(study: plan.Study, phase: str, job: Job, place: int, kept: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import random
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -567,6 +568,23 @@ def test_a_small_study_for_real(world, tmp_path, monkeypatch, capsys):
     assert study.main(command) == 0
     assert ran == []
     assert not list((tmp_path / "out").rglob("checkpoints"))
+
+    elsewhere = [*command, "--records", str(kept.rename(tmp_path / "kept")), "--seeds", "2"]
+    shutil.rmtree(tmp_path / "out")
+    assert study.main([*elsewhere, "--plan"]) == 0
+    assert "6 jobs, 3 left" in capsys.readouterr().out  # data, the text and the second seed
+    assert study.main(elsewhere) == 0
+    assert ran.count("harness.controlled.rate") == 0 and ran.count("harness.run") == 3
+    again = records.read(tmp_path / "kept")
+    assert again.cells.pop("mamba+mlp+s1")["seed"] == 1
+    assert again.cells == found.cells and again.rates == found.rates
+    assert again.texts["text+mamba"]["weights"] == found.texts["text+mamba"]["weights"]
+    assert again.cells["mamba+mlp+s0"]["started_from"] == again.texts["text+mamba"]["weights"]
+    shutil.rmtree(tmp_path / "out")
+    other = [*elsewhere[:-1], "3", "--train-args", f"{small} --lora 2"]
+    assert study.main(other) == 2
+    assert not (tmp_path / "out" / "text").exists()
+    assert "was made with other settings" in capsys.readouterr().err
 
 
 def test_a_labs_commands_are_whole(world, tmp_path, capsys):

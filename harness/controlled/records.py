@@ -51,9 +51,9 @@ class Records:
         return {name: math.inf if loss is None else loss for name, loss in found.items()}
 
     def check(self, name: str, fingerprint: str) -> None:
-        """Refuse a record of a job that did something else. Raises UserError."""
-        record = (self.cells | self.texts | self.rates)[name]
-        if record.get("job") != fingerprint:
+        """Refuse a job's record, if there is one, of something else. Raises UserError."""
+        record = (self.cells | self.texts | self.rates).get(name)
+        if record is not None and record.get("job") != fingerprint:
             raise UserError(
                 f"the record of {name} was made with other settings; give the same flags or "
                 "another --records"

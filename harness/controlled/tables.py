@@ -91,6 +91,13 @@ def models(kept: Records) -> Table:
         )
     headers = ("language model", "parameters", "MFLOP a token", "at the longest", "rate", "cells")
     note = "FLOPs of a forward pass without the head, at the shortest and longest length measured."
+    for family in contrasts.names(kept, 0):
+        starts = {r.get("started_from") for r in kept.cells.values() if r["family"] == family}
+        if len(starts) > 1:
+            note += (
+                f" Cells of {family} started from {len(starts)} text pretrainings that differ in "
+                "their bits: it was interrupted, and done again elsewhere."
+            )
     return Table("Language models", headers, rows, note)
 
 
