@@ -4,8 +4,9 @@
 // first.
 //
 // That matrix is cut into panels of at most 64 rows, the other one into blocks of rows; a thread
-// takes the blocks one after the other, each with all of its panels. A sum takes one product after another in one accumulator, in the order of the
-// columns: the result of a row is the same whichever rows stand beside it, bit for bit.
+// takes the blocks one after the other, each with all of its panels. A sum takes one product after
+// another in one accumulator, in the order of the columns: the result of a row is the same whichever
+// rows stand beside it, bit for bit.
 #include "blocks.h"
 
 #include <numeric>
@@ -15,17 +16,17 @@ namespace vlmamba {
 #if defined(__AVX512F__)
 namespace {
 
+// Numbers are multiplied in units of four bytes: a float32, or two bfloat16.
+using Unit = uint32_t;
 constexpr int kWide = kLanes<float>;  // rows in a register's lanes
 constexpr int kPanelVecs = 4;         // registers of a panel
 constexpr int64_t kPanelRows = kPanelVecs * kWide;
-constexpr int64_t kBlockRows = 192;   // a block, which stays in the second cache
-constexpr int64_t kUnits = 512;       // units of a row that are multiplied at a time
-constexpr int64_t kCacheUnits = 1 << 17;  // of panels that a thread has at a time
-constexpr int64_t kLine = 16;         // units in a cache line
-
-// Numbers are multiplied in units of four bytes: a float32, or two bfloat16.
-using Unit = uint32_t;
-constexpr int64_t kAhead = 8 * kLine;
+constexpr int64_t kBlockRows = 192;       // with kUnits of each, they stay in the second cache
+constexpr int64_t kUnits = 512;           // of a row, multiplied at a time
+constexpr int64_t kCacheUnits = 1 << 17;  // of the panels that a thread has at a time, unless one
+                                          // has more
+constexpr int64_t kLine = 16;             // units in a cache line
+constexpr int64_t kAhead = 8 * kLine;     // units that packing fetches before it needs them
 template <typename T>
 constexpr int64_t kPerUnit = sizeof(Unit) / sizeof(T);
 
@@ -35,7 +36,8 @@ VLMAMBA_INLINE Vec<float> multiply_add(Vec<float> sum, Vec<Unit> a, Unit b, floa
 }
 #if defined(__AVX512BF16__)
 VLMAMBA_INLINE Vec<float> multiply_add(Vec<float> sum, Vec<Unit> a, Unit b, c10::BFloat16) {
-  return static_cast<Vec<float>>(_mm512_dpbf16_ps(sum, bits<__m512bh>(a), bits<__m512bh>(splat(b))));
+  return static_cast<Vec<float>>(
+      _mm512_dpbf16_ps(sum, bits<__m512bh>(a), bits<__m512bh>(splat(b))));
 }
 #endif
 
