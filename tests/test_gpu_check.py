@@ -27,7 +27,7 @@ def test_every_step_is_a_command_that_exists(device, tiny, tmp_path):
     assert {"tests", "parts", "profile 130m", "profile 2.8b", "tables", "plots"} <= {
         n for n, _, _ in found
     }
-    assert sum(limit for _, limit, _ in found) <= 30 * 60
+    assert sum(limit for _, limit, _ in found) <= 20 * 60
 
 
 def test_a_step_that_fails_is_recorded_and_the_next_one_runs(tmp_path, monkeypatch, capsys):

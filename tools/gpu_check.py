@@ -28,22 +28,22 @@ MODELS = {
 
 def steps(device: str, tiny: bool, out: Path) -> list[tuple[str, int, list[str]]]:
     """(name, seconds it may take, arguments of Python) in order."""
-    found = [("tests", 240, ["-m", "pytest", "-q", "-m", "gpu", "tests"])]
+    found = [("tests", 180, ["-m", "pytest", "-q", "-m", "gpu", "tests"])]
     if not tiny:
         bench = ["-m", "harness.bench", "--quick", "--device", device]
         bench += ["--only", "prefill,lengths,decode,rows,pope,mme", "--json", f"{out}/bench.json"]
-        found.append(("bench", 300, bench))
+        found.append(("bench", 240, bench))
     parts = ["tools/time_gpu_parts.py", "--device", device, "--out", f"{out}/parts.json"]
-    found.append(("parts", 300, [*parts, *["--tiny"] * tiny]))
+    found.append(("parts", 240, [*parts, *["--tiny"] * tiny]))
     for size, names in MODELS.items():
         profile = ["-m", "harness.profile", "--models", names, "--device", device]
-        profile += ["--dtype", "bfloat16", "--time-limit", "60", "--out", f"{out}/profile-{size}"]
+        profile += ["--dtype", "bfloat16", "--time-limit", "30", "--out", f"{out}/profile-{size}"]
         profile += ["--seq-lens", "128" if tiny else LENGTHS]
         profile += ["--tiny", "--image-tokens", "0", "--decode", "2"] if tiny else []
-        found.append((f"profile {size}", 360, profile))
+        found.append((f"profile {size}", 210, profile))
     for kind in ("tables", "plots"):
         made = ["-m", f"harness.{kind}", "--from", str(out), "--out", f"{out}/{kind}"]
-        found.append((kind, 120, made))
+        found.append((kind, 60, made))
     return found
 
 

@@ -5,7 +5,7 @@
 //
 // That matrix is cut into panels of at most 64 rows, the other one into blocks of rows; a thread
 // takes the blocks one after the other, each with all of its panels. A sum takes one product after
-// another in one accumulator, in the order of the columns: the result of a row is the same whichever
+// another in one accumulator, in the order of the columns: a row has the same result whichever
 // rows stand beside it, bit for bit.
 #include "blocks.h"
 
