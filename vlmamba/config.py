@@ -133,6 +133,15 @@ VISION_ENCODERS: dict[str, dict[str, Any]] = {
         "image_size": 320,
         "patch_size": 32,
     },
+    # Color, small things and letters are in its early stages alone: the last features say what kind
+    # of thing a patch shows.  Several stages for one patch: Dense Connector (2405.13800)
+    "efficientnet-lite0-levels": {
+        "model_type": "efficientnet_lite0",
+        "hidden_size": 1280 + 4 * 4 * 40 + 2 * 2 * 112,
+        "image_size": 224,
+        "patch_size": 32,
+        "levels": [2, 4],
+    },
     "clip-l-336": {
         "model_type": "clip_vision_model",
         "hidden_size": 1024,
@@ -201,14 +210,24 @@ DEFAULT_ENCODER = {n: "efficientnet-lite0" for n in LANGUAGE_MODELS if n.startsw
 
 
 class EfficientNetLite0Config(PretrainedConfig):
-    """The demo's encoder: ImageNet EfficientNet-Lite0 without its classifier."""
+    """The demo's encoder: ImageNet EfficientNet-Lite0 without its classifier.
+
+    levels: stages (0 to 6) whose outputs stand beside the last features of a patch, those of all
+    places that the patch covers; hidden_size: the width of all together.
+    """
 
     model_type = "efficientnet_lite0"
 
     def __init__(
-        self, hidden_size: int = 1280, image_size: int = 224, patch_size: int = 32, **kwargs: Any
+        self,
+        hidden_size: int = 1280,
+        image_size: int = 224,
+        patch_size: int = 32,
+        levels: Sequence[int] = (),
+        **kwargs: Any,
     ):
         self.hidden_size, self.image_size, self.patch_size = hidden_size, image_size, patch_size
+        self.levels = list(levels)
         super().__init__(**kwargs)
 
 

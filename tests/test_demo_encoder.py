@@ -1,0 +1,77 @@
+"""The demo's encoder: features of several stages for one patch, beside timm's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vlmamba.config import VISION_ENCODERS, EfficientNetLite0Config, VLMambaConfig
+from vlmamba.models.vision import EfficientNetLite0Encoder
+from vlmamba_core.errors import UserError
+
+LEVELS = VISION_ENCODERS["efficientnet-lite0-levels"]
+
+
+def encoder(**changed) -> EfficientNetLite0Encoder:
+    fields = {k: v for k, v in (LEVELS | changed).items() if k != "model_type"}
+    made = EfficientNetLite0Encoder(EfficientNetLite0Config(**fields), -1, None)
+    made.load_pretrained()
+    return made
+
+
+def pixels() -> torch.Tensor:
+    """Pictures with areas and edges, as the transform gives them."""
+    rng = np.random.default_rng(0)
+    small = [rng.integers(0, 256, (14, 14, 3), np.uint8) for _ in range(6)]
+    pictures = [Image.fromarray(one).resize((224, 224), Image.Resampling.BICUBIC) for one in small]
+    transform = EfficientNetLite0Encoder.transform(EfficientNetLite0Config())
+    return transform(images=pictures, return_tensors="pt")["pixel_values"]
+
+
+@torch.inference_mode()
+def test_levels_are_the_stages_own_features_at_a_patchs_places():
+    plain, made, x = encoder(hidden_size=1280, levels=[]), encoder(), pixels()
+    got = made(x)
+    assert got.shape == (6, 49, LEVELS["hidden_size"])
+    assert torch.equal(got[..., :1280], plain(x))
+    kept = made.model.forward_intermediates(x, indices=[2, 3], intermediates_only=True)
+    raw = got * made.std + made.mean
+    start = 1280
+    for stage, side in zip(kept, (4, 2), strict=True):  # strides 8 and 16
+        width = stage.shape[1] * side * side
+        for row, column in ((0, 0), (3, 5), (6, 6)):
+            patch = raw[:, 7 * row + column, start : start + width].view(6, -1, side, side)
+            rows, columns = slice(side * row, side * row + side), slice(side * column, None)
+            torch.testing.assert_close(patch, stage[:, :, rows, columns][..., :side])
+        start += width
+    assert start == LEVELS["hidden_size"]
+
+
+@torch.inference_mode()
+def test_every_level_is_about_standardized():
+    got = encoder()(pixels())
+    for part in (got[..., 1280:1920], got[..., 1920:]):
+        assert abs(float(part.mean())) < 0.3
+        assert 0.5 < float(part.std(dim=(0, 1)).median()) < 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"hidden_size": 1280}, "is 1280, its features and those of levels [2, 4] are 2368"),
+        ({"levels": [7]}, "level 7 is none of EfficientNet-Lite0's, 0 to 6"),
+    ],
+)
+def test_what_does_not_fit_is_told(changed, message):
+    with pytest.raises(UserError) as caught:
+        encoder(**changed)
+    assert message in str(caught.value)
+
+
+def test_the_configuration_keeps_its_levels(tmp_path):
+    config = VLMambaConfig.preset("nano+efficientnet-lite0-levels+mlp")
+    config.save_pretrained(tmp_path)
+    assert VLMambaConfig.from_pretrained(tmp_path).vision_config.levels == [2, 4]
+    assert VLMambaConfig.preset("nano+mlp").vision_config.levels == []
