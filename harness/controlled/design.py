@@ -128,6 +128,8 @@ PUBLISHED = (
     Family("attention", "hf:EleutherAI/pythia-2.8b"),
 )
 SIGNS = retrieval.task.name  # the benchmark that is made to separate the models
+# The last features alone do not tell what is on a sign (tools/probe_encoder.py)
+READS_SIGNS = "efficientnet-lite0-levels"
 # All of the demo's but easy-VQA, whose training split would be half of the training data
 BENCHMARKS = "coco_cap,gqa,mmbench,mme,pope,scienceqa,textvqa,vqav2"
 LITTLE = ("--max-length", "256", "--warmup-ratio", "0.1")
@@ -138,7 +140,7 @@ DEMO = Scale(
     connectors=("mlp", "vss_l2", "msc"),
     orders=ORDERS,
     order_families=tuple(family.name for family in NANO),
-    encoder="efficientnet-lite0",
+    encoder=READS_SIGNS,
     rates=(3e-4, 1e-3, 3e-3),
     text=Stage(700, 32),
     dialogue=Stage(500, 16),
@@ -161,7 +163,7 @@ QUICK = Scale(
     connectors=("mlp", "vss_l2"),
     orders=ORDERS[:1],
     order_families=("mamba",),
-    encoder="efficientnet-lite0",
+    encoder=READS_SIGNS,
     rates=(1e-3, 3e-3),
     text=Stage(8, 8, LITTLE),
     dialogue=Stage(8, 8),
