@@ -50,6 +50,20 @@ def test_levels_are_the_stages_own_features_at_a_patchs_places():
 
 
 @torch.inference_mode()
+def test_a_larger_patch_has_the_mean_of_the_last_features_and_all_places():
+    cells = VISION_ENCODERS["efficientnet-lite0-cells"]
+    made, plain = encoder(**cells), encoder(hidden_size=1280, levels=[], image_size=256)
+    x = torch.nn.functional.interpolate(pixels(), size=(256, 256), mode="bilinear")
+    got, small = made(x), plain(x).view(6, 4, 2, 4, 2, 1280)
+    assert got.shape == (6, 16, cells["hidden_size"])
+    want = small.mean(dim=(2, 4)).view(6, 16, 1280)
+    torch.testing.assert_close(got[..., :1280], want, rtol=1e-4, atol=1e-4)
+    [stage] = made.model.forward_intermediates(x, indices=[3], intermediates_only=True)
+    raw = (got * made.std + made.mean)[:, 4 * 2 + 3, 1280:]
+    torch.testing.assert_close(raw.view(6, 112, 4, 4), stage[:, :, 8:12, 12:16])
+
+
+@torch.inference_mode()
 def test_every_level_is_about_standardized():
     got = encoder()(pixels())
     for part in (got[..., 1280:1920], got[..., 1920:]):

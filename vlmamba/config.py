@@ -142,6 +142,13 @@ VISION_ENCODERS: dict[str, dict[str, Any]] = {
         "patch_size": 32,
         "levels": [2, 4],
     },
+    "efficientnet-lite0-cells": {  # 16 patches: a cell of the demo's scenes with signs is one
+        "model_type": "efficientnet_lite0",
+        "hidden_size": 1280 + 4 * 4 * 112,
+        "image_size": 256,
+        "patch_size": 64,
+        "levels": [4],
+    },
     "clip-l-336": {
         "model_type": "clip_vision_model",
         "hidden_size": 1024,
@@ -212,8 +219,9 @@ DEFAULT_ENCODER = {n: "efficientnet-lite0" for n in LANGUAGE_MODELS if n.startsw
 class EfficientNetLite0Config(PretrainedConfig):
     """The demo's encoder: ImageNet EfficientNet-Lite0 without its classifier.
 
-    levels: stages (0 to 6) whose outputs stand beside the last features of a patch, those of all
-    places that the patch covers; hidden_size: the width of all together.
+    patch_size: 32, or a multiple over which the last features are averaged.  levels: stages (0 to 6)
+    whose outputs stand beside them, those of all places that a patch covers; hidden_size: the width
+    of all together.
     """
 
     model_type = "efficientnet_lite0"

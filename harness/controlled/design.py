@@ -129,7 +129,7 @@ PUBLISHED = (
 )
 SIGNS = retrieval.task.name  # the benchmark that is made to separate the models
 # The last features alone do not tell what is on a sign (tools/probe_encoder.py)
-READS_SIGNS = "efficientnet-lite0-levels"
+READS_SIGNS = "efficientnet-lite0-cells"
 # All of the demo's but easy-VQA, whose training split would be half of the training data
 BENCHMARKS = "coco_cap,gqa,mmbench,mme,pope,scienceqa,textvqa,vqav2"
 LITTLE = ("--max-length", "256", "--warmup-ratio", "0.1")

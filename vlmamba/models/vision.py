@@ -350,7 +350,8 @@ class Eva02Encoder(VisionEncoder):
                 cast(Any, module).init_non_persistent_buffers()
 
 
-PLACES = (16, 8, 4, 2, 2, 1, 1)  # of each stage's output along a patch's side
+STRIDE = 32  # pixels between two of the last features
+PLACES = (16, 8, 4, 2, 2, 1, 1)  # of each stage's output along them
 LAST = torch.channels_last
 
 
@@ -381,8 +382,8 @@ class EfficientNetLite0Encoder(VisionEncoder):
     def __init__(self, vision: PretrainedConfig, layer: int, model_id: str | None):
         super().__init__(vision, layer, model_id)
         model = _efficientnet_lite0()
-        self.levels = tuple(vision.levels)
-        widths = [_stage_width(model, level) for level in self.levels]
+        self.levels, self.merged = tuple(vision.levels), vision.patch_size // STRIDE
+        widths = [self.merged**2 * _stage_width(model, level) for level in self.levels]
         if (width := model.num_features + sum(widths)) != vision.hidden_size:
             raise UserError(
                 f"hidden_size of EfficientNet-Lite0 is {vision.hidden_size}, its features and "
@@ -422,8 +423,8 @@ class EfficientNetLite0Encoder(VisionEncoder):
         for number, stage in enumerate(self.model.blocks):
             x = stage(x)
             if number in self.levels:
-                found.append(F.pixel_unshuffle(x, PLACES[number]))
-        x = self.model.bn2(self.model.conv_head(x))
+                found.append(F.pixel_unshuffle(x, self.merged * PLACES[number]))
+        x = F.avg_pool2d(self.model.bn2(self.model.conv_head(x)), self.merged)
         patches = torch.cat([x, *found], dim=1).flatten(2).transpose(1, 2)
         return (patches - self.mean) / self.std
 
@@ -454,8 +455,9 @@ class EfficientNetLite0Encoder(VisionEncoder):
             norms = [block.bn2 if level == 0 else block.bn3 for block in self.model.blocks[level]]
             stage = sum(norm.bias.float() for norm in norms)
             spread = sum(norm.weight.float() ** 2 for norm in norms)
-            means.append(stage.repeat_interleave(PLACES[level] ** 2))  # as pixel_unshuffle's
-            variances.append(spread.repeat_interleave(PLACES[level] ** 2))
+            places = (self.merged * PLACES[level]) ** 2
+            means.append(stage.repeat_interleave(places))  # as pixel_unshuffle's
+            variances.append(spread.repeat_interleave(places))
         self.mean.copy_(torch.cat(means))
         self.std.copy_(torch.cat(variances).sqrt().clamp(min=1e-2))
 
