@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("" if where.here else f"\n{where.script(study.scale.name)}", end="")
         return 0
     with RunFolder(args.out) as folder:
-        if study.scale.text is None and where.here:
+        if not study.scale.lessons and where.here:
             text, count = commands(study, kept)
             folder.write("commands.sh", text)
             print(f"{count} jobs are left: run {args.out / 'commands.sh'}, then this command again")

@@ -20,7 +20,7 @@ from harness import run as harness_run
 from harness import study
 from harness.ablation import jobs
 from harness.controlled import cost, data, design, page, plan, predictions, rate, records
-from harness.controlled.design import SCALES, Stage
+from harness.controlled.design import SCALES, Lesson, Stage
 from harness.controlled.outcomes import THRESHOLD
 from vlmamba_core.errors import UserError
 from vlmamba_core.launcher import Launcher
@@ -477,8 +477,11 @@ SMALL = replace(
     families=SCALES["demo"].families[:1],
     connectors=("mlp",),
     order_families=(),
-    text=Stage(1, 2, ("--max-length", "32")),
-    dialogue=Stage(1, 2),
+    lessons=(
+        Lesson("words", ("text.txt", "facts.txt"), Stage(1, 2, ("--max-length", "32"))),
+        Lesson("near", ("near.txt",), Stage(1, 2, ("--max-length", "32"))),
+        Lesson("talk", ("dialogue.json",), Stage(1, 2)),
+    ),
     pretrain=Stage(1, 2),
     finetune=Stage(2, 2),
     rate_pretrain=Stage(1, 2),
@@ -552,6 +555,7 @@ def test_a_small_study_for_real(world, tmp_path, monkeypatch, capsys):
     found = records.read(kept)
     assert list(found.cells) == ["mamba+mlp+s0"]
     assert list(found.texts) == ["text+mamba"]
+    assert list(found.texts["text+mamba"]["stages"]) == ["words", "near", "talk"]
     cell = found.cells["mamba+mlp+s0"]
     gains = cell["training"]["finetune"]["picture_gains"]
     assert [(step, len(row)) for step, row in gains] == [(1, 3), (2, 3)]

@@ -76,13 +76,27 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """A part of a language model's own pretraining: files of the training data, all of a stage."""
+
+    name: str
+    files: tuple[str, ...]
+    stage: Stage
+
+    @property
+    def kind(self) -> str:
+        """vlmamba.train's name of the stage."""
+        return "dialogue" if self.files[0].endswith(".json") else "text"
+
+
+@dataclass(frozen=True)
 class Scale:
     """A size of the study.
 
-    data: flags of vlmamba.demo (none: --data names a folder of one's own).  text, dialogue: None
-    where the language models are published ones.  held_out: samples that rates are chosen on and
-    picture use is measured with, every `look_every` updates.  limit, retrieval: questions of each
-    benchmark and of retrieval; blind: of its text-only control.
+    data: flags of vlmamba.demo (none: --data names a folder of one's own). lessons: what the
+    language models learn before they see a picture; none where they are published ones. held_out:
+    samples that rates are chosen on and picture use is measured with, every `look_every` updates.
+    limit, retrieval: questions of each benchmark and of retrieval; blind: of its text-only control.
     """
 
     name: str
@@ -92,8 +106,7 @@ class Scale:
     order_families: tuple[str, ...]
     encoder: str
     rates: tuple[float, ...]
-    text: Stage | None
-    dialogue: Stage | None
+    lessons: tuple[Lesson, ...]
     pretrain: Stage
     finetune: Stage
     rate_pretrain: Stage
@@ -132,6 +145,7 @@ SIGNS = retrieval.task.name  # the benchmark that is made to separate the models
 READS_SIGNS = "efficientnet-lite0-cells"
 # All of the demo's but easy-VQA, whose training split would be half of the training data
 BENCHMARKS = "coco_cap,gqa,mmbench,mme,pope,scienceqa,textvqa,vqav2"
+LINES = ("--lr", "2e-3")  # of a question and its answer; as in the Makefile's demo-model
 LITTLE = ("--max-length", "256", "--warmup-ratio", "0.1")
 
 DEMO = Scale(
@@ -142,8 +156,13 @@ DEMO = Scale(
     order_families=tuple(family.name for family in NANO),
     encoder=READS_SIGNS,
     rates=(3e-4, 1e-3, 3e-3),
-    text=Stage(700, 32),
-    dialogue=Stage(500, 16),
+    lessons=(
+        Lesson("text", ("text.txt",), Stage(450, 32)),
+        Lesson("near", ("near.txt",), Stage(150, 32, LINES)),
+        Lesson("far", ("far.txt",), Stage(200, 32, LINES)),
+        Lesson("facts", ("facts.txt",), Stage(300, 32, LINES)),
+        Lesson("dialogue", ("dialogue.json",), Stage(700, 16, ("--lr", "1.5e-3"))),
+    ),
     pretrain=Stage(120, 32),
     finetune=Stage(1600, 16),
     rate_pretrain=Stage(60, 32),
@@ -165,8 +184,10 @@ QUICK = Scale(
     order_families=("mamba",),
     encoder=READS_SIGNS,
     rates=(1e-3, 3e-3),
-    text=Stage(8, 8, LITTLE),
-    dialogue=Stage(8, 8),
+    lessons=(
+        Lesson("text", ("text.txt", "near.txt"), Stage(8, 8, LITTLE)),
+        Lesson("dialogue", ("dialogue.json",), Stage(8, 8)),
+    ),
     pretrain=Stage(8, 8),
     finetune=Stage(40, 8),
     rate_pretrain=Stage(4, 8),
@@ -189,8 +210,7 @@ PAPER = Scale(
     order_families=tuple(family.name for family in PUBLISHED),
     encoder="siglip-so400m-384",
     rates=(1e-5, 2e-5, 4e-5),
-    text=None,
-    dialogue=None,
+    lessons=(),
     pretrain=Stage(None),
     finetune=Stage(None),
     rate_pretrain=Stage(200),

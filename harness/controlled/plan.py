@@ -89,7 +89,7 @@ def phase_jobs(study: Study, phase: str, rates: Mapping[str, float]) -> list[Job
         return [data_job(study)]
     families = study.chosen_families
     if phase == "text":
-        return [] if study.scale.text is None else [text_job(study, f) for f in families]
+        return [text_job(study, f) for f in families] if study.scale.lessons else []
     if phase == "rates":
         return [rate_job(study, f, rate) for f in families for rate in study.scale.rates]
     return [cell_job(study, cell, rates[cell.family]) for cell in cells(study)]
@@ -127,25 +127,29 @@ def data_job(study: Study) -> Job:
 
 
 def text_job(study: Study, family: Family) -> Job:
-    """Text, then conversations without pictures: what a family's cells start from."""
-    folder, data, scale = study.out / "text" / family.name, study.data, study.scale
-    lines = [str(data / name) for name in ("text.txt", "near.txt", "facts.txt")]
-    told = str(data / "dialogue.json")
-    assert scale.text is not None and scale.dialogue is not None
-    first = ["--stage", "text", "--data", *lines, "--tokenizer-data", lines[0], told]
-    second = ["--stage", "dialogue", "--data", told, "--init", str(folder / "text" / "final")]
-    steps = [
-        _training(study, _Part(family), folder / "text", [*first, *scale.text.arguments()]),
-        _training(
-            study, _Part(family), folder / "dialogue", [*second, *scale.dialogue.arguments()]
-        ),
-    ]
+    """The lessons without pictures, one after the other: what a family's cells start from."""
+    folder, steps, before = study.out / "text" / family.name, [], None
+    lessons = study.scale.lessons
+    for lesson in lessons:
+        flags = ["--stage", lesson.kind, "--data", *(str(study.data / f) for f in lesson.files)]
+        if before is None:  # the tokenizer learns from the first words and from the last ones
+            both = (*lesson.files, *lessons[-1].files)
+            flags += ["--tokenizer-data", *(str(study.data / file) for file in both)]
+        else:
+            flags += ["--init", str(before)]
+        part = _Part(family)
+        steps.append(
+            _training(study, part, folder / lesson.name, [*flags, *lesson.stage.arguments()])
+        )
+        before = steps[-1].done
     return _job(f"text+{family.name}", folder, steps)
 
 
-def text_model(study: Study, family: str) -> Path:
-    """The language model that a family's cells start from."""
-    return study.out / "text" / family / "dialogue" / "final"
+def text_model(study: Study, family: str) -> Path | None:
+    """The language model that a family's cells start from; None: a published one."""
+    if not study.scale.lessons:
+        return None
+    return study.out / "text" / family / study.scale.lessons[-1].name / "final"
 
 
 def fingerprint(study: Study, job: Job) -> str:
@@ -237,8 +241,8 @@ class _Part:
 def _aligning(study: Study, part: _Part, folder: Path, stage: Stage) -> Step:
     """Stage 1: the connector learns."""
     flags = ["--stage", "pretrain", "--data", str(study.data / "pretrain.json")]
-    if study.scale.text is not None:
-        flags += ["--init", str(text_model(study, part.family.name))]
+    if start := text_model(study, part.family.name):
+        flags += ["--init", str(start)]
     return _training(study, part, folder / "pretrain", [*flags, *stage.arguments()])
 
 

@@ -99,19 +99,19 @@ def names(folder: Path) -> set[str]:
 
 def text_record(job: Job, family: str) -> dict[str, Any]:
     """Of a family's text pretraining."""
-    stages = {name: curve(job.folder / name) for name in ("text", "dialogue")}
+    lessons = [step.done.parent for step in job.steps]
+    stages = {folder.name: curve(folder) for folder in lessons}
     weights = weights_digest(job.steps[-1].done)
     found = {"kind": "text", "family": family, "weights": weights, "stages": stages}
     return found | {"seconds": job.seconds()}
 
 
-def weights_digest(model: Path) -> str | None:
-    """Of a saved model's weights; None where the folder has none (a published model's name)."""
-    files = sorted(model.glob("*.safetensors"))
+def weights_digest(model: Path) -> str:
+    """Of a saved model's weights."""
     digest = hashlib.sha256()
-    for file in files:
+    for file in sorted(model.glob("*.safetensors")):
         digest.update(file.read_bytes())
-    return digest.hexdigest()[:16] if files else None
+    return digest.hexdigest()[:16]
 
 
 def rate_record(job: Job, family: str, rate: float, loss: float | None) -> dict[str, Any]:
@@ -120,8 +120,8 @@ def rate_record(job: Job, family: str, rate: float, loss: float | None) -> dict[
     return found | {"seconds": job.seconds()}
 
 
-def cell_record(job: Job, cell: plan.Cell, started_from: Path) -> dict[str, Any]:
-    """Of a trained and questioned model; started_from: its language model."""
+def cell_record(job: Job, cell: plan.Cell, start: Path | None) -> dict[str, Any]:
+    """Of a trained and questioned model; start: its language model, unless it is published."""
     runs = {name: EvaluationRun.read(job.folder / name) for name in ("evaluation", SIGNS, "blind")}
     asked = {task: scores(runs["evaluation"], task) for task in runs["evaluation"].tasks}
     asked[SIGNS] = scores(runs[SIGNS], SIGNS)
@@ -134,7 +134,7 @@ def cell_record(job: Job, cell: plan.Cell, started_from: Path) -> dict[str, Any]
         "connector": cell.connector,
         "seed": cell.seed,
         "order": cell.order,
-        "started_from": weights_digest(started_from),
+        "started_from": weights_digest(start) if start else None,
         "hyperparameters": config["hyperparameters"],
         "training": {name: curve(job.folder / name) for name in ("pretrain", "finetune")},
         "tasks": asked,
