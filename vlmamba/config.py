@@ -219,9 +219,9 @@ DEFAULT_ENCODER = {n: "efficientnet-lite0" for n in LANGUAGE_MODELS if n.startsw
 class EfficientNetLite0Config(PretrainedConfig):
     """The demo's encoder: ImageNet EfficientNet-Lite0 without its classifier.
 
-    patch_size: 32, or a multiple over which the last features are averaged.  levels: stages (0 to 6)
-    whose outputs stand beside them, those of all places that a patch covers; hidden_size: the width
-    of all together.
+    patch_size: 32, or a multiple over which the last features are averaged.  levels: stages, 0 to
+    6, whose outputs stand beside them, those of all places that a patch covers; hidden_size: the
+    width of all together.
     """
 
     model_type = "efficientnet_lite0"
