@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny import tiny_config
+from torch.nn.utils import prune
 
 from vlmamba.models.language import blocks
 from vlmamba.models.mixers.fused import fused_norm, residual_sum
@@ -121,3 +122,16 @@ def test_a_residual_sum_is_the_sum(shape):
         assert torch.equal(residual_sum(x, y), x + y)
         assert torch.equal(residual_sum(x, x), x + x)
     assert residual_sum(x, y.requires_grad_()).requires_grad
+
+
+def test_pruned_and_parametrized_layers_are_computed_where_they_are_asked_for():
+    ids = torch.randint(2, 20, (BATCH, 3))
+    for part in ("out_proj", "conv1d", "in_proj"):
+        language = model()
+        target = getattr(language.layers[0].mixer, part)
+        with torch.inference_mode():
+            want, _ = steps(language, ids)
+        prune.identity(target, "weight")
+        with torch.inference_mode():
+            got, _ = steps(language, ids)
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)

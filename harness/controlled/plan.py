@@ -103,7 +103,7 @@ def left(study: Study, phase: str, jobs: Sequence[Job], recorded: Container[str]
     if phase in ("rates", "cells"):
         return [job for job in jobs if job.name not in recorded]
     behind = {
-        family.name: [f"rate+{family.name}+{rate:g}" for rate in study.scale.rates]
+        family.name: [rate_name(family, rate) for rate in study.scale.rates]
         for family in study.chosen_families
     }
     for cell in cells(study):
@@ -160,6 +160,11 @@ def fingerprint(study: Study, job: Job) -> str:
     return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def rate_name(family: Family, rate: float) -> str:
+    """Of its job and record."""
+    return f"rate+{family.name}+{rate:g}"
+
+
 def rate_job(study: Study, family: Family, rate: float) -> Job:
     """Short runs of both stages with the first connector; the second one's held-out loss counts."""
     scale = study.scale
@@ -173,7 +178,7 @@ def rate_job(study: Study, family: Family, rate: float) -> Job:
     lost = folder / "loss.json"
     wanted = ("--out", str(lost), "--", *steps[1].arguments)
     steps[1] = Step("harness.controlled.rate", wanted, lost)
-    return _job(f"rate+{family.name}+{rate:g}", folder, steps)
+    return _job(rate_name(family, rate), folder, steps)
 
 
 def chosen_rates(study: Study, known: Mapping[str, float]) -> dict[str, float]:

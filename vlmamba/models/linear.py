@@ -29,7 +29,8 @@ class Linear(nn.Linear):
     @property
     def numbers(self) -> tuple[Tensor, None, int]:
         """What the kernels read: the weight, no scales, columns that share one."""
-        return self.weight, None, self.in_features
+        weight = self._parameters.get("weight")  # faster than by nn.Module: once a token and layer
+        return self.weight if weight is None else weight, None, self.in_features
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""

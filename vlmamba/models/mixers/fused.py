@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vlmamba.models.linear import MOST_ROWS, Linear
+from vlmamba.models.linear import MOST_ROWS
 from vlmamba.models.mixers.mamba import MambaMixer
 from vlmamba.models.products import DTYPES
 from vlmamba.models.scan_backends.build import kernels
@@ -73,33 +73,26 @@ def fused_step(
     for part in (norm, parts["conv1d"], *projections):
         if part._forward_hooks or part._forward_pre_hooks:
             return None
-    numbers = [
-        (part._parameters["weight"], None, 0) if type(part) is Linear else _numbers(part)
-        for part in projections
-    ]
+    numbers = [getattr(part, "numbers", None) for part in projections]
     if None in numbers:
         return None
     in_proj, x_proj, dt_proj, out_proj = numbers
     conv = parts["conv1d"]._parameters
-    return kernels().mamba_step(
-        x.contiguous(),
-        conv_state,
-        ssm_state,
-        norm._parameters["weight"],
-        norm._parameters.get("bias"),
-        norm.eps,
-        in_proj,
-        conv["weight"],
-        conv["bias"],
-        x_proj,
-        dt_proj,
-        projections[2]._parameters["bias"],
-        own["A_log"],
-        own["D"],
-        out_proj,
-    )
-
-
-def _numbers(part: nn.Module) -> tuple[Tensor, Tensor | None, int] | None:
-    """What the kernels read of a projection; None where they cannot."""
-    return getattr(part, "numbers", None)
+    try:
+        given = (
+            norm._parameters["weight"],
+            norm._parameters.get("bias"),
+            norm.eps,
+            in_proj,
+            conv["weight"],
+            conv["bias"],
+            x_proj,
+            dt_proj,
+            projections[2]._parameters["bias"],
+            own["A_log"],
+            own["D"],
+            out_proj,
+        )
+    except KeyError:  # pruned or parametrized: computed where it is asked for
+        return None
+    return kernels().mamba_step(x.contiguous(), conv_state, ssm_state, *given)
