@@ -468,6 +468,21 @@ def test_the_pipeline_sees_the_picture_of_the_processor(tmp_path, model, process
     assert all(torch.equal(pixels, processor.pixel_values([picture])) for pixels in seen)
 
 
+def test_a_tokenizer_saved_while_it_cut_texts_cuts_no_prompt(tmp_path, processor):
+    prompt = processor.conversation_prompt("What?")
+    whole = processor(text=prompt, images=wide_picture(), return_tensors="pt")["input_ids"]
+    processor.tokenizer("one of many words", truncation=True, max_length=12)
+    processor.save_pretrained(tmp_path)
+    loaded = VLMambaProcessor.from_pretrained(tmp_path)
+    assert loaded.tokenizer.init_kwargs["max_length"] == 12 < whole.shape[1]
+    for cut_before in (loaded, processor):
+        again = cut_before(text=prompt, images=wide_picture(), return_tensors="pt")["input_ids"]
+        assert torch.equal(again, whole)
+        assert cut_before.encode(prompt) == whole[0].tolist()
+    cut = loaded(text=prompt.replace("<image>\n", ""), truncation=True)["input_ids"]
+    assert len(cut[0]) == 12
+
+
 def test_sixteen_bit_grey_is_scaled_in_every_form(processor, tmp_path):
     levels = np.linspace(0, 65535, 20 * 60).reshape(20, 60).astype(np.uint16)
     picture = Image.fromarray(levels)

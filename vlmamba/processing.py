@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs
 
 from vlmamba import hub_files, image_layouts, registry
 from vlmamba.chat_template import CHAT_TEMPLATE, CHAT_TEMPLATES, SYSTEM
@@ -40,6 +41,16 @@ from vlmamba_core.tokens import IGNORE, IMAGE
 TEMPLATES = ("plain", "vicuna_v1")
 
 
+class VLMambaProcessorKwargs(ProcessingKwargs, total=False):
+    """A prompt is cut only where that is asked for.
+
+    A tokenizer that was saved while it cut texts, as a training script leaves it, remembers the
+    length; transformers would cut every prompt there, in the middle of its image tokens.
+    """
+
+    _defaults = {"text_kwargs": {"truncation": False}}  # type: ignore[misc]  # noqa: RUF012
+
+
 class VLMambaProcessor(ProcessorMixin):
     """Tokenizer and image processor in one; expands each `<image>` to its tiles' tokens.
 
@@ -47,6 +58,8 @@ class VLMambaProcessor(ProcessorMixin):
     (`vlmamba.image_layouts`; "whole": itself).  image_aspect_ratio: "pad" (a tile to a square with
     the encoder's mean color, as LLaVA-1.5 does) or "resize" (stretch).
     """
+
+    valid_processor_kwargs = VLMambaProcessorKwargs
 
     def __init__(
         self,
