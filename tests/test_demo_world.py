@@ -30,7 +30,7 @@ from vlmamba.demo.conversations import (
     told_samples,
 )
 from vlmamba.demo.labeled import words_of
-from vlmamba.demo.labeled_talks import labeled_talk
+from vlmamba.demo.labeled_talks import labeled_talk, recall_lines
 from vlmamba.demo.render import pictures, render
 from vlmamba.demo.text import definitions, documents, examples
 from vlmamba.demo.vocabulary import (
@@ -247,15 +247,23 @@ def test_conversations_about_signs_are_an_option_and_change_nothing_else(tmp_pat
 
 
 def test_signs_told_in_words_hold_the_answers():
-    presence = ask.Presence()
+    presence, lists = ask.Presence(), 0
     for index in range(200):
         talk = labeled_talk(f"told/{index}", presence)
         told = "\n".join(map(words_of, talk.scenes)).split("\n")
         assert all(len(line.split(" ")) >= 48 for line in told)
         for question in talk.questions:
+            if question.kind == "signs":
+                of_each = question.answer.split(", ")
+                assert len(of_each) == sum(len(scene.things) for scene in talk.scenes)
+                assert all(f" {one} " in f" {' '.join(told)} " for one in of_each)
+                lists += 1
+                continue
             name = question.names[0]
             if question.kind == "existence":
-                assert (question.answer == "Yes") == any(f"{name} " in f"{t} " for t in told)
+                shown = {thing.name for scene in talk.scenes for thing in scene.things}
+                assert (question.answer == "Yes") == (name in shown)
+                assert name not in shown or any(f"{name} " in f"{t} " for t in told)
                 continue
             (at,) = (
                 (scene, place)
@@ -266,6 +274,7 @@ def test_signs_told_in_words_hold_the_answers():
             label = at[0].labels[at[1]]
             assert f"{name} {label.color} {label.text}" in words_of(at[0])
             assert question.answer in (label.color, label.text)
+    assert 60 < lists < 100
 
 
 def test_style_choice_reaches_the_pictures(tmp_path):
@@ -492,6 +501,28 @@ def test_question_lines_ask_as_often_for_what_is_there_as_for_what_is_not(far):
                 assert (f" {name.strip()} " in f" {told} ") == (answer == "yes"), line
         answers.update(re.findall(r"\b(yes|no)\b", asked.lower()))
     assert answers["yes"] == answers["no"] > 200
+
+
+def test_recall_lines_learn_what_the_told_scene_says():
+    seen = Counter()
+    for line in recall_lines("recall", 200):
+        told, asked = line.split(":", 1)
+        parts = asked.split("\x1f")
+        assert not parts.pop()
+        for text, answer in zip(parts[::2], parts[1::2], strict=True):
+            answer = answer.strip()
+            name = max((c for c in CLASSES if re.search(rf"\b{c}\b", text)), key=len)
+            if answer.lower() in ("yes", "no"):
+                assert f" {name} " in f" {told} " or answer.lower() == "no", line
+                seen[answer.lower()] += 1
+                continue
+            kind = re.search("word|color", text)
+            triple = {"word": f"{name} [a-z]+ {answer}", "color": f"{name} {answer} [a-z]+"}
+            triple = triple[kind.group()] if kind else f"{name} {answer}"
+            assert re.search(rf"(?:^| ){triple}(?: |$)", told), line
+            seen["near" if "?" not in text else "question"] += 1
+    assert seen["yes"] > 50 and abs(seen["yes"] - seen["no"]) < 30
+    assert seen["near"] > seen["question"] > 100
 
 
 def test_fact_lines_give_the_letter_of_the_marked_option():

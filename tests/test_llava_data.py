@@ -382,6 +382,23 @@ def test_packed_text_holds_every_document_in_order(tmp_path, processor):
         text.PackedText(tokens, block=10_000)
 
 
+def test_parts_of_a_line_may_be_read_without_being_learned(tmp_path, processor):
+    line = "dog red, cat blue: cat\x1f blue\x1f, dog\x1f red\x1f"
+    (tmp_path / "t.txt").write_text(f"all of it\n{line}\ntab\ttab\n")
+    tokens = text.tokenize_documents([tmp_path / "t.txt"], processor, tmp_path / "t.u32")
+    decode, count = processor.tokenizer.decode, len(np.fromfile(tokens, np.uint32))
+    block = text.PackedText(tokens, block=count)[0]
+    assert decode(block.input_ids).split("<|endoftext|>") == [
+        *("all of it", line.replace("\x1f", ""), "tab\ttab", "")
+    ]
+    learned = block.labels != IGNORE
+    assert torch.equal(block.labels[learned], block.input_ids[learned])
+    assert decode(block.labels[learned]) == (
+        "all of it<|endoftext|> blue red<|endoftext|>tab\ttab<|endoftext|>"
+    )
+    assert "\x1f" not in "".join(text.plain_texts([tmp_path / "t.txt"]))
+
+
 def test_text_sources_that_do_not_exist_are_named(tmp_path):
     with pytest.raises(UserError, match=r"gone\.txt"):
         list(text.documents([tmp_path / "gone.txt"], Counter()))

@@ -478,9 +478,9 @@ SMALL = replace(
     connectors=("mlp",),
     order_families=(),
     lessons=(
-        Lesson("words", ("text.txt", "facts.txt"), Stage(1, 2, ("--max-length", "32"))),
-        Lesson("near", ("near.txt",), Stage(1, 2, ("--max-length", "32"))),
-        Lesson("talk", ("dialogue.json",), Stage(1, 2)),
+        Lesson("words", ("text.txt", "facts.txt"), Stage(1, 2, ("--max-length", "32")), 2e-3),
+        Lesson("near", ("recall-1.txt",), Stage(1, 2, ("--max-length", "32")), 1e-3),
+        Lesson("talk", ("dialogue.json",), Stage(1, 2), 1e-3),
     ),
     pretrain=Stage(1, 2),
     finetune=Stage(2, 2),

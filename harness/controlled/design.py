@@ -17,10 +17,14 @@ SAME_CONNECTOR = 'connector_layer={"mixer":"mamba","d_state":16}'  # whatever th
 
 @dataclass(frozen=True)
 class Family:
-    """A language model's architecture, and the preset that builds it."""
+    """A language model's architecture, and the preset that builds it.
+
+    pace: what the lessons' learning rates are multiplied by (results/LOG.md, 2026-11-27).
+    """
 
     name: str
     preset: str
+    pace: float = 1.0
 
     def arguments(self, connector: str, encoder: str) -> list[str]:
         """What vlmamba.train takes to build it with this connector and encoder."""
@@ -77,16 +81,22 @@ class Stage:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A part of a language model's own pretraining: files of the training data, all of a stage."""
+    """A part of a language model's own pretraining: files of the training data, all of a stage,
+    and its learning rate."""
 
     name: str
     files: tuple[str, ...]
     stage: Stage
+    rate: float
 
     @property
     def kind(self) -> str:
         """vlmamba.train's name of the stage."""
         return "dialogue" if self.files[0].endswith(".json") else "text"
+
+    def arguments(self, family: Family) -> list[str]:
+        """For vlmamba.train."""
+        return [*self.stage.arguments(), "--lr", f"{self.rate * family.pace:.3g}"]
 
 
 @dataclass(frozen=True)
@@ -131,7 +141,7 @@ class Scale:
 NANO = (
     Family("mamba", "nano"),
     Family("mamba2", "nano-mamba2"),
-    Family("attention", "nano-transformer"),
+    Family("attention", "nano-transformer", pace=1 / 2),
     Family("hybrid", "nano-hybrid"),
 )
 # Trained on the Pile with GPT-NeoX's tokenizer, each of them; no hybrid of that size is published
@@ -145,7 +155,6 @@ SIGNS = retrieval.task.name  # the benchmark that is made to separate the models
 READS_SIGNS = "efficientnet-lite0-cells"
 # All of the demo's but easy-VQA, whose training split would be half of the training data
 BENCHMARKS = "coco_cap,gqa,mmbench,mme,pope,scienceqa,textvqa,vqav2"
-LINES = ("--lr", "2e-3")  # of a question and its answer; as in the Makefile's demo-model
 LITTLE = ("--max-length", "256", "--warmup-ratio", "0.1")
 
 DEMO = Scale(
@@ -157,11 +166,11 @@ DEMO = Scale(
     encoder=READS_SIGNS,
     rates=(3e-4, 1e-3, 3e-3),
     lessons=(
-        Lesson("text", ("text.txt",), Stage(450, 32)),
-        Lesson("near", ("near.txt",), Stage(150, 32, LINES)),
-        Lesson("far", ("far.txt",), Stage(200, 32, LINES)),
-        Lesson("facts", ("facts.txt",), Stage(300, 32, LINES)),
-        Lesson("dialogue", ("dialogue.json",), Stage(700, 16, ("--lr", "1.5e-3"))),
+        Lesson("text", ("text.txt",), Stage(300, 16), 3e-3),
+        Lesson("copies", ("recall-1.txt",), Stage(800, 4), 2e-3),
+        Lesson("near", ("recall-2.txt",), Stage(600, 8), 2e-3),
+        Lesson("far", ("recall-3.txt",), Stage(400, 8), 2e-3),
+        Lesson("dialogue", ("dialogue.json",), Stage(400, 16), 1.5e-3),
     ),
     pretrain=Stage(120, 32),
     finetune=Stage(1600, 16),
@@ -173,7 +182,7 @@ DEMO = Scale(
     limit=600,
     retrieval=2000,
     blind=400,
-    data=_drawn(6000, 3840, 8000, 6000),
+    data=_drawn(4000, 2560, 6000, 7000),
     tasks=BENCHMARKS,
 )
 QUICK = Scale(
@@ -185,8 +194,8 @@ QUICK = Scale(
     encoder=READS_SIGNS,
     rates=(1e-3, 3e-3),
     lessons=(
-        Lesson("text", ("text.txt", "near.txt"), Stage(8, 8, LITTLE)),
-        Lesson("dialogue", ("dialogue.json",), Stage(8, 8)),
+        Lesson("text", ("text.txt", "recall-1.txt"), Stage(8, 8, LITTLE), 3e-3),
+        Lesson("dialogue", ("dialogue.json",), Stage(8, 8), 1.5e-3),
     ),
     pretrain=Stage(8, 8),
     finetune=Stage(40, 8),

@@ -139,7 +139,7 @@ def text_job(study: Study, family: Family) -> Job:
             flags += ["--init", str(before)]
         part = _Part(family)
         steps.append(
-            _training(study, part, folder / lesson.name, [*flags, *lesson.stage.arguments()])
+            _training(study, part, folder / lesson.name, [*flags, *lesson.arguments(family)])
         )
         before = steps[-1].done
     return _job(f"text+{family.name}", folder, steps)

@@ -3,6 +3,9 @@
 Sources are `.txt` (one document a line) and LLaVA `.json` files (the whole conversation in the
 instruction template, without its image), so that the small model knows words and template before
 it sees an image.  Tokens are packed without padding, documents end with "<|endoftext|>".
+
+Unit separators (U+001F) in a line part what is only read from what is learned, in turns: of
+"cat blue: cat", separator, " blue" the last word is learned.  A line without them is learned whole.
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ from vlmamba.data.llava import LlavaFile, Sample
 from vlmamba.processing import conversation_text, without_images
 from vlmamba_core.chunks import chunks
 from vlmamba_core.errors import UserError
-from vlmamba_core.tokens import IMAGE
+from vlmamba_core.tokens import IGNORE, IMAGE, UNIT
+
+READ_ONLY = np.uint32(1 << 31)  # set in a token of the file that is not to be predicted
 
 
 def documents(paths: Iterable[Path], skipped: Counter[str]) -> Iterator[str | Sample]:
@@ -50,7 +55,7 @@ def plain_texts(paths: Iterable[Path]) -> Iterator[str]:
     """
     for document in documents(paths, Counter()):
         if isinstance(document, str):
-            yield document
+            yield document.replace(UNIT, "")
         else:
             yield conversation_text(document.conversations)
 
@@ -92,14 +97,30 @@ def _token_ids(
     end = np.array([tokenizer.eos_token_id], dtype=np.uint32)
     for chunk in chunks(found, 1000):
         texts = [document for document in chunk if isinstance(document, str)]
-        encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
+        encoded = _line_ids(texts, tokenizer)
         for document in chunk:
             if isinstance(document, str):
-                ids = np.array(processor.opening(document) + next(encoded), dtype=np.uint32)
-                yield np.concatenate([ids, end])
+                opening = np.array(processor.opening(document), dtype=np.uint32)
+                yield np.concatenate([opening, next(encoded), end])
             else:
                 ids = _conversation_ids(document, processor, template)
                 yield ids if ids[-1] == end[0] else np.concatenate([ids, end])
+
+
+def _line_ids(texts: list[str], tokenizer: Any) -> Iterator[np.ndarray]:
+    """Each line's token ids, uint32, READ_ONLY set in those that end in a part to be read only."""
+    if not texts:
+        return
+    whole = [text.replace(UNIT, "") for text in texts]
+    parted = any(UNIT in text for text in texts)
+    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=parted)
+    for row, text in enumerate(texts):
+        ids = np.array(encoded["input_ids"][row], dtype=np.uint32)
+        if UNIT in text:
+            ends = np.array(encoded["offset_mapping"][row])[:, 1]
+            borders = np.cumsum([len(part) for part in text.split(UNIT)])
+            ids[np.searchsorted(borders, ends) % 2 == 0] |= READ_ONLY
+        yield ids
 
 
 def _conversation_ids(sample: Sample, processor: Any, template: str) -> np.ndarray:
@@ -109,7 +130,7 @@ def _conversation_ids(sample: Sample, processor: Any, template: str) -> np.ndarr
 
 
 class PackedText:
-    """Blocks of `block` consecutive tokens of a token file; every token is predicted.
+    """Blocks of `block` consecutive tokens of a token file; all but those marked are predicted.
 
     tokens: the file, or its content.
     """
@@ -137,5 +158,6 @@ class PackedText:
             found = self.tokens[first : first + self.block]
         else:
             found = np.fromfile(self.tokens, np.uint32, self.block, offset=4 * first)
-        ids = found.astype(np.int64)
-        return Example(torch.from_numpy(ids), torch.from_numpy(ids))
+        ids = (found & ~READ_ONLY).astype(np.int64)
+        labels = np.where(found & READ_ONLY, IGNORE, ids)
+        return Example(torch.from_numpy(ids), torch.from_numpy(labels))

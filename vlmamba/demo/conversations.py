@@ -8,8 +8,9 @@ and a few samples without a picture.  Pictures lie beside them in `images/` and 
 For the language model alone there are `text.txt`, a line a document: plain English
 (`text.documents`) and lines about scenes told in words (`words.in_words`); `near.txt` and
 `far.txt`, lines that ask what is in such scenes; `facts.txt`, lines with questions of every kind,
-and `letters.txt`, mostly of those with lettered options; `dialogue.json`, conversations about such
-scenes.
+and `letters.txt`, mostly of those with lettered options; `recall-1.txt` to `recall-3.txt`, lines
+that ask for signs, from a copy to the benchmark's question; `dialogue.json`, conversations about
+told scenes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from tqdm import tqdm
 
 from vlmamba.demo import questions as ask
 from vlmamba.demo.labeled import words_of
-from vlmamba.demo.labeled_talks import Talk, labeled_lines, labeled_talk
+from vlmamba.demo.labeled_talks import LEVELS, Talk, labeled_lines, labeled_talk, recall_lines
+from vlmamba.demo.questions.base import SHORT_ANSWER
 from vlmamba.demo.render import render
 from vlmamba.demo.text import documents
 from vlmamba.demo.vocabulary import TRAINING_STYLES, WORDS, with_article
@@ -39,7 +41,6 @@ from vlmamba_core.errors import UserError
 from vlmamba_core.tokens import IMAGE
 
 # The published instruction sentences (LLaVA-1.5), which `tasks` uses as well.
-SHORT_ANSWER = "Answer the question using a single word or phrase."
 OPTION_LETTER = "Answer with the option's letter from the given choices directly."
 CAPTION = "Provide a one-sentence caption for the provided image."
 CAPTION_REQUESTS = (
@@ -87,9 +88,9 @@ def build_training_data(
     images, captions: pictures of `finetune.json` and `pretrain.json`; dialogues: scenes told in
     words in `dialogue.json`; the `.txt` files have more in proportion.  labeled: conversations
     about things with signs (what `retrieval` asks) besides, at the end of `finetune.json`, as many
-    told in words in `dialogue.json`, and lines in `facts.txt`.  Equal arguments give equal
-    files.  Drawing spawns processes, so a script calls this under `if __name__ == "__main__"`.
-    Raises UserError when `out` already holds a training set.
+    told in words in `dialogue.json`, and lines in `facts.txt` and `recall-*.txt`.  Equal
+    arguments give equal files.  Drawing spawns processes, so a script calls this under
+    `if __name__ == "__main__"`.  Raises UserError when `out` already holds a training set.
     """
     out = Path(out)
     if (out / "finetune.json").exists():
@@ -121,6 +122,9 @@ def build_training_data(
     facts = fact_lines(f"train/{seed}/facts", asked, FACTS)
     _write_lines(out / "facts.txt", itertools.chain(facts, signs))
     _write_lines(out / "letters.txt", fact_lines(f"train/{seed}/letters", asked, LETTERS))
+    for number, level in enumerate(LEVELS, 1):
+        lines = recall_lines(f"train/{seed}/recall/{number}", 3 * labeled, level)
+        _write_lines(out / f"recall-{number}.txt", lines)
     told = told_samples(f"train/{seed}/dialogue", dialogues)
     told += told_labeled_samples(f"train/{seed}/labeled-dialogue", labeled)
     _write_json(out / "dialogue.json", told)
@@ -291,7 +295,10 @@ def told_labeled_samples(seed: str, number: int) -> list[dict]:
 
 
 def _labeled_turns(talk: Talk) -> list[tuple[str, str]]:
-    turns = [(f"{one.text}\n{SHORT_ANSWER}", one.answer) for one in talk.questions]
+    turns = [
+        (one.text if one.kind == "signs" else f"{one.text}\n{SHORT_ANSWER}", one.answer)
+        for one in talk.questions
+    ]
     if talk.context:
         turns[0] = (f"{talk.context}\n{turns[0][0]}", turns[0][1])
     return turns

@@ -78,12 +78,12 @@ def _confused(name: str, others: Collection[str]) -> bool:
     return any(o == name or o in shown or name in SHOWN_WITH.get(o, ()) for o in others)
 
 
-def words_of(scene: Scene) -> str:
+def words_of(scene: Scene, empty: bool = True) -> str:
     """The scene told in 48 words, cell by cell in raster order: thing, color, word.
 
-    A cell without a thing tells the background three times.
+    A cell without a thing tells the background three times; nothing if not `empty`.
     """
-    told = [[scene.place] * 3 for _ in range(MOST)]
+    told = [[scene.place] * 3 if empty else [] for _ in range(MOST)]
     for thing, label in zip(scene.things, scene.labels, strict=True):
         told[thing.y // CELL * ACROSS + thing.x // CELL] = [thing.name, label.color, label.text]
     return " ".join(word for cell in told for word in cell)

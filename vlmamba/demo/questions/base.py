@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from vlmamba.demo.vocabulary import CLASSES, THEMES, with_article
 from vlmamba.demo.world import SIDE, Scene, Thing
 
+SHORT_ANSWER = "Answer the question using a single word or phrase."  # LLaVA-1.5's instruction
 APART = 36  # pixels between two centers that count as beside or above each other
 
 

@@ -25,6 +25,15 @@ def sign_color_of(scene: Scene, place: int) -> Question:
     return Question("color", text, scene.labels[place].color, names=(name,))
 
 
+def signs_of(scenes: Sequence[Scene]) -> Question:
+    """What is on the sign of each thing, in the scenes' order of things, which is no reading order:
+    as many lookups as things, each right behind the name that it is about."""
+    shown = [pair for scene in scenes for pair in zip(scene.things, scene.labels, strict=True)]
+    told = ", ".join(f"{thing.name} {sign.color} {sign.text}" for thing, sign in shown)
+    names = tuple(thing.name for thing, _ in shown)
+    return Question("signs", "What is on each sign?", told, names=names)
+
+
 class Presence:
     """Asks whether a thing is in any of some scenes: a class about as often with yes as with no."""
 
@@ -38,7 +47,8 @@ class Presence:
         first = [thing.name for thing in scenes[0].things]
         yes = min(rng.sample(first, len(first)), key=lambda name: self.surplus[name])
         self.surplus[yes] += 1
-        allowed = [name for name in CLASSES if name not in {*shown, *partly}]
+        colors = {sign.color for scene in scenes for sign in scene.labels}  # "orange" is one, too
+        allowed = [name for name in CLASSES if name not in {*shown, *partly, *colors}]
         no = max(rng.sample(allowed, len(allowed)), key=lambda name: self.surplus[name])
         self.surplus[no] -= 1
         return yes, no
