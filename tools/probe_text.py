@@ -1,13 +1,13 @@
 """What language models look up in scenes told in words: the share of right answers, a row a form.
 
-    python tools/probe_text.py runs/study/text/mamba/recall/final       # one model or more
+    python tools/probe_text.py runs/study/text/mamba/far/final       # one model or more
     python tools/probe_text.py MODEL --scenes 400
 
 Scenes that no training data holds, of 1 to 16 things above signs.  Asked is for the color or the
 word on a sign, and whether a thing is there, in the forms of `labeled_talks.RECALL_FORMS`, from
-the bare name to the benchmark's question; once each, right behind the scene, in the template of
-training.  An answer is right where its first token is the likeliest of all.  Who guesses finds one
-color of ten, one word of 30 (7 % in all), and half of what is there.
+the bare name to the benchmark's question; once each, right behind the scene.  An answer is right
+where its first token is the likeliest of all.  Who guesses finds one color of ten, one word of 30
+(7 % in all), and half of what is there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from vlmamba.processing import VLMambaProcessor
 THINGS = (1, 2, 4, 8, 16)
 KINDS = ("sign", "there")
 BATCH = 32
-Asked = tuple[tuple[str, str, int], str, str]  # (form, kind, things), question, answer
+Asked = tuple[tuple[str, str, int], str, str]  # (form, kind, things), text, answer
 
 
 def questions(scenes: int) -> Iterator[Asked]:
@@ -49,7 +49,7 @@ def questions(scenes: int) -> Iterator[Asked]:
                 for kind, question in zip(KINDS, of_kinds, strict=True):
                     text, answer = recalled(form, scene, question)
                     key = (form[KINDS.index(kind)], kind, number)
-                    yield key, f"{words_of(scene)}\n{text}", answer
+                    yield key, f"{words_of(scene, empty=False)}: {text}", answer
 
 
 @torch.inference_mode()
@@ -57,8 +57,7 @@ def right(folder: Path, asked: list[Asked]) -> list[bool]:
     """Whether the likeliest token behind each text is its answer's first."""
     model = VLMambaForConditionalGeneration.from_pretrained(folder).eval()
     processor = VLMambaProcessor.from_pretrained(folder)
-    prompts = [processor.conversation_prompt(text, images=0) for _, text, _ in asked]
-    ids = [processor.encode(prompt) for prompt in prompts]
+    ids = [processor.encode(text) for _, text, _ in asked]
     wanted = [processor.encode(f" {answer}")[0] for *_, answer in asked]
     found = [False] * len(asked)
     order = sorted(range(len(ids)), key=lambda row: len(ids[row]))

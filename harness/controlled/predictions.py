@@ -159,7 +159,7 @@ PREDICTIONS = (
     ),
     Prediction(
         "Row separators do not matter to Mamba on GQA.",
-        "A guess: 49 patches of a fixed grid can be counted by a recurrent model.",
+        "A guess: 16 patches of a fixed grid can be counted by a recurrent model.",
         fixed(contrasts.of_order("mamba", "mlp", "row_separators")),
         benchmark("gqa"),
         "within",
