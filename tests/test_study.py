@@ -416,6 +416,20 @@ def test_the_plan_has_whole_comparisons_first():
     assert jobs_ == [1, 4, 12, 48]
 
 
+def test_lessons_follow_each_other_at_the_familys_pace():
+    made = plan.Study(SCALES["demo"], Path("out"), Path("data"), 3)
+    rates, before = {}, {}
+    for family in SCALES["demo"].families:
+        for step in plan.text_job(made, family).steps:
+            flags = dict(zip(step.arguments, step.arguments[1:], strict=False))
+            rates.setdefault(family.name, []).append(float(flags["--lr"]))
+            assert flags.get("--init") == before.get(family.name)
+            before[family.name] = str(step.done)
+    full = [lesson.rate for lesson in SCALES["demo"].lessons]
+    assert rates["mamba"] == rates["mamba2"] == rates["hybrid"] == full
+    assert rates["attention"] == [rate / 2 for rate in full]
+
+
 PHASES = plan.PHASES
 FAMILIES = [family.name for family in SCALES["demo"].families]
 
