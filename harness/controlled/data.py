@@ -4,6 +4,7 @@
 
 DIR has finetune.json in LLaVA's format.  FOLDER gets finetune.json without the samples whose
 pictures held_out.json shows, and finetune-VARIANT.json, the same samples laid out otherwise.
+Held-out samples have no patch words: their loss is that of answers.
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ def prepare(data: Path, out: Path, held_out: int) -> None:
         raise UserError(f"{file} cannot be read: {error}") from error
     left, aside = split(samples, held_out)
     with RunFolder(out) as folder:
+        for sample in aside:
+            sample.pop("patch_words", None)
         folder.write("held_out.json", json.dumps(aside))
         for name, variant in VARIANTS.items():
             folder.write(f"finetune-{name}.json", json.dumps([variant(sample) for sample in left]))

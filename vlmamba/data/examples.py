@@ -12,8 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from vlmamba.data import patch_words
 from vlmamba.data.images import ImageSource
 from vlmamba.data.llava import LlavaFile, Sample, SampleError, SampleIndex, check_template
+from vlmamba.processing import tokens_behind
 from vlmamba_core.tokens import IGNORE, IMAGE
 
 
@@ -58,9 +60,17 @@ class ConversationExamples:
         self.images = images
         self.image_argument = images.argument if images else "pixel_values"
         self.image_token_id = processor.tokenizer.convert_tokens_to_ids(IMAGE)
+        self._first_tokens: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def _first_token(self, word: str) -> int:
+        """A word's, inside a text."""
+        if word not in self._first_tokens:
+            first = tokens_behind(self.processor.tokenizer, f" {word}")[0]
+            self._first_tokens[word] = first
+        return self._first_tokens[word]
 
     def name(self, position: int) -> str:
         """How messages name a sample: its file and record number."""
@@ -93,6 +103,9 @@ class ConversationExamples:
                 sample.conversations, len(sample.images), self.template, tiles
             ),
         )
+        if sample.patch_words:
+            shown_at = (ids == self.image_token_id).nonzero().flatten().tolist()
+            patch_words.learn(labels, shown_at, sample.patch_words, self._first_token)
         shown, length = len(sample.images), self.max_length
         if len(ids) <= length:
             return Example(ids, labels), shown

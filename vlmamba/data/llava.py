@@ -2,7 +2,8 @@
 
 The file is a JSON array of
 `{"id": ..., "image": "rel/path.jpg", "conversations": [{"from": "human", "value": ...}, ...]}`;
-text-only samples lack "image", samples with several images list them.
+text-only samples lack "image", samples with several images list them.  "patch_words" may say what
+is where in an image (`patch_words`).
 
 One pass over the mapped file finds where every record begins and ends, so memory holds 16 bytes
 a record, however long the conversations are; records are parsed when they are needed. What cannot
@@ -26,6 +27,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from vlmamba.data import patch_words
+from vlmamba.data.patch_words import PatchWords
 from vlmamba.data.repetition import repetition
 from vlmamba_core.errors import UserError
 from vlmamba_core.paths import is_inside
@@ -47,6 +50,7 @@ class Sample:
     id: str
     images: tuple[str, ...]  # paths relative to the image folder
     conversations: list[dict[str, str]]  # {"from": "human" | "gpt", "value": text}
+    patch_words: tuple[PatchWords, ...] = ()  # of each image, or of none
 
 
 class LlavaFile:
@@ -150,10 +154,15 @@ def parse_sample(record: bytes) -> Sample:
     if not isinstance(fields, dict) or not isinstance(fields.get("conversations"), list):
         raise SampleError("no conversations")
     images = fields.get("image") or ()
-    images = tuple(images) if isinstance(images, list) else (images,) if images else ()
+    listed = isinstance(images, list)
+    images = tuple(images) if listed else (images,) if images else ()
     turns = _alternating(fields["conversations"])
     _check_image_tags(turns, images)
-    return Sample(str(fields.get("id", "")), images, turns)
+    try:
+        words = patch_words.parse(fields.get("patch_words"), len(images), listed)
+    except ValueError as error:
+        raise SampleError(str(error)) from error
+    return Sample(str(fields.get("id", "")), images, turns, words)
 
 
 def _alternating(conversations: list[Any]) -> list[dict[str, str]]:

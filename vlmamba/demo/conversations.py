@@ -28,14 +28,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from vlmamba.demo import labeled as with_signs
 from vlmamba.demo import questions as ask
-from vlmamba.demo.labeled import words_of
 from vlmamba.demo.labeled_talks import LEVELS, Talk, labeled_lines, labeled_talk, recall_lines
 from vlmamba.demo.questions.base import SHORT_ANSWER
 from vlmamba.demo.render import render
 from vlmamba.demo.text import documents
 from vlmamba.demo.vocabulary import TRAINING_STYLES, WORDS, with_article
-from vlmamba.demo.words import in_words
+from vlmamba.demo.words import in_words, patch_words
 from vlmamba.demo.world import Scene, SceneOptions, sample_scene
 from vlmamba_core.errors import UserError
 from vlmamba_core.tokens import IMAGE
@@ -140,7 +140,7 @@ def caption_sample(scene: Scene, image: Path) -> dict:
     """One caption turn, as in LLaVA's pretraining set."""
     rng = random.Random(f"{scene.seed}/words")
     request, sentence = rng.choice(CAPTION_REQUESTS), rng.choice(ask.captions(scene, rng, 5))
-    return _sample(image.stem, [(request, sentence)], image)
+    return _sample(image.stem, [(request, sentence)], image) | {"patch_words": patch_words(scene)}
 
 
 def conversation_samples(scene: Scene, image: Path, balance: ask.Existence) -> list[dict]:
@@ -161,7 +161,8 @@ def conversation_samples(scene: Scene, image: Path, balance: ask.Existence) -> l
             turns.append(turn)
     if not any(text == CAPTION for text, _ in turns):  # names everything, so it comes last
         turns.append(_caption_turn(scene, rng))
-    return _samples(image.stem, turns, image)
+    words = patch_words(scene)
+    return [sample | {"patch_words": words} for sample in _samples(image.stem, turns, image)]
 
 
 def told_lines(seed: str, number: int) -> Iterator[str]:
@@ -262,7 +263,7 @@ def told_samples(seed: str, number: int) -> list[dict]:
         scene = sample_scene(f"{seed}/{index}", SceneOptions())
         rng = random.Random(f"{scene.seed}/told")
         for sample in conversation_samples(scene, Path(f"d{index:06d}"), balance):
-            del sample["image"]
+            del sample["image"], sample["patch_words"]
             first = sample["conversations"][0]
             first["value"] = first["value"].replace(IMAGE, in_words(scene, rng))
             samples.append(sample)
@@ -279,7 +280,9 @@ def labeled_samples(
         jobs = [_Job(scene, _picture_path(f"l{next(drawn):06d}")) for scene in talk.scenes]
         paths = [job.path.as_posix() for job in jobs]
         sample = _sample(f"l{index:06d}", _labeled_turns(talk))
+        words = [with_signs.patch_words(scene) for scene in talk.scenes]
         sample["image"] = paths[0] if len(paths) == 1 else paths
+        sample["patch_words"] = words[0] if len(paths) == 1 else words
         _show_first(sample, f"{IMAGE}\n" * len(paths))
         yield sample, jobs
 
@@ -290,7 +293,9 @@ def told_labeled_samples(seed: str, number: int) -> list[dict]:
     for index in range(number):
         talk = labeled_talk(f"{seed}/{index}", presence)
         samples.append(_sample(f"s{index:06d}", _labeled_turns(talk)))
-        _show_first(samples[-1], "".join(f"{words_of(scene)}\n" for scene in talk.scenes))
+        _show_first(
+            samples[-1], "".join(f"{with_signs.words_of(scene)}\n" for scene in talk.scenes)
+        )
     return samples
 
 

@@ -83,7 +83,21 @@ def words_of(scene: Scene, empty: bool = True) -> str:
 
     A cell without a thing tells the background three times; nothing if not `empty`.
     """
-    told = [[scene.place] * 3 if empty else [] for _ in range(MOST)]
+    background = [scene.place] * 3 if empty else []
+    return " ".join(word for cell in _cells(scene) for word in cell or background)
+
+
+def patch_words(scene: Scene) -> list[str | None]:
+    """A word for each of the 4 x 4 cells, in raster order: thing, color or word, and of the
+    background in few of them."""
+    rng = random.Random(f"{scene.seed}/patches")
+    background = (scene.place, *[None] * 9)
+    return [rng.choice(cell or background) for cell in _cells(scene)]
+
+
+def _cells(scene: Scene) -> list[tuple[str, ...]]:
+    """Of each cell, in raster order: thing, color and word, or nothing."""
+    told: list[tuple[str, ...]] = [()] * MOST
     for thing, label in zip(scene.things, scene.labels, strict=True):
-        told[thing.y // CELL * ACROSS + thing.x // CELL] = [thing.name, label.color, label.text]
-    return " ".join(word for cell in told for word in cell)
+        told[thing.y // CELL * ACROSS + thing.x // CELL] = (thing.name, label.color, label.text)
+    return told

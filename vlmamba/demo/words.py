@@ -17,6 +17,7 @@ from vlmamba.demo.world import SIDE, Scene, Sign, Thing
 
 GRID = 7  # cells on a side
 CELL = SIDE // GRID  # pixels
+EMPTY_TOLD = 0.1  # of the empty places whose background is a patch's word
 OVERSEEN = 0.1  # of the cells whose word was told before: background instead
 
 
@@ -38,6 +39,23 @@ def in_words(scene: Scene, rng: random.Random) -> str:
                 told = scene.place
             cells.append(told)
     return " ".join(cells)
+
+
+def patch_words(scene: Scene) -> list[str | None]:
+    """A word for each of the 7 x 7 places, in raster order: one of what can be said of what it
+    shows, and of the background in few of its places, of which most pictures are full."""
+    rng = random.Random(f"{scene.seed}/patches")
+    found: list[str | None] = []
+    for place in range(GRID * GRID):
+        row, column = divmod(place, GRID)
+        shown = _shown(scene, CELL * column + CELL // 2, CELL * row + CELL // 2)
+        if shown is None:
+            found.append(scene.place if rng.random() < EMPTY_TOLD else None)
+        elif isinstance(shown, Sign):
+            found.append(rng.choice((shown.text, shown.color)))
+        else:
+            found.append(rng.choice(tuple(filter(None, (shown.name, shown.card)))))
+    return found
 
 
 def _shown(scene: Scene, x: int, y: int) -> Thing | Sign | None:
