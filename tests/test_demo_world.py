@@ -30,11 +30,12 @@ from vlmamba.demo.conversations import (
     told_samples,
 )
 from vlmamba.demo.labeled import words_of
-from vlmamba.demo.labeled_talks import labeled_talk, recall_lines
+from vlmamba.demo.labeled_talks import LEVELS, RECALL_FORMS, labeled_talk, recall_lines
 from vlmamba.demo.render import pictures, render
 from vlmamba.demo.text import definitions, documents, examples
 from vlmamba.demo.vocabulary import (
     CLASSES,
+    COLORS,
     HELDOUT_STYLES,
     SHOWN_WITH,
     TRAINING_STYLES,
@@ -503,9 +504,10 @@ def test_question_lines_ask_as_often_for_what_is_there_as_for_what_is_not(far):
     assert answers["yes"] == answers["no"] > 200
 
 
-def test_recall_lines_learn_what_the_told_scene_says():
+@pytest.mark.parametrize("level", LEVELS, ids=["copies", "near", "far"])
+def test_recall_lines_learn_what_the_told_scene_says(level):
     seen = Counter()
-    for line in recall_lines("recall", 200):
+    for line in recall_lines("recall", 200, level):
         told, asked = line.split(":", 1)
         parts = asked.split("\x1f")
         assert not parts.pop()
@@ -521,8 +523,11 @@ def test_recall_lines_learn_what_the_told_scene_says():
             triple = triple[kind.group()] if kind else f"{name} {answer}"
             assert re.search(rf"(?:^| ){triple}(?: |$)", told), line
             seen["near" if "?" not in text else "question"] += 1
-    assert seen["yes"] > 50 and abs(seen["yes"] - seen["no"]) < 30
-    assert seen["near"] > seen["question"] > 100
+        things = sum(word in COLORS for word in told.split())
+        assert 1 <= things <= level.things + ("orange" in told)
+    copies = level.forms == 1
+    assert copies or (seen["yes"] > 30 and abs(seen["yes"] - seen["no"]) < 30)
+    assert seen["near"] > 100 and bool(seen["question"]) == (level.forms == len(RECALL_FORMS))
 
 
 def test_fact_lines_give_the_letter_of_the_marked_option():

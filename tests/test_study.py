@@ -427,7 +427,7 @@ def test_lessons_follow_each_other_at_the_familys_pace():
             before[family.name] = str(step.done)
     full = [lesson.rate for lesson in SCALES["demo"].lessons]
     assert rates["mamba"] == rates["mamba2"] == rates["hybrid"] == full
-    assert rates["attention"] == [rate / 2 for rate in full]
+    assert rates["attention"] == pytest.approx([rate / 3 for rate in full], rel=1e-3)
 
 
 PHASES = plan.PHASES

@@ -141,7 +141,7 @@ class Scale:
 NANO = (
     Family("mamba", "nano"),
     Family("mamba2", "nano-mamba2"),
-    Family("attention", "nano-transformer", pace=1 / 2),
+    Family("attention", "nano-transformer", pace=1 / 3),
     Family("hybrid", "nano-hybrid"),
 )
 # Trained on the Pile with GPT-NeoX's tokenizer, each of them; no hybrid of that size is published

@@ -31,7 +31,7 @@ bsm; msc) on the same pictures in the same order, three seeds each. One text pre
 serves its seeds: they differ in the connector's start and in the order of stages 1 and 2, not in
 the language model's start. The learning rate of stage 2 is chosen for each language model among
 three on held-out samples, after short runs with the first connector, before anything else is looked
-at; the lessons have one rate each, half of it for attention, which learned text worse at the full
+at; the lessons have one rate each, a third of it for attention, which learned text worse at the full
 one (results/LOG.md). Scanning connectors have the same Mamba layer whatever the language model. The
 encoder is frozen; an early stage stands beside its last features and a patch is a cell of the
 scenes with signs, because a sign could not be read otherwise: a linear probe at its place names 28
