@@ -147,7 +147,7 @@ def talks() -> list[dict]:
 
 def test_conversations_are_llava_json(talks):
     for sample in talks[:200]:
-        assert set(sample) == {"id", "image", "conversations"}
+        assert set(sample) == {"id", "image", "conversations", "patch_words"}
         turns = sample["conversations"]
         assert [turn["from"] for turn in turns] == ["human", "gpt"] * (len(turns) // 2)
         assert turns[0]["value"].startswith("<image>\n")

@@ -538,7 +538,7 @@ def world(tmp_path) -> Path:
     told = [sample(None, f"Is it {n}?") for n in range(12)]
     for name, samples in {"pretrain": asked, "finetune": asked, "dialogue": told}.items():
         (folder / f"{name}.json").write_text(json.dumps(samples))
-    for name in ("text", "near", "facts"):
+    for name in ("text", "facts", "recall-1"):
         (folder / f"{name}.txt").write_text("a dog is an animal that barks at night\n" * 20)
     return folder
 

@@ -31,11 +31,11 @@ bsm; msc) on the same pictures in the same order, three seeds each. One text pre
 serves its seeds: they differ in the connector's start and in the order of stages 1 and 2, not in
 the language model's start. The learning rate of stage 2 is chosen for each language model among
 three on held-out samples, after short runs with the first connector, before anything else is looked
-at; the lessons have one rate each, a third of it for attention, which learned text worse at the full
-one (results/LOG.md). Scanning connectors have the same Mamba layer whatever the language model. The
-encoder is frozen; an early stage stands beside its last features and a patch is a cell of the
-scenes with signs, because a sign could not be read otherwise: a linear probe at its place names 28
-% of colors and 7 % of words in the last features of 49 patches, 99 and 99 % in these
+at; the lessons have one rate each, a third of it for attention, which learned text worse at the
+full one (results/LOG.md). Scanning connectors have the same Mamba layer whatever the language
+model. The encoder is frozen; an early stage stands beside its last features and a patch is a cell
+of the scenes with signs, because a sign could not be read otherwise: a linear probe at its place
+names 28 % of colors and 7 % of words in the last features of 49 patches, 99 and 99 % in these
 (`tools/probe_encoder.py`). Orders of the prompt (question before the picture, OCR tokens before the
 question, row separators) have one seed and the first connector; each is trained and asked in its
 order, but the text stages before it had the usual one, and only a conversation's first question
