@@ -134,7 +134,7 @@ PRIVATE: dict[str, set[str]] = {
         *("_init_weights", "_is_stateful", "_no_split_modules"),
         *("_supports_flash_attn", "_supports_sdpa"),
     },
-    "vlmamba/processing.py": {"_process_images"},
+    "vlmamba/processing.py": {"_defaults", "_process_images"},
 }  # lmms-eval's, with those that have no underscore: tests/test_lmms_eval.py
 LIBRARIES = ("transformers", "lmms_eval", "datasets", "tqdm", "accelerate", "peft", "timm")
 
