@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 
@@ -36,7 +37,7 @@ def _own_accelerator():
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
+def trained_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE of 320 tokens."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -49,6 +50,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
     bpe.train_from_iterator([SYSTEM, "USER: ASSISTANT: yes no cat"], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=EOS, pad_token=EOS)
+
+
+@pytest.fixture
+def tokenizer(trained_tokenizer) -> PreTrainedTokenizerFast:
+    """A copy: a tokenizer remembers how it cut and padded last, and saves that with itself."""
+    return copy.deepcopy(trained_tokenizer)
 
 
 @pytest.fixture

@@ -51,9 +51,9 @@ def random_weights(model: torch.nn.Module, std: float = 0.1) -> torch.nn.Module:
 
 
 @pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory, tokenizer) -> Path:
+def tokenizer_folder(tmp_path_factory, trained_tokenizer) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save_pretrained(folder)
+    trained_tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -39,14 +39,14 @@ WORDS = 320  # of the tokenizer; the models' vocabulary is as large, so that `<i
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def published(request, tmp_path_factory, tokenizer) -> Path:
+def published(request, tmp_path_factory, trained_tokenizer) -> Path:
     """A language model's folder as the hub has it: config.json, safetensors, tokenizer."""
     folder = tmp_path_factory.mktemp(request.param)
     FAMILIES[request.param]["vocab_size"], before = WORDS, FAMILIES[request.param]["vocab_size"]
     model = language_model(request.param, TWICE if request.param == "zamba2" else {}).model
     FAMILIES[request.param]["vocab_size"] = before
     model.save_pretrained(folder / "lm")
-    tokenizer.save_pretrained(folder / "lm")
+    trained_tokenizer.save_pretrained(folder / "lm")
     CLIPVisionModel(CLIPVisionConfig(**TINY_CLIP)).save_pretrained(folder / "clip")
     (folder / "images").mkdir()
     for i, color in enumerate(("red", "green", "blue", "white")):
@@ -128,7 +128,7 @@ def test_settings_that_are_not_the_weights_own_are_refused(published, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def saved(published, tmp_path_factory, tokenizer) -> Path:
+def saved(published, tmp_path_factory, trained_tokenizer) -> Path:
     """A whole model of random weights whose answers depend on question and image."""
     folder = tmp_path_factory.mktemp("saved")
     config = VLMambaConfig.preset(
@@ -136,7 +136,7 @@ def saved(published, tmp_path_factory, tokenizer) -> Path:
     )
     config.vision_model_id = str(published / "clip")
     model = assemble(config)
-    VLMambaProcessor.from_config(model.config, tokenizer).save_pretrained(folder)
+    VLMambaProcessor.from_config(model.config, trained_tokenizer).save_pretrained(folder)
     torch.nn.init.normal_(model.connector.mlp[2].weight, std=1.0)
     model.save_pretrained(folder)
     return folder

@@ -18,11 +18,11 @@ sys.path.append(str(Path(__file__).parents[1] / "tasks"))  # sample_documents.py
 
 
 @pytest.fixture(scope="session")
-def whole_checkpoint(tmp_path_factory, tokenizer) -> Path:
+def whole_checkpoint(tmp_path_factory, trained_tokenizer) -> Path:
     """A saved tiny model with its processor."""
     folder, config = tmp_path_factory.mktemp("whole") / "model", tiny_config()
     torch.manual_seed(0)
-    processor = VLMambaProcessor.from_config(config, tokenizer)
+    processor = VLMambaProcessor.from_config(config, trained_tokenizer)
     VLMambaForConditionalGeneration(config).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
