@@ -136,6 +136,19 @@ def test_the_loss_is_the_equation(build, kind, width, weight):
     assert float(found.detach()) == pytest.approx(plain + weight * term, rel=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_a_tower_reads_from_the_left_whatever_its_tokenizer_did_last(build, tokenizer, kind):
+    losses = []
+    for side in ("right", "left"):
+        torch.manual_seed(0)
+        tokenizer(["a b", "a"], padding=True, padding_side=side)  # what it saves as its own
+        model, processor, _ = build(kind)
+        objective = build_objective(hyper())
+        objective.prepare(model, processor, CPU)
+        losses.append(float(objective(model.train(), answers(model.config), CPU).detach()))
+    assert losses[0] == losses[1]
+
+
 def test_it_does_not_depend_on_how_the_batch_is_cut(build):
     model, processor, _ = build()
     objective = build_objective(hyper())

@@ -153,6 +153,7 @@ class TextTower:
         inputs = self.tokenizer(
             texts,
             padding=self.padding,
+            padding_side="right",  # as the towers were trained, whatever the tokenizer did last
             truncation=True,
             max_length=self.most,
             return_tensors="pt",
