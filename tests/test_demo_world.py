@@ -147,7 +147,7 @@ def talks() -> list[dict]:
 
 def test_conversations_are_llava_json(talks):
     for sample in talks[:200]:
-        assert set(sample) == {"id", "image", "conversations", "patch_words"}
+        assert set(sample) == {"id", "image", "conversations"}
         turns = sample["conversations"]
         assert [turn["from"] for turn in turns] == ["human", "gpt"] * (len(turns) // 2)
         assert turns[0]["value"].startswith("<image>\n")
@@ -207,6 +207,34 @@ def test_training_data_is_written_and_equal_again(tmp_path):
         assert "image" not in sample or (tmp_path / "a" / sample["image"]).is_file()
     with pytest.raises(UserError, match="already holds"):
         build_training_data(tmp_path / "a", images=1, captions=1)
+
+
+def test_words_of_patches_are_an_option_and_change_nothing_else(tmp_path):
+    for name, patches in (("without", False), ("with", True)):
+        build_training_data(
+            tmp_path / name,
+            images=31,
+            captions=2,
+            dialogues=2,
+            easy_vqa=False,
+            workers=1,
+            labeled=20,
+            patches=patches,
+        )
+    for name in ("pretrain.json", "finetune.json", "dialogue.json"):
+        plain, told = (json.loads((tmp_path / f / name).read_text()) for f in ("without", "with"))
+        grids = [sample.pop("patch_words", None) for sample in told]
+        assert plain == told
+        assert all(
+            (grid is not None) == ("image" in s) for grid, s in zip(grids, told, strict=True)
+        )
+        found = [
+            [grid] if isinstance(s["image"], str) else grid
+            for grid, s in zip(grids, told, strict=True)
+            if grid
+        ]
+        assert {len(one) for several in found for one in several} <= {16, 49}
+        assert name != "finetune.json" or {len(several) for several in found} > {1}
 
 
 def test_conversations_about_signs_are_an_option_and_change_nothing_else(tmp_path):

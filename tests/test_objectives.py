@@ -100,6 +100,21 @@ def test_contrastive_adds_the_contrast_of_pictures_and_captions(model, weight, t
     assert any(p.grad is not None and p.grad.any() for p in model.connector.parameters())
 
 
+def test_words_of_patches_are_no_part_of_a_caption(model):
+    """They are learned, but the contrast is of what the caption says."""
+    plain, told = captions(model.config), captions(model.config)
+    told.inputs["labels"][:, 1:4] = torch.tensor([7, 8, 9])
+    terms = []
+    for batch in (plain, told):
+        losses = []
+        for weight in (0.0, 1.0):
+            objective = build_objective(hyper("contrastive", contrastive_weight=weight))
+            objective.prepare(model, None, CPU)
+            losses.append(float(objective(model.train(), batch, CPU).detach()))
+        terms.append(losses[1] - losses[0])
+    assert terms[1] == pytest.approx(terms[0], rel=1e-4)
+
+
 @torch.no_grad()
 def test_contrastive_leaves_batches_alone_that_are_no_pairs(model):
     objective = build_objective(hyper("contrastive"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import copy
 import functools
 import re
 import threading
@@ -470,7 +469,6 @@ def test_the_pipeline_sees_the_picture_of_the_processor(tmp_path, model, process
 
 
 def test_a_tokenizer_saved_while_it_cut_texts_cuts_no_prompt(tmp_path, processor):
-    processor = copy.deepcopy(processor)  # the other tests' tokenizer must not remember it
     prompt = processor.conversation_prompt("What?")
     whole = processor(text=prompt, images=wide_picture(), return_tensors="pt")["input_ids"]
     processor.tokenizer("one of many words", truncation=True, max_length=12)

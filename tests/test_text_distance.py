@@ -136,6 +136,23 @@ def test_the_loss_is_the_equation(build, kind, width, weight):
     assert float(found.detach()) == pytest.approx(plain + weight * term, rel=1e-4)
 
 
+def test_words_of_patches_are_no_part_of_a_caption(build):
+    """They are learned, but the distance is that of what the answers say."""
+    model, processor, _ = build()
+    terms = []
+    for told in (False, True):
+        batch, losses = answers(model.config), []
+        if told:
+            with_picture = (batch.inputs["input_ids"] == model.config.image_token_id).any(dim=1)
+            batch.inputs["labels"][with_picture, 1:4] = torch.tensor([7, 8, 9])
+        for weight in (0.0, 1.0):
+            objective = build_objective(hyper(text_weight=weight))
+            objective.prepare(model, processor, CPU)
+            losses.append(float(objective(model.train(), batch, CPU).detach()))
+        terms.append(losses[1] - losses[0])
+    assert terms[1] == pytest.approx(terms[0], rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_a_tower_reads_from_the_left_whatever_its_tokenizer_did_last(build, tokenizer, kind):
     losses = []

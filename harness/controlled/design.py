@@ -60,7 +60,8 @@ ORDERS = (
 def _drawn(images: int, captions: int, dialogues: int, labeled: int) -> tuple[str, ...]:
     """Flags of vlmamba.demo."""
     counts = {"images": images, "captions": captions, "dialogues": dialogues, "labeled": labeled}
-    return (*(x for name, n in counts.items() for x in (f"--{name}", str(n))), "--no-easy-vqa")
+    drawn = (x for name, n in counts.items() for x in (f"--{name}", str(n)))
+    return (*drawn, "--no-easy-vqa", "--patch-words")
 
 
 @dataclass(frozen=True)

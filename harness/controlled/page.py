@@ -36,10 +36,11 @@ full one (results/LOG.md). Scanning connectors have the same Mamba layer whateve
 model. The encoder is frozen; an early stage stands beside its last features and a patch is a cell
 of the scenes with signs, because a sign could not be read otherwise: a linear probe at its place
 names 28 % of colors and 7 % of words in the last features of 49 patches, 99 and 99 % in these
-(`tools/probe_encoder.py`). Orders of the prompt (question before the picture, OCR tokens before the
-question, row separators) have one seed and the first connector; each is trained and asked in its
-order, but the text stages before it had the usual one, and only a conversation's first question
-moves before the picture.
+(`tools/probe_encoder.py`). In both stages each image token also learns one word of what its patch
+shows: without, no sign was read (results/LOG.md). Orders of the prompt (question before the
+picture, OCR tokens before the question, row separators) have one seed and the first connector; each
+is trained and asked in its order, but the text stages before it had the usual one, and only a
+conversation's first question moves before the picture.
 
 **Outcomes.** The demo's benchmarks; `retrieval` (one of k things is named, the answer stands on the
 sign below it) by k and by the distance from picture to question, with existence questions on the

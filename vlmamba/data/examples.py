@@ -103,7 +103,7 @@ class ConversationExamples:
                 sample.conversations, len(sample.images), self.template, tiles
             ),
         )
-        if sample.patch_words:
+        if sample.patch_words and set(tiles) == {1}:  # a tile is a part of its picture
             shown_at = (ids == self.image_token_id).nonzero().flatten().tolist()
             patch_words.learn(labels, shown_at, sample.patch_words, self._first_token)
         shown, length = len(sample.images), self.max_length

@@ -5,7 +5,8 @@ square grid of words in raster order, null where nothing is to be said (a list o
 record lists several images).  The logits of an image token are then trained to give the first
 token of its word.  An answer says a word or two about a whole picture; with sixteen patches there
 are sixteen such words, each of one patch, so that a connector finds out early what a patch shows
-(results/LOG.md, 2026-11-27).  A grid is that of the picture as the encoder is shown it.
+(results/LOG.md, 2026-11-27).  A grid is that of the picture as the encoder is shown it; nothing is
+learned where a picture is shown in several tiles.
 """
 
 from __future__ import annotations
@@ -62,3 +63,11 @@ def learn(
             word = grid[row * across + column]
             if word and behind < len(labels) and labels[behind] == IGNORE:
                 labels[behind] = first_token(word)
+
+
+def answers(inputs: dict[str, Tensor]) -> Tensor:
+    """(B, T) bool: the tokens of answers among those that are learned.
+
+    An answer's label is the token that stands there; a patch's word stands nowhere.
+    """
+    return inputs["labels"] == inputs["input_ids"]

@@ -37,6 +37,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--labeled", type=int, default=0, help="conversations on what retrieval asks (default 0)"
     )
+    parser.add_argument(
+        "--patch-words", action="store_true", help="say what each patch of a picture shows"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="drawing processes (default 2)")
     parser.add_argument(
@@ -94,6 +97,7 @@ def main(argv: list[str] | None = None) -> None:
             easy_vqa=not args.no_easy_vqa,
             workers=args.workers,
             labeled=args.labeled,
+            patches=args.patch_words,
             **({"styles": args.styles} if args.styles else {}),
         )
     for task in args.benchmarks or ():

@@ -30,12 +30,13 @@ from tqdm import tqdm
 
 from vlmamba.demo import labeled as with_signs
 from vlmamba.demo import questions as ask
+from vlmamba.demo import words
 from vlmamba.demo.labeled_talks import LEVELS, Talk, labeled_lines, labeled_talk, recall_lines
 from vlmamba.demo.questions.base import SHORT_ANSWER
 from vlmamba.demo.render import render
 from vlmamba.demo.text import documents
 from vlmamba.demo.vocabulary import TRAINING_STYLES, WORDS, with_article
-from vlmamba.demo.words import in_words, patch_words
+from vlmamba.demo.words import in_words
 from vlmamba.demo.world import Scene, SceneOptions, sample_scene
 from vlmamba_core.errors import UserError
 from vlmamba_core.tokens import IMAGE
@@ -82,15 +83,17 @@ def build_training_data(
     easy_vqa: bool = True,
     workers: int = 2,
     labeled: int = 0,
+    patches: bool = False,
 ) -> None:
     """Write the training files and their pictures to the folder `out`.
 
     images, captions: pictures of `finetune.json` and `pretrain.json`; dialogues: scenes told in
-    words in `dialogue.json`; the `.txt` files have more in proportion.  labeled: conversations
-    about things with signs (what `retrieval` asks) besides, at the end of `finetune.json`, as many
-    told in words in `dialogue.json`, and lines in `facts.txt` and `recall-*.txt`.  Equal
-    arguments give equal files.  Drawing spawns processes, so a script calls this under
-    `if __name__ == "__main__"`.  Raises UserError when `out` already holds a training set.
+    words in `dialogue.json`; the `.txt` files have more in proportion. labeled: conversations about
+    things with signs (what `retrieval` asks) besides, at the end of `finetune.json`, as many told
+    in words in `dialogue.json`, and lines in `facts.txt` and `recall-*.txt`. patches: with what
+    each patch of a picture shows ("patch_words"). Equal arguments give equal files. Drawing spawns
+    processes, so a script calls this under `if __name__ == "__main__"`. Raises UserError when `out`
+    already holds a training set.
     """
     out = Path(out)
     if (out / "finetune.json").exists():
@@ -110,6 +113,8 @@ def build_training_data(
     for sample, pictures in labeled_samples(f"train/{seed}/labeled", labeled, styles):
         finetune.append(sample)
         jobs += pictures
+    if patches:
+        _add_patch_words([*pretrain, *finetune], jobs)
     _draw(jobs, out, workers)
     if easy_vqa:
         finetune += easy_vqa_samples(out, seed)
@@ -122,7 +127,7 @@ def build_training_data(
     facts = fact_lines(f"train/{seed}/facts", asked, FACTS)
     _write_lines(out / "facts.txt", itertools.chain(facts, signs))
     _write_lines(out / "letters.txt", fact_lines(f"train/{seed}/letters", asked, LETTERS))
-    for number, level in enumerate(LEVELS, 1):
+    for number, level in enumerate(LEVELS if labeled else (), 1):
         lines = recall_lines(f"train/{seed}/recall/{number}", 3 * labeled, level)
         _write_lines(out / f"recall-{number}.txt", lines)
     told = told_samples(f"train/{seed}/dialogue", dialogues)
@@ -130,6 +135,18 @@ def build_training_data(
     _write_json(out / "dialogue.json", told)
     _write_json(out / "pretrain.json", pretrain)
     _write_json(out / "finetune.json", finetune)
+
+
+def _add_patch_words(samples: Iterable[dict], jobs: Iterable[_Job]) -> None:
+    """Say of every drawn picture what its patches show (`vlmamba.data.patch_words`)."""
+    shown = {job.path.as_posix(): job.scene for job in jobs}
+    for sample in samples:
+        image = sample.get("image")
+        if image is None:
+            continue
+        scenes = [shown[path] for path in ([image] if isinstance(image, str) else image)]
+        grids = [(with_signs if s.labels else words).patch_words(s) for s in scenes]
+        sample["patch_words"] = grids[0] if isinstance(image, str) else grids
 
 
 def _picture_path(name: str) -> Path:
@@ -140,7 +157,7 @@ def caption_sample(scene: Scene, image: Path) -> dict:
     """One caption turn, as in LLaVA's pretraining set."""
     rng = random.Random(f"{scene.seed}/words")
     request, sentence = rng.choice(CAPTION_REQUESTS), rng.choice(ask.captions(scene, rng, 5))
-    return _sample(image.stem, [(request, sentence)], image) | {"patch_words": patch_words(scene)}
+    return _sample(image.stem, [(request, sentence)], image)
 
 
 def conversation_samples(scene: Scene, image: Path, balance: ask.Existence) -> list[dict]:
@@ -161,8 +178,7 @@ def conversation_samples(scene: Scene, image: Path, balance: ask.Existence) -> l
             turns.append(turn)
     if not any(text == CAPTION for text, _ in turns):  # names everything, so it comes last
         turns.append(_caption_turn(scene, rng))
-    words = patch_words(scene)
-    return [sample | {"patch_words": words} for sample in _samples(image.stem, turns, image)]
+    return _samples(image.stem, turns, image)
 
 
 def told_lines(seed: str, number: int) -> Iterator[str]:
@@ -263,7 +279,7 @@ def told_samples(seed: str, number: int) -> list[dict]:
         scene = sample_scene(f"{seed}/{index}", SceneOptions())
         rng = random.Random(f"{scene.seed}/told")
         for sample in conversation_samples(scene, Path(f"d{index:06d}"), balance):
-            del sample["image"], sample["patch_words"]
+            del sample["image"]
             first = sample["conversations"][0]
             first["value"] = first["value"].replace(IMAGE, in_words(scene, rng))
             samples.append(sample)
@@ -280,9 +296,7 @@ def labeled_samples(
         jobs = [_Job(scene, _picture_path(f"l{next(drawn):06d}")) for scene in talk.scenes]
         paths = [job.path.as_posix() for job in jobs]
         sample = _sample(f"l{index:06d}", _labeled_turns(talk))
-        words = [with_signs.patch_words(scene) for scene in talk.scenes]
         sample["image"] = paths[0] if len(paths) == 1 else paths
-        sample["patch_words"] = words[0] if len(paths) == 1 else words
         _show_first(sample, f"{IMAGE}\n" * len(paths))
         yield sample, jobs
 
@@ -293,9 +307,8 @@ def told_labeled_samples(seed: str, number: int) -> list[dict]:
     for index in range(number):
         talk = labeled_talk(f"{seed}/{index}", presence)
         samples.append(_sample(f"s{index:06d}", _labeled_turns(talk)))
-        _show_first(
-            samples[-1], "".join(f"{with_signs.words_of(scene)}\n" for scene in talk.scenes)
-        )
+        told = "".join(f"{with_signs.words_of(scene)}\n" for scene in talk.scenes)
+        _show_first(samples[-1], told)
     return samples
 
 

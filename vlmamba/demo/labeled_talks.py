@@ -84,7 +84,7 @@ RECALL_FORMS = (
     ("{kind} below the {name}:", "Is there {a_name}?"),
     ("{question}",) * 2,
     (f"{{question}} {SHORT_ANSWER}",) * 2,
-    (f"USER: {{question}}\n{SHORT_ANSWER} ASSISTANT:".replace("\n", " "),) * 2,
+    (f"USER: {{question}} {SHORT_ANSWER} ASSISTANT:",) * 2,
 )
 SAID = 16  # answers of a line at most
 

@@ -28,10 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmamba import registry
+from vlmamba.data import patch_words
 from vlmamba.data.collate import Batch
 from vlmamba.training.flags import flag
 from vlmamba.training.objectives.base import Objective, Options
-from vlmamba_core.tokens import IGNORE
 
 if TYPE_CHECKING:
     from vlmamba.models.vlm import VLMambaForConditionalGeneration
@@ -67,7 +67,7 @@ class Contrastive(Objective):
         output = self.forward(model, inputs)
         loss = output.loss
         images, rows = output.image_hidden_states, len(inputs["labels"])
-        told = (inputs["labels"] != IGNORE).any(dim=1)
+        told = patch_words.answers(inputs).any(dim=1)
         if images is not None and rows > 1 and len(images) == rows and bool(told.all()):
             seen = images.float().mean(dim=1)
             chosen = self.options
@@ -77,8 +77,8 @@ class Contrastive(Objective):
 
     @torch.no_grad()
     def _captions(self, inputs: dict[str, Tensor]) -> Tensor:
-        """(B, D): the mean last hidden state of each row's supervised tokens, read alone."""
-        chosen = inputs["labels"] != IGNORE
+        """(B, D): the mean last hidden state of each row's answers, read alone."""
+        chosen = patch_words.answers(inputs)
         order = (~chosen).int().argsort(dim=1, stable=True)  # the caption first
         lengths = chosen.sum(dim=1)
         ids = inputs["input_ids"].gather(1, order)[:, : int(lengths.max())]

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from vlmamba import registry
 from vlmamba.config import VLMambaConfig, split_revision
+from vlmamba.data import patch_words
 from vlmamba.data.collate import Batch
 from vlmamba.training.flags import flag
 from vlmamba.training.objectives.base import Objective, Options
@@ -92,7 +93,7 @@ class TextDistance(Objective):
                 "--objective text_distance moves the language model, which does not learn in this "
                 "stage; give --stage finetune, or --objective contrastive for the connector"
             )
-        supervised = inputs["labels"] != IGNORE
+        supervised = patch_words.answers(inputs)
         told = supervised.any(dim=1)
         captions, lengths = captions_of(inputs["input_ids"][told], supervised[told])
         output = self.forward(model, with_captions(inputs, captions))
