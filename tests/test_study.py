@@ -409,9 +409,11 @@ def test_the_plan_has_whole_comparisons_first():
     made = plan.Study(SCALES["demo"], Path("out"), Path("data"), 3)
     cells = plan.cells(made)
     assert len(cells) == 36 + 12 == len({cell.name for cell in cells})
-    assert [cell.connector for cell in cells[:24]] == ["mlp"] * 24
+    connectors = ["mlp"] * 12 + ["vss_l2"] * 12 + ["msc"] * 12
+    assert [cell.connector for cell in cells[:36]] == connectors
     assert [cell.seed for cell in cells[:12]] == [0] * 4 + [1] * 4 + [2] * 4
-    assert {cell.order for cell in cells[12:24]} == {order.name for order in design.ORDERS}
+    assert {cell.order for cell in cells[:36]} == {""}
+    assert {cell.order for cell in cells[36:]} == {order.name for order in design.ORDERS}
     jobs_ = [len(plan.phase_jobs(made, phase, dict.fromkeys(FAMILIES, 1e-3))) for phase in PHASES]
     assert jobs_ == [1, 4, 12, 48]
 

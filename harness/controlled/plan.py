@@ -2,7 +2,7 @@
 
 `phases` gives data, text, rates and cells; the cells' learning rates are those that the rates'
 jobs have chosen, so the phases follow each other.  Within the cells connectors come one after the
-other with all their seeds, the orders behind the first connector: what is finished early is a whole
+other with all their seeds, the orders of the prompt last: what is finished early is a whole
 comparison.
 """
 
@@ -72,15 +72,16 @@ class Cell:
 
 def cells(study: Study) -> list[Cell]:
     """All cells, in the order in which they are trained."""
-    families, found = [family.name for family in study.chosen_families], []
-    for place, connector in enumerate(study.chosen_connectors):
-        seeds = range(study.seeds)
-        found += [Cell(family, connector, seed) for seed in seeds for family in families]
-        if place == 0:
-            asked = [name for name in families if name in study.scale.order_families]
-            orders = [order.name for order in study.scale.orders]
-            found += [Cell(name, connector, 0, order) for order in orders for name in asked]
-    return found
+    families, connectors = [family.name for family in study.chosen_families], study.chosen_connectors
+    found = [
+        Cell(family, connector, seed)
+        for connector in connectors
+        for seed in range(study.seeds)
+        for family in families
+    ]
+    asked = [name for name in families if name in study.scale.order_families]
+    orders = [order.name for order in study.scale.orders]
+    return found + [Cell(name, connectors[0], 0, order) for order in orders for name in asked]
 
 
 def phase_jobs(study: Study, phase: str, rates: Mapping[str, float]) -> list[Job]:
