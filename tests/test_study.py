@@ -582,7 +582,7 @@ def test_a_small_study_for_real(world, tmp_path, monkeypatch, capsys):
     rates = {r["rate"]: r["loss"] for r in found.rates.values() if r["family"] == cell["family"]}
     assert rates[cell["hyperparameters"]["lr"]] == min(rates.values())
     text = (tmp_path / "out" / "STUDY.md").read_text()
-    assert "**1 cells are finished.**" in text
+    assert "**1 cell is finished.**" in text
     assert check_page(text, kept) > 20
     ran.clear()
     assert study.main(command) == 0

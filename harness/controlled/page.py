@@ -99,7 +99,8 @@ def conclusion(kept: Records) -> str:
         return "**Nothing has been run yet.** The predictions below were written first."
     found = drawn(kept, between_families(kept, "attention", contrasts.REFERENCE), RETRIEVAL[2])
     control = drawn(kept, between_families(kept, "attention", contrasts.REFERENCE), RETRIEVAL[3])
-    done = f"{len(kept.cells)} cells are finished."
+    count = len(kept.cells)
+    done = f"{count} cell{'s are' if count != 1 else ' is'} finished."
     if found is None or control is None:
         return f"**{done}** Attention and Mamba cannot be compared yet."
     (low, high), (low_, high_) = found.interval(), control.interval()
@@ -112,6 +113,7 @@ def conclusion(kept: Records) -> str:
     else:
         advice = "at this size and budget the choice of language model does not decide it"
     return (
-        f"**{done}** Of 8 or 16 things, attention finds the named one's sign better than Mamba by "
-        f"{gap}, and tells existence on the same scenes by {same}: {advice}."
+        f"**{done}** Trained alike at this size, of 8 or 16 things attention finds the named one's "
+        f"sign better than Mamba by {gap}, and existence on the same scenes better by {same}: "
+        f"{advice}."
     )

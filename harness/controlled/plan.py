@@ -72,7 +72,10 @@ class Cell:
 
 def cells(study: Study) -> list[Cell]:
     """All cells, in the order in which they are trained."""
-    families, connectors = [family.name for family in study.chosen_families], study.chosen_connectors
+    families, connectors = (
+        [family.name for family in study.chosen_families],
+        study.chosen_connectors,
+    )
     found = [
         Cell(family, connector, seed)
         for connector in connectors
