@@ -7,11 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
+from vlmamba.checkpoints import load
 from vlmamba.config import VISION_ENCODERS, EfficientNetLite0Config, VLMambaConfig
 from vlmamba.models.vision import EfficientNetLite0Encoder
+from vlmamba.training.init_model import initial_model
+from vlmamba.training.stages import STAGES
 from vlmamba_core.errors import UserError
 
 LEVELS = VISION_ENCODERS["efficientnet-lite0-levels"]
+CELLS = VISION_ENCODERS["efficientnet-lite0-cells"]
 
 
 def encoder(**changed) -> EfficientNetLite0Encoder:
@@ -21,13 +25,14 @@ def encoder(**changed) -> EfficientNetLite0Encoder:
     return made
 
 
-def pixels() -> torch.Tensor:
+def pixels(size: int = 224) -> torch.Tensor:
     """Pictures with areas and edges, as the transform gives them."""
     rng = np.random.default_rng(0)
     small = [rng.integers(0, 256, (14, 14, 3), np.uint8) for _ in range(6)]
     pictures = [Image.fromarray(one).resize((224, 224), Image.Resampling.BICUBIC) for one in small]
     transform = EfficientNetLite0Encoder.transform(EfficientNetLite0Config())
-    return transform(images=pictures, return_tensors="pt")["pixel_values"]
+    made = transform(images=pictures, return_tensors="pt")["pixel_values"]
+    return torch.nn.functional.interpolate(made, size=(size, size), mode="bilinear")
 
 
 @torch.inference_mode()
@@ -51,16 +56,26 @@ def test_levels_are_the_stages_own_features_at_a_patchs_places():
 
 @torch.inference_mode()
 def test_a_larger_patch_has_the_mean_of_the_last_features_and_all_places():
-    cells = VISION_ENCODERS["efficientnet-lite0-cells"]
-    made, plain = encoder(**cells), encoder(hidden_size=1280, levels=[], image_size=256)
-    x = torch.nn.functional.interpolate(pixels(), size=(256, 256), mode="bilinear")
+    made, plain = encoder(**CELLS), encoder(hidden_size=1280, levels=[], image_size=256)
+    x = pixels(256)
     got, small = made(x), plain(x).view(6, 4, 2, 4, 2, 1280)
-    assert got.shape == (6, 16, cells["hidden_size"])
+    assert got.shape == (6, 16, CELLS["hidden_size"])
     want = small.mean(dim=(2, 4)).view(6, 16, 1280)
     torch.testing.assert_close(got[..., :1280], want, rtol=1e-4, atol=1e-4)
     [stage] = made.model.forward_intermediates(x, indices=[3], intermediates_only=True)
     raw = (got * made.std + made.mean)[:, 4 * 2 + 3, 1280:]
     torch.testing.assert_close(raw.view(6, 112, 4, 4), stage[:, :, 8:12, 12:16])
+
+
+def test_a_trained_language_model_goes_behind_another_encoder_where_the_connector_begins_anew():
+    config = VLMambaConfig.preset("nano+efficientnet-lite0-cells+vss_l2+bsm")
+    made, _ = initial_model(config, STAGES["pretrain"], "nano", [], 0)
+    donor, _ = load("nano", dtype=torch.float32)
+    assert torch.equal(made.vision_encoder(pixels(256)), encoder(**CELLS)(pixels(256)))
+    for key, weight in donor.language_model.state_dict().items():
+        assert torch.equal(made.language_model.state_dict()[key], weight)
+    with pytest.raises(UserError, match="vision_encoder of nano does not fit"):
+        initial_model(config, STAGES["finetune"], "nano", [], 0)
 
 
 @torch.inference_mode()

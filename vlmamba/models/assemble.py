@@ -33,14 +33,20 @@ def assemble(
     else:
         model = VLMambaForConditionalGeneration(config)
     if not model.vision_encoder.weights_in_checkpoint or pretrained:
-        with fetching("vision encoder", config.vision_model_id):
-            model.vision_encoder.load_pretrained(**load_options)
-        check_finite(str(config.vision_model_id), model.vision_encoder)
+        load_encoder(model, **load_options)
     if published is not None:
         with fetching("language model", published):
             model.language_model.load_published(published, **load_options)
         model.tie_weights()
     return model
+
+
+def load_encoder(model: VLMambaForConditionalGeneration, **load_options: Any) -> None:
+    """Give a model the published weights of its configuration's encoder (options: `assemble`)."""
+    name = model.config.vision_model_id
+    with fetching("vision encoder", name):
+        model.vision_encoder.load_pretrained(**load_options)
+    check_finite(str(name), model.vision_encoder)
 
 
 def hollow(config: VLMambaConfig) -> VLMambaForConditionalGeneration:

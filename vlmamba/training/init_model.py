@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vlmamba import checkpoints
 from vlmamba.config import MambaConfig, VLMambaConfig
 from vlmamba.data.text import plain_texts
 from vlmamba.data.tokenizer import train_tokenizer
-from vlmamba.models.assemble import assemble, hollow
+from vlmamba.models.assemble import assemble, hollow, load_encoder
 from vlmamba.models.language.wrapped import shrunk
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor, follow_tokenizer
@@ -29,7 +31,8 @@ def initial_model(
     init: result of an earlier stage (folder, hub id) whose parts `stage.init_from` are taken
     over; without it language model, encoder and tokenizer are the published ones.  Where there are
     none (the demo's, a tiny configuration), they are initialized from `seed`, and a tokenizer is
-    trained on `data`.  Raises UserError when parts do not fit.
+    trained on `data`.  The encoder is the earlier stage's as well, unless the connector begins anew
+    and the preset names another one.  Raises UserError when parts do not fit.
     """
     torch.manual_seed(seed)
     if init is None:
@@ -41,7 +44,11 @@ def initial_model(
         return model, _processor(model, tokenizer)
     donor, donor_processor = checkpoints.load(init, dtype=torch.float32)
     model = hollow(config)
-    for part in ("vision_encoder", *stage.init_from):
+    if "connector" not in stage.init_from and another_encoder(model, donor):
+        load_encoder(model)
+    else:
+        adopt(model, donor, "vision_encoder", init)
+    for part in stage.init_from:
         adopt(model, donor, part, init)
     model.tie_weights()
     return model, _processor(model, donor_processor.tokenizer)
@@ -93,6 +100,23 @@ def tiny(config: VLMambaConfig) -> VLMambaConfig:
     return VLMambaConfig(**fields)
 
 
+def another_encoder(
+    model: VLMambaForConditionalGeneration, donor: VLMambaForConditionalGeneration
+) -> bool:
+    """Whether the model's encoder can be had published, and is not the donor's."""
+    named, encoder = model.config.vision_model_id, model.vision_encoder
+    if named is None and encoder.weights_in_checkpoint:
+        return False
+    other = named != donor.config.vision_model_id
+    return other or bool(misfits(encoder.state_dict(), donor.vision_encoder.state_dict()))
+
+
+def misfits(own: Mapping[str, Tensor], donated: Mapping[str, Tensor]) -> list[str]:
+    """Names of weights that only one of both has, or in another shape."""
+    wrong = [k for k in own if k not in donated or donated[k].shape != own[k].shape]
+    return wrong + [k for k in donated if k not in own]
+
+
 def adopt(
     model: VLMambaForConditionalGeneration,
     donor: VLMambaForConditionalGeneration,
@@ -106,8 +130,7 @@ def adopt(
     donated, own = donor.get_submodule(part).state_dict(), model.get_submodule(part).state_dict()
     if part == "language_model":
         donated = model.language_model.weights_from(donor.language_model)
-    wrong = [k for k in own if k not in donated or donated[k].shape != own[k].shape]
-    wrong += [k for k in donated if k not in own]
+    wrong = misfits(own, donated)
     if part == "connector":
         for name in ("connector", "scan", "scan_merge", "scan_shared"):
             if getattr(model.config, name) != getattr(donor.config, name):
