@@ -1,4 +1,4 @@
-# make run     the demo model on POPE and MME: the whole pipeline, ends with a table
+# make run     the demo model and one with attention on POPE and MME: the whole pipeline, ends with a table of both
 # make test    the test suite, in two processes (TEST_PROCESSES=0: in one)
 # make lint    ruff and mypy
 # make tables plots   results/tables, results/plots, STUDY.md and study/ again, from results/runs
@@ -31,6 +31,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 run: install
 	$(PY) -m harness.run --tasks pope,mme --out runs/demo
+	$(PY) -m harness.run --tasks pope,mme --model nano-attention --out runs/demo-attention
+	$(PY) -m harness.compare runs/demo runs/demo-attention
 
 test: install
 	$(PY) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile

@@ -1,9 +1,10 @@
-"""The bundled demo model: its files, its ways of loading, a run of it."""
+"""The bundled models: their files, their ways of loading, runs of them."""
 
 from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
@@ -14,22 +15,34 @@ from vlmamba.checkpoints import BUNDLED, load
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 
 FOLDER = BUNDLED["nano"]
+EACH = pytest.mark.parametrize("name", BUNDLED)
 QUESTION = "Is there a cat in the image?\nAnswer the question using a single word or phrase."
 GRAY = Image.new("RGB", (224, 224), "gray")
 
 
-def test_it_is_small_safetensors_without_the_encoder():
-    assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 12e6
-    assert not [*FOLDER.glob("*.bin"), *FOLDER.glob("*.pt")]
-    model, _ = load("nano")
+@EACH
+def test_it_is_small_safetensors_without_the_encoder(name):
+    folder = BUNDLED[name]
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 10e6
+    assert not [*folder.glob("*.bin"), *folder.glob("*.pt")]
+    model, _ = load(name)
     assert model.dtype == torch.float32
-    assert model.config.connector == "vss_l2" and model.config.scan == "bsm"
-    assert (FOLDER / "chat_template.jinja").read_text() == CHAT_TEMPLATE
+    assert (folder / "chat_template.jinja").read_text() == CHAT_TEMPLATE
 
 
-def test_auto_classes_and_a_round_trip(tmp_path):
-    model = AutoModelForImageTextToText.from_pretrained(FOLDER)
-    processor = AutoProcessor.from_pretrained(FOLDER)
+def test_the_demo_model_is_the_papers_and_its_twin_of_equal_size_has_attention():
+    demo, twin = (load(name)[0] for name in ("nano", "nano-attention"))
+    assert demo.config.connector == "vss_l2" and demo.config.scan == "bsm"
+    assert demo.config.text_config.mixer == "mamba"
+    assert twin.config.text_config.mixer == "attention,mlp"
+    sizes = [sum(p.numel() for p in m.language_model.parameters()) for m in (demo, twin)]
+    assert abs(sizes[0] / sizes[1] - 1) < 0.03
+
+
+@EACH
+def test_auto_classes_and_a_round_trip(name, tmp_path):
+    model = AutoModelForImageTextToText.from_pretrained(BUNDLED[name])
+    processor = AutoProcessor.from_pretrained(BUNDLED[name])
     assert isinstance(model, VLMambaForConditionalGeneration)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)

@@ -1,9 +1,12 @@
-"""Turn a finished training run into the bundled demo model: half-precision weights, no encoder.
+"""Turn a finished training run into a bundled model: half-precision weights, no encoder.
 
     python tools/bundle_demo_model.py runs/demo-model/finetune/final vlmamba/assets/nano
+    python tools/bundle_demo_model.py runs/study/cells/attention+mlp+s0/finetune/final \\
+        vlmamba/assets/nano-attention
 
 The encoder's weights come from their own package.  The configuration keeps float32: tensors are
-stored in 16 bits to be small, and computed with in 32.
+stored in 16 bits to be small, and computed with in 32.  What a folder on the hub has for those
+without the package, its card and its loader, stays behind.
 """
 
 from __future__ import annotations
@@ -28,6 +31,9 @@ def main() -> None:
     processor.save_pretrained(args.target)
     path = args.target / "config.json"
     fields = json.loads(path.read_text()) | {"dtype": "float32"}
+    for name in {value.split(".")[0] for value in fields.pop("auto_map", {}).values()}:
+        (args.target / f"{name}.py").unlink()
+    (args.target / "README.md").unlink(missing_ok=True)
     path.write_text(json.dumps(fields, indent=2) + "\n")
     size = sum(file.stat().st_size for file in args.target.iterdir())
     print(f"{args.target}: {size / 1e6:.1f} MB")

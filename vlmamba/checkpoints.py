@@ -23,8 +23,9 @@ from vlmamba_core.names import choose_dtype, match
 
 FLOAT16_ON_CPU = "float16 on a CPU is slower than float32; load with dtype float32 or bfloat16"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-BUNDLED = {"nano": Path(__file__).parent / "assets" / "nano"}
-NAMES = {"nano": "nano", "demo": "nano"}
+ASSETS = Path(__file__).parent / "assets"
+BUNDLED = {name: ASSETS / name for name in ("nano", "nano-attention")}
+NAMES = {"nano": "nano", "demo": "nano", "nano-attention": "nano-attention"}
 
 
 def load(
@@ -100,7 +101,7 @@ def _resolve(name: str) -> str:
         if not (folder / "config.json").is_file():
             raise UserError(
                 f"the bundled model {name!r} is not installed at {folder.name}/; "
-                "reinstall the package, or train it with `make demo-model`"
+                "reinstall the package"
             )
         return str(folder)
     folder = Path(name)

@@ -14,4 +14,5 @@ lmms_models any of lmms-eval's model classes
 """
 
 DTYPES = ("float32", "bfloat16", "float16")
-BUNDLED_MODELS = ("nano", "demo")  # vlmamba.checkpoints knows them too, but comes with torch
+# vlmamba.checkpoints knows them too, but comes with torch
+BUNDLED_MODELS = ("nano", "demo", "nano-attention")

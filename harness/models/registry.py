@@ -89,6 +89,7 @@ eval_models = EvalModels(
 )
 ABOUT = {  # what `--model` takes, for lists
     "nano": "the bundled demo model",
+    "nano-attention": "a bundled one of its size with attention layers, from the controlled study",
     "FOLDER": "a checkpoint of this package",
     "ORG/NAME": "such a checkpoint on the hub",
     "hf:FOLDER_OR_ID": "any image-text-to-text model of transformers",
