@@ -194,11 +194,14 @@ def test_option_letters_are_uniform(talks):
     assert max(letters.values()) < 1.25 * min(letters.values())
 
 
+def drawn(folder: Path, captions: int = 2, **counts) -> None:
+    """Training data in this process, without the pictures of easy-VQA."""
+    build_training_data(folder, captions=captions, easy_vqa=False, workers=1, **counts)
+
+
 def test_training_data_is_written_and_equal_again(tmp_path):
     for name in ("a", "b"):
-        build_training_data(
-            tmp_path / name, images=31, captions=4, dialogues=3, easy_vqa=False, workers=1
-        )
+        drawn(tmp_path / name, images=31, captions=4, dialogues=3)
     for name in ("dialogue.json", "pretrain.json", "finetune.json", "images/t000/t000007.jpg"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     finetune = json.loads((tmp_path / "a" / "finetune.json").read_text())
@@ -211,16 +214,7 @@ def test_training_data_is_written_and_equal_again(tmp_path):
 
 def test_words_of_patches_are_an_option_and_change_nothing_else(tmp_path):
     for name, patches in (("without", False), ("with", True)):
-        build_training_data(
-            tmp_path / name,
-            images=31,
-            captions=2,
-            dialogues=2,
-            easy_vqa=False,
-            workers=1,
-            labeled=20,
-            patches=patches,
-        )
+        drawn(tmp_path / name, images=31, dialogues=2, labeled=20, patches=patches)
     for name in ("pretrain.json", "finetune.json", "dialogue.json"):
         plain, told = (json.loads((tmp_path / f / name).read_text()) for f in ("without", "with"))
         grids = [sample.pop("patch_words", None) for sample in told]
@@ -241,15 +235,7 @@ def test_conversations_about_signs_are_an_option_and_change_nothing_else(tmp_pat
     """What was made without the option stands first, byte for byte; then come several pictures,
     other text before the question, and answers that are on the sign."""
     for name, number in (("without", 0), ("with", 40)):
-        build_training_data(
-            tmp_path / name,
-            images=3,
-            captions=2,
-            dialogues=4,
-            easy_vqa=False,
-            workers=1,
-            labeled=number,
-        )
+        drawn(tmp_path / name, images=3, dialogues=4, labeled=number)
     for name in ("text.txt", "near.txt", "far.txt", "letters.txt", "pretrain.json"):
         without, with_signs = ((tmp_path / f / name).read_bytes() for f in ("without", "with"))
         assert without == with_signs

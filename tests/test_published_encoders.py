@@ -19,6 +19,9 @@ from transformers import (
 )
 
 from vlmamba.models.assemble import assemble
+from vlmamba.processing import VLMambaProcessor
+from vlmamba.training.init_model import initial_model
+from vlmamba.training.stages import STAGES
 from vlmamba_core.errors import UserError
 
 SIZES = {name: value for name, value in TINY_CLIP.items() if name not in ("model_type",)}
@@ -95,6 +98,28 @@ def test_every_published_layout_gives_the_published_features(kind, layout, tmp_p
     model.save_pretrained(tmp_path / "saved")
     again = type(model).from_pretrained(tmp_path / "saved")
     torch.testing.assert_close(again.vision_encoder(pixels), expected)
+
+
+@torch.no_grad()
+def test_a_new_connector_stands_behind_the_encoder_that_is_named_though_all_shapes_agree(
+    tmp_path, tokenizer
+):
+    """`--stage pretrain --init`: the language model is the earlier stage's, the encoder is not."""
+    whole("clip", tmp_path / "first")
+    whole("clip", tmp_path / "second")
+    file = tmp_path / "second/model.safetensors"
+    save_file({k: 0.9 * v for k, v in load_file(file).items()}, file, {"format": "pt"})
+    donor = ours("clip", tmp_path / "first")
+    donor.save_pretrained(tmp_path / "donor")
+    VLMambaProcessor.from_config(donor.config, tokenizer).save_pretrained(tmp_path / "donor")
+    wanted = ours("clip", tmp_path / "second")
+    made, _ = initial_model(wanted.config, STAGES["pretrain"], str(tmp_path / "donor"), [], 0)
+    pixels = torch.randn(2, 3, 28, 28)
+    assert torch.equal(made.vision_encoder(pixels), wanted.vision_encoder(pixels))
+    assert not torch.equal(made.vision_encoder(pixels), donor.vision_encoder(pixels))
+    weights = donor.language_model.state_dict()
+    for name, weight in made.language_model.state_dict().items():
+        assert torch.equal(weight, weights[name])
 
 
 def rewrite(folder: Path, change) -> None:

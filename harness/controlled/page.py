@@ -107,7 +107,7 @@ def conclusion(kept: Records) -> str:
     gap = f"{100 * found.mean:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
     same = f"{100 * control.mean:+.1f} ({100 * low_:+.1f} to {100 * high_:+.1f})"
     if low > 0:
-        advice = "where one item of many must be read off a picture, keep some attention"
+        advice = "where one item of many must be read off a picture, prefer attention"
     elif high < 0:
         advice = "attention bought nothing here for reading one item of many off a picture"
     else:

@@ -72,10 +72,8 @@ class Cell:
 
 def cells(study: Study) -> list[Cell]:
     """All cells, in the order in which they are trained."""
-    families, connectors = (
-        [family.name for family in study.chosen_families],
-        study.chosen_connectors,
-    )
+    families = [family.name for family in study.chosen_families]
+    connectors = study.chosen_connectors
     found = [
         Cell(family, connector, seed)
         for connector in connectors
