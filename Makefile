@@ -33,6 +33,7 @@ run: install
 	$(PY) -m harness.run --tasks pope,mme --out runs/demo
 	$(PY) -m harness.run --tasks pope,mme --model nano-attention --out runs/demo-attention
 	$(PY) -m harness.compare runs/demo runs/demo-attention
+	@echo 'nano was trained longer: results/STUDY.md has Mamba and attention trained alike'
 
 test: install
 	$(PY) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
