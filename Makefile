@@ -88,7 +88,7 @@ demo-model: install
 	  --init $(DEMO_OUT)/talk/final
 	$(TRAIN) --stage finetune --data $(DEMO_DATA)/finetune.json --out $(DEMO_OUT)/finetune \
 	  --init $(DEMO_OUT)/pretrain/final
-	$(PY) tools/bundle_demo_model.py $(DEMO_OUT)/finetune/final vlmamba/assets/nano
+	$(PY) tools/bundle_model.py $(DEMO_OUT)/finetune/final vlmamba/assets/nano
 
 clean:
 	rm -rf runs site .pytest_cache .ruff_cache .mypy_cache .hypothesis

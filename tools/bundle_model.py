@@ -1,7 +1,7 @@
 """Turn a finished training run into a bundled model: half-precision weights, no encoder.
 
-    python tools/bundle_demo_model.py runs/demo-model/finetune/final vlmamba/assets/nano
-    python tools/bundle_demo_model.py runs/study/cells/attention+mlp+s0/finetune/final \\
+    python tools/bundle_model.py runs/demo-model/finetune/final vlmamba/assets/nano
+    python tools/bundle_model.py runs/study/cells/attention+mlp+s0/finetune/final \\
         vlmamba/assets/nano-attention
 
 The encoder's weights come from their own package.  The configuration keeps float32: tensors are
