@@ -108,8 +108,8 @@ def measure(model: str, settings: Settings) -> Row:
         loaded = eval_models.load(model, options)
         image = Image.effect_mandelbrot(SIZE, (-2, -1.5, 1, 1.5), 50).convert("RGB")
         request = Request("cost", 0, QUESTION, (Picture("picture", lambda: image),), Limits(1))
-        tokens, repeats = (32, 1) if settings.tiny else (cost.NEW_TOKENS, cost.REPEATS)
-        found = cost.measure(loaded, request, tokens, repeats).record()
+        tokens = 32 if settings.tiny else cost.NEW_TOKENS
+        found = cost.measure(loaded, request, tokens).record()
     except UserError as error:
         return _row(model, FAILED, first_line(error, 300))
     template = loaded.describe().get("template", {}).get("name")
