@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import Mamba2Config, Mamba2ForCausalLM
 from vlmamba.config import LANGUAGE_MODELS, VLMambaConfig
 from vlmamba.models.language.mamba_config import published_fields
 from vlmamba.models.mixers.mamba2 import CHUNK, Mamba2Mixer, ssd, ssd_step
+from vlmamba.models.scan_backends import build, cpu
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba_core.errors import UserError
 
@@ -48,12 +50,19 @@ def recurrence(x, dt, A, B, C, D, dt_bias, initial_state, lengths=None):
     return torch.stack(outputs, dim=1), h
 
 
+@pytest.fixture(params=["torch", "cpu"])
+def backend(request) -> str:
+    if request.param == "cpu" and build.kernels() is None:
+        pytest.skip("needs a C++ compiler")
+    return request.param
+
+
 @pytest.mark.parametrize("length", [1, 5, CHUNK, CHUNK + 1, 3 * CHUNK - 7])
 @pytest.mark.parametrize("padded", [False, True])
-def test_the_chunked_scan_is_the_recurrence(length, padded):
+def test_the_chunked_scan_is_the_recurrence(length, padded, backend):
     inputs = scan_inputs(length)
     lengths = torch.tensor([length, (length + 1) // 2]) if padded else None
-    y, state = ssd(**inputs, lengths=lengths)
+    y, state = ssd(**inputs, lengths=lengths, backend=backend)
     expected_y, expected_state = recurrence(**inputs, lengths=lengths)
     assert torch.allclose(state, expected_state, rtol=1e-10, atol=1e-12)
     for row, real in enumerate(lengths if padded else [length] * 2):
@@ -61,21 +70,21 @@ def test_the_chunked_scan_is_the_recurrence(length, padded):
 
 
 @pytest.mark.parametrize("length", [1, CHUNK + 9])
-def test_a_row_without_steps_keeps_its_state(length):
+def test_a_row_without_steps_keeps_its_state(length, backend):
     inputs = scan_inputs(length)
-    _, state = ssd(**inputs, lengths=torch.tensor([0, length]))
+    _, state = ssd(**inputs, lengths=torch.tensor([0, length]), backend=backend)
     assert torch.equal(state[0], inputs["initial_state"][0])
     assert not torch.equal(state[1], inputs["initial_state"][1])
 
 
-def test_its_gradients_are_those_of_the_recurrence():
+def test_its_gradients_are_those_of_the_recurrence(backend):
     inputs = scan_inputs(CHUNK + 9)
     lengths = torch.tensor([CHUNK + 9, CHUNK - 3])
     weights = torch.randn(2, CHUNK + 9, 4, 3, dtype=torch.float64)
     weights[1, CHUNK - 3 :] = 0  # outputs at padding mean nothing
     state_weights = torch.randn(2, 4, 3, 5, dtype=torch.float64)
     gradients = []
-    for scan in (ssd, recurrence):
+    for scan in (functools.partial(ssd, backend=backend), recurrence):
         leaves = {name: t.clone().requires_grad_() for name, t in inputs.items()}
         y, state = scan(**leaves, lengths=lengths)
         ((y * weights).sum() + (state * state_weights).sum()).backward()
@@ -84,23 +93,69 @@ def test_its_gradients_are_those_of_the_recurrence():
         assert torch.allclose(gradients[0][name], gradients[1][name], rtol=1e-8, atol=1e-9), name
 
 
-def test_gradcheck():
+def test_gradcheck(backend):
     inputs = scan_inputs(6, batch=1, heads=2, width=2, groups=1, states=2)
     names = list(inputs)
     tensors = [inputs[name].requires_grad_() for name in names]
-    assert torch.autograd.gradcheck(lambda *t: ssd(**dict(zip(names, t, strict=True))), tensors)
+
+    def run(*tensors):
+        return ssd(**dict(zip(names, tensors, strict=True)), backend=backend)
+
+    assert torch.autograd.gradcheck(run, tensors)
 
 
-def test_small_decays_behind_large_ones_keep_their_digits():
+def test_small_decays_behind_large_ones_keep_their_digits(backend):
     """Step sizes from 1e-4 to 30 in one chunk, in float32."""
     inputs = scan_inputs(CHUNK, batch=1)
     inputs["dt"] = torch.linspace(30, -9, CHUNK, dtype=torch.float64)[None, :, None].expand(
         1, -1, 4
     )
     expected, expected_state = recurrence(**inputs)
-    y, state = ssd(**{name: tensor.float() for name, tensor in inputs.items()})
+    narrow = {name: tensor.float() for name, tensor in inputs.items()}
+    y, state = ssd(**narrow, backend=backend)
     assert (y - expected).abs().max() / expected.abs().max() < 2e-6
     assert (state - expected_state).abs().max() / expected_state.abs().max() < 2e-6
+
+
+def scanned_and_gradients(run, inputs, weights, state_weights) -> list[torch.Tensor]:
+    """y, the state, and what (y weights + state state_weights) gives each input."""
+    leaves = {name: t.clone().requires_grad_() for name, t in inputs.items()}
+    y, state = run(**leaves)
+    loss = (y.double() * weights).sum() + (state.double() * state_weights).sum()
+    return [y, state, *torch.autograd.grad(loss, leaves.values())]
+
+
+@pytest.mark.parametrize("instructions", build.INSTRUCTION_SETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    ("batch", "heads", "width", "groups", "states"), [(1, 8, 64, 1, 64), (3, 6, 20, 2, 33)]
+)
+def test_each_instruction_set_computes_the_recurrence(
+    instructions, dtype, batch, heads, width, groups, states, monkeypatch
+):
+    """Sizes of whole registers and others; several threads share a group's heads."""
+    if list(build.INSTRUCTION_SETS).index(instructions) < list(build.INSTRUCTION_SETS).index(
+        build.instruction_set()
+    ):
+        pytest.skip(f"this machine has no {instructions}")
+    built = build.load_kernels(instructions)
+    monkeypatch.setattr(cpu, "kernels", lambda: built)
+    length = 2 * CHUNK + 9
+    sizes = {"batch": batch, "heads": heads, "width": width, "groups": groups, "states": states}
+    inputs = scan_inputs(length, **sizes)
+    rows = ("x", "dt", "B", "C")  # the layer's own parameters and states are wider
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    inputs = {name: t.to(dtype if name in rows else wide) for name, t in inputs.items()}
+    weights = torch.randn(batch, length, heads, width, dtype=dtype).double()
+    state_weights = torch.randn(batch, heads, width, states, dtype=wide).double()
+    got = scanned_and_gradients(
+        functools.partial(ssd, backend="cpu"), inputs, weights, state_weights
+    )
+    exact = {name: t.double() for name, t in inputs.items()}
+    expected = scanned_and_gradients(recurrence, exact, weights, state_weights)
+    tolerance = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 8e-3}[dtype]
+    for one, other in zip(got, expected, strict=True):
+        assert (one - other).abs().max() / other.abs().max() < tolerance
 
 
 @torch.no_grad()

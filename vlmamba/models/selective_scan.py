@@ -74,7 +74,7 @@ def selective_scan(
     _expect("delta_bias", delta_bias, (channels,))
     _expect("initial_state", initial_state, (batch, channels, n))
     _check_lengths(lengths, batch, length)
-    return _kernels(backend, u.device).selective_scan(
+    return backend_module(backend, u.device).selective_scan(
         u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, lengths
     )
 
@@ -97,7 +97,7 @@ def selective_scan_projected(
     Without gradients the C++ kernels take them as they are: making ready what they read would take
     as long as scanning a short sequence.
     """
-    module = _kernels(backend, u.device)
+    module = backend_module(backend, u.device)
     if hasattr(module, "scan_projected") and not torch.is_grad_enabled():
         _check_lengths(lengths, *u.shape[:2])
         scanned = module.scan_projected(
@@ -146,7 +146,7 @@ def selective_scan_step(
             f"{(batch, channels)} and B and C of shape {(batch, n)}; "
             f"got {[tuple(x.shape) for x in (u, delta, B, C)]}"
         )
-    return _kernels(backend, u.device).selective_scan_step(
+    return backend_module(backend, u.device).selective_scan_step(
         state, u, delta, A, B, C, D, z, delta_bias, delta_softplus
     )
 
@@ -175,7 +175,7 @@ def causal_conv1d(
     _expect("initial_state", initial_state, (batch, taps - 1, channels))
     _check_lengths(lengths, batch, length)
     _check_activation(activation)
-    return _kernels(backend, x.device).causal_conv1d(
+    return backend_module(backend, x.device).causal_conv1d(
         x, weight, bias, initial_state, lengths, activation
     )
 
@@ -194,7 +194,7 @@ def causal_conv1d_step(
     _, taps = _expect("weight", weight, (channels, None))
     _expect("state", state, (batch, taps - 1, channels))
     _check_activation(activation)
-    return _kernels(backend, x.device).causal_conv1d_step(state, x, weight, bias, activation)
+    return backend_module(backend, x.device).causal_conv1d_step(state, x, weight, bias, activation)
 
 
 @contextlib.contextmanager
@@ -279,7 +279,8 @@ def _module(name: str, device_type: str) -> ModuleType:
     return importlib.import_module(f"vlmamba.models.scan_backends.{backend}")
 
 
-def _kernels(name: str, device: torch.device) -> ModuleType:
+def backend_module(name: str, device: torch.device) -> ModuleType:
+    """The functions of backend `name` for tensors on `device`."""
     return _module(_default if name == "auto" else name, device.type)
 
 

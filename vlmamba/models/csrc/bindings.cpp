@@ -145,6 +145,64 @@ Tensor step(const Scan& scan, Tensor& state) {
   });
 }
 
+// The arguments that both functions of Mamba-2's scan have; x (B, L, H P), B and C (B, L, G N).
+struct Ssd {
+  Tensor x, dt, A, B, C, D, dt_bias;
+  Maybe initial_state, lengths;
+  int64_t groups;
+
+  template <typename T>
+  SsdInputs<T> inputs() const {
+    using R = Wide<T>;
+    const int64_t heads = A.size(0);
+    return {x.size(0), x.size(1), heads, x.size(2) / heads, groups, B.size(2) / groups,
+            rows<T>(x), rows<T>(dt), rows<T>(B), rows<T>(C),
+            data<R>(A), data<R>(D), data<R>(dt_bias),
+            data<R>(initial_state), data<int64_t>(lengths)};
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> ssd(const Ssd& scan, bool keep_checkpoints) {
+  return with_dtype(scan.x, [&](auto zero) {
+    using T = decltype(zero);
+    using R = Wide<T>;
+    const SsdInputs<T> in = scan.inputs<T>();
+    const auto wide = scan.x.options().dtype(wide_type<T>());
+    Tensor y = at::empty(scan.x.sizes(), scan.x.options());
+    Tensor final_state = at::empty({in.batch, in.heads, in.width, in.states}, wide);
+    Tensor checkpoints = at::empty({keep_checkpoints ? ssd_checkpoint_size(in) : 0}, wide);
+    ssd_forward<T>(
+        in, y.data_ptr<T>(), final_state.data_ptr<R>(),
+        keep_checkpoints ? checkpoints.data_ptr<R>() : nullptr);
+    return std::make_tuple(y, final_state, checkpoints);
+  });
+}
+
+// Gradients of x, dt, A, B, C, D, dt_bias, initial_state.
+std::vector<Tensor> ssd_gradients(
+    const Ssd& scan, const Tensor& grad_y, const Tensor& grad_final, const Tensor& checkpoints) {
+  return with_dtype(scan.x, [&](auto zero) {
+    using T = decltype(zero);
+    using R = Wide<T>;
+    const SsdInputs<T> in = scan.inputs<T>();
+    const auto wide = scan.x.options().dtype(wide_type<T>());
+    const int64_t parts = ssd_parts(in.batch, in.heads, in.groups);
+    Tensor x = at::zeros(scan.x.sizes(), scan.x.options());
+    Tensor dt = at::zeros(scan.dt.sizes(), scan.x.options());
+    Tensor B = at::zeros({parts, in.batch, in.length, in.groups * in.states}, wide);
+    Tensor C = at::zeros_like(B), A = at::empty({in.batch, in.heads}, wide);
+    Tensor D = at::empty_like(A), bias = at::empty_like(A);
+    Tensor state = at::empty({in.batch, in.heads, in.width, in.states}, wide);
+    ssd_backward<T>(
+        in, {rows<T>(grad_y), data<R>(grad_final), data<R>(checkpoints), x.data_ptr<T>(),
+             dt.data_ptr<T>(), B.data_ptr<R>(), C.data_ptr<R>(), A.data_ptr<R>(), D.data_ptr<R>(),
+             bias.data_ptr<R>(), state.data_ptr<R>()});
+    return std::vector<Tensor>{
+        x, dt, A.sum(0), B.sum(0).to(x.dtype()), C.sum(0).to(x.dtype()), D.sum(0), bias.sum(0),
+        state};
+  });
+}
+
 template <typename T>
 ConvInputs<T> conv_inputs(
     const Tensor& x, const Tensor& weight, const Maybe& bias, const Maybe& initial_state,
@@ -382,6 +440,25 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       },
       NoGil());
   m.def("scan_projected", &v::forward_projected, NoGil());
+  m.def(
+      "ssd",
+      [](const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
+         const Tensor& D, const Tensor& dt_bias, const Maybe& initial_state, const Maybe& lengths,
+         int64_t groups, bool keep_checkpoints) {
+        return v::ssd(
+            v::Ssd{x, dt, A, B, C, D, dt_bias, initial_state, lengths, groups}, keep_checkpoints);
+      },
+      NoGil());
+  m.def(
+      "ssd_backward",
+      [](const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
+         const Tensor& D, const Tensor& dt_bias, const Maybe& lengths, int64_t groups,
+         const Tensor& grad_y, const Tensor& grad_final, const Tensor& checkpoints) {
+        return v::ssd_gradients(
+            v::Ssd{x, dt, A, B, C, D, dt_bias, std::nullopt, lengths, groups}, grad_y, grad_final,
+            checkpoints);
+      },
+      NoGil());
   m.def("norm", &v::norm, NoGil());
   m.def("add", &v::add_wide, NoGil());
   m.def("conv", &v::convolve, NoGil());

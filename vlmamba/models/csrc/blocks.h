@@ -75,7 +75,50 @@ inline __m512i column_offsets(int64_t n) {
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   return _mm512_mullo_epi32(lanes, _mm512_set1_epi32(static_cast<int>(n)));
 }
+
+// Rows <-> columns of 16 x 16 numbers of four bytes.
+VLMAMBA_INLINE void transpose(__m512i* r) {
+  __m512i t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512i a = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
+    const __m512i b = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
+    const __m512i c = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
+    const __m512i d = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
+    t[i] = _mm512_shuffle_i32x4(a, b, 0x88);
+    t[4 + i] = _mm512_shuffle_i32x4(c, d, 0x88);
+    t[8 + i] = _mm512_shuffle_i32x4(a, b, 0xdd);
+    t[12 + i] = _mm512_shuffle_i32x4(c, d, 0xdd);
+  }
+  std::copy_n(t, 16, r);
+}
 #endif
+
+// Rows <-> columns of as many vectors as one has lanes.
+template <typename R>
+VLMAMBA_INLINE void transpose(Vec<R>* r) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(R) == 4) return transpose(reinterpret_cast<__m512i*>(r));
+#endif
+  for (int i = 0; i < kLanes<R>; ++i)
+    for (int j = 0; j < i; ++j) {
+      const R x = r[i][j];
+      r[i][j] = r[j][i];
+      r[j][i] = x;
+    }
+}
 
 // `count` rows of n numbers <-> n vectors, one lane a row. Lanes without a row read 0.
 template <typename R>

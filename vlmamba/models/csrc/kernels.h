@@ -75,6 +75,45 @@ void scan_step(const ScanInputs<T>& in, T* y, Wide<T>* state);
 template <typename T>
 void scan_step_of(const ScanInputs<T>& in, int64_t begin, int64_t end, T* y, Wide<T>* state);
 
+// Mamba-2's scan: H heads of P channels (`width`), G groups of heads that share B and C.
+template <typename T>
+struct SsdInputs {
+  using R = Wide<T>;
+  int64_t batch, length, heads, width, groups, states;
+  Rows<const T> x, dt, B, C;     // (B, L, H P), (B, L, H), (B, L, G N)
+  const R *A, *D, *dt_bias;      // (H)
+  const R* initial_state;        // (B, H, P, N)
+  const int64_t* lengths;        // (B)
+
+  int64_t row_length(int64_t row) const { return lengths ? lengths[row] : length; }
+  // Where a head's step is in a (B, L, H, P) array.
+  int64_t at(int64_t row, int64_t t, int64_t head) const {
+    return ((row * length + t) * heads + head) * width;
+  }
+};
+
+template <typename T>
+struct SsdGrads {
+  using R = Wide<T>;
+  Rows<const T> y;               // given, as is final_state (B, H, P, N)
+  const R *final_state, *checkpoints;
+  T *x, *dt;                     // (B, L, H, P), (B, L, H), zeros on entry
+  R *B, *C;                      // (parts, B, L, G, N), likewise; the sum over parts is the caller's
+  R *A, *D, *dt_bias;            // (B, H): the sum over B is left to the caller
+  R* initial_state;              // (B, H, P, N)
+};
+
+// Parts that the heads of a group are cut into, and elements of the checkpoints.
+int64_t ssd_parts(int64_t batch, int64_t heads, int64_t groups);
+template <typename T>
+int64_t ssd_checkpoint_size(const SsdInputs<T>& in);
+
+// y (B, L, H, P) and final_state (B, H, P, N) are written; so are the checkpoints unless null.
+template <typename T>
+void ssd_forward(const SsdInputs<T>& in, T* y, Wide<T>* final_state, Wide<T>* checkpoints);
+template <typename T>
+void ssd_backward(const SsdInputs<T>& in, const SsdGrads<T>& grads);
+
 template <typename T>
 struct ConvInputs {
   using R = Wide<T>;

@@ -56,5 +56,6 @@ class BidirectionalMamba2(Mamba2Mixer):
         z, xbc, dt = self._split(projected)
         xbc, _ = causal_conv1d(xbc, conv.weight.squeeze(1), conv.bias, backend=self.backend)
         x, b, c = self._heads(xbc)
-        y, _ = ssd(x, dt, -torch.exp(a_log.float()), b, c, skip, dt_bias)
+        decay = -torch.exp(a_log.float())
+        y, _ = ssd(x, dt, decay, b, c, skip, dt_bias, backend=self.backend)
         return self._gated_norm(y.flatten(-2), z)

@@ -10,8 +10,9 @@ chunk of Q steps is a masked product like attention's, y = (L o C B^T) x with L_
 step s to step q, and only the state passes from chunk to chunk: its section 6, which `ssd` follows.
 
 Sizes: B batch, L steps, H heads of P channels, G groups of heads that share B and C, N states, Q
-steps of a chunk, K taps.  Everything is PyTorch, on any device; sums are float32 (float64 for
-float64), also under autocast.  `config.scan_backend` chooses the convolution's kernel.
+steps of a chunk, K taps.  Sums are float32 (float64 for float64), also under autocast.  On a CPU
+the scan is a C++ kernel (`csrc/ssd.cpp`), elsewhere what this file does in PyTorch;
+`config.scan_backend` chooses, as for the convolution.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from vlmamba.config import MambaConfig
 from vlmamba.models.linear import Linear
 from vlmamba.models.mixers.base import Mixer, StateShapes, initial_step_bias
 from vlmamba.models.scan_backends.reference import step_sizes, wide_dtype
-from vlmamba.models.selective_scan import causal_conv1d, causal_conv1d_step
+from vlmamba.models.selective_scan import backend_module, causal_conv1d, causal_conv1d_step
 from vlmamba_core.errors import UserError
 
 CHUNK = 64  # Q: twice as many double the work inside chunks, half as many that between them
@@ -41,19 +42,21 @@ def ssd(
     dt_bias: Tensor,
     initial_state: Tensor | None = None,
     lengths: Tensor | None = None,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence above chunk by chunk.
 
     x: (B, L, H, P); dt: (B, L, H), used as softplus(dt + dt_bias); A, D, dt_bias: (H,);
     B, C: (B, L, G, N); initial_state: (B, H, P, N), zeros if None; lengths: (B,) integers in
-    0..L, L if None.
+    0..L, L if None; backend: one of `selective_scan`'s.
 
     Returns y (B, L, H, P) in x's dtype and the state (B, H, P, N) after each row's last real step,
     in float32 (float64 for float64 input).  Padded steps have step size 0, so they leave the
     state alone; their y means nothing.  Differentiable in every float argument.
     """
+    run = getattr(backend_module(backend, x.device), "ssd", _ssd)
     with torch.autocast(x.device.type, enabled=False):
-        return _ssd(x, dt, A, B, C, D, dt_bias, initial_state, lengths)
+        return run(x, dt, A, B, C, D, dt_bias, initial_state, lengths)
 
 
 def _ssd(x, dt, A, B, C, D, dt_bias, initial_state, lengths) -> tuple[Tensor, Tensor]:
@@ -224,7 +227,9 @@ class Mamba2Mixer(Mixer):
             backend=self.backend,
         )
         x, b, c = self._heads(xbc)
-        y, ssm_state = ssd(x, dt, self._decay(), b, c, self.D, self.dt_bias, ssm_state, lengths)
+        y, ssm_state = ssd(
+            x, dt, self._decay(), b, c, self.D, self.dt_bias, ssm_state, lengths, self.backend
+        )
         return self.out_proj(self._gated_norm(y.flatten(-2), z)), conv_state, ssm_state
 
     def step(self, u: Tensor, conv_state: Tensor, ssm_state: Tensor) -> Tensor:

@@ -98,6 +98,43 @@ class _Scan(torch.autograd.Function):
         return None, None, *(g if n else None for g, n in zip(grads, needed, strict=True))
 
 
+def ssd(x, dt, A, B, C, D, dt_bias, initial_state, lengths) -> tuple[Tensor, Tensor]:
+    """Mamba-2's scan; shapes as in vlmamba.models.mixers.mamba2."""
+    dtype, wide = _dtypes(x, dt, B, C)
+    tensors = (
+        _rows(x.flatten(2), dtype),
+        _rows(dt, dtype),
+        _dense(A, wide),
+        *(_rows(t.flatten(2), dtype) for t in (B, C)),
+        *(_dense(t, wide) for t in (D, dt_bias, initial_state)),
+    )
+    lengths, groups = _dense(lengths, torch.int64), B.shape[2]
+    if _needs_grad(*tensors):
+        y, final_state = _Ssd.apply(lengths, groups, *tensors)
+    else:
+        y, final_state, _ = kernels().ssd(*tensors, lengths, groups, False)
+    return y.view(x.shape).to(x.dtype), final_state
+
+
+class _Ssd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, lengths, groups, *tensors):
+        y, final_state, checkpoints = kernels().ssd(*tensors, lengths, groups, True)
+        ctx.save_for_backward(*tensors[:-1], lengths, checkpoints)
+        ctx.groups = groups
+        return y, final_state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y, grad_final):
+        *tensors, lengths, checkpoints = ctx.saved_tensors
+        grads = kernels().ssd_backward(
+            *tensors, lengths, ctx.groups, grad_y.contiguous(), grad_final.contiguous(), checkpoints
+        )
+        needed = ctx.needs_input_grad[2:]
+        return None, None, *(g if n else None for g, n in zip(grads, needed, strict=True))
+
+
 def selective_scan_step(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> Tensor:
     dtype, wide = _dtypes(u, delta, z)
     h = _dense(state, wide)
