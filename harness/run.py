@@ -52,12 +52,11 @@ from vlmamba_core.cli import Parser, cli
 from vlmamba_core.errors import UserError, unknown
 from vlmamba_core.folder import AnswerJournal, RunFolder, digest, explain
 from vlmamba_core.memory import keep_freed
-from vlmamba_core.names import QUANTIZED, choose, choose_dtype, match
+from vlmamba_core.names import QUANTIZED, SCAN_BACKENDS, choose, choose_dtype, match
 
 if TYPE_CHECKING:
     import datasets
 
-BACKENDS = ("auto", "reference", "torch", "cpu", "cuda")
 DTYPES = ("auto", *models.DTYPES)
 # arguments that a record keeps and `--from-record` takes up again
 KEPT = (
@@ -136,7 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--quantize", help=f"weights of the language model: {', '.join(QUANTIZED)} (default: none)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--backend", default="auto", help=f"selective scan: {', '.join(BACKENDS)}")
+    add("--backend", default="auto", help=f"selective scan: {', '.join(SCAN_BACKENDS)}")
     add("--seed", type=int, default=0, help="seed of all generators")
     add("--temperature", type=float, default=0.0, help="sample answers (default: 0, greedy)")
     add(
@@ -176,7 +175,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args.protocol = choose_protocol(args.protocol or ("lmms" if only_lmms else "paper"))
     if args.data is None:
         args.data = "hub" if only_lmms else "demo"
-    args.backend = choose("backend", args.backend, BACKENDS)
+    args.backend = choose("backend", args.backend, SCAN_BACKENDS)
     args.dtype = choose_dtype(args.dtype, DTYPES)
     args.quantize = args.quantize and choose("kind of quantized weights", args.quantize, QUANTIZED)
     args.style = args.style and choose("style", args.style, STYLES)

@@ -84,8 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not study.scale.lessons and where.here:
             text, count = commands(study, kept)
             folder.write("commands.sh", text)
-            print(f"{count} jobs are left: run {args.out / 'commands.sh'}, then this command again")
-            return 0
+            if count:
+                script = args.out / "commands.sh"
+                print(f"{count} jobs are left: run {script}, then this command again")
+                return 0
         run(study, args.workers, where, kept)
     page.write(records.read(kept), args.out / "STUDY.md")
     print(f"written to {args.out / 'STUDY.md'}, from {kept}")

@@ -316,7 +316,14 @@ def test_every_number_of_the_page_follows_from_its_records(tmp_path, monkeypatch
     assert rows["Row separators do not matter to Mamba on GQA."]["verdict"] == "not run yet"
     later = rows["Attention needs more updates than Mamba until it uses its picture."]
     assert (later["difference"], later["verdict"]) == ("+10.0", "held")
-    assert "attention finds the named one's sign better than Mamba by +" in text
+    sentence = next(line for line in text.splitlines() if "cells are finished" in line)
+    assert f"is read {found['difference']} points (" in sentence
+    hybrid = next(
+        row["difference"]
+        for row in tables_in(text)["Language models compared"]
+        if row["comparison"] == "hybrid - mamba" and row["outcome"] == "retrieval, k 8 and 16"
+    )
+    assert f") better by attention and {hybrid} points (" in sentence
 
 
 def test_the_committed_page_is_what_the_committed_records_give(tmp_path):
@@ -645,6 +652,15 @@ def test_a_labs_commands_are_whole(world, tmp_path, capsys):
             "--micro-batch=2",
         ]
         assert train.main([*flags, *small]) in (0, None)
+
+
+def test_a_labs_finished_study_is_kept_and_gets_its_page(world, tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(study, "commands", lambda *_: ("#!/bin/bash\n", 0))
+    monkeypatch.setattr(study, "run", lambda *arguments: ran.append(arguments))
+    out = tmp_path / "out"
+    assert study.main(["--scale", "paper", "--data", str(world), "--out", str(out)]) == 0
+    assert len(ran) == 1 and (out / "STUDY.md").is_file()
 
 
 def drop(arguments: list[str], *names: str) -> list[str]:

@@ -304,7 +304,7 @@ class MambaConfig(PretrainedConfig):
     (IAA, see models/language/adaptors.py), which learns in stage `adaptors`; adaptor_ends: whether
     these rows have an embedding, a last norm and an output head of their own too, as released.
     norm: of every block and the last one, "rms" as published or "layer" (with a bias).
-    scan_backend: "auto" or one of `selective_scan.BACKENDS`; changes speed, not results.
+    scan_backend: "auto" or one of `names.SCAN_BACKENDS`; changes speed, not results.
     Raises UserError for unknown names and impossible sizes.
     """
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from vlmamba_core.errors import unknown
 
+SCAN_BACKENDS = ("auto", "reference", "torch", "cpu", "cuda", "triton")
 QUANTIZED = ("int8", "int4")  # kinds of vlmamba.models.quantized
 SAME_DTYPE = (
     ("float32", "fp32", "f32", "float"),

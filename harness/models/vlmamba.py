@@ -38,7 +38,7 @@ from vlmamba.generation import Request as Question
 from vlmamba.image_layouts import WHOLE
 from vlmamba.models import products, quantized
 from vlmamba.models.language import LanguageModel
-from vlmamba.models.selective_scan import BACKENDS, resolve_backend, use_backend
+from vlmamba.models.selective_scan import resolve_backend, use_backend
 from vlmamba.weight_files import weights_sha256
 from vlmamba_core import names
 from vlmamba_core.errors import UserError
@@ -92,7 +92,7 @@ class VLMambaModel(EvalModel):
         seed: int = 0,
         quantize: str | None = None,
     ) -> None:
-        backend = names.choose("backend", backend, BACKENDS)
+        backend = names.choose("backend", backend, names.SCAN_BACKENDS)
         self.name, self.blind, self.batch_size = pretrained, blind, batch_size
         self.device = device if isinstance(device, torch.device) else choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)

@@ -3,11 +3,11 @@
     y, state = selective_scan(u, delta, A, B, C, D, z, delta_bias, lengths=lengths)
     y = selective_scan_step(state, u_t, delta_t, A, B_t, C_t, D, z_t, delta_bias)
 
-One meaning, five backends (`BACKENDS`); "auto" takes mamba-ssm on a GPU where it is installed, else
-the Triton kernels where they pass a small check on that GPU, the fused C++ kernel on a CPU that can
-build it, and vectorised PyTorch otherwise. All start from a given state, return the state after
-each row's own last token and treat the rest of the row as absent, which is what makes continued and
-right-padded sequences exact.
+One meaning, five backends (`names.SCAN_BACKENDS`); "auto" takes mamba-ssm on a GPU where it is
+installed, else the Triton kernels where they pass a small check on that GPU, the fused C++ kernel
+on a CPU that can build it, and vectorised PyTorch otherwise. All start from a given state, return
+the state after each row's own last token and treat the rest of the row as absent, which is what
+makes continued and right-padded sequences exact.
 
 Shapes: B batch, L steps, Di channels (d_inner), N states per channel, K convolution taps.
 Source: Gu and Dao, Mamba (arXiv:2312.00752), section 3 and algorithm 2.
@@ -30,9 +30,9 @@ from torch import Tensor
 
 from vlmamba.models.scan_backends.build import kernels
 from vlmamba_core.errors import UserError, unknown
+from vlmamba_core.names import SCAN_BACKENDS
 
-BACKENDS = ("auto", "reference", "torch", "cpu", "cuda", "triton")
-_MODULES = {name: name for name in BACKENDS[1:]} | {"torch": "torch_ops"}
+_MODULES = {name: name for name in SCAN_BACKENDS[1:]} | {"torch": "torch_ops"}
 _DEVICES = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda",)}  # the others run on any
 _default = "auto"
 
@@ -201,8 +201,8 @@ def causal_conv1d_step(
 def use_backend(name: str) -> Iterator[None]:
     """Let "auto" mean `name` inside the `with` block, in the whole process."""
     global _default
-    if name not in BACKENDS:
-        raise unknown("scan backend", name, BACKENDS)
+    if name not in SCAN_BACKENDS:
+        raise unknown("scan backend", name, SCAN_BACKENDS)
     before, _default = _default, name
     try:
         yield
@@ -222,8 +222,8 @@ def resolve_backend(name: str, device: torch.device | str) -> str:
 
 @functools.cache
 def _resolve(name: str, device_type: str) -> str:
-    if name not in BACKENDS:
-        raise unknown("scan backend", name, BACKENDS)
+    if name not in SCAN_BACKENDS:
+        raise unknown("scan backend", name, SCAN_BACKENDS)
     if name == "auto" and device_type == "cuda":
         return _fastest_on_a_gpu()
     if name == "auto":

@@ -1,6 +1,6 @@
 """The process in which one point is measured, so that nothing outlives its death.
 
-    python -m harness.speed.sweep.worker POINT_AS_JSON     # or: machine TERMS_AS_JSON
+    python -m harness.speed.sweep.worker POINT_AS_JSON     # or: machine SETTINGS_AS_JSON
 
 Prints one line of JSON: {"status", "detail", "result"}.  `harness.speed.sweep.lengths` starts it.
 """
