@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from harness.controlled.design import NANO, SCALES
 from harness.controlled.outcomes import Begin, Outcome, begins, question_values
 from harness.controlled.records import Records
 from harness.scoring.hierarchical import Drawn, hierarchical
@@ -49,7 +50,7 @@ def models(kept: Records, order: str | None = "") -> list[Model]:
 
 
 def _places(model: Model) -> tuple[int, int]:
-    known = ("mamba", "mamba2", "attention", "hybrid"), ("mlp", "vss_l2", "msc")
+    known = tuple(family.name for family in NANO), SCALES["demo"].connectors
     pairs = zip(known, model, strict=False)
     a, b = (names.index(name) if name in names else len(names) for names, name in pairs)
     return a, b
