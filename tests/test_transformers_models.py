@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,8 +55,11 @@ def demo_requests() -> list[Request]:
     return found
 
 
-def by_the_library(folder: Path, requests: list[Request]) -> list[str]:
-    """Each prompt alone through AutoProcessor and generate(), written without the harness."""
+def by_the_library(folder: Path, requests: list[Request], tag: str = "<image>") -> list[str]:
+    """Each prompt alone through AutoProcessor and generate(), written without the harness.
+
+    tag: of a picture, where there is no chat template.
+    """
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(folder)
     found = []
@@ -71,16 +76,16 @@ def by_the_library(folder: Path, requests: list[Request]) -> list[str]:
                 return_tensors="pt",
             )
         else:
-            inputs = processor(text="<image>" * len(images) + request.prompt, images=[images])
+            inputs = processor(text=tag * len(images) + request.prompt, images=[images])
             inputs = inputs.convert_to_tensors("pt")
-            inputs.pop("labels")
+            inputs.pop("labels", None)
         tokens = model.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)
         new = tokens[0, inputs["input_ids"].shape[1] :]
         found.append(processor.tokenizer.decode(new, skip_special_tokens=True).strip())
     return found
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "idefics3"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "idefics3", "mllama"])
 def test_answers_are_those_of_generate_one_at_a_time(family, folders, demo_requests):
     expected = by_the_library(folders[family], demo_requests)
     model = TransformersModel(str(folders[family]), batch_size=5)
@@ -108,6 +113,73 @@ def test_an_image_that_sees_the_question_is_found_and_read_each_time(folders, de
     assert all("logits differ" in reason for reason in model.reasons) and model.reasons
     assert model.template.name == "plain"
     assert Resumable(model).answer(pictures) == by_the_library(folders["paligemma"], pictures)
+
+
+def test_a_processor_that_places_pictures_itself_gets_no_tags(folders, demo_requests):
+    pictures = [request for request in demo_requests if len(request.pictures) == 1]
+    model = TransformersModel(str(folders["blip2"]), batch_size=5)
+    assert model.template.name == "plain"
+    answers = Resumable(model).answer(pictures)
+    assert answers == by_the_library(folders["blip2"], pictures, tag="")
+    assert len(set(answers)) > len(answers) // 2
+    first, *_ = model.prompt(pictures[0]).inputs["input_ids"].tolist()
+    assert first.count(model.model.config.image_token_id) == 4
+
+
+def test_what_the_processor_adds_on_its_own_is_its_own_affair(tmp_path, demo_requests):
+    """LFM2-VL's adds no special tokens by default: then neither the harness does."""
+    folder = tiny_vlms.save("llava", tmp_path / "llava")
+    model = TransformersModel(str(folder))
+    seen = []
+    inner = model.processor
+
+    class Watched:
+        def __call__(self, **given):
+            seen.append(given.get("add_special_tokens"))
+            return inner(**given)
+
+        def __getattr__(self, name):
+            return getattr(inner, name)
+
+    model.processor = Watched()
+    model.prompt(demo_requests[0])
+    model.processor.chat_template = inner.chat_template
+    model.template = replace(model.template, text="{{ '<bos>' }}" + model.template.text)
+    model.prompt(demo_requests[0])
+    assert seen == [None, False]
+
+
+@pytest.mark.parametrize("mode", [BATCHED, ALONE])
+def test_a_question_that_breaks_the_model_is_counted_and_the_others_are_answered(
+    folders, demo_requests, mode, monkeypatch
+):
+    asked = list({r.prompt: r for r in demo_requests if len(r.pictures) == 1}.values())[:6]
+    model = TransformersModel(str(folders["llava"]), batch_size=4, mode=mode)
+    expected = Resumable(model).answer(asked)
+    around = Resumable(TransformersModel(str(folders["llava"]), batch_size=4, mode=mode))
+    inner = around.model
+    broken = inner.prompt(asked[2]).question.tolist()
+    forward = type(inner.model).forward
+
+    @functools.wraps(forward)  # generate() looks at the arguments it takes
+    def fail(self, input_ids=None, **given):
+        for row in input_ids.tolist():
+            if any(row[at : at + len(broken)] == broken for at in range(len(row))):
+                raise RuntimeError("shape '[1, 42, 2, -1]' is invalid")
+        return forward(self, input_ids=input_ids, **given)
+
+    monkeypatch.setattr(type(inner.model), "forward", fail)
+    answers = around.answer(asked)
+    assert answers[2] is None, around.events
+    assert answers == [None if n == 2 else text for n, text in enumerate(expected)]
+    assert sum("not answered: RuntimeError: shape" in event for event in around.events) == 1
+
+
+def test_an_empty_stop_string_ends_nothing(folders, demo_requests):
+    plain = [replace(r, limits=Limits(4)) for r in demo_requests[:2]]
+    empty = [replace(r, limits=Limits(4, until=("", "\0"))) for r in demo_requests[:2]]
+    model = TransformersModel(str(folders["llava"]))
+    assert Resumable(model).answer(empty) == Resumable(model).answer(plain)
 
 
 def test_a_question_the_model_does_not_take_is_counted(folders, demo_requests):

@@ -1,6 +1,6 @@
 """Tiny transformers VLMs with random weights, saved as their authors' folders are: no network.
 
-folder = save("llava", tmp_path)      # llava, qwen2_vl, idefics3, paligemma
+folder = save("llava", tmp_path)      # llava, qwen2_vl, idefics3, paligemma, mllama, blip2
 """
 
 from __future__ import annotations
@@ -41,8 +41,11 @@ CHAT = (
 )
 
 
-def tokenizer(*special: str) -> hf.PreTrainedTokenizerFast:
-    """A byte-level BPE that puts BOS in front; `special` are tokens of their own."""
+def tokenizer(*special: str, **named: str) -> hf.PreTrainedTokenizerFast:
+    """A byte-level BPE that puts BOS in front; `special` are tokens of their own.
+
+    named: those that the tokenizer knows by a name, such as image_token.
+    """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -57,7 +60,11 @@ def tokenizer(*special: str) -> hf.PreTrainedTokenizerFast:
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, bpe.token_to_id(BOS))]
     )
     found = hf.PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token=BOS, eos_token=END, pad_token=PAD
+        tokenizer_object=bpe,
+        bos_token=BOS,
+        eos_token=END,
+        pad_token=PAD,
+        extra_special_tokens=named,
     )
     found.add_special_tokens({"additional_special_tokens": list(special)})
     return found
@@ -160,11 +167,79 @@ def paligemma() -> tuple[nn.Module, Any]:
     return hf.PaliGemmaForConditionalGeneration(config), processor
 
 
+def mllama() -> tuple[nn.Module, Any]:
+    """Llama-3.2-Vision: pictures are no part of the text, layers of their own look at them."""
+    words = tokenizer("<|image|>", image_token="<|image|>")
+    processor = hf.MllamaProcessor(
+        image_processor=hf.MllamaImageProcessor(
+            size={"height": SIZE, "width": SIZE}, max_image_tiles=2
+        ),
+        tokenizer=words,
+        chat_template=CHAT.replace("IMAGE", "<|image|>"),
+    )
+    config = hf.MllamaConfig(
+        vision_config={
+            "hidden_size": 24,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_global_layers": 1,
+            "attention_heads": 2,
+            "patch_size": 14,
+            "image_size": SIZE,
+            "max_num_tiles": 2,
+            "vision_output_dim": 48,
+            "intermediate_layers_indices": [0],
+            "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]],
+        },
+        text_config={
+            **TEXT,
+            "num_hidden_layers": 3,
+            "cross_attention_layers": [1],
+            "vocab_size": len(words),
+            "pad_token_id": words.pad_token_id,
+            "bos_token_id": words.bos_token_id,
+            "eos_token_id": words.eos_token_id,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+        image_token_index=words.convert_tokens_to_ids("<|image|>"),
+    )
+    return hf.MllamaForConditionalGeneration(config), processor
+
+
+def blip2() -> tuple[nn.Module, Any]:
+    """BLIP-2: its processor puts four image tokens in front of every text, whatever it says."""
+    words = tokenizer("<image>")
+    processor = hf.Blip2Processor(
+        image_processor=hf.BlipImageProcessor(size={"height": SIZE, "width": SIZE}),
+        tokenizer=words,
+        num_query_tokens=4,
+    )
+    config = hf.Blip2Config(
+        vision_config={**VISION, "image_size": SIZE},
+        qformer_config={**VISION, "encoder_hidden_size": 24, "vocab_size": 50},
+        text_config={
+            "model_type": "opt",
+            "hidden_size": 32,
+            "ffn_dim": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "vocab_size": len(words),
+            "word_embed_proj_dim": 32,
+            "max_position_embeddings": 512,
+        },
+        num_query_tokens=4,
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+    )
+    return hf.Blip2ForConditionalGeneration(config), processor
+
+
 FAMILIES: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "llava": llava,
     "qwen2_vl": qwen2_vl,
     "idefics3": idefics3,
     "paligemma": paligemma,
+    "mllama": mllama,
+    "blip2": blip2,
 }
 
 

@@ -14,10 +14,14 @@ PLACES = {
     "last": "{{ turn.text }}{{ '\n<image>' * (tags + turn.images) }}",
 }
 _OPENING = (
-    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] if messages[0]['content'] "
-    "is string else messages[0]['content'][0]['text'] }}{% set turns = messages[1:] %}"
+    "{% if messages[0]['role'] == 'system' %}{% if messages[0]['content'] is string %}"
+    "{{ messages[0]['content'] }}{% else %}{% for part in messages[0]['content'] %}"
+    "{{ part['text'] }}{% endfor %}{% endif %}{% set turns = messages[1:] %}"
     "{% else %}" + SYSTEM + "{% set turns = messages %}{% endif %}{{ ' ' }}"
     "{% for message in turns %}"
+    "{% if message['role'] not in ('user', 'assistant') %}"
+    "{{ raise_exception('a turn of ' ~ message['role'] ~ '; a conversation has turns of user and '"
+    " ~ 'assistant, and system may open it') }}{% endif %}"
     "{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
     "{% set turn = namespace(text='', images=0) %}"
     "{% if message['content'] is string %}{% set turn.text = message['content'] %}{% else %}"

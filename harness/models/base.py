@@ -96,12 +96,15 @@ class Sampling:
 class Limits:
     """How an answer is made: at most max_new_tokens, cut before the first of the stop strings.
 
-    sampling: None for greedy answers.
+    until: an empty one ends nothing, and is left out.  sampling: None for greedy answers.
     """
 
     max_new_tokens: int
     until: tuple[str, ...] = ()
     sampling: Sampling | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "until", tuple(stop for stop in self.until if stop))
 
 
 @dataclass(frozen=True)

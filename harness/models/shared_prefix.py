@@ -217,7 +217,9 @@ def batch_key(mode: str, prefix: Prefix, prompt: Prompt) -> Any:
     # a sliding window counts columns, so that padding would push real tokens out of it
     if mode == EQUAL or any(prefix.cache.layers.is_sliding):
         return prefix.tokens, len(prompt.question)
-    return bool(prefix.tokens)  # a cache without tokens cannot be joined to others
+    # a cache without tokens cannot be joined to others, nor rows of unlike numbers of pictures
+    # where layers keep those apart from the text
+    return bool(prefix.tokens), prefix.cache.lengths_apart
 
 
 def _first_tokens(prompt: Prompt) -> dict[str, Tensor]:

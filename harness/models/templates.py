@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from harness.models.base import Turn
 from vlmamba.processing import SYSTEM
 from vlmamba_core.errors import UserError, unknown
@@ -106,6 +108,23 @@ def choose(processor: Any, name: str | None) -> Template:
     if Path(name).is_file():
         return Template(Path(name).name, Path(name).read_text(encoding="utf-8"), chat=True)
     raise unknown("template", name, [CHAT, *NAMED])
+
+
+def places_pictures(processor: Any) -> bool:
+    """Whether the processor adds a picture's tokens itself, besides those that a text asks for.
+
+    BLIP-2's does: a tag in the text would stand for a picture that is not there.
+    """
+    tag = image_token(processor)
+    token = processor.tokenizer.convert_tokens_to_ids(tag)
+    counts = []
+    for text in ("a", f"{tag}a"):
+        try:
+            inputs = processor(text=[text], images=[[Image.new("RGB", (32, 32))]])
+        except Exception:  # whatever a processor says of a text without tags
+            return False
+        counts.append(list(inputs["input_ids"][0]).count(token))
+    return 0 < counts[0] < counts[1]
 
 
 def image_token(processor: Any) -> str:

@@ -53,7 +53,15 @@ from harness.models.shared_prefix import (
     Prompt,
     SharedPrefix,
 )
-from harness.models.transformers_batches import DECODE, READING, FirstToken, Stops, Waiting
+from harness.models.transformers_batches import (
+    DECODE,
+    NOT_TAKEN,
+    READING,
+    FirstToken,
+    Stops,
+    Waiting,
+    why_not,
+)
 from harness.models.vlmamba import choose_device, choose_dtype
 from vlmamba.processing import tokens_behind
 from vlmamba.weight_files import weights_sha256
@@ -70,8 +78,6 @@ OTHER_RULES = (
     *("encoder_no_repeat_ngram_size", "watermarking_config", "stop_strings", "max_time"),
     *("prompt_lookup_num_tokens", "remove_invalid_values", "cache_implementation"),
 )
-# What a processor raises for a request that this model does not take
-NOT_TAKEN = (ValueError, TypeError, IndexError, KeyError)
 
 
 def load(name: str, options: ModelOptions) -> EvalModel:
@@ -195,14 +201,17 @@ class TransformersModel(EvalModel):
         """What the model reads. Raises one of NOT_TAKEN for a request that it does not take."""
         token = templates.image_token(self.processor)
         question = request.prompt.replace(token, "")  # a question cannot bring pictures along
-        text = self.template.render(self.processor, question, len(request.pictures), request.before)
+        tags = 0 if self._places_pictures else len(request.pictures)
+        text = self.template.render(self.processor, question, tags, request.before)
         bos = self.processor.tokenizer.bos_token
+        # what a processor adds on its own is its affair, but not a second opening token
+        opened = {"add_special_tokens": False} if bos and text.startswith(bos) else {}
         images = [picture.image.convert("RGB") for picture in request.pictures]
         inputs = self.processor(
             text=[text],
             images=[images] if images else None,
             return_tensors="pt",
-            add_special_tokens=not (bos and text.startswith(bos)),
+            **opened,
         ).to(self.device, self.dtype)
         found = {name: value for name, value in inputs.items() if name != "labels"}
         return Prompt(found, self._shared_tokens(found["input_ids"][0]) if images else 0)
@@ -249,16 +258,17 @@ class TransformersModel(EvalModel):
             try:
                 with self.timed(PROCESSOR):
                     prompt = self.prompt(request)
+                if request.continuation is None:
+                    answer = self.text(self._drawn(prompt, request))
+                else:
+                    ids = tokens_behind(self.processor.tokenizer, request.continuation)
+                    with self.timed(READING):
+                        found = log_probability(self.model, prompt.inputs, ids)
+                    answer = likelihood_text(*found)
             except NOT_TAKEN as error:
-                on_done(index, None, f"{type(error).__name__}: {one_line(str(error))[:300]}")
+                on_done(index, None, why_not(error))
                 continue
-            if request.continuation is None:
-                on_done(index, self.text(self._drawn(prompt, request)))
-            else:
-                ids = tokens_behind(self.processor.tokenizer, request.continuation)
-                with self.timed(READING):
-                    found = log_probability(self.model, prompt.inputs, ids)
-                on_done(index, likelihood_text(*found))
+            on_done(index, answer)
 
     def _greedy(self, prompt: Prompt, request: Request) -> list[int]:
         return self.alone(prompt, request.limits)
@@ -279,6 +289,11 @@ class TransformersModel(EvalModel):
             **prompt.inputs, **GREEDY, max_new_tokens=new_tokens, min_new_tokens=new_tokens
         )
         return new_tokens
+
+    @functools.cached_property
+    def _places_pictures(self) -> bool:
+        """Whether image tokens come from the processor alone, whatever the prompt says."""
+        return not self.template.chat and templates.places_pictures(self.processor)
 
     @functools.cached_property
     def ends(self) -> frozenset[int]:
@@ -304,16 +319,19 @@ class TransformersModel(EvalModel):
                         prompt = self.prompt(requests[index])
                     if self.mode == ALONE:
                         alone = self._drawn if self.temperature else self._greedy
-                        on_done(index, self.text(alone(prompt, requests[index])))
-                        continue
-                    shared = prompt.ids[: prompt.shared]
-                    if prefix is None or first is None or not torch.equal(first, shared):
-                        with self.timed(READING):
-                            prefix, first = self.decoder.prefill(prompt), shared
+                        answer = self.text(alone(prompt, requests[index]))
+                    else:
+                        shared = prompt.ids[: prompt.shared]
+                        if prefix is None or first is None or not torch.equal(first, shared):
+                            with self.timed(READING):
+                                prefix, first = self.decoder.prefill(prompt), shared
                 except NOT_TAKEN as error:
-                    on_done(index, None, f"{type(error).__name__}: {one_line(str(error))[:300]}")
+                    on_done(index, None, why_not(error))
                     continue
-                waiting.add(index, prompt, prefix, requests[index].seed(self.seed))
+                if self.mode == ALONE:
+                    on_done(index, answer)
+                else:
+                    waiting.add(index, prompt, prefix, requests[index].seed(self.seed))
 
     def _shared_tokens(self, ids: Tensor) -> int:
         """How many tokens stand up to the last image token; 0 where there is none."""

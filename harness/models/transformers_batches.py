@@ -15,8 +15,10 @@ from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor, StoppingCriteria
 
 from harness.models.base import Limits, OnDone
+from harness.models.resumable import is_out_of_memory
 from harness.models.shared_prefix import Batch, Prefix, Prompt, batch_key
 from vlmamba.generation import Sampler
+from vlmamba_core.errors import one_line
 
 if TYPE_CHECKING:
     from harness.models.transformers import TransformersModel
@@ -24,6 +26,17 @@ if TYPE_CHECKING:
 
 # Where time goes: a library's model encodes pictures within the forward that reads the prompt
 READING, DECODE = "encode_prefill", "decode"
+
+
+# What a processor or a model raises for a request that it does not take
+NOT_TAKEN = (ValueError, TypeError, IndexError, KeyError, RuntimeError)
+
+
+def why_not(error: Exception) -> str:
+    """What to say of a request that was not taken. Raises the error where memory ran out."""
+    if is_out_of_memory(error):
+        raise error
+    return f"{type(error).__name__}: {one_line(str(error))[:300]}"
 
 
 class Row(NamedTuple):
@@ -61,7 +74,24 @@ class Waiting:
             self._decode(self._rows.pop(next(iter(self._rows))))
 
     def _decode(self, rows: list[Row]) -> None:
-        """The tokens of a batch; rows that have ended leave it once half of them have."""
+        """Answer a batch; where the model fails on it, each of its questions alone."""
+        open_ = {row.number for row in rows}
+        try:
+            self._decode_together(rows, open_)
+        except NOT_TAKEN as error:
+            reason = why_not(error)
+            if len(rows) == 1:
+                self._on_done(rows[0].number, None, reason)
+                return
+            for row in rows:
+                if row.number in open_:
+                    self._decode([row])
+
+    def _decode_together(self, rows: list[Row], open_: set[int]) -> None:
+        """The tokens of a batch; rows that have ended leave it once half of them have.
+
+        open_: numbers of the questions without an answer, which leave it with theirs.
+        """
         model = self._model
         with model.timed(READING):
             batch = model.decoder.start([r.prefix for r in rows], [r.prompt.question for r in rows])
@@ -80,6 +110,7 @@ class Waiting:
                 tokens[row].append(chosen[place])
                 if self._is_end(tokens[row]):
                     ended.add(row)
+                    open_.remove(rows[row].number)
                     self._on_done(rows[row].number, model.text(tokens[row]))
             if len(ended) == len(rows):
                 return

@@ -146,6 +146,12 @@ class WrappedCache(Cache):
         """Columns consumed so far, padding included."""
         return self.mask.shape[1]
 
+    @property
+    def lengths_apart(self) -> tuple[int, ...]:
+        """Lengths of what layers keep besides the text's columns: keys of pictures, windows."""
+        kept = (x.shape[2] for _, name, x in _tensors(self.layers) if name == "keys")
+        return tuple(length for length in kept if length != self.mask.shape[1])
+
     def _pad_left(self, columns: int) -> None:
         missing = columns - self.mask.shape[1]
         if not missing:
@@ -153,7 +159,7 @@ class WrappedCache(Cache):
         if any(self.layers.is_sliding):
             raise UserError("rows of different lengths cannot be joined under a sliding window")
         for holder, name, tensor in _tensors(self.layers):
-            if name in ("keys", "values"):
+            if name in ("keys", "values") and tensor.shape[2] == self.mask.shape[1]:
                 _set(holder, name, nn.functional.pad(tensor, (0, 0, missing, 0)))
         self.mask = nn.functional.pad(self.mask, (missing, 0))
 
