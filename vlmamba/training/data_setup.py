@@ -162,7 +162,13 @@ def index_once(
             template = settings["template"]
             count = partial(processor.text_lengths, template=template)
             found = llava.index_samples(
-                file, plan.args.images, tokens, strict, template=template, count=count
+                file,
+                plan.args.images,
+                tokens,
+                strict,
+                template=template,
+                count=count,
+                drop_repetitive=plan.args.drop_repetitive,
             )
             # workers are forked now, which a tokenizer that has used threads complains about
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
