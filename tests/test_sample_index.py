@@ -95,12 +95,14 @@ def test_one_process_alone_looks_for_the_images(world, monkeypatch):
     assert len(looks.read_text().split()) == 12
 
 
-def test_a_resumed_run_keeps_its_samples(world, capsys):
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_resumed_run_keeps_its_samples(cached, world, capsys):
     """An image that came or went meanwhile changes no order; one that went is counted."""
     images = world / "images"
+    more = ["--features-cache", str(world / "cache")] if cached else []
 
     def run(steps: int, resume: str) -> str:
-        arguments = ["--preset", PRESET, *flags(world, world / "o", steps=steps)]
+        arguments = ["--preset", PRESET, *flags(world, world / "o", steps=steps), *more]
         assert train.main([*arguments, "--resume", resume]) == 0
         return capsys.readouterr().out
 
