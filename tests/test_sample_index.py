@@ -117,6 +117,24 @@ def test_a_resumed_run_keeps_its_samples(cached, world, capsys):
     assert trainer_state.checkpoints(world / "o")[-1].name == "step-00000006"
 
 
+def test_two_processes_count_what_is_cut_and_left_out_as_one_does(world):
+    """Broken pictures, which the index does not see, and answers longer than --max-length."""
+    for number in (2, 3):
+        (world / "images" / f"{number}.png").write_bytes(b"no picture")
+    records = json.loads((world / "data.json").read_text())
+    for record in records[4:]:
+        record["conversations"][1]["value"] = "a cat " * 60
+    write(world, records)
+    changes = {"steps": 3, "micro_batch": 1, "max_length": 150}
+    one, two = (["--preset", PRESET, *flags(world, world / out, **changes)] for out in "ab")
+    assert train.main(one) == 0
+    train_in_two_processes("ddp", *two)
+    a, b = (json.loads((world / out / "summary.json").read_text()) for out in "ab")
+    assert a["skipped"] == {"broken image file": 6} and a["truncated"] == 4
+    del a["seconds"], b["seconds"]
+    assert a == b
+
+
 def test_a_data_file_prints_nothing_at_exit(tmp_path):
     """However late it goes: here after the modules that it needs."""
     path = write(tmp_path, [{"conversations": conversation("hi")}])
