@@ -33,6 +33,7 @@ from torch import nn
 from tqdm import tqdm
 
 from vlmamba.data.collate import Batch, MicroBatches
+from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.data.examples import ConversationExamples, Examples
 from vlmamba.data.sampler import micro_batches
 from vlmamba.training import trainer_state
@@ -111,15 +112,24 @@ def _batches(
 
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
-    """All else stays in training mode, in which logits are made where there are labels only."""
-    active = [m for m in model.modules() if isinstance(m, nn.Dropout) and m.training]
-    for module in active:
-        module.eval()
+    """All parts in evaluation mode: many ask it of themselves, and call a function for dropout.
+
+    The whole stays in training mode, in which no logits are made where there are labels.
+    """
+    parts = [part for whole in _wholes(model) for part in whole.modules() if part is not whole]
+    active = [part for part in parts if part.training]
+    for part in active:
+        part.training = False  # not eval(): it would change all that is below as well
     try:
         yield
     finally:
-        for module in active:
-            module.train()
+        for part in active:
+            part.training = True
+
+
+def _wholes(model: nn.Module) -> list[nn.Module]:
+    """The model inside what processes wrap around it, or else what was given."""
+    return [m for m in model.modules() if isinstance(m, VLMambaForConditionalGeneration)] or [model]
 
 
 def benchmark(
