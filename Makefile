@@ -73,7 +73,7 @@ demo-model: install
 	$(TRAIN) --stage text --data $(DEMO_DATA)/text.txt --out $(DEMO_OUT)/text \
 	  --tokenizer-data $(DEMO_DATA)/text.txt $(DEMO_DATA)/dialogue.json
 	$(TRAIN) --stage dialogue --data $(DEMO_DATA)/dialogue.json --out $(DEMO_OUT)/dialogue \
-	  --init $(DEMO_OUT)/text/final --save-every 300 --set keep=3
+	  --init $(DEMO_OUT)/text/final --save-every 300 --keep 3
 	$(TRAIN) --stage text --data $(DEMO_DATA)/near.txt --out $(DEMO_OUT)/near \
 	  --init $(DEMO_OUT)/dialogue/checkpoints/step-00000600 --steps 240 $(LINES)
 	$(TRAIN) --stage text --data $(DEMO_DATA)/far.txt --out $(DEMO_OUT)/far \

@@ -11,6 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 from test_generation import picture
+from test_validation import own_loss
 from torch import nn
 
 from harness.models.vlmamba import VLMambaModel
@@ -150,6 +151,22 @@ def test_a_resumed_run_takes_the_steps_of_an_uninterrupted_one(packed, tmp_path)
     assert train.main([*shared, "--out", str(out), "--resume", "auto"]) == 0
     again = checkpoints.load(str(out / "final"))[0].state_dict()
     assert all(torch.equal(weight, again[name]) for name, weight in whole.items())
+
+
+def test_validation_has_no_dropout_and_changes_nothing_of_the_training(packed, tmp_path):
+    shared = [*conversations(tmp_path), "--stage", "finetune", "--init", packed, "--lora", "4"]
+    shared += ["--lora-dropout", "0.5", "--lr", "0.02", "--batch-size", "2", "--micro-batch", "2"]
+    shared += ["--steps", "4"]
+    (tmp_path / "images").mkdir()  # as `own_loss` has them
+    shutil.copy(tmp_path / "a.png", tmp_path / "images")
+    held_out = str(shutil.copy(tmp_path / "data.json", tmp_path / "held_out.json"))
+    assert train.main([*shared, "--out", str(tmp_path / "plain")]) == 0
+    seen = [*shared, "--out", str(tmp_path / "seen"), "--eval-data", held_out, "--eval-every", "1"]
+    assert train.main(seen) == 0
+    assert losses(tmp_path / "seen") == losses(tmp_path / "plain")
+    measured = json.loads((tmp_path / "seen" / "train.jsonl").read_text().splitlines()[-1])
+    expected = own_loss(tmp_path / "seen" / "final", tmp_path)
+    assert measured["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_the_estimate_counts(packed):

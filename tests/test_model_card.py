@@ -52,13 +52,44 @@ def test_a_card_says_how_the_weights_were_trained(model, tmp_path):
         "| stage | finetune |",
         "| started from | final |",
         r"| data | a\|b.json |",
-        "| SHA-256 of the data, first 16 digits | 0123456789abcdef |",
+        "| BLAKE2b of the data, first 16 digits | 0123456789abcdef |",
         "| lr | 2e-05 |",
         "| packages: torch | 2.15 |",
     ):
         assert line in text.splitlines()
     assert "somebody" not in card and "| lora |" not in card
     assert "## Scores" in text
+
+
+def test_a_card_names_folders_without_where_they_are(model, tmp_path):
+    """Hub ids, names and what lies beside a path stay as they are."""
+    model.config.language_model_id = "/home/somebody/language model@main"
+    model.config.vision_model_id = "org/encoder,/home/somebody/other"
+    run = {
+        "stage": "finetune",
+        "init": "/home/somebody/pretrain/final/",
+        "preset": "hf:/home/somebody/pythia@main+clip-l-336+mlp",
+        "recipe": "/home/somebody/recipes/mine.toml",
+        "hyperparameters": {"teacher": "/home/somebody/teacher", "lora_targets": "in_proj,x_proj"},
+    }
+    model_card.write_card(tmp_path / "a", model.config, run)
+    lines = (tmp_path / "a" / "README.md").read_text().splitlines()
+    assert "somebody" not in "".join(lines)
+    for line in (
+        "| language model | language model@main |",
+        "| vision encoder | org/encoder,other |",
+        "| started from | final |",
+        "| preset | hf:pythia@main+clip-l-336+mlp |",
+        "| recipe | mine.toml |",
+        "| teacher | teacher |",
+        "| lora_targets | in_proj,x_proj |",
+    ):
+        assert line in lines
+    hub = {"init": "org/start", "preset": "hf:org/name@main+mlp", "recipe": "llava-1.5"}
+    model_card.write_card(tmp_path / "b", model.config, hub)
+    text = (tmp_path / "b" / "README.md").read_text()
+    assert "| org/start |" in text and "| hf:org/name@main+mlp |" in text
+    assert "| llava-1.5 |" in text
 
 
 def test_a_card_goes_along_from_folder_to_folder(model, tmp_path):

@@ -34,6 +34,8 @@ from harness.runs import store
 from harness.speed.sweep import lengths, measure
 from vlmamba import ask, experts, quantize, serve, train
 from vlmamba.demo import __main__ as demo_data
+from vlmamba.training.arguments import RunArguments
+from vlmamba.training.plan import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN_PICTURES = ROOT / "docs" / "how-to" / "own-pictures.md"
@@ -268,6 +270,33 @@ def test_the_readme_has_commands_and_each_make_target_exists():
     targets = re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     named = [word for c in commands() if c.startswith("make ") for word in c.split()[1:]]
     assert set(named) <= set(targets)
+
+
+def commands_of_make(target: str) -> list[list[str]]:
+    """What `make -n` would run for a target: the words after `python -m`."""
+    environment = {k: v for k, v in os.environ.items() if k != "MAKEFLAGS"}
+    shown = subprocess.run(
+        ["make", "-n", target],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    lines = shown.stdout.replace("\\\n", " ").splitlines()
+    return [shlex.split(line.split(" -m ", 1)[1]) for line in lines if "/python -m " in line]
+
+
+def test_make_trains_the_demo_model_with_flags_and_fields_that_there_are():
+    """Each training's plan, of its flags, its recipe and the configuration that --set changes."""
+    trainings = 0
+    for module, *words in commands_of_make("demo-model"):
+        if module == "vlmamba.train":
+            resolve(*RunArguments.parse(words, train.__doc__))
+            trainings += 1
+        elif module != "pip":
+            HOW[module](words)
+    assert trainings == 9
 
 
 def test_help_of_every_command_shows_examples():

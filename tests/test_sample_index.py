@@ -95,12 +95,14 @@ def test_one_process_alone_looks_for_the_images(world, monkeypatch):
     assert len(looks.read_text().split()) == 12
 
 
-def test_a_resumed_run_keeps_its_samples(world, capsys):
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_resumed_run_keeps_its_samples(cached, world, capsys):
     """An image that came or went meanwhile changes no order; one that went is counted."""
     images = world / "images"
+    more = ["--features-cache", str(world / "cache")] if cached else []
 
     def run(steps: int, resume: str) -> str:
-        arguments = ["--preset", PRESET, *flags(world, world / "o", steps=steps)]
+        arguments = ["--preset", PRESET, *flags(world, world / "o", steps=steps), *more]
         assert train.main([*arguments, "--resume", resume]) == 0
         return capsys.readouterr().out
 
@@ -113,6 +115,24 @@ def test_a_resumed_run_keeps_its_samples(world, capsys):
     summary = json.loads((world / "o" / "summary.json").read_text())
     assert summary["skipped"]["missing image file"] == 3
     assert trainer_state.checkpoints(world / "o")[-1].name == "step-00000006"
+
+
+def test_two_processes_count_what_is_cut_and_left_out_as_one_does(world):
+    """Broken pictures, which the index does not see, and answers longer than --max-length."""
+    for number in (2, 3):
+        (world / "images" / f"{number}.png").write_bytes(b"no picture")
+    records = json.loads((world / "data.json").read_text())
+    for record in records[4:]:
+        record["conversations"][1]["value"] = "a cat " * 60
+    write(world, records)
+    changes = {"steps": 3, "micro_batch": 1, "max_length": 150}
+    one, two = (["--preset", PRESET, *flags(world, world / out, **changes)] for out in "ab")
+    assert train.main(one) == 0
+    train_in_two_processes("ddp", *two)
+    a, b = (json.loads((world / out / "summary.json").read_text()) for out in "ab")
+    assert a["skipped"] == {"broken image file": 6} and a["truncated"] == 4
+    del a["seconds"], b["seconds"]
+    assert a == b
 
 
 def test_a_data_file_prints_nothing_at_exit(tmp_path):

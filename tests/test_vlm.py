@@ -125,6 +125,23 @@ def test_a_piece_that_is_all_padding_leaves_a_row_as_it_is(model, backend, start
             assert torch.allclose(after[row], alone, atol=1e-5)
 
 
+@torch.no_grad()
+def test_a_loss_does_not_depend_on_where_padding_is(model):
+    """Each label is predicted from the real token before it, wherever that stands."""
+    ids = torch.randint(2, 300, (1, 6))
+    alone = model(ids, labels=ids).loss
+    for real in (
+        [1, 1, 1, 1, 1, 1, 0, 0, 0],
+        [0, 0, 0, 1, 1, 1, 1, 1, 1],
+        [0, 1, 1, 0, 1, 1, 0, 1, 1],
+    ):
+        mask = torch.tensor([real])
+        padded, labels = torch.full((1, 9), 3), torch.full((1, 9), -100)
+        padded[mask != 0], labels[mask != 0] = ids[0], ids[0]
+        loss = model(padded, attention_mask=mask, labels=labels).loss
+        torch.testing.assert_close(loss, alone, atol=1e-5, rtol=1e-5)
+
+
 def test_images_and_their_tokens_must_agree(model, processor):
     inputs = batch(processor, ["What?"])
     with pytest.raises(ValueError, match="4 image tokens but 2 images of 4 tokens"):

@@ -16,6 +16,7 @@ from vlmamba.models.language import WrappedLM
 from vlmamba.models.language.wrapped import shrunk
 from vlmamba.models.quantized import QuantizedLinear, quantize
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
+from vlmamba.training.evaluation import without_dropout
 from vlmamba_core.errors import UserError
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 64, "num_attention_heads": 4}
@@ -285,3 +286,20 @@ def test_the_head_of_a_quantized_model_is_quantized_too(name):
     got = model.head(hidden)
     assert not torch.equal(got, want)
     torch.testing.assert_close(got, want, rtol=0.05, atol=0.05 * float(want.abs().max()))
+
+
+@torch.no_grad()
+def test_validation_switches_off_dropout_that_is_no_module():
+    """Attention's is an argument of a function, by whether the layer is in training mode."""
+    text = AutoConfig.for_model("llama", **FAMILIES["llama"], attention_dropout=0.5)
+    config = VLMambaConfig(text_config=text, vision_config=dict(TINY_CLIP))
+    model = VLMambaForConditionalGeneration(config).train()
+    ids = torch.randint(2, 64, (2, 10))
+    state = torch.get_rng_state()
+    with without_dropout(model):
+        output = model(input_ids=ids, labels=ids)
+        assert output.logits is None  # as in training, where nobody needs them
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in model.modules())
+    assert model(input_ids=ids, labels=ids).loss != output.loss
+    torch.testing.assert_close(model.eval()(input_ids=ids, labels=ids).loss, output.loss)

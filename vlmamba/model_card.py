@@ -122,29 +122,41 @@ def write_card(folder: str | Path, config: Any, training: Mapping[str, Any] | No
 
 
 def _rows(told: Mapping[str, Any]) -> str:
-    """Lines of a Markdown table; what comes from a command line cannot end a cell."""
-    return "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in told.items())
+    """Lines of a Markdown table; what comes from a command line cannot end a cell.
+
+    Of a folder they have the name: where it lies is nobody else's business.
+    """
+    return "\n".join(
+        f"| {_cell(name)} | {_cell(_without_folders(str(value)))} |" for name, value in told.items()
+    )
 
 
 def _cell(value: object) -> str:
     return " ".join(str(value).replace("|", "\\|").split())
 
 
+def _without_folders(text: str) -> str:
+    """A value with names in place of absolute paths: `hf:/home/me/llm+mlp` -> `hf:llm+mlp`.
+
+    A preset's parts are parted by `+`, encoders by `,`; neither has them inside.
+    """
+    return re.sub(r"(?:^|(?<=[:+,]))/[^+,]*", lambda path: Path(path[0]).name, text)
+
+
 def _training(run: Mapping[str, Any]) -> str:
     """The card's part on how the weights were trained: data, recipe, settings.
 
-    Of a data file the name and digest: its folder is nobody else's business.
+    Of a data file the name and digest.
     """
     files = [Path(path).name for path in run.get("data") or ()]
     digests = [str(digest)[:16] for digest in run.get("data_digests") or ()]
-    start = run.get("init")
     told = {
         "stage": run.get("stage"),
-        "started from": Path(start).name if start and Path(start).is_absolute() else start,
+        "started from": run.get("init"),
         "preset": run.get("preset"),
         "recipe": run.get("recipe"),
         "data": ", ".join(files),
-        "SHA-256 of the data, first 16 digits": ", ".join(digests),
+        "BLAKE2b of the data, first 16 digits": ", ".join(digests),
         **{f"packages: {name}": version for name, version in (run.get("packages") or {}).items()},
         **(run.get("hyperparameters") or {}),
     }

@@ -1,3 +1,12 @@
+"""What every command shares: its parser, and how it ends.
+
+    @cli
+    def main(argv: Sequence[str] | None = None) -> int | None:
+        args = Parser(prog="python -m harness.score", description=__doc__).parse_args(argv)
+
+A mistake of the user's is one line and exit code 2, without a traceback; so is a full disk.
+"""
+
 from __future__ import annotations
 
 import argparse

@@ -221,8 +221,11 @@ def fill_cache(
     processor: Any,
     batch_size: int = 32,
 ) -> int:
-    """Encode every image that the cache lacks; returns how many were broken and left out."""
-    names = list(dict.fromkeys(images))
+    """Encode every image that the cache lacks; returns how many were broken and left out.
+
+    A missing file is neither: whoever loads it gets SampleError, as without a cache.
+    """
+    names = [name for name in dict.fromkeys(images) if _is_there(cache, name)]
     with cache.writing():
         if damaged := cache.drop_damaged(names):
             tqdm.write(f"{damaged} damaged entries of {cache.folder} are encoded anew")
@@ -251,6 +254,14 @@ def _missing(cache: FeatureCache, images: Iterable[str]) -> Iterator[str]:
         if cache.row(image) is None and (key := int(image_key(cache.images, image))) not in seen:
             seen.add(key)
             yield image
+
+
+def _is_there(cache: FeatureCache, image: str) -> bool:
+    try:
+        image_key(cache.images, image)
+    except SampleError:
+        return False
+    return True
 
 
 def _try_open(cache: FeatureCache, image: str) -> Any:

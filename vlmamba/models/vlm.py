@@ -305,7 +305,9 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         collected: list[Tensor] | None = None if output_hidden_states in (None, False) else []
         hidden, state = self._run(inputs_embeds, attention_mask, cache_params, collected)
 
-        loss = None if labels is None else self._loss(hidden, labels, num_items_in_batch)
+        loss = None
+        if labels is not None:
+            loss = self._loss(hidden, labels, attention_mask, num_items_in_batch)
         logits = None
         if labels is None or not self.training or output_logits:
             logits = self._logits(_keep(hidden, attention_mask, logits_to_keep))
@@ -358,14 +360,26 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
             return self.language_model.head(hidden[:, 0]).float().unsqueeze(1)
         return self.language_model.head(hidden).float()
 
-    def _loss(self, hidden: Tensor, labels: Tensor, items: Tensor | int | None) -> Tensor:
+    def _loss(
+        self, hidden: Tensor, labels: Tensor, mask: Tensor | None, items: Tensor | int | None
+    ) -> Tensor:
         """Mean cross-entropy over supervised tokens; logits are made at their positions only.
 
+        A label is predicted from the real token before it, also where padding stands between: what
+        comes out at padding has seen the whole row (`_run`).  A row's first token has none before
+        it and is not supervised, padded or not.
         items: what the sum is divided by, in place of the number of these tokens.
         """
         targets = labels[:, 1:]
         supervised = targets != -100
-        logits = self.language_model.head(hidden[:, :-1][supervised]).float()
+        if mask is None:
+            before = hidden[:, :-1][supervised]
+        else:
+            places = torch.arange(targets.shape[1], device=targets.device)
+            last = torch.where(mask[:, :-1] != 0, places, -1).cummax(dim=1).values
+            supervised = supervised & (last >= 0)
+            before = hidden[supervised.nonzero(as_tuple=True)[0], last[supervised]]
+        logits = self.language_model.head(before).float()
         total, count = F.cross_entropy(logits, targets[supervised], reduction="sum"), len(logits)
         if (added := self.language_model.auxiliary_loss()) is not None:
             total = total + count * added

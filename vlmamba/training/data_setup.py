@@ -82,7 +82,10 @@ def one_file(plan: Plan) -> Path:
 
 
 def held_out(plan: Plan, model: Any, processor: Any, accelerator: Accelerator) -> Evaluation | None:
-    """What --eval-data and --eval-command measure; None where neither is asked for."""
+    """What --eval-data and --eval-command measure; None where neither is asked for.
+
+    --drop-repetitive and --jpeg-augmentation are of the training's samples alone.
+    """
     args = plan.args
     if not (args.eval_data or args.eval_command):
         return None
@@ -92,9 +95,12 @@ def held_out(plan: Plan, model: Any, processor: Any, accelerator: Accelerator) -
         if accelerator.is_main_process:
             home.mkdir(exist_ok=True)
         images = args.eval_images or args.images
-        of_eval = replace(plan, args=replace(args, data=args.eval_data, images=images, out=home))
+        # what alters or thins out training is not for what it is measured on
+        as_they_are = replace(args, drop_repetitive=False, jpeg_augmentation=False)
+        of_eval = replace(as_they_are, data=args.eval_data, images=images, out=home)
         digests = data_digests(args.eval_data, accelerator)
-        examples = build_examples(of_eval, model, processor, accelerator, digests, resuming=False)
+        held = replace(plan, args=of_eval)
+        examples = build_examples(held, model, processor, accelerator, digests, resuming=False)
     shown = None
     if args.eval_other_pictures:
         if not isinstance(examples, ConversationExamples):
@@ -162,7 +168,13 @@ def index_once(
             template = settings["template"]
             count = partial(processor.text_lengths, template=template)
             found = llava.index_samples(
-                file, plan.args.images, tokens, strict, template=template, count=count
+                file,
+                plan.args.images,
+                tokens,
+                strict,
+                template=template,
+                count=count,
+                drop_repetitive=plan.args.drop_repetitive,
             )
             # workers are forked now, which a tokenizer that has used threads complains about
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

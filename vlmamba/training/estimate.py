@@ -5,12 +5,12 @@
 
 Parameters are counted on the model itself, built on the meta device (no memory).  FLOPs and
 memory are bounds for sequences of `max_length` tokens, one image each (as many tiles as its layout
-may give): a multiply-add is two
-FLOPs; a backward pass costs twice the forward, or once where the weights are frozen; gradient
-checkpointing adds one forward.  Memory is the highest of an update's moments: weights and AdamW's
-moments are always there; what the backward pass keeps is at its most where the loss is made, when
-gradients exist only if another micro-batch came before; all gradients exist at the end.  Allocator
-and communication buffers come on top, on a CPU some 1 GiB of Python and its libraries.
+may give): a multiply-add is two FLOPs; a backward pass costs twice the forward, or once where the
+weights are frozen; gradient checkpointing adds one forward.  Memory is the highest of an update's
+moments: weights and AdamW's moments are always there; what the backward pass keeps is at its most
+where the loss is made, when gradients exist only if another micro-batch came before; all gradients
+exist at the end.  Allocator and communication buffers come on top, on a CPU some 1 GiB of Python
+and its libraries.
 """
 
 from __future__ import annotations

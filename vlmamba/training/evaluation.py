@@ -12,12 +12,10 @@ what is trained: no update, no dropout, no random number.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,12 +33,13 @@ from tqdm import tqdm
 from vlmamba.data.collate import Batch, MicroBatches
 from vlmamba.data.examples import ConversationExamples, Examples
 from vlmamba.data.sampler import micro_batches
+from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.training import trainer_state
 from vlmamba.training.objectives import Objective
 from vlmamba.training.recipe import Hyperparameters
+from vlmamba_core import processes
 from vlmamba_core.errors import UserError
 
-PR_SET_PDEATHSIG = 1  # Linux, prctl(2): the signal that a process gets when its parent dies
 # How a launcher tells its processes of each other; a command of its own is not one of them
 OF_A_LAUNCHER = (
     *("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_"),
@@ -111,15 +110,24 @@ def _batches(
 
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
-    """All else stays in training mode, in which logits are made where there are labels only."""
-    active = [m for m in model.modules() if isinstance(m, nn.Dropout) and m.training]
-    for module in active:
-        module.eval()
+    """All parts in evaluation mode: many ask it of themselves, and call a function for dropout.
+
+    The whole stays in training mode, in which no logits are made where there are labels.
+    """
+    parts = [part for whole in _wholes(model) for part in whole.modules() if part is not whole]
+    active = [part for part in parts if part.training]
+    for part in active:
+        part.training = False  # not eval(): it would change all that is below as well
     try:
         yield
     finally:
-        for module in active:
-            module.train()
+        for part in active:
+            part.training = True
+
+
+def _wholes(model: nn.Module) -> list[nn.Module]:
+    """The model inside what processes wrap around it, or else what was given."""
+    return [m for m in model.modules() if isinstance(m, VLMambaForConditionalGeneration)] or [model]
 
 
 def benchmark(
@@ -146,8 +154,9 @@ def benchmark(
     if accelerator.is_main_process:
         call = [*split_command(command), "--model", str(folder), "--out", str(place)]
         with place.with_suffix(".log").open("wb") as log:
-            code = _run(call, stdout=log, stderr=subprocess.STDOUT)
-        scores = _scores(place / "record.json") if code == 0 else None
+            alone = {k: v for k, v in os.environ.items() if not k.startswith(OF_A_LAUNCHER)}
+            done = processes.run(call, env=alone, stdout=log, stderr=subprocess.STDOUT)
+        scores = _scores(place / "record.json") if done.returncode == 0 else None
         if scores is None:
             tqdm.write(f"step {step}: `{shlex.join(call)}` gave no score, see {log.name}")
         shutil.rmtree(folder)
@@ -164,19 +173,6 @@ def split_command(command: str) -> list[str]:
     if not words or shutil.which(words[0]) is None:
         raise UserError(f"--eval-command {command!r}: no program of that name")
     return [sys.executable if words[0] in ("python", "python3") else words[0], *words[1:]]
-
-
-def _run(call: list[str], **options: Any) -> int:
-    """Exit code of a child that the kernel kills when this process dies."""
-    parent, libc = os.getpid(), ctypes.CDLL(None)  # loaded before the fork
-
-    def die_with_parent() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the request
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    alone = {k: v for k, v in os.environ.items() if not k.startswith(OF_A_LAUNCHER)}
-    return subprocess.run(call, env=alone, preexec_fn=die_with_parent, **options).returncode
 
 
 def _scores(record: Path) -> dict[str, float] | None:

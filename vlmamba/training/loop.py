@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -118,7 +118,7 @@ def train(run: Run, accelerator: Accelerator, resume_from: Path | None = None) -
         loss, norm, counts = update(
             model, optimizer, batches, run.objective, hyper.clip_norm, accelerator
         )
-        _account(run, progress, batches, counts)
+        _account(run, progress, batches, counts, accelerator)
         seconds = time.perf_counter() - began
         progress.seconds += seconds
         _refuse_nothing_to_learn(run, progress, total)
@@ -212,7 +212,7 @@ def try_one_update(run: Run, accelerator: Accelerator) -> str:
         loss, norm, counts = update(
             model, optimizer, [batch], run.objective, hyper.clip_norm, accelerator
         )
-        _account(run, progress, [batch], counts)
+        _account(run, progress, [batch], counts, accelerator)
         if loss is not None:
             break
         _refuse_nothing_to_learn(run, progress, total)
@@ -290,29 +290,41 @@ def update(
 
 
 def _count(batches: list[Batch], objective: Objective, accelerator: Accelerator) -> dict[str, Any]:
-    """What the objective counts (scored tokens), tokens and skipped samples of the global batch."""
+    """Of the global batch: scored tokens as the objective counts, tokens, samples cut, left out."""
     local = [
         sum(objective.count(batch) for batch in batches),
         sum(batch.n_tokens for batch in batches),
+        sum(batch.n_truncated for batch in batches),
         sum(len(batch.skipped) for batch in batches),
     ]
     if accelerator.num_processes > 1:
         sums = torch.tensor(local, dtype=torch.float64, device=accelerator.device)
         local = accelerator.reduce(sums, "sum").tolist()
     numbers = (int(n) if n == int(n) else n for n in local)  # an objective may count in parts
-    return dict(zip(("labels", "tokens", "skipped"), numbers, strict=True))
+    return dict(zip(("labels", "tokens", "truncated", "skipped"), numbers, strict=True))
 
 
-def _account(run: Run, progress: Progress, batches: list[Batch], counts: dict[str, Any]) -> None:
+def _account(
+    run: Run,
+    progress: Progress,
+    batches: list[Batch],
+    counts: dict[str, Any],
+    accelerator: Accelerator,
+) -> None:
+    """Add a global batch to `progress`, the same on all processes. UserError where it is strict."""
     progress.step += 1
     progress.tokens += counts["tokens"]
     progress.without_labels += not counts["labels"]
-    progress.truncated += sum(batch.n_truncated for batch in batches)
-    for name, reason in (pair for batch in batches for pair in batch.skipped):
+    progress.truncated += counts["truncated"]
+    skipped = [pair for batch in batches for pair in batch.skipped]
+    if counts["skipped"]:  # so told to all processes: each takes part
+        skipped = gather_object(skipped)
+    for name, reason in skipped:
         if run.strict:
             raise UserError(f"{name}: {reason}; fix it or run without --strict")
         progress.skipped[reason] = progress.skipped.get(reason, 0) + 1
-        tqdm.write(f"skipped {name}: {reason}")
+        if accelerator.is_main_process:
+            tqdm.write(f"skipped {name}: {reason}")
 
 
 def _refuse_nothing_to_learn(run: Run, progress: Progress, total: int) -> None:

@@ -268,7 +268,7 @@ class WrappedLM(LanguageModel):
     def __setattr__(self, name: str, value: Any) -> None:
         """nn.Module would put a new embedding or head beside the model that has its own."""
         if name in ("embedding", "lm_head"):
-            object.__setattr__(self, name, value)  # the properties below
+            object.__setattr__(self, name, value)  # the properties around it
         else:
             super().__setattr__(name, value)
 
