@@ -143,7 +143,8 @@ class Engine:
         ids = torch.tensor([prompt], device=self.model.device)
         embeds, _ = self.model.embed(ids, image_features=features)
         language_model = self.model.language_model
-        hidden, cache = language_model(embeds, None, torch.tensor([ids.shape[1]]))
+        length = torch.tensor([ids.shape[1]], device=ids.device)
+        hidden, cache = language_model(embeds, None, length)
         last, ends = hidden[:, -1], end_tokens(self.model)
         ended = False
         while len(tokens) < job.max_new_tokens and not ticket.abandoned.is_set():
