@@ -12,6 +12,8 @@ from tiny import TINY_CLIP
 from torch import nn
 from transformers import AutoConfig
 
+from harness.controlled import cost
+from harness.models.vlmamba import VLMambaModel
 from vlmamba import checkpoints
 from vlmamba import quantize as command
 from vlmamba.config import VLMambaConfig
@@ -20,6 +22,7 @@ from vlmamba.models.learned_scale import ScaledLinear, attach, pack
 from vlmamba.models.quantized import KINDS, QuantizedLinear, quantize
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor
+from vlmamba.serving.engine import Engine, describe
 
 INT4 = KINDS["int4"]
 
@@ -114,6 +117,25 @@ def test_a_packed_folder_is_the_model_quantized_after_loading(saved, kind, tmp_p
     third = VLMambaForConditionalGeneration.from_pretrained(again).eval()
     with torch.no_grad():
         assert torch.equal(third(ids).logits, loaded(ids).logits)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_packed_weights_are_counted_wherever_parameters_are(kind, tmp_path):
+    """In a record of a run, on the page and in the costs of a study; its head is its own now."""
+    out = tmp_path / "packed"
+    assert command.main(["--model", "nano", "--kind", kind, "--out", str(out)]) == 0
+    found = []
+    for folder in ("nano", str(out)):
+        asked = VLMambaModel(folder, device="cpu")
+        engine = Engine(asked.model, asked.processor)
+        engine.close()
+        costs = cost.measure(asked.model, [4])
+        parts = costs["language_model_parameters"] + costs["connector_parameters"]
+        encoder = sum(p.numel() for p in asked.model.vision_encoder.parameters())
+        assert describe(engine)["parameters"] == asked.parameters == parts + encoder
+        found.append(asked.parameters)
+    head = asked.model.language_model.lm_head
+    assert found[1] == found[0] + head.in_features * head.out_features
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])

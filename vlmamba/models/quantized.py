@@ -133,6 +133,13 @@ class _Frozen(torch.autograd.Function):
         return (gradient @ ctx.layer.dequantized(gradient.dtype)).to(ctx.dtype), None
 
 
+def count_parameters(part: nn.Module) -> int:
+    """Learned numbers of a part, each once: parameters, and packed weights, which are buffers."""
+    packed = (m for m in part.modules() if isinstance(m, QuantizedLinear))
+    numbers = sum(layer.in_features * layer.out_features for layer in packed)
+    return sum(p.numel() for p in part.parameters()) + numbers
+
+
 def usual_scale(weight: Tensor, kind: Kind) -> Tensor:
     """(O, I) -> (O, G): the largest weight of a group becomes the largest whole number."""
     group = min(kind.group or weight.shape[1], weight.shape[1])

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from vlmamba.generation import GroupedGenerator, end_tokens
+from vlmamba.models.quantized import count_parameters
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor
 from vlmamba.serving.requests import Job
@@ -190,5 +191,4 @@ def choose(logits: torch.Tensor, job: Job, generator: torch.Generator) -> int:
 
 def describe(engine: Engine) -> dict[str, Any]:
     """What the page shows of the model."""
-    parameters = sum(p.numel() for p in engine.model.parameters())
-    return {"parameters": parameters, "state_bytes": engine.state_bytes}
+    return {"parameters": count_parameters(engine.model), "state_bytes": engine.state_bytes}
