@@ -12,7 +12,7 @@ from test_vlm import picture
 from tiny import TINY_MIXERS, tiny_config
 
 from vlmamba.config import VLMambaConfig
-from vlmamba.generation import GroupedGenerator, Request, Sampler, greedy
+from vlmamba.generation import GroupedGenerator, Request, Sampler, greedy, prepared
 from vlmamba.models import linear
 from vlmamba.processing import split_text
 
@@ -99,6 +99,24 @@ def test_an_image_may_be_loaded_when_needed(model, processor, requests):
     plain = [r for r in requests if r.image]
     generator = GroupedGenerator(model, processor)
     assert generator.generate(lazy, 4, 8) == generator.generate(plain, 4, 8)
+
+
+@pytest.mark.parametrize("continued", [True, False])
+def test_pictures_without_a_key_are_shared_with_nobody(model, processor, continued, monkeypatch):
+    """Prepared or not, and where each prompt is read as a whole; an empty key is one as well."""
+    monkeypatch.setattr(type(model.language_model), "shares_prefix", continued)
+    prompt = processor.conversation_prompt("what is the color of the dog in the picture?")
+    keyed = [Request(prompt, f"image{n}", picture(n)) for n in range(4)]
+    generator = GroupedGenerator(model, processor)
+    expected = generator.generate(keyed, 8)
+    assert len(set(expected)) > 1
+    bare = [replace(request, image_key=None) for request in keyed]
+    assert generator.generate(bare, 8) == expected
+    assert generator.generate([replace(keyed[0], image_key=""), *keyed[1:]], 8) == expected
+    tiles: dict = {}
+    assert generator.generate([prepared(one, processor, tiles) for one in bare], 8) == expected
+    scored = generator.loglikelihood(keyed, ["yes"] * 4)
+    assert generator.loglikelihood(bare, ["yes"] * 4) == scored
 
 
 @torch.inference_mode()

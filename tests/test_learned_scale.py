@@ -7,14 +7,22 @@ import json
 import pytest
 import torch
 from PIL import Image
+from test_wrapped_language_model import FAMILIES
+from tiny import TINY_CLIP
 from torch import nn
+from transformers import AutoConfig
 
+from harness.controlled import cost
+from harness.models.vlmamba import VLMambaModel
 from vlmamba import checkpoints
 from vlmamba import quantize as command
+from vlmamba.config import VLMambaConfig
 from vlmamba.generation import GroupedGenerator, Request
 from vlmamba.models.learned_scale import ScaledLinear, attach, pack
 from vlmamba.models.quantized import KINDS, QuantizedLinear, quantize
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
+from vlmamba.processing import VLMambaProcessor
+from vlmamba.serving.engine import Engine, describe
 
 INT4 = KINDS["int4"]
 
@@ -109,6 +117,61 @@ def test_a_packed_folder_is_the_model_quantized_after_loading(saved, kind, tmp_p
     third = VLMambaForConditionalGeneration.from_pretrained(again).eval()
     with torch.no_grad():
         assert torch.equal(third(ids).logits, loaded(ids).logits)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_packed_weights_are_counted_wherever_parameters_are(kind, tmp_path):
+    """In a record of a run, on the page and in the costs of a study; its head is its own now."""
+    out = tmp_path / "packed"
+    assert command.main(["--model", "nano", "--kind", kind, "--out", str(out)]) == 0
+    found = []
+    for folder in ("nano", str(out)):
+        asked = VLMambaModel(folder, device="cpu")
+        engine = Engine(asked.model, asked.processor)
+        engine.close()
+        costs = cost.measure(asked.model, [4])
+        parts = costs["language_model_parameters"] + costs["connector_parameters"]
+        encoder = sum(p.numel() for p in asked.model.vision_encoder.parameters())
+        assert describe(engine)["parameters"] == asked.parameters == parts + encoder
+        found.append(asked.parameters)
+    head = asked.model.language_model.lm_head
+    assert found[1] == found[0] + head.in_features * head.out_features
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "zamba2"])
+def test_a_packed_family_of_transformers_is_loaded_with_its_own_head(
+    family, kind, tmp_path, tokenizer
+):
+    """Its head was a copy of the embedding, and is whole numbers now; shared blocks stay shared."""
+    shape = FAMILIES[family] | {"vocab_size": 320, "tie_word_embeddings": True}
+    text = AutoConfig.for_model(family, **shape)
+    config = VLMambaConfig(text_config=text, vision_config=dict(TINY_CLIP))
+    made = VLMambaForConditionalGeneration(config).eval()
+    assert made.language_model.lm_head.weight is made.language_model.embedding.weight
+    for parameter in made.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.2)
+    first, out, again = (tmp_path / name for name in ("model", "packed", "again"))
+    made.save_pretrained(first)
+    VLMambaProcessor.from_config(config, tokenizer).save_pretrained(first)
+    assert command.main(["--model", str(first), "--kind", kind, "--out", str(out)]) == 0
+    expected, processor = checkpoints.load(str(first))
+    quantize(expected.language_model, kind)
+    loaded, _ = checkpoints.load(str(out))
+    loaded.save_pretrained(again)
+    processor.save_pretrained(again)
+    asked = [
+        Request(processor.conversation_prompt("What?"), str(n), Image.new("RGB", (28, 28), color))
+        for n, color in enumerate(("red", "white", "black"))
+    ]
+    answers = [
+        GroupedGenerator(model, processor).generate(asked, 6, 2)
+        for model in (expected, loaded, checkpoints.load(str(again))[0])
+    ]
+    assert answers[0] == answers[1] == answers[2]
+    assert isinstance(loaded.language_model.lm_head, QuantizedLinear)
+    assert isinstance(loaded.language_model.embedding.weight, nn.Parameter)
 
 
 def test_learned_gains_lose_less_than_rounding(saved, tmp_path, capsys):

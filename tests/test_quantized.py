@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import tiny_config
+from test_wrapped_language_model import FAMILIES
+from tiny import TINY_MIXERS, tiny_config
 from torch import nn
+from transformers import AutoConfig
 
+from vlmamba.models.language import WrappedLM
+from vlmamba.models.linear import decoding
 from vlmamba.models.quantized import KINDS, QuantizedLinear, pack, quantize, unpack, usual_scale
 from vlmamba.models.scan_backends import build
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
@@ -60,9 +64,41 @@ def test_the_kernel_multiplies_by_the_dequantized_weights(
         assert got.dtype == dtype
         torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
         assert torch.equal(quantized(x[2:3]), got[2:3])  # a row is its own
-        assert torch.equal(quantized(x[:, None]), got[:, None])
-        sequence = quantized(x[None])[0].double()
-    torch.testing.assert_close(sequence, want, rtol=2 * tolerance, atol=2 * tolerance)
+        sequence = quantized(x[None])[0]
+        assert torch.equal(quantized(x[:, None])[:, 0], sequence)  # however long it is
+        with decoding():
+            assert torch.equal(quantized(x[:, None]), got[:, None])
+    torch.testing.assert_close(sequence.double(), want, rtol=2 * tolerance, atol=2 * tolerance)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+@torch.inference_mode()
+def test_a_text_of_one_token_is_the_same_alone_and_beside_a_longer_one(name, kind):
+    torch.manual_seed(0)
+    model = VLMambaForConditionalGeneration(tiny_config(**TINY_MIXERS[name])).eval()
+    language = model.language_model
+    quantize(language, kind)
+    ids = torch.randint(2, language.embedding.num_embeddings, (2, 9))
+    _, cache = language(language.embed(ids[:, :4]))
+    first = cache.select(torch.tensor([0]))
+    alone, after = language(language.embed(ids[:1, 4:5]), first, torch.tensor([1]))
+    beside, both = language(language.embed(ids[:, 4:]), cache, torch.tensor([1, 5]))
+    assert torch.equal(alone[0, 0], beside[0, 0])
+    assert torch.equal(after.ssm[:, 0], both.ssm[:, 0])
+
+
+@NEEDS_KERNELS
+@torch.inference_mode()
+def test_a_step_of_a_wrapped_model_reads_the_whole_numbers_alone(monkeypatch):
+    """Its layers take sequences of one token, for which weights would be made anew each time."""
+    model = WrappedLM(AutoConfig.for_model("llama", **FAMILIES["llama"])).eval()
+    quantize(model, "int8")
+    _, cache = model(model.embed(torch.tensor([[5, 6, 7]])))
+    made = []
+    monkeypatch.setattr(QuantizedLinear, "dequantized", lambda *given: made.append(given))
+    model.step(model.embed(torch.tensor([8])), cache)
+    assert not made
 
 
 def test_a_scale_from_elsewhere_is_taken():

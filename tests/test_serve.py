@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import queue
 import socket
 import threading
 import time
@@ -13,10 +14,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+import torch
 from PIL import Image
+from test_wrapped_language_model import FAMILIES
+from tiny import TINY_CLIP
+from transformers import AutoConfig
 
 from vlmamba import checkpoints, serve
+from vlmamba.config import VLMambaConfig
 from vlmamba.generation import GroupedGenerator, Request
+from vlmamba.models.vlm import VLMambaForConditionalGeneration
+from vlmamba.processing import VLMambaProcessor
 
 fastapi = pytest.importorskip("fastapi")
 uvicorn = pytest.importorskip("uvicorn")
@@ -195,6 +203,32 @@ def test_a_stream_counts_and_ends_as_the_whole_answer_does(question, address):
         assert reason == ("stop" if limit > made else "length")
     del asked["stream_options"]
     assert not [event for event in streamed(address, asked)[0] if "usage" in event]
+
+
+def test_a_streamed_request_makes_its_tensors_where_the_model_is(tokenizer):
+    """What names no device is made elsewhere here, as it is beside a model on a GPU."""
+    from vlmamba.serving.engine import Engine, Ticket
+    from vlmamba.serving.requests import Job
+
+    class Elsewhere(Engine):
+        def _one(self, ticket):
+            with torch.device("meta"):
+                return super()._one(ticket)
+
+    text = AutoConfig.for_model("llama", **FAMILIES["llama"] | {"vocab_size": 320})
+    config = VLMambaConfig(text_config=text, vision_config=dict(TINY_CLIP))
+    model = VLMambaForConditionalGeneration(config).eval()
+    processor = VLMambaProcessor.from_config(config, tokenizer)
+    request = Request(processor.conversation_prompt("Is grass green?", 0))
+    ended: queue.Queue = queue.Queue()
+    engine = Elsewhere(model, processor)
+    for temperature in (0.0, 1.0):
+        job = Job(request, (), 4, temperature, seed=1)
+        engine.put(Ticket(job, ended.put, on_text=lambda text: None))
+        answer = ended.get(timeout=60)
+        assert not isinstance(answer, Exception), answer
+    engine.close()
+    assert answer.completion_tokens
 
 
 def test_a_stop_string_is_the_reason_even_at_the_limit(address, loaded):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny import TINY_MIXERS, tiny_config
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
@@ -17,7 +18,7 @@ from vlmamba.checkpoints import load
 from vlmamba.config import VLMambaConfig
 from vlmamba.models.selective_scan import use_backend
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
-from vlmamba.processing import SYSTEM
+from vlmamba.processing import SYSTEM, VLMambaProcessor
 from vlmamba_core.errors import UserError
 
 
@@ -269,6 +270,24 @@ def test_a_broken_checkpoint_is_refused_in_one_line(saved, damage, message):
     with pytest.raises(UserError, match=message) as caught:
         load(str(saved))
     assert "\n" not in str(caught.value)
+
+
+def test_an_encoder_is_missing_only_where_its_package_brings_it(saved, processor, tmp_path):
+    file = saved / "model.safetensors"
+    tensors = load_file(file)
+    left_out = {name for name in tensors if "layers.0" in name and name.startswith("vision_")}
+    kept = {name: tensor for name, tensor in tensors.items() if name not in left_out}
+    save_file(kept, file, {"format": "pt"})
+    with pytest.raises(UserError, match=rf"lacks {len(left_out)} tensors: vision_encoder\."):
+        load(str(saved))
+    packaged = VLMambaForConditionalGeneration(tiny_config(vision_config=None))
+    packaged.save_pretrained(tmp_path / "packaged")
+    VLMambaProcessor.from_config(packaged.config, processor.tokenizer).save_pretrained(
+        tmp_path / "packaged"
+    )
+    file = tmp_path / "packaged" / "model.safetensors"
+    assert not any(name.startswith("vision_encoder.") for name in load_file(file))
+    load(str(tmp_path / "packaged"))
 
 
 def test_unknown_names_list_the_nearest_first():

@@ -161,6 +161,33 @@ def test_a_whole_model_trains_saves_loads_and_generates(name, tmp_path):
         assert made[1].tolist() == alone[0].tolist()
 
 
+@pytest.mark.parametrize("beams", [2, 3])
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_beams_continue_the_callers_cache(name, beams):
+    """Pictures before and behind the place where the cache ends, each in its own row."""
+    text = AutoConfig.for_model(name, **FAMILIES[name])
+    model = VLMambaForConditionalGeneration(
+        VLMambaConfig(text_config=text, vision_config=dict(TINY_CLIP))
+    ).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    picture = [model.config.image_token_id] * model.config.num_image_tokens
+    ids = torch.tensor([[7, *picture, 9, 11, *picture, 5], [8, *picture, 6, 3, *picture, 4]])
+    pixels = torch.rand(4, 3, 28, 28)
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "num_beams": beams}
+    whole = model.generate(input_ids=ids, pixel_values=pixels, **options)
+    seen = 3 + len(picture)
+    state = model(input_ids=ids[:, :seen], pixel_values=pixels[[0, 2]]).cache_params
+    going_on = {"input_ids": ids, "pixel_values": pixels[[1, 3]], "cache_params": state}
+    if SHARES[name]:
+        assert model.generate(**going_on, **options).tolist() == whole.tolist()
+    else:
+        with pytest.raises(UserError, match="zamba2 cannot continue a cache"):
+            model.generate(**going_on, **options)
+
+
 def test_published_weights_of_a_wrapped_model_are_loaded(tmp_path):
     published = language_model("llama").model
     published.save_pretrained(tmp_path)

@@ -119,10 +119,13 @@ def _resolve(name: str) -> str:
 
 
 def _check_complete(name: str, info: dict[str, Any]) -> None:
-    """Raise UserError where the checkpoint does not fill the model exactly."""
-    missing = [key for key in info["missing_keys"] if not key.startswith("vision_encoder.")]
+    """Raise UserError where the checkpoint does not fill the model exactly.
+
+    An encoder whose weights a package brings (`weights_in_checkpoint`) is never said to be missing:
+    the model tells transformers so.
+    """
     for what, keys in (
-        ("lacks", missing),
+        ("lacks", info["missing_keys"]),
         ("has unknown", info["unexpected_keys"]),
         ("has wrong shapes for", info["mismatched_keys"]),
     ):

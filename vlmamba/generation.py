@@ -50,7 +50,8 @@ Picture = Image.Image | Callable[[], Image.Image] | Tiles
 
 @dataclass(frozen=True)
 class Request:
-    """One question. `image_key` identifies the content of its images; None: text only.
+    """One question. `image_key` identifies the content of its images: requests of equal keys share
+    one pass over them; None: shared with no other request.
 
     `image` may be the picture or a function that loads it (called once per distinct key), or a
     sequence of them, one for each tag of the prompt in reading order.  `seed`: of the random
@@ -75,16 +76,17 @@ class Request:
 def prepared(request: Request, processor: VLMambaProcessor, tiles: dict[str, Tiles]) -> Request:
     """The request with its text as tokens and its pictures as pixels, which changes no answer.
 
-    tiles: pictures made ready already, by image key and place; this request's are added.  Touches
-    no model: a thread may do it while one computes.
+    tiles: pictures made ready already, by image key and place; this request's are added where it
+    has a key.  Touches no model: a thread may do it while one computes.
     """
+    known = {} if request.image_key is None else tiles
     ready: list[Picture] = []
     for place, picture in enumerate(request.pictures):
         key = f"{request.image_key} {place}"
-        if key not in tiles:
+        if key not in known:
             image = picture() if callable(picture) else picture
-            tiles[key] = image if isinstance(image, Tiles) else Tiles.of(image, processor)
-        ready.append(tiles[key])
+            known[key] = image if isinstance(image, Tiles) else Tiles.of(image, processor)
+        ready.append(known[key])
     _, suffix = _split(request.prompt, processor)
     return replace(request, image=ready or None, suffix=tuple(suffix))
 
@@ -299,17 +301,21 @@ class GroupedGenerator:
         continuations: Sequence[list[int]],
     ) -> tuple[Tensor, Cache, Tensor]:
         """Hidden states (B, L, D), cache and lengths (B,) of prompts and what follows each."""
-        keys = [requests[item.index].image_key for item in items]
-        distinct = {key: requests[i.index] for key, i in zip(keys, items, strict=True) if key}
+        keys = [item.shown for item in items]
+        distinct = {item.shown: requests[item.index] for item in items if item.shown is not None}
         features, tiles = self._image_features(list(distinct.values()))
         counts = dict(zip(distinct, tiles, strict=True))
         if features is not None:
             sizes = [sum(of_one) for of_one in tiles]
             places = dict(zip(distinct, torch.arange(len(features)).split(sizes), strict=True))
-            features = features[torch.cat([places[key] for key in keys if key])]
+            features = features[torch.cat([places[key] for key in keys if key is not None])]
+        prefixes = [
+            [] if item.shown is None else self.processor.encode(item.prefix, counts[item.shown])
+            for item in items
+        ]
         prompts = [
-            (self.processor.encode(item.prefix, counts[key]) if key else []) + item.suffix + more
-            for key, item, more in zip(keys, items, continuations, strict=True)
+            prefix + item.suffix + more
+            for prefix, item, more in zip(prefixes, items, continuations, strict=True)
         ]
         ids, lengths = _right_pad(prompts, self.model)
         self.tokens["prefill"] += int(lengths.sum())
@@ -464,6 +470,7 @@ class _Question:
     index: int
     prefix: str  # up to and with the last image
     suffix: list[int]  # the tokens of the rest
+    shown: str | int | None  # of its images the key, without one their request's index; None: none
 
 
 def _alike(group: Sequence[_Question]) -> list[list[_Question]]:
@@ -499,8 +506,9 @@ def _by_prefix(requests: Sequence[Request], processor: VLMambaProcessor) -> dict
             prefix, suffix = _split(request.prompt, processor)
         else:
             prefix, suffix = split_text(request.prompt)[0], list(request.suffix)
-        question = _Question(index, prefix, suffix)
-        groups.setdefault((request.image_key, prefix), []).append(question)
+        own = index if request.image_key is None else request.image_key
+        shown = own if request.pictures else None
+        groups.setdefault((shown, prefix), []).append(_Question(index, prefix, suffix, shown))
     return groups
 
 

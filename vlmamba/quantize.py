@@ -71,8 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _learn(model, processor, args)
     quantize(model.language_model, args.kind)  # what is packed already is left as it is
     model.config.quantized = args.kind
-    model._tied_weights_keys = {}
-    model.all_tied_weights_keys = {}
+    model.untie_packed()
     model.save_pretrained(args.out)
     processor.save_pretrained(args.out)
     size = (args.out / "model.safetensors").stat().st_size

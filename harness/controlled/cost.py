@@ -28,6 +28,8 @@ def measure(model: Any, lengths: Sequence[int]) -> dict[str, Any]:
     """Parameters, FLOPs a token, and of each length seconds and bytes of the state."""
     import torch
 
+    from vlmamba.models.quantized import count_parameters
+
     lm, generator = model.language_model, torch.Generator().manual_seed(0)
     points = []
     with torch.inference_mode():
@@ -46,8 +48,8 @@ def measure(model: Any, lengths: Sequence[int]) -> dict[str, Any]:
             )
     longest = max(lengths)
     return {
-        "language_model_parameters": sum(p.numel() for p in lm.parameters()),
-        "connector_parameters": sum(p.numel() for p in model.connector.parameters()),
+        "language_model_parameters": count_parameters(lm),
+        "connector_parameters": count_parameters(model.connector),
         "flops_per_token": {str(n): lm.flops(n) / n for n in (min(lengths), longest)},
         "connector_flops": model.connector.flops(),
         "device": model.device.type,

@@ -104,7 +104,7 @@ class VLMambaModel(EvalModel):
         if self._chosen is not None and not self._chosen.chat:
             self.offers = self.offers - {TURNS}  # such a template has room for one question
         self.temperature, self.seed = temperature, seed
-        self.parameters = sum(p.numel() for p in self.model.parameters())
+        self.parameters = quantized.count_parameters(self.model)
         self.notes = reading_notes(self.model.language_model)
         self.quantize = quantize
         if quantize is not None:

@@ -82,13 +82,13 @@ class MambaGenerationMixin(GenerationMixin):
         if expand_size > 1:
             state = kwargs.pop("cache_params", None)
             if state is not None:
-                rows = torch.arange(state.batch, device=state.conv.device)
+                rows = torch.arange(state.batch)
                 own["cache_params"] = state.select(rows.repeat_interleave(expand_size))
             for name in PICTURES:
                 pictures = kwargs.pop(name, None)
                 if pictures is not None:
                     embeds = kwargs.get("inputs_embeds")
-                    seen = 0 if state is None or embeds is not None else state.positions
+                    seen = 0 if state is None or embeds is not None else state.get_seq_length()
                     ids = None if input_ids is None else input_ids[:, seen:]
                     counts = self.images_per_row(ids, embeds, len(pictures))
                     own[name] = _repeated(pictures, counts, expand_size)

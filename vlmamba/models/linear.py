@@ -9,10 +9,15 @@ bfloat16 by the processor's own dot product where it has one.  Sequences go to t
 (`products`).
 
 Which of the two it is depends on the shape alone, (B, D) or (B, L, D), not on how many rows there
-are: so what a row becomes is the same, bit for bit, whatever the batch.
+are: so what a row becomes is the same, bit for bit, whatever the batch.  A sequence of one token,
+(B, 1, D), is a sequence: beside longer ones it would be one too.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +26,7 @@ from vlmamba.models.products import DTYPES, product
 from vlmamba.models.scan_backends.build import kernels
 
 MOST_ROWS = 256  # above, reading the weights is nothing beside multiplying them
+_decoding: ContextVar[bool] = ContextVar("decoding", default=False)
 
 
 class Linear(nn.Linear):
@@ -55,6 +61,22 @@ def is_step(x: Tensor, dtype: torch.dtype) -> bool:
         and x.numel() <= MOST_ROWS * x.shape[-1]
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """A step of a model whose layers take sequences alone: `tokens` finds its single tokens."""
+    before = _decoding.set(True)
+    try:
+        yield
+    finally:
+        _decoding.reset(before)
+
+
+def tokens(x: Tensor) -> Tensor:
+    """(B, 1, D) -> (B, D) while `decoding` on a CPU; everything else as it is."""
+    alone = x.ndim == 3 and x.shape[1] == 1 and x.device.type == "cpu" and _decoding.get()
+    return x[:, 0] if alone else x
 
 
 def use_fast_products(part: nn.Module) -> None:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmamba.models.language.base import LanguageModel
-from vlmamba.models.linear import is_step
+from vlmamba.models.linear import is_step, tokens
 from vlmamba.models.products import product
 from vlmamba.models.scan_backends.build import kernels
 from vlmamba_core.names import choose
@@ -104,9 +104,9 @@ class QuantizedLinear(nn.Module):
         return y if self.low_rank is None else y + self.low_rank(x)
 
     def product(self, x: Tensor) -> Tensor:
-        """(..., I) -> (..., O); a single token (B, I) or (B, 1, I) by the kernel on a CPU."""
+        """(..., I) -> (..., O); single tokens (`is_step`) by the kernel on a CPU."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        rows = x[:, 0] if x.ndim == 3 and x.shape[1] == 1 else x
+        rows = tokens(x)
         if is_step(rows, x.dtype) and (module := kernels()) is not None:
             numbers = (self.weight, self.scale, self.group)
             y = module.quantized_linear(rows.contiguous(), *numbers, bias)
@@ -131,6 +131,13 @@ class _Frozen(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         gradient = gradients[0]
         return (gradient @ ctx.layer.dequantized(gradient.dtype)).to(ctx.dtype), None
+
+
+def count_parameters(part: nn.Module) -> int:
+    """Learned numbers of a part, each once: parameters, and packed weights, which are buffers."""
+    packed = (m for m in part.modules() if isinstance(m, QuantizedLinear))
+    numbers = sum(layer.in_features * layer.out_features for layer in packed)
+    return sum(p.numel() for p in part.parameters()) + numbers
 
 
 def usual_scale(weight: Tensor, kind: Kind) -> Tensor:

@@ -34,7 +34,7 @@ from vlmamba.models.language import Cache, build_language_model
 from vlmamba.models.language.base import EMBEDDING_STD
 from vlmamba.models.low_rank import LowRankSettings
 from vlmamba.models.mixers.base import Layer
-from vlmamba.models.quantized import quantize
+from vlmamba.models.quantized import QuantizedLinear, quantize
 from vlmamba.models.vision import build_vision_encoder
 
 
@@ -100,7 +100,6 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         self._tied_weights_keys = {
             f"language_model.{copy}": f"language_model.{original}"
             for copy, original in self.language_model.tied_weights.items()
-            if not (config.quantized and copy == "lm_head.weight")  # whole numbers of its own
         }
         self._no_split_modules = list(self.language_model.block_names)
         if not self.vision_encoder.weights_in_checkpoint:
@@ -111,6 +110,7 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         self.post_init()
         if config.quantized:
             quantize(self.language_model, config.quantized)
+            self.untie_packed()
         if config.low_rank:
             low_rank.add(self.language_model, LowRankSettings.read(config.low_rank))
 
@@ -118,6 +118,19 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         """As in transformers; then, of what no file has filled, what is a copy of another part."""
         super().initialize_weights()
         self.language_model.initialize_copies()
+
+    def untie_packed(self) -> None:
+        """Forget the ties of what is packed: a head of whole numbers is no copy of the embedding.
+
+        transformers keeps them in the model and once more in a wrapped one of its own.
+        """
+        for part in self.modules():
+            if isinstance(part, PreTrainedModel):
+                layers = part.named_modules()
+                packed = {f"{n}.weight" for n, m in layers if isinstance(m, QuantizedLinear)}
+                for name in ("_tied_weights_keys", "all_tied_weights_keys"):
+                    ties = getattr(part, name) or {}
+                    setattr(part, name, {k: v for k, v in ties.items() if k not in packed})
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, with a README card where there is none: that of the folder that the

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from vlmamba.generation import GroupedGenerator, end_tokens
+from vlmamba.models.quantized import count_parameters
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor
 from vlmamba.serving.requests import Job
@@ -143,7 +144,8 @@ class Engine:
         ids = torch.tensor([prompt], device=self.model.device)
         embeds, _ = self.model.embed(ids, image_features=features)
         language_model = self.model.language_model
-        hidden, cache = language_model(embeds, None, torch.tensor([ids.shape[1]]))
+        length = torch.tensor([ids.shape[1]], device=ids.device)
+        hidden, cache = language_model(embeds, None, length)
         last, ends = hidden[:, -1], end_tokens(self.model)
         ended = False
         while len(tokens) < job.max_new_tokens and not ticket.abandoned.is_set():
@@ -189,5 +191,4 @@ def choose(logits: torch.Tensor, job: Job, generator: torch.Generator) -> int:
 
 def describe(engine: Engine) -> dict[str, Any]:
     """What the page shows of the model."""
-    parameters = sum(p.numel() for p in engine.model.parameters())
-    return {"parameters": parameters, "state_bytes": engine.state_bytes}
+    return {"parameters": count_parameters(engine.model), "state_bytes": engine.state_bytes}

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlmamba.config import VLMambaConfig
 from vlmamba.models.low_rank import packed_layers
+from vlmamba.models.quantized import count_parameters
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.training import lora
 from vlmamba.training.recipe import Hyperparameters
@@ -71,12 +72,12 @@ def estimate(
         model = VLMambaForConditionalGeneration(deepcopy(config))  # LoRA may write into it
     freeze(model, stage)
     lora.check_packed(model, hyper)
-    parameters = {part: _count(model.get_submodule(part)) for part in PARTS}
+    parameters = {part: count_parameters(model.get_submodule(part)) for part in PARTS}
     if hyper.lora:
         lora.attach(model, hyper)
     if hyper.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    trainable = {part: _count(model.get_submodule(part), trainable=True) for part in PARTS}
+    trainable = {part: _trainable(model.get_submodule(part)) for part in PARTS}
     has_images = stage.template is not None
     text = hyper.max_length - (tiles * config.num_image_tokens if has_images else 0)
     sample = _language_flops(model, max(1, text), stage, hyper)
@@ -95,9 +96,8 @@ def estimate(
     )
 
 
-def _count(module: nn.Module, trainable: bool = False) -> int:
-    found = sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
-    return found if trainable else found + _packed(module)[0]
+def _trainable(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def _packed(module: nn.Module) -> tuple[int, int]:

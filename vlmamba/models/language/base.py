@@ -47,7 +47,7 @@ class Cache(ABC):
 
     @abstractmethod
     def select(self, rows: Tensor) -> Self:
-        """A new cache with the given rows (int64 indices; repeats allowed)."""
+        """A new cache with the given rows (int64 indices on any device; repeats allowed)."""
 
     @abstractmethod
     def write_rows(self, rows: Tensor, other: Self) -> None:

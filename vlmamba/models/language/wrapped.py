@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig, P
 
 from vlmamba.config import split_revision
 from vlmamba.models.language.base import Cache, LanguageModel
+from vlmamba.models.linear import decoding
 from vlmamba.weight_files import check_finite
 from vlmamba_core.errors import UserError
 
@@ -355,7 +356,8 @@ class WrappedLM(LanguageModel):
 
     def step(self, inputs_embeds: Tensor, cache: WrappedCache) -> Tensor:
         """One token: (B, D) -> (B, D) hidden; `cache` is updated in place."""
-        return self._run(inputs_embeds.unsqueeze(1), cache, None, None)[0].squeeze(1)
+        with decoding():
+            return self._run(inputs_embeds.unsqueeze(1), cache, None, None)[0].squeeze(1)
 
     def _run(
         self,
