@@ -18,6 +18,7 @@ from harness import run, score
 from harness.data.sources import Source
 from harness.scoring import imports
 from tasks.common import SHORT_ANSWER
+from tasks.vizwiz.published import IF_UNANSWERABLE
 from vlmamba_core.errors import UserError
 
 PICTURE = png((9, 8, 7))
@@ -154,7 +155,7 @@ def vizwiz(home: Path) -> None:
     prompt = "What is it?\nWhen the provided information is insufficient, respond with "
     prompt += f"'Unanswerable'.\n{SHORT_ANSWER}"
     asked = {"image": "VizWiz_test_00000003.jpg", "text": prompt, "category": "default"}
-    write(home / "llava_test.jsonl", [asked | {"question_id": asked["image"]}])
+    write(home / "llava_test.jsonl", [{"question_id": 0} | asked])
     write(home / "test" / asked["image"], PICTURE)
 
 
@@ -350,6 +351,56 @@ def test_the_same_files_as_truth(name, llava_eval, tmp_path):
     if name != "pope":  # of its three label files one was given
         assert score.main([name, samples, "--json", str(out), "--truth", *paths]) == 0
         assert json.loads(out.read_text())["metrics"] == found
+
+
+@pytest.mark.parametrize("photo", [".jpg", "", None])
+def test_llavas_vizwiz_answers_become_its_submission(photo, tmp_path):
+    """By the question file's own ids, as convert_vizwiz_for_submission.py; or by the photos."""
+    names = [f"VizWiz_test_{n:08d}" for n in (0, 1, 2)]
+    asked = [
+        {"question_id": n + 5, "image": f"{name}.jpg", "category": "default"}
+        | {"text": f"What is this?\n{IF_UNANSWERABLE}\n{SHORT_ANSWER}"}
+        for n, name in enumerate(names)
+    ]
+    answers = [
+        answered(row["question_id"] if photo is None else names[n] + photo, "What is this?", text)
+        for n, (row, text) in enumerate(zip(asked, ("Black", "A cat.", "Two"), strict=True))
+    ]
+    truth = write(tmp_path / "llava_test.jsonl", asked)
+    given = write(tmp_path / "answers.jsonl", answers[::-1])
+    out = tmp_path / "upload.json"
+    arguments = ["vizwiz", given, "--import", "llava", "--truth", truth, "--submit", out]
+    assert score.main([str(argument) for argument in arguments]) == 0
+    expected = zip(names, ("black", "cat", "2"), strict=True)
+    assert json.loads(out.read_text()) == [
+        {"image": f"{name}.jpg", "answer": text} for name, text in expected
+    ]
+
+
+def test_llavas_vizwiz_answers_score_where_the_photos_answers_stand_beside(tmp_path):
+    row = {"image": "VizWiz_val_00000004.jpg", "question": "What is it?", "answer_type": "other"}
+    own = write(tmp_path / "val.json", [row | {"answers": [{"answer": "red"}] * 10}])
+    asked = {"question_id": 0, "image": row["image"], "category": "default"}
+    questions = write(
+        tmp_path / "llava_val.jsonl", [asked | {"text": f"What is it?\n{SHORT_ANSWER}"}]
+    )
+    given = write(tmp_path / "answers.jsonl", [answered(0, "What is it?", "Red")])
+    out = tmp_path / "out.json"
+    for truth in ([questions, own], [own, questions]):
+        arguments = ["vizwiz", given, "--import", "llava", "--json", out, "--truth", *truth]
+        assert score.main([str(argument) for argument in arguments]) == 0
+        found = json.loads(out.read_text())
+        assert (found["n"], found["metrics"]["accuracy"]) == (1, 1.0)
+
+
+def test_llavas_vizwiz_questions_may_not_share_an_id(tmp_path):
+    asked = [
+        {"question_id": 0, "image": f"VizWiz_test_{n:08d}.jpg", "text": "What?"} for n in (0, 1)
+    ]
+    truth = write(tmp_path / "llava_test.jsonl", asked)
+    given = write(tmp_path / "answers.jsonl", [answered(0, "What?", "red")])
+    with pytest.raises(UserError, match="two photos for question '0'"):
+        imports.load("llava", tasks.load("vizwiz"), given, [truth])
 
 
 def test_cocos_own_results_and_captions(llava_eval, tmp_path):

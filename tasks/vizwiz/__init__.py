@@ -10,7 +10,7 @@ from tasks import vqa_answers
 from tasks.common import SHORT_ANSWER, Case, Doc, Hub, PerProtocol, lmms_eval_functions
 from tasks.official import EXACT_MATCH, Official
 from tasks.textvqa.scorer import score as m4c_score
-from tasks.vizwiz import published
+from tasks.vizwiz import answers, published
 from tasks.vizwiz.published import IF_UNANSWERABLE
 
 
@@ -27,6 +27,7 @@ class VizWiz(vqa_answers.HumanAnswers):
     columns = ("question_id", "question", "answers")
     list_columns = ("answers",)
     layout = published.layout
+    llava = answers.llava
     demo = False
     hub = Hub("lmms-lab/VizWiz-VQA", split="val")
     official = Official("vizwiz_vqa/vizwiz_vqa_val.yaml", EXACT_MATCH)
@@ -67,7 +68,7 @@ class VizWiz(vqa_answers.HumanAnswers):
 
     def submission_id(self, doc: Doc) -> str:
         """The photo's file name, with or without which the rows name a question."""
-        return f"{str(super().submission_id(doc)).removesuffix('.jpg')}.jpg"
+        return f"{answers.photo(super().submission_id(doc))}.jpg"
 
     def submission(self, docs: Sequence[Doc], predictions: Sequence[str]) -> list[dict[str, Any]]:
         """The list of {image, answer} that the test server takes.
