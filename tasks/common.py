@@ -295,6 +295,10 @@ class Benchmark(ABC):
         told = self.has_image(doc) if self.text_only_questions else None
         return kept if told is None else kept | {HAS_IMAGE: told}
 
+    def asks(self, doc: Doc) -> bool:
+        """Whether the row belongs to the benchmark's `part`; a row that does not tell does."""
+        return self.part is None or doc.get(self.part[0], self.part[1]) == self.part[1]
+
     def rows_of_part(self, rows: Any) -> Any:
         """Those rows of a `datasets.Dataset` that belong to the benchmark's `part`."""
         if self.part is None or self.part[0] not in rows.column_names:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from harness_world import png
 import tasks
 from harness import run, score
 from harness.data.sources import Source
+from harness.runs.schema import Sample
 from harness.scoring import imports
 from tasks.common import SHORT_ANSWER
 from tasks.vizwiz.published import IF_UNANSWERABLE
@@ -401,6 +403,61 @@ def test_llavas_vizwiz_questions_may_not_share_an_id(tmp_path):
     given = write(tmp_path / "answers.jsonl", [answered(0, "What?", "red")])
     with pytest.raises(UserError, match="two photos for question '0'"):
         imports.load("llava", tasks.load("vizwiz"), given, [truth])
+
+
+def seed_questions(llava_eval: Path) -> Path:
+    """Two questions about images, one about a video."""
+    path = llava_eval / "seed_bench" / "SEED-Bench.json"
+    content = json.loads(path.read_text())
+    video, row = content["questions"]
+    video = video | {"question_id": "7", "question_type_id": 10}
+    other = row | {"question_id": "9", "question": "Where?", "answer": "B"}
+    return write(path, content | {"questions": [video, row, other]})
+
+
+def test_seed_bench_answers_about_videos_are_left_out_and_counted(llava_eval, tmp_path):
+    """As convert_seed_for_submission.py, which skips them for what it prints of images."""
+    truth, out = seed_questions(llava_eval), tmp_path / "out.json"
+    answers = [{"question_id": n, "prompt": "", "text": "A"} for n in (7, 101669, 9)]
+    given = write(tmp_path / "answers.jsonl", answers)
+    arguments = ["seedbench", given, "--import", "llava", "--truth", truth, "--json", out]
+    arguments += ["--out", tmp_path / "run"]
+    assert score.main([str(argument) for argument in arguments]) == 0
+    found = json.loads(out.read_text())
+    assert (found["n"], found["metrics"]["accuracy"]) == (2, 0.5)
+    assert found["excluded"] == {"not about an image": 1}
+    samples = tmp_path / "run" / "samples_seedbench.jsonl"
+    assert score.main(["seedbench", str(samples), "--truth", str(truth), "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["metrics"] == found["metrics"]
+
+
+def test_only_images_of_seed_bench_are_asked(llava_eval):
+    seed_questions(llava_eval)
+    task = tasks.load("seedbench")
+    rows = Source.parse(str(llava_eval)).load(task, "paper")
+    assert rows["question_id"][:] == ["101669", "9"]
+    assert set(rows["data_type"]) == {"image"}
+
+
+@pytest.mark.parametrize("form", ["SEED-Bench.json", "hub.jsonl"])
+def test_a_runs_answers_to_seed_bench_find_their_rows_in_the_whole_truth(
+    form, llava_eval, tmp_path
+):
+    """A run counts the rows that it asks; the published files also have those about videos."""
+    truth = seed_questions(llava_eval)
+    task = tasks.load("seedbench")
+    docs = json.loads(truth.read_text())["questions"]
+    if form != truth.name:
+        truth = write(tmp_path / form, docs)
+    samples = [
+        Sample(n, task.prompt(doc, "paper"), "A", "A", doc["answer"], 0.0, None)
+        for n, doc in enumerate(docs[1:])
+    ]
+    path = write(tmp_path / "samples_seedbench.jsonl", [asdict(sample) for sample in samples])
+    out = tmp_path / "out.json"
+    assert score.main(["seedbench", str(path), "--truth", str(truth), "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert (found["n"], found["metrics"]["accuracy"]) == (2, 0.5)
 
 
 def test_cocos_own_results_and_captions(llava_eval, tmp_path):

@@ -61,6 +61,9 @@ def read_samples(
         raise UserError(f"{path.parent} is a run of {', '.join(run.tasks)}, not of {task.name}")
     documents = read_documents(truth, task) if truth else _documents_of(task, run, path)
     samples = [_sample(row, path, number) for number, row in enumerate(rows, 1)]
+    asked = [doc for doc in documents if task.asks(doc)]  # a run counts these rows alone
+    if len(asked) < len(documents) and not _misplaced(task, samples, asked):
+        documents = asked
     _check_same(task, samples, documents, path)
     joined = [
         Joined(str(s.doc_id), documents[s.doc_id], s.prediction or "", s.doc_id, s.image)
@@ -105,17 +108,23 @@ def _check_same(
     task: Benchmark, samples: Sequence[Sample], documents: Sequence[Row], path: Path
 ) -> None:
     """Raise UserError, with counts, unless every sample is about the document of its row."""
-    wrong = [
-        sample
-        for sample in samples
-        if sample.doc_id >= len(documents) or not _is_about(task, sample, documents[sample.doc_id])
-    ]
-    if wrong:
+    if wrong := _misplaced(task, samples, documents):
         raise UserError(
             f"{path}: {len(wrong)} of {len(samples)} answers are to other questions than the data "
             f"({len(documents)} rows) has in their rows, the first in row {wrong[0].doc_id + 1} "
             f"({wrong[0].question[:60]!r}); give the data that was asked, with --truth"
         )
+
+
+def _misplaced(
+    task: Benchmark, samples: Sequence[Sample], documents: Sequence[Row]
+) -> list[Sample]:
+    """The samples that are not about the document of their row."""
+    return [
+        sample
+        for sample in samples
+        if sample.doc_id >= len(documents) or not _is_about(task, sample, documents[sample.doc_id])
+    ]
 
 
 def _is_about(task: Benchmark, sample: Sample, doc: Doc) -> bool:

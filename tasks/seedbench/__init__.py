@@ -74,7 +74,7 @@ class SeedBench(Benchmark):
     def exclude(self, docs: Sequence[Doc], protocol: str) -> dict[int, str]:
         reasons = {}
         for row, doc in enumerate(docs):
-            if doc.get("data_type", "image") != "image":
+            if not self.asks(doc):
                 reasons[row] = "not about an image"
             elif self.reference(doc) is None:
                 reasons[row] = "no reference: answer is not the letter of an option"
