@@ -93,8 +93,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     judge = judging.from_arguments(args, [task], beside)
     report = score(task, rows, args.protocol, judge)
     report.excluded.update(schema.counted(answers.reasons))
+    if args.protocol == "paper" and answers.missing:
+        report.notes.extend(unanswered_notes(task, report, answers.missing))
     if args.json:  # before a word is printed: the reader of a pipe may leave
-        content = as_json(task, rows, report, args.protocol)
+        content = as_json(task, rows, report, args.protocol, answers.missing)
         write_json(args.json, content | (judge.settings() if judge else {}))
     if args.out:
         run = rescore.write_run(
@@ -258,10 +260,27 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}" if abs(value) > 1 else f"{value:.6f}"
 
 
+def unanswered_notes(task: Benchmark, report: Report, missing: int) -> list[str]:
+    """What the official script makes of questions without an answer, where not what is done here.
+
+    They are left out here, so that a part can be scored on purpose.
+    """
+    said = f"{missing} questions have no answer; the official script"
+    if task.unanswered_refused:
+        return [f"{said} refuses a file without them"]
+    metric = task.unanswered_wrong_in
+    if metric not in report.metrics:
+        return []
+    n = report.metric_n.get(metric, report.n)
+    value = report.metrics[metric] * n / (n + missing)
+    return [f"{said} counts them as wrong: {metric} would be {value:.1%}"]
+
+
 def as_json(
-    task: Benchmark, rows: Sequence[Joined], report: Report, protocol: str
+    task: Benchmark, rows: Sequence[Joined], report: Report, protocol: str, missing: int = 0
 ) -> dict[str, Any]:
     """What --json writes; rows that were left out have no entry in per_case."""
+    excluded = report.excluded | ({rescore.NO_ANSWER: missing} if missing else {})
     return {
         "task": task.name,
         "protocol": protocol,
@@ -273,7 +292,7 @@ def as_json(
             for row, case in zip(rows, report.cases, strict=True)
             if case is not None
         },
-    } | ({"excluded": report.excluded} if report.excluded else {})
+    } | ({"excluded": excluded} if excluded else {})
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

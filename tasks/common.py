@@ -161,6 +161,9 @@ class Benchmark(ABC):
     text_only_questions: bool = False  # True: a row without an image is asked as it is
     cluster_columns: tuple[str, ...] = ("image_source", "question_id")
     scored_alone: bool = True  # False: the rows of a cluster make one score (pairs, rotations)
+    # what the official script does with a question that has no answer; here it is left out:
+    unanswered_wrong_in: str = ""  # the metric that it counts as wrong in
+    unanswered_refused: bool = False  # True: a file without it is refused
     hub: Hub
     layout: Layout | None = None  # of the benchmark's own published files
     paper_column: PaperColumn | None = None  # in the VL-Mamba paper's tables

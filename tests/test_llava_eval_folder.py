@@ -431,6 +431,51 @@ def test_seed_bench_answers_about_videos_are_left_out_and_counted(llava_eval, tm
     assert json.loads(out.read_text())["metrics"] == found["metrics"]
 
 
+# task -> truth in LLaVA's folder, answers to a part of it, what is said of the rest
+UNANSWERED = {
+    "scienceqa": (
+        ["scienceqa/problems.json", "scienceqa/pid_splits.json"],
+        [answered("2", "<image>\nWhich?", "B")],
+        "counts them as wrong: accuracy_all would be 50.0%",
+    ),
+    "seedbench": (
+        ["seed_bench/SEED-Bench.json"],
+        [answered(9, "Where?", "B")],
+        "counts them as wrong: accuracy would be 50.0%",
+    ),
+    "gqa": (
+        ["gqa/data/testdev_balanced_questions.json"],
+        [answered("201", "Is it?", "Yes.")],
+        "refuses a file without them",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNANSWERED)
+def test_questions_without_an_answer_are_counted_wherever_the_score_is(
+    name, llava_eval, tmp_path, capsys
+):
+    seed_questions(llava_eval)  # its question about a video is nobody's to answer
+    truth, answers, said = UNANSWERED[name]
+    given, out = write(tmp_path / "answers.jsonl", answers), tmp_path / "out.json"
+    arguments = [name, given, "--import", "llava", "--json", out, "--out", tmp_path / "run"]
+    arguments += ["--truth", *(llava_eval / file for file in truth)]
+    assert score.main([str(argument) for argument in arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "left out: 1 questions without an answer" in printed
+    assert f"note: 1 questions have no answer; the official script {said}" in printed
+    found = json.loads(out.read_text())
+    assert (found["n"], found["excluded"]) == (1, {"no answer in the file": 1})
+    assert found["metrics"][tasks.load(name).primary_metric] == 1.0
+    entry = json.loads((tmp_path / "run" / "record.json").read_text())["tasks"][name]
+    assert entry["excluded"] == found["excluded"]
+    assert said in "\n".join(entry["notes"])
+    assert score.main([str(argument) for argument in [*arguments[:6], *arguments[8:]]]) == 0
+    lmms = ["--protocol", "lmms"]
+    assert score.main([str(a) for a in [*arguments[:6], *arguments[8:], *lmms]]) == 0
+    assert "the official script" not in capsys.readouterr().out.split("protocol lmms")[1]
+
+
 def test_only_images_of_seed_bench_are_asked(llava_eval):
     seed_questions(llava_eval)
     task = tasks.load("seedbench")

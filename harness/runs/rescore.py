@@ -26,6 +26,8 @@ from vlmamba_core.errors import UserError
 from vlmamba_core.folder import RunFolder, digest, explain
 from vlmamba_core.paths import file_sha256
 
+NO_ANSWER = "no answer in the file"
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -231,7 +233,7 @@ def _samples(
         report=report,
     )
     if answers.missing:
-        result.excluded["no answer in the file"] = answers.missing
+        result.excluded[NO_ANSWER] = answers.missing
     return result, sorted(samples, key=lambda sample: sample.doc_id)
 
 

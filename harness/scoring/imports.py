@@ -112,7 +112,8 @@ def from_lmms_eval(
             f"documents that --truth has in their places ({differing[0]}); give the very files of "
             "the split that was evaluated, in their order"
         )
-    return joined, max(0, len(documents) - len(joined))
+    answered = {row.row for row in joined}
+    return joined, sum(task.asks(doc) for n, doc in enumerate(documents) if n not in answered)
 
 
 def _disagreement(sample: Row, doc: Row, task: Benchmark) -> str:

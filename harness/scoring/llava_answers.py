@@ -75,7 +75,8 @@ def load(task: Benchmark, answers: Path, truth: Sequence[Path]) -> tuple[list[Jo
         if key in joined:
             raise UserError(f"{where} is the second answer to one question")
         joined[key] = Joined("/".join(key), documents[key], answer["text"], place[key])
-    return list(joined.values()), len(documents) - len(joined)
+    rest = [document for key, document in documents.items() if key not in joined]
+    return list(joined.values()), sum(map(task.asks, rest))
 
 
 def _whole(task: Benchmark, truth: Sequence[Path]) -> list[Path]:

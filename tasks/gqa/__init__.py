@@ -20,6 +20,7 @@ class GQA(ExactMatch):
     paper_column = PaperColumn(2, "GQA")
     layout = published.layout
     llava = LlavaAnswers(id_column="id")
+    unanswered_refused = True
     hub = Hub("lmms-lab/GQA", name="testdev_balanced_instructions", split="testdev")
     official = Official("gqa/gqa.yaml", EXACT_MATCH)
     image_hub = Hub("lmms-lab/GQA", name="testdev_balanced_images", split="testdev")

@@ -32,6 +32,7 @@ class ScienceQa(Benchmark):
     primary_metric_needs_image = True
     text_only_questions = True
     metrics = ("accuracy", "accuracy_all")
+    unanswered_wrong_in = "accuracy_all"
     columns = ("question", "choices", "answer", "hint")
     prompt_options = ("hint",)
     list_columns = ("choices",)

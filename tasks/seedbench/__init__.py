@@ -40,6 +40,7 @@ class SeedBench(Benchmark):
     size = "14,233 questions"
     primary_metric = "accuracy"
     metrics = ("accuracy",)
+    unanswered_wrong_in = "accuracy"
     columns = ("question_id", "question", *(f"choice_{letter.lower()}" for letter in LETTERS))
     part = ("data_type", "image")
     layout = published.layout

@@ -29,6 +29,7 @@ class VizWiz(vqa_answers.HumanAnswers):
     layout = published.layout
     llava = answers.llava
     demo = False
+    unanswered_refused = True
     hub = Hub("lmms-lab/VizWiz-VQA", split="val")
     official = Official("vizwiz_vqa/vizwiz_vqa_val.yaml", EXACT_MATCH)
     cluster_columns = ("question_id",)  # one question a photo

@@ -32,6 +32,7 @@ class VQAv2(vqa_answers.HumanAnswers):
     columns = ("question", "answers", "answer_type")
     list_columns = ("answers",)
     layout = published.layout
+    unanswered_refused = True
     hub = Hub("lmms-lab/VQAv2", split="validation")
     official = Official("vqav2/vqav2_val.yaml", EXACT_MATCH)
     token_limits = PerProtocol(paper=128, lmms=16)
