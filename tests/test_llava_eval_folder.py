@@ -505,6 +505,26 @@ def test_a_runs_answers_to_seed_bench_find_their_rows_in_the_whole_truth(
     assert (found["n"], found["metrics"]["accuracy"]) == (2, 0.5)
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "OCR tokens: DAKOTA, x. Question: Who made this? Short answer:",
+        "OCR tokens: a\nb. Question: Who made this? Short answer: Short answer:",
+        "Reference OCR token: DAKOTA\nWho made this?\nshort",
+        "Who made this?\nReference OCR token: DAKOTA\nshort",
+        "Who made this?\nshort",
+    ],
+)
+def test_every_prompt_that_eval_textvqa_reads(prompt, llava_eval, tmp_path):
+    truth = llava_eval / "textvqa" / "TextVQA_0.5.1_val.json"
+    given = write(tmp_path / "a.jsonl", [{"question_id": "a1", "prompt": prompt, "text": "Dakota"}])
+    out = tmp_path / "out.json"
+    arguments = ["textvqa", given, "--import", "llava", "--truth", truth, "--json", out]
+    assert score.main([str(argument) for argument in arguments]) == 0
+    found = json.loads(out.read_text())
+    assert (list(found["per_case"]), found["metrics"]) == (["a1/who made this?"], {"accuracy": 1.0})
+
+
 def test_cocos_own_results_and_captions(llava_eval, tmp_path):
     results = write(tmp_path / "captions.json", [{"image_id": 42, "caption": "A cat sits."}])
     truth = llava_eval / "coco/annotations/captions_val2014.json"
