@@ -56,6 +56,8 @@ def from_vlmevalkit(
                     f"{predictions}: no column {column!r}, so not a VLMEvalKit prediction file "
                     f"(it has: {', '.join(map(str, row))})"
                 )
+        if row["prediction"] is None or row["prediction"] != row["prediction"]:
+            row["prediction"] = ""  # null and NaN: an empty cell of its spreadsheet, wrong
         if not isinstance(row["prediction"], str):
             raise UserError(
                 f"{predictions}: row {row['index']}: prediction is {row['prediction']!r}, "
