@@ -4,13 +4,17 @@
     python -m harness.score mme predictions.jsonl --protocol lmms --per-case
     python -m harness.score pope answers.jsonl --import llava --truth questions.jsonl labels.*.jsonl
     python -m harness.score scienceqa samples.jsonl --import lmms-eval --compare
+    python -m harness.score vqav2 up.json --import upload --truth questions.json annotations.json
+    python -m harness.score mme eval_tool/Your_Results --import upload
     python -m harness.score pope runs/demo/samples_pope.jsonl --protocol lmms --out runs/demo-lmms
 
 A line of predictions.jsonl is a ground-truth document in the column names of the hub data set,
 without its image, plus `prediction` (the raw answer) and, if wanted, `case_id` (else the line's
-number, from 0). Other people's files come in with --import; a run's own samples_TASK.jsonl finds
-its documents in the data that the record beside it names, or in --truth. Rows that cannot be scored
-are left out, counted and named. With --out a run's folder is written, as harness.run does; several
+number, from 0). Other people's files come in with --import; those for test servers and official
+evaluators (what --submit writes, too) with --import upload, as they are: under `paper` without the
+normalization that LLaVA applies before it uploads. A run's own samples_TASK.jsonl finds its
+documents in the data that the record beside it names, or in --truth. Rows that cannot be scored are
+left out, counted and named. With --out a run's folder is written, as harness.run does; several
 tasks of one model may share it.
 """
 
@@ -85,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     task = tasks.load(args.task)
     answers = read(task, args.predictions, args.format, args.truth, bool(args.submit))
+    if answers.submitted:
+        task = task.of_uploads()
     rows = answers.rows
     if args.submit:
         print(write_submission(task, rows, args.submit, args.truth))
@@ -161,7 +167,8 @@ def read(
     if format is None:
         answers = _own(task, path, () if submitted else truth)
     else:
-        answers = Answers(*imports.load(format, task, path, truth))
+        rows, missing = imports.load(format, task, path, truth)
+        answers = Answers(rows, missing, submitted=imports.is_upload(format))
     seen: set[str] = set()
     for row in (*answers.rows, *answers.unanswered):
         if row.case_id in seen:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from math import fsum
 from typing import Any, Generic, Literal, Self, TypeVar
 
-from tasks.answer_files import AnswerFormat, LlavaAnswers
+from tasks.answer_files import AnswerFormat, LlavaAnswers, Upload
 from tasks.cells import looks_like_list
 from tasks.judged import JudgeModel
 from tasks.official import Official
@@ -169,6 +169,8 @@ class Benchmark(ABC):
     paper_column: PaperColumn | None = None  # in the VL-Mamba paper's tables
     official: Official | None = None  # lmms-eval's own task, where it needs no judge
     llava = LlavaAnswers()  # how LLaVA's answers find their documents
+    upload = Upload()  # what its test server or official evaluator takes
+    submitted: bool = False  # True: answers are as they were uploaded, see `of_uploads`
     answer_formats: Mapping[str, AnswerFormat] = {}  # prediction formats of this benchmark alone
     judged: bool = False  # True: a judge model grades or reads answers, see `evaluate_judged`
     token_limits: PerProtocol[int]  # how long an answer may get
@@ -237,6 +239,13 @@ class Benchmark(ABC):
             own[name] = choose(f"value of --{name}", value, PROMPT_OPTIONS[name].values)
         changed = copy.copy(self)
         changed._prompt = own
+        return changed
+
+    def of_uploads(self) -> Self:
+        """This benchmark for answers from uploads: what LLaVA does to an answer before it uploads
+        it (normalization, under `paper`) has been done, and twice may differ from once."""
+        changed = copy.copy(self)
+        changed.submitted = True
         return changed
 
     def prompt_choice(self, name: str, protocol: str) -> str:

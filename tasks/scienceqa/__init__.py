@@ -38,6 +38,7 @@ class ScienceQa(Benchmark):
     list_columns = ("choices",)
     layout = published.layout
     llava = answers.llava
+    upload = answers.upload
     hub = Hub("lmms-lab/ScienceQA", name="ScienceQA-FULL", split="test")
     official = Official(
         "scienceqa/scienceqa.yaml",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from tasks.answer_files import LlavaAnswers
+from tasks.answer_files import LlavaAnswers, Upload
 from tasks.common import (
     OPTION_LETTER,
     Benchmark,
@@ -45,6 +45,7 @@ class SeedBench(Benchmark):
     part = ("data_type", "image")
     layout = published.layout
     llava = LlavaAnswers()
+    upload = Upload(answer_key="prediction")
     demo = False
     hub = Hub("lmms-lab/SEED-Bench", split="test")
     official = Official(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tasks.answer_files import LlavaAnswers
+from tasks.answer_files import LlavaAnswers, Upload
 from tasks.cells import read_list
 from tasks.published import Row
 from tasks.textvqa.prompt import OCR_LINE
@@ -32,3 +32,4 @@ def from_vlmevalkit(row: Row) -> list[Row]:
 
 
 llava = LlavaAnswers(id_column="image_id", question_in=question_in)
+upload = Upload(join=LlavaAnswers())  # by question_id, LLaVA's answers by the image's

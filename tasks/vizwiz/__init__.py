@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from tasks import vqa_answers
+from tasks.answer_files import Upload
 from tasks.common import SHORT_ANSWER, Case, Doc, Hub, PerProtocol, lmms_eval_functions
 from tasks.official import EXACT_MATCH, Official
 from tasks.textvqa.scorer import score as m4c_score
@@ -28,6 +29,7 @@ class VizWiz(vqa_answers.HumanAnswers):
     list_columns = ("answers",)
     layout = published.layout
     llava = answers.llava
+    upload = Upload("image")
     demo = False
     unanswered_refused = True
     hub = Hub("lmms-lab/VizWiz-VQA", split="val")
@@ -42,7 +44,7 @@ class VizWiz(vqa_answers.HumanAnswers):
         return f"{question}\n{IF_UNANSWERABLE}\n{SHORT_ANSWER}"
 
     def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
-        answer = vqa_answers.m4c_normalize(prediction)
+        answer = self.to_submit(prediction)
         people = vqa_answers.references(doc)
         if people is None:
             return Case(None, answer or None)
@@ -78,7 +80,7 @@ class VizWiz(vqa_answers.HumanAnswers):
         it.
         """
         return [
-            {"image": self.submission_id(doc), "answer": vqa_answers.m4c_normalize(prediction)}
+            {"image": self.submission_id(doc), "answer": self.to_submit(prediction)}
             for doc, prediction in zip(docs, predictions, strict=True)
         ]
 
