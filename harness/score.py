@@ -191,8 +191,10 @@ def _own(task: Benchmark, path: Path, truth: Sequence[Path]) -> Answers:
     for number, row in enumerate(found):
         prediction = row.pop("prediction", None)
         if not isinstance(prediction, str):
+            other = imports.hint(task, path, None) if prediction is None else ""
             raise UserError(
                 f"{path} row {number + 1}: prediction is {prediction!r}, expected the answer's text"
+                f"{other}"
             )
         rows.append(Joined(str(row.pop("case_id", number)), row, prediction))
     return Answers(rows)

@@ -10,7 +10,7 @@ needs no truth files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import StatisticsError
 from typing import Any
@@ -44,9 +44,14 @@ def load(
     name = match(name, formats()) or name
     if name not in formats():
         raise unknown("prediction format", name, formats())
-    if name in FORMATS:
-        return FORMATS[name](task, predictions, truth)
-    return from_own_format(name, task, predictions, truth)
+    try:
+        if predictions.is_dir() and name != UPLOAD:
+            raise WrongFormat(f"{predictions} is a folder, expected a file")
+        if name in FORMATS:
+            return FORMATS[name](task, predictions, truth)
+        return from_own_format(name, task, predictions, truth)
+    except WrongFormat as error:
+        raise UserError(f"{error}{hint(task, predictions, name)}") from error
 
 
 def is_upload(name: str | None) -> bool:
@@ -94,6 +99,43 @@ def _upload_answers(task: Benchmark, path: Path) -> list[Row]:
 def _content(path: Path) -> Any:
     """The content of a JSON file, or the rows of a table."""
     return read_rows(path) if path.suffix in (*TABLES, ".parquet") else read_json(path)
+
+
+def hint(task: Benchmark, path: Path, tried: str | None) -> str:
+    """What a file looks like that is not of the format `tried`, to end a message with.
+
+    Empty where it looks like nothing known.
+    """
+    if path.is_dir():
+        taken = tried != UPLOAD and task.upload.read is not None and task.upload.read(path)
+        return f"; it looks like an upload of {task.name}: --import {UPLOAD}" if taken else ""
+    try:
+        content = _content(path)
+    except UserError:
+        return ""
+    first = content[0] if isinstance(content, list) and content else content
+    if not isinstance(first, Mapping):
+        return ""
+    found: dict[str | None, str] = dict(_own_formats(task, content))
+    found |= {name: what for keys, name, what in LOOKS if first.keys() >= keys}
+    if first.keys() >= {*task.columns, "prediction"}:
+        found.setdefault(None, "documents with predictions")
+    if task.upload.read is None and task.upload.answers(content) is not None:
+        found.setdefault(UPLOAD, f"an upload of {task.name}")
+    for name, what in found.items():
+        if name != tried:
+            how = f"--import {name}" if name else "leave out --import"
+            return f"; it looks like {what}: {how}"
+    return ""
+
+
+def _own_formats(task: Benchmark, content: Any) -> Iterator[tuple[str, str]]:
+    for name, own in task.answer_formats.items():
+        try:
+            own.read(content)
+        except (*BAD_ROW, StatisticsError):
+            continue
+        yield name, f"a {own.description}"
 
 
 def from_vlmevalkit(
@@ -258,6 +300,14 @@ FORMATS: dict[str, Loader] = {
     "lmms-eval": from_lmms_eval,
     UPLOAD: from_upload,
 }
+# Keys that tell a format, its name (None: no --import), and what it is.
+LOOKS: tuple[tuple[frozenset[str], str | None, str], ...] = (
+    (frozenset({"question_id", "prompt", "text"}), "llava", "LLaVA's answers"),
+    (frozenset({"correct", "incorrect"}), "llava", "what LLaVA's eval_science_qa.py writes"),
+    (frozenset({"doc_id", "filtered_resps"}), "lmms-eval", "samples of lmms-eval"),
+    (frozenset({"doc_id", "prediction", "parsed"}), None, "answers of a run of harness.run"),
+    (frozenset({"index", "prediction"}), "vlmevalkit", "predictions of VLMEvalKit"),
+)
 
 
 def _owners() -> dict[str, Benchmark]:

@@ -11,6 +11,8 @@ from sample_documents import DOCUMENTS
 import tasks
 from harness import score
 from harness.data.readers import read_table
+from harness.runs.schema import Sample
+from harness.scoring import imports
 
 SENT = [name for name in tasks.NAMES if tasks.load(name).submission_suffix]
 AWKWARD = ["Hes at the two-tone cats' house. ", ""]  # normalized twice is not normalized once
@@ -174,7 +176,57 @@ def test_results_of_mme_that_do_not_fit(content, more, message, tmp_path, capsys
     assert message in found
 
 
+def test_other_files_of_mme_are_told_how_they_are_read(tmp_path, capsys):
+    write(tmp_path / "r" / "OCR.txt", EVAL_TOOL)
+    truth = write(tmp_path / "t.jsonl", DOCUMENTS["mme"])
+    found = refusal(capsys, "mme", tmp_path / "r", "--import", "llava", "--truth", truth)
+    assert "r is a folder, expected a file; it looks like an upload of mme: --import up" in found
+    given = write(tmp_path / "p.jsonl", LLAVA)
+    assert "looks like LLaVA's answers" in refusal(capsys, "mme", given, "--import", "upload")
+
+
+LLAVA = [{"question_id": 1, "prompt": "Is it?", "text": "yes"}]
+KIT = [{"index": 1, "question": "Is it?", "prediction": "yes", "answer": "yes", "category": "x"}]
+LMMS = [{"doc_id": 0, "filtered_resps": ["yes"], "target": "yes"}]
+GRADES = {"v1_0": {"model": ["gpt-4"], "content": ["1.0"], "score": [1.0]}}
 ENTRY = [{"question_id": 1, "answer": "yes"}]
+DOCS = [DOCUMENTS["vqav2"][0] | {"prediction": "cat"}]
+RUN = [dict.fromkeys(Sample.__dataclass_fields__) | {"doc_id": 0, "prediction": "yes"}]
+
+
+@pytest.mark.parametrize(
+    ("task", "content", "tried", "expected", "looks"),
+    [
+        ("vqav2", ENTRY, "llava", "has no prompt; LLaVA's answers have", "upload"),
+        ("mmvet", {"v1_0": "a"}, "llava", "has no question_id; LLaVA's", "upload"),
+        ("vqav2", KIT, "llava", "has no question_id; LLaVA's", "vlmevalkit"),
+        ("vqav2", LMMS, "llava", "has no question_id; LLaVA's", "lmms-eval"),
+        ("mmvet", GRADES, "llava", "has no question_id; LLaVA's", "mmvet-grades"),
+        ("vqav2", LLAVA, "upload", "expected rows of question_id and answer", "llava"),
+        ("mmvet", GRADES, "upload", "is no upload of mmvet; expected rows of", "mmvet-grades"),
+        ("gqa", ENTRY, "upload", "expected rows of questionId and prediction", ""),
+        ("vqav2", LLAVA, "vlmevalkit", "no column 'index'", "llava"),
+        ("vqav2", LLAVA, "lmms-eval", "has no doc_id or filtered_resps", "llava"),
+        ("vqav2", DOCS, "llava", "has no question_id|has no prompt", None),
+        ("vqav2", RUN, "llava", "has no question_id", None),
+        ("vqav2", LLAVA, None, "prediction is None", "llava"),
+        ("vqav2", ENTRY, None, "prediction is None", "upload"),
+    ],
+)
+def test_a_file_of_another_format_is_told_how_it_is_read(
+    task, content, tried, expected, looks, tmp_path, capsys
+):
+    given = write(tmp_path / "p.json", content)
+    how = ["--import", tried] if tried else []
+    truth = ["--truth", write(tmp_path / "mm-vet.json", MMVET)] if tried else []
+    message = refusal(capsys, task, given, *how, *truth)
+    assert any(part in message for part in expected.split("|"))
+    if looks:
+        assert message.rstrip().endswith(f": --import {looks}")
+        assert looks in imports.formats()
+    else:
+        assert ("leave out --import" in message) == (looks is None)
+        assert ("it looks like" in message) == (looks is None)
 
 
 @pytest.mark.parametrize(
