@@ -4,13 +4,17 @@
     python -m harness.score mme predictions.jsonl --protocol lmms --per-case
     python -m harness.score pope answers.jsonl --import llava --truth questions.jsonl labels.*.jsonl
     python -m harness.score scienceqa samples.jsonl --import lmms-eval --compare
+    python -m harness.score vqav2 up.json --import upload --truth questions.json annotations.json
+    python -m harness.score mme eval_tool/Your_Results --import upload
     python -m harness.score pope runs/demo/samples_pope.jsonl --protocol lmms --out runs/demo-lmms
 
 A line of predictions.jsonl is a ground-truth document in the column names of the hub data set,
 without its image, plus `prediction` (the raw answer) and, if wanted, `case_id` (else the line's
-number, from 0). Other people's files come in with --import; a run's own samples_TASK.jsonl finds
-its documents in the data that the record beside it names, or in --truth. Rows that cannot be scored
-are left out, counted and named. With --out a run's folder is written, as harness.run does; several
+number, from 0). Other people's files come in with --import; those for test servers and official
+evaluators (what --submit writes, too) with --import upload, as they are: under `paper` without the
+normalization that LLaVA applies before it uploads. A run's own samples_TASK.jsonl finds its
+documents in the data that the record beside it names, or in --truth. Rows that cannot be scored are
+left out, counted and named. With --out a run's folder is written, as harness.run does; several
 tasks of one model may share it.
 """
 
@@ -85,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     task = tasks.load(args.task)
     answers = read(task, args.predictions, args.format, args.truth, bool(args.submit))
+    if answers.submitted:
+        task = task.of_uploads()
     rows = answers.rows
     if args.submit:
         print(write_submission(task, rows, args.submit, args.truth))
@@ -93,8 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     judge = judging.from_arguments(args, [task], beside)
     report = score(task, rows, args.protocol, judge)
     report.excluded.update(schema.counted(answers.reasons))
+    if args.protocol == "paper" and answers.missing:
+        report.notes.extend(unanswered_notes(task, report, answers.missing))
     if args.json:  # before a word is printed: the reader of a pipe may leave
-        content = as_json(task, rows, report, args.protocol)
+        content = as_json(task, rows, report, args.protocol, answers.missing)
         write_json(args.json, content | (judge.settings() if judge else {}))
     if args.out:
         run = rescore.write_run(
@@ -159,7 +167,8 @@ def read(
     if format is None:
         answers = _own(task, path, () if submitted else truth)
     else:
-        answers = Answers(*imports.load(format, task, path, truth))
+        rows, missing = imports.load(format, task, path, truth)
+        answers = Answers(rows, missing, submitted=imports.is_upload(format))
     seen: set[str] = set()
     for row in (*answers.rows, *answers.unanswered):
         if row.case_id in seen:
@@ -182,8 +191,10 @@ def _own(task: Benchmark, path: Path, truth: Sequence[Path]) -> Answers:
     for number, row in enumerate(found):
         prediction = row.pop("prediction", None)
         if not isinstance(prediction, str):
+            other = imports.hint(task, path, None) if prediction is None else ""
             raise UserError(
                 f"{path} row {number + 1}: prediction is {prediction!r}, expected the answer's text"
+                f"{other}"
             )
         rows.append(Joined(str(row.pop("case_id", number)), row, prediction))
     return Answers(rows)
@@ -258,10 +269,27 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}" if abs(value) > 1 else f"{value:.6f}"
 
 
+def unanswered_notes(task: Benchmark, report: Report, missing: int) -> list[str]:
+    """What the official script makes of questions without an answer, where not what is done here.
+
+    They are left out here, so that a part can be scored on purpose.
+    """
+    said = f"{missing} questions have no answer; the official script"
+    if task.unanswered_refused:
+        return [f"{said} refuses a file without them"]
+    metric = task.unanswered_wrong_in
+    if metric not in report.metrics:
+        return []
+    n = report.metric_n.get(metric, report.n)
+    value = report.metrics[metric] * n / (n + missing)
+    return [f"{said} counts them as wrong: {metric} would be {value:.1%}"]
+
+
 def as_json(
-    task: Benchmark, rows: Sequence[Joined], report: Report, protocol: str
+    task: Benchmark, rows: Sequence[Joined], report: Report, protocol: str, missing: int = 0
 ) -> dict[str, Any]:
     """What --json writes; rows that were left out have no entry in per_case."""
+    excluded = report.excluded | ({rescore.NO_ANSWER: missing} if missing else {})
     return {
         "task": task.name,
         "protocol": protocol,
@@ -273,7 +301,7 @@ def as_json(
             for row, case in zip(rows, report.cases, strict=True)
             if case is not None
         },
-    } | ({"excluded": report.excluded} if report.excluded else {})
+    } | ({"excluded": excluded} if excluded else {})
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

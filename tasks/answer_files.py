@@ -1,8 +1,9 @@
 """Other people's prediction files: how an answer finds its document, and documents in hub columns.
 
 A benchmark says in `llava` how LLaVA's answers.jsonl is joined with its truth files, in
-`vlmevalkit` what VLMEvalKit's rows are in hub columns, and in `answer_formats` which formats of its
-own there are. `harness.scoring.imports` reads the files.
+`vlmevalkit` what VLMEvalKit's rows are in hub columns, in `upload` what its test server or official
+evaluator takes, and in `answer_formats` which formats of its own there are.
+`harness.scoring.imports` reads the files.
 """
 
 from __future__ import annotations
@@ -103,3 +104,54 @@ class AnswerFormat:
     description: str
     truth: str
     read: Callable[[Any], Mapping[str, Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Upload:
+    """The file that a benchmark's test server or official evaluator takes.
+
+    It is a list of rows with `id_key` and `answer_key`, or one object, id -> answer.  No `id_key`:
+    the rows follow the documents, and `question_key` holds what was asked.  join: how ids find
+    their documents, where not as LLaVA's do.  unwrap(content): what of another content is id ->
+    answer; None for others.  read(path): documents with answers, of files that hold their truth;
+    None for others.  description: the file, for messages, where it is neither list nor object.
+    """
+
+    id_key: str = "question_id"
+    answer_key: str = "answer"
+    question_key: str = ""
+    join: LlavaAnswers | None = None
+    unwrap: Callable[[Any], Mapping[str, Any] | None] | None = None
+    read: Callable[[Path], list[tuple[Row, str]] | None] | None = None
+    description: str = ""
+
+    def described(self) -> str:
+        """What the file holds, for messages."""
+        keys = [key for key in (self.id_key, self.question_key, self.answer_key) if key]
+        listed = f"rows of {' and '.join(keys)}"
+        return self.description or listed + ", or one object, id -> answer" * bool(self.id_key)
+
+    def answers(self, content: Any) -> list[Row] | None:
+        """Rows of question_id, prompt and text as they stand; None for another file's content."""
+        unwrapped = self.unwrap(content) if self.unwrap else None
+        if unwrapped is None and isinstance(content, Mapping) and self._is_row(content):
+            content = [content]  # one line
+        if isinstance(content, list):
+            if not content or not all(map(self._is_row, content)):
+                return None
+            return [self._answer(number, row) for number, row in enumerate(content, 1)]
+        pairs = content if unwrapped is None else unwrapped
+        if not self.id_key or not isinstance(pairs, Mapping):
+            return None
+        if not any(isinstance(text, str) for text in pairs.values()):
+            return None
+        return [{"question_id": k, "prompt": "", "text": text} for k, text in pairs.items()]
+
+    def _is_row(self, row: Any) -> bool:
+        keys = [key for key in (self.id_key, self.question_key, self.answer_key) if key]
+        return isinstance(row, Mapping) and all(key in row for key in keys)
+
+    def _answer(self, number: int, row: Row) -> Row:
+        name = row[self.id_key] if self.id_key else number
+        prompt = row[self.question_key] if self.question_key else ""
+        return {"question_id": name, "prompt": prompt, "text": row[self.answer_key]}

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from math import fsum
 from typing import Any, Generic, Literal, Self, TypeVar
 
-from tasks.answer_files import AnswerFormat, LlavaAnswers
+from tasks.answer_files import AnswerFormat, LlavaAnswers, Upload
 from tasks.cells import looks_like_list
 from tasks.judged import JudgeModel
 from tasks.official import Official
@@ -161,11 +161,16 @@ class Benchmark(ABC):
     text_only_questions: bool = False  # True: a row without an image is asked as it is
     cluster_columns: tuple[str, ...] = ("image_source", "question_id")
     scored_alone: bool = True  # False: the rows of a cluster make one score (pairs, rotations)
+    # what the official script does with a question that has no answer; here it is left out:
+    unanswered_wrong_in: str = ""  # the metric that it counts as wrong in
+    unanswered_refused: bool = False  # True: a file without it is refused
     hub: Hub
     layout: Layout | None = None  # of the benchmark's own published files
     paper_column: PaperColumn | None = None  # in the VL-Mamba paper's tables
     official: Official | None = None  # lmms-eval's own task, where it needs no judge
     llava = LlavaAnswers()  # how LLaVA's answers find their documents
+    upload = Upload()  # what its test server or official evaluator takes
+    submitted: bool = False  # True: answers are as they were uploaded, see `of_uploads`
     answer_formats: Mapping[str, AnswerFormat] = {}  # prediction formats of this benchmark alone
     judged: bool = False  # True: a judge model grades or reads answers, see `evaluate_judged`
     token_limits: PerProtocol[int]  # how long an answer may get
@@ -236,6 +241,13 @@ class Benchmark(ABC):
         changed._prompt = own
         return changed
 
+    def of_uploads(self) -> Self:
+        """This benchmark for answers from uploads: what LLaVA does to an answer before it uploads
+        it (normalization, under `paper`) has been done, and twice may differ from once."""
+        changed = copy.copy(self)
+        changed.submitted = True
+        return changed
+
     def prompt_choice(self, name: str, protocol: str) -> str:
         """The value of a prompt option: as chosen, else the protocol's."""
         return self._prompt.get(name) or PROMPT_OPTIONS[name].default.under(protocol)
@@ -294,6 +306,10 @@ class Benchmark(ABC):
         kept = {key: value for key, value in doc.items() if key not in self.image_columns}
         told = self.has_image(doc) if self.text_only_questions else None
         return kept if told is None else kept | {HAS_IMAGE: told}
+
+    def asks(self, doc: Doc) -> bool:
+        """Whether the row belongs to the benchmark's `part`; a row that does not tell does."""
+        return self.part is None or doc.get(self.part[0], self.part[1]) == self.part[1]
 
     def rows_of_part(self, rows: Any) -> Any:
         """Those rows of a `datasets.Dataset` that belong to the benchmark's `part`."""

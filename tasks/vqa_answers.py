@@ -125,6 +125,10 @@ class HumanAnswers(Benchmark):
     text_is_no_reference = ("answers",)
     cluster_columns: tuple[str, ...] = ("image_id", "question_id")
 
+    def to_submit(self, prediction: str) -> str:
+        """The answer as LLaVA uploads it: through the M4C normalizer, but not a second time."""
+        return one_line(prediction) if self.submitted else m4c_normalize(prediction)
+
     def reference(self, doc: Doc) -> list[str] | None:
         """The people's answers; None where they are hidden."""
         return references(doc)

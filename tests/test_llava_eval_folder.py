@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,10 @@ from harness_world import png
 import tasks
 from harness import run, score
 from harness.data.sources import Source
+from harness.runs.schema import Sample
 from harness.scoring import imports
 from tasks.common import SHORT_ANSWER
+from tasks.vizwiz.published import IF_UNANSWERABLE
 from vlmamba_core.errors import UserError
 
 PICTURE = png((9, 8, 7))
@@ -154,7 +157,7 @@ def vizwiz(home: Path) -> None:
     prompt = "What is it?\nWhen the provided information is insufficient, respond with "
     prompt += f"'Unanswerable'.\n{SHORT_ANSWER}"
     asked = {"image": "VizWiz_test_00000003.jpg", "text": prompt, "category": "default"}
-    write(home / "llava_test.jsonl", [asked | {"question_id": asked["image"]}])
+    write(home / "llava_test.jsonl", [{"question_id": 0} | asked])
     write(home / "test" / asked["image"], PICTURE)
 
 
@@ -350,6 +353,176 @@ def test_the_same_files_as_truth(name, llava_eval, tmp_path):
     if name != "pope":  # of its three label files one was given
         assert score.main([name, samples, "--json", str(out), "--truth", *paths]) == 0
         assert json.loads(out.read_text())["metrics"] == found
+
+
+@pytest.mark.parametrize("photo", [".jpg", "", None])
+def test_llavas_vizwiz_answers_become_its_submission(photo, tmp_path):
+    """By the question file's own ids, as convert_vizwiz_for_submission.py; or by the photos."""
+    names = [f"VizWiz_test_{n:08d}" for n in (0, 1, 2)]
+    asked = [
+        {"question_id": n + 5, "image": f"{name}.jpg", "category": "default"}
+        | {"text": f"What is this?\n{IF_UNANSWERABLE}\n{SHORT_ANSWER}"}
+        for n, name in enumerate(names)
+    ]
+    answers = [
+        answered(row["question_id"] if photo is None else names[n] + photo, "What is this?", text)
+        for n, (row, text) in enumerate(zip(asked, ("Black", "A cat.", "Two"), strict=True))
+    ]
+    truth = write(tmp_path / "llava_test.jsonl", asked)
+    given = write(tmp_path / "answers.jsonl", answers[::-1])
+    out = tmp_path / "upload.json"
+    arguments = ["vizwiz", given, "--import", "llava", "--truth", truth, "--submit", out]
+    assert score.main([str(argument) for argument in arguments]) == 0
+    expected = zip(names, ("black", "cat", "2"), strict=True)
+    assert json.loads(out.read_text()) == [
+        {"image": f"{name}.jpg", "answer": text} for name, text in expected
+    ]
+
+
+def test_llavas_vizwiz_answers_score_where_the_photos_answers_stand_beside(tmp_path):
+    row = {"image": "VizWiz_val_00000004.jpg", "question": "What is it?", "answer_type": "other"}
+    own = write(tmp_path / "val.json", [row | {"answers": [{"answer": "red"}] * 10}])
+    asked = {"question_id": 0, "image": row["image"], "category": "default"}
+    questions = write(
+        tmp_path / "llava_val.jsonl", [asked | {"text": f"What is it?\n{SHORT_ANSWER}"}]
+    )
+    given = write(tmp_path / "answers.jsonl", [answered(0, "What is it?", "Red")])
+    out = tmp_path / "out.json"
+    for truth in ([questions, own], [own, questions]):
+        arguments = ["vizwiz", given, "--import", "llava", "--json", out, "--truth", *truth]
+        assert score.main([str(argument) for argument in arguments]) == 0
+        found = json.loads(out.read_text())
+        assert (found["n"], found["metrics"]["accuracy"]) == (1, 1.0)
+
+
+def test_llavas_vizwiz_questions_may_not_share_an_id(tmp_path):
+    asked = [
+        {"question_id": 0, "image": f"VizWiz_test_{n:08d}.jpg", "text": "What?"} for n in (0, 1)
+    ]
+    truth = write(tmp_path / "llava_test.jsonl", asked)
+    given = write(tmp_path / "answers.jsonl", [answered(0, "What?", "red")])
+    with pytest.raises(UserError, match="two photos for question '0'"):
+        imports.load("llava", tasks.load("vizwiz"), given, [truth])
+
+
+def seed_questions(llava_eval: Path) -> Path:
+    """Two questions about images, one about a video."""
+    path = llava_eval / "seed_bench" / "SEED-Bench.json"
+    content = json.loads(path.read_text())
+    video, row = content["questions"]
+    video = video | {"question_id": "7", "question_type_id": 10}
+    other = row | {"question_id": "9", "question": "Where?", "answer": "B"}
+    return write(path, content | {"questions": [video, row, other]})
+
+
+def test_seed_bench_answers_about_videos_are_left_out_and_counted(llava_eval, tmp_path):
+    """As convert_seed_for_submission.py, which skips them for what it prints of images."""
+    truth, out = seed_questions(llava_eval), tmp_path / "out.json"
+    answers = [{"question_id": n, "prompt": "", "text": "A"} for n in (7, 101669, 9)]
+    given = write(tmp_path / "answers.jsonl", answers)
+    arguments = ["seedbench", given, "--import", "llava", "--truth", truth, "--json", out]
+    arguments += ["--out", tmp_path / "run"]
+    assert score.main([str(argument) for argument in arguments]) == 0
+    found = json.loads(out.read_text())
+    assert (found["n"], found["metrics"]["accuracy"]) == (2, 0.5)
+    assert found["excluded"] == {"not about an image": 1}
+    samples = tmp_path / "run" / "samples_seedbench.jsonl"
+    assert score.main(["seedbench", str(samples), "--truth", str(truth), "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["metrics"] == found["metrics"]
+
+
+# task -> truth in LLaVA's folder, answers to a part of it, what is said of the rest
+UNANSWERED = {
+    "scienceqa": (
+        ["scienceqa/problems.json", "scienceqa/pid_splits.json"],
+        [answered("2", "<image>\nWhich?", "B")],
+        "counts them as wrong: accuracy_all would be 50.0%",
+    ),
+    "seedbench": (
+        ["seed_bench/SEED-Bench.json"],
+        [answered(9, "Where?", "B")],
+        "counts them as wrong: accuracy would be 50.0%",
+    ),
+    "gqa": (
+        ["gqa/data/testdev_balanced_questions.json"],
+        [answered("201", "Is it?", "Yes.")],
+        "refuses a file without them",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNANSWERED)
+def test_questions_without_an_answer_are_counted_wherever_the_score_is(
+    name, llava_eval, tmp_path, capsys
+):
+    seed_questions(llava_eval)  # its question about a video is nobody's to answer
+    truth, answers, said = UNANSWERED[name]
+    given, out = write(tmp_path / "answers.jsonl", answers), tmp_path / "out.json"
+    arguments = [name, given, "--import", "llava", "--json", out, "--out", tmp_path / "run"]
+    arguments += ["--truth", *(llava_eval / file for file in truth)]
+    assert score.main([str(argument) for argument in arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "left out: 1 questions without an answer" in printed
+    assert f"note: 1 questions have no answer; the official script {said}" in printed
+    found = json.loads(out.read_text())
+    assert (found["n"], found["excluded"]) == (1, {"no answer in the file": 1})
+    assert found["metrics"][tasks.load(name).primary_metric] == 1.0
+    entry = json.loads((tmp_path / "run" / "record.json").read_text())["tasks"][name]
+    assert entry["excluded"] == found["excluded"]
+    assert said in "\n".join(entry["notes"])
+    assert score.main([str(argument) for argument in [*arguments[:6], *arguments[8:]]]) == 0
+    lmms = ["--protocol", "lmms"]
+    assert score.main([str(a) for a in [*arguments[:6], *arguments[8:], *lmms]]) == 0
+    assert "the official script" not in capsys.readouterr().out.split("protocol lmms")[1]
+
+
+def test_only_images_of_seed_bench_are_asked(llava_eval):
+    seed_questions(llava_eval)
+    task = tasks.load("seedbench")
+    rows = Source.parse(str(llava_eval)).load(task, "paper")
+    assert rows["question_id"][:] == ["101669", "9"]
+    assert set(rows["data_type"]) == {"image"}
+
+
+@pytest.mark.parametrize("form", ["SEED-Bench.json", "hub.jsonl"])
+def test_a_runs_answers_to_seed_bench_find_their_rows_in_the_whole_truth(
+    form, llava_eval, tmp_path
+):
+    """A run counts the rows that it asks; the published files also have those about videos."""
+    truth = seed_questions(llava_eval)
+    task = tasks.load("seedbench")
+    docs = json.loads(truth.read_text())["questions"]
+    if form != truth.name:
+        truth = write(tmp_path / form, docs)
+    samples = [
+        Sample(n, task.prompt(doc, "paper"), "A", "A", doc["answer"], 0.0, None)
+        for n, doc in enumerate(docs[1:])
+    ]
+    path = write(tmp_path / "samples_seedbench.jsonl", [asdict(sample) for sample in samples])
+    out = tmp_path / "out.json"
+    assert score.main(["seedbench", str(path), "--truth", str(truth), "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert (found["n"], found["metrics"]["accuracy"]) == (2, 0.5)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "OCR tokens: DAKOTA, x. Question: Who made this? Short answer:",
+        "OCR tokens: a\nb. Question: Who made this? Short answer: Short answer:",
+        "Reference OCR token: DAKOTA\nWho made this?\nshort",
+        "Who made this?\nReference OCR token: DAKOTA\nshort",
+        "Who made this?\nshort",
+    ],
+)
+def test_every_prompt_that_eval_textvqa_reads(prompt, llava_eval, tmp_path):
+    truth = llava_eval / "textvqa" / "TextVQA_0.5.1_val.json"
+    given = write(tmp_path / "a.jsonl", [{"question_id": "a1", "prompt": prompt, "text": "Dakota"}])
+    out = tmp_path / "out.json"
+    arguments = ["textvqa", given, "--import", "llava", "--truth", truth, "--json", out]
+    assert score.main([str(argument) for argument in arguments]) == 0
+    found = json.loads(out.read_text())
+    assert (list(found["per_case"]), found["metrics"]) == (["a1/who made this?"], {"accuracy": 1.0})
 
 
 def test_cocos_own_results_and_captions(llava_eval, tmp_path):

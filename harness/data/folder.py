@@ -259,6 +259,7 @@ def _published(files: Sequence[Path], root: Path, task: Benchmark, hub: Hub) -> 
         rows = layout.read(files, hub.split)
     except BAD_ENTRY as error:
         raise UserError(f"{files[0]} is not whole: {layout.description} ({error!r})") from error
+    rows = [row for row in rows or () if task.asks(row)]  # videos would be missing pictures
     if not rows:
         raise UserError(f"{files[0]} has no rows of {layout.description}")
     locate, column = image_files(root, files[0]), task.image_column

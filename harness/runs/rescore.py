@@ -20,11 +20,14 @@ from harness.data.readers import Row, read_documents
 from harness.runs import older, rerun, schema
 from harness.runs.schema import Sample, TaskResult
 from harness.runs.store import NAMED, RECORD, EvaluationRun
+from harness.scoring.imports import UPLOAD
 from harness.scoring.llava_answers import Joined
 from tasks.common import HAS_IMAGE, PROTOCOLS, Benchmark, Doc, Report
 from vlmamba_core.errors import UserError
 from vlmamba_core.folder import RunFolder, digest, explain
 from vlmamba_core.paths import file_sha256
+
+NO_ANSWER = "no answer in the file"
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Answers:
     """One task's answers with their documents; `unanswered` ones have none, each for its reason.
 
     record: of the run that they are from, if that is known. keyed: the rows know their picture's
-    key, as those of a run do.
+    key, as those of a run do. submitted: they are from an upload, see `Benchmark.of_uploads`.
     """
 
     rows: list[Joined]
@@ -41,6 +44,7 @@ class Answers:
     reasons: list[str] = field(default_factory=list)
     record: Mapping[str, Any] | None = None
     keyed: bool = False
+    submitted: bool = False
 
 
 def is_samples(rows: Sequence[Row]) -> bool:
@@ -61,6 +65,9 @@ def read_samples(
         raise UserError(f"{path.parent} is a run of {', '.join(run.tasks)}, not of {task.name}")
     documents = read_documents(truth, task) if truth else _documents_of(task, run, path)
     samples = [_sample(row, path, number) for number, row in enumerate(rows, 1)]
+    asked = [doc for doc in documents if task.asks(doc)]  # a run counts these rows alone
+    if len(asked) < len(documents) and not _misplaced(task, samples, asked):
+        documents = asked
     _check_same(task, samples, documents, path)
     joined = [
         Joined(str(s.doc_id), documents[s.doc_id], s.prediction or "", s.doc_id, s.image)
@@ -73,7 +80,14 @@ def read_samples(
         reasons=[s.excluded or schema.UNREADABLE for s, _ in pairs if s.prediction is None],
         record=run.record if run else None,
         keyed=True,
+        submitted=_scored_from(task, run) == UPLOAD,
     )
+
+
+def _scored_from(task: Benchmark, run: EvaluationRun | None) -> str | None:
+    """The format of the file that a run's answers were read from; None where a model gave them."""
+    files = run.record.get("scored_from") if run else None
+    return files.get(task.name, {}).get("format") if isinstance(files, dict) else None
 
 
 def _sample(row: Row, path: Path, number: int) -> Sample:
@@ -105,17 +119,23 @@ def _check_same(
     task: Benchmark, samples: Sequence[Sample], documents: Sequence[Row], path: Path
 ) -> None:
     """Raise UserError, with counts, unless every sample is about the document of its row."""
-    wrong = [
-        sample
-        for sample in samples
-        if sample.doc_id >= len(documents) or not _is_about(task, sample, documents[sample.doc_id])
-    ]
-    if wrong:
+    if wrong := _misplaced(task, samples, documents):
         raise UserError(
             f"{path}: {len(wrong)} of {len(samples)} answers are to other questions than the data "
             f"({len(documents)} rows) has in their rows, the first in row {wrong[0].doc_id + 1} "
             f"({wrong[0].question[:60]!r}); give the data that was asked, with --truth"
         )
+
+
+def _misplaced(
+    task: Benchmark, samples: Sequence[Sample], documents: Sequence[Row]
+) -> list[Sample]:
+    """The samples that are not about the document of their row."""
+    return [
+        sample
+        for sample in samples
+        if sample.doc_id >= len(documents) or not _is_about(task, sample, documents[sample.doc_id])
+    ]
 
 
 def _is_about(task: Benchmark, sample: Sample, doc: Doc) -> bool:
@@ -148,7 +168,8 @@ def write_run(
     """
     with RunFolder(out) as folder:
         arguments = _arguments(task, answers, protocol, path, name)
-        file = {"file": path.name, "sha256": file_sha256(path), "format": format or "jsonl"}
+        form = UPLOAD if answers.submitted else format or "jsonl"
+        file = {"file": path.name, "sha256": _sha256(path), "format": form}
         before = None if overwrite else rerun.finished(out)
         if before is not None:
             _check_may_grow(out, before, task, arguments, file)
@@ -162,6 +183,14 @@ def write_run(
         folder.write(RECORD, schema.record_text(record))
         explain(out, "harness.score", schema.FILES, "Scores of answers that a file held.")
     return EvaluationRun(out.resolve().name, out, record)
+
+
+def _sha256(path: Path) -> str:
+    """Of a file, or of the files in a folder and their names."""
+    if not path.is_dir():
+        return file_sha256(path)
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    return digest([[file.name, file_sha256(file)] for file in files])
 
 
 def _arguments(
@@ -222,7 +251,7 @@ def _samples(
         report=report,
     )
     if answers.missing:
-        result.excluded["no answer in the file"] = answers.missing
+        result.excluded[NO_ANSWER] = answers.missing
     return result, sorted(samples, key=lambda sample: sample.doc_id)
 
 

@@ -3,21 +3,29 @@
     rows, missing = load("llava", task, Path("answers.jsonl"), [Path("questions.jsonl"), ...])
 
 Formats: `llava` (answers.jsonl), `vlmevalkit` (the .xlsx or .tsv it writes beside the scores),
-`lmms-eval` (samples_TASK.jsonl), and those that a benchmark has of its own, such as MM-Vet's
-grades. A format that repeats the documents needs no truth files.
+`lmms-eval` (samples_TASK.jsonl), `upload` (what a test server or official evaluator takes), and
+those that a benchmark has of its own, such as MM-Vet's grades. A format that repeats the documents
+needs no truth files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import StatisticsError
 from typing import Any
 
 import tasks
-from harness.data.readers import Row, read_documents, read_json, read_rows, read_task_rows
+from harness.data.readers import (
+    TABLES,
+    Row,
+    read_documents,
+    read_json,
+    read_rows,
+    read_task_rows,
+)
 from harness.scoring import llava_answers
-from harness.scoring.llava_answers import BAD_ROW, Joined
+from harness.scoring.llava_answers import BAD_ROW, Joined, WrongFormat
 from tasks.common import Benchmark, check_columns
 from vlmamba_core.errors import UserError, unknown
 from vlmamba_core.names import match
@@ -34,11 +42,100 @@ def load(
     Raises UserError for an unknown format and for files that do not fit it.
     """
     name = match(name, formats()) or name
-    if name in FORMATS:
-        return FORMATS[name](task, predictions, truth)
-    if name in _owners():
+    if name not in formats():
+        raise unknown("prediction format", name, formats())
+    try:
+        if predictions.is_dir() and name != UPLOAD:
+            raise WrongFormat(f"{predictions} is a folder, expected a file")
+        if name in FORMATS:
+            return FORMATS[name](task, predictions, truth)
         return from_own_format(name, task, predictions, truth)
-    raise unknown("prediction format", name, formats())
+    except WrongFormat as error:
+        raise UserError(f"{error}{hint(task, predictions, name)}") from error
+
+
+def is_upload(name: str | None) -> bool:
+    """Whether a format's name is that of uploads, whose answers are scored as they are."""
+    return name is not None and match(name, formats()) == UPLOAD
+
+
+def from_upload(
+    task: Benchmark, predictions: Path, truth: Sequence[Path]
+) -> tuple[list[Joined], int]:
+    """What the benchmark's test server or official evaluator takes (`Benchmark.upload`)."""
+    upload = task.upload
+    if upload.read is None:
+        how = upload.join or task.llava
+        return llava_answers.join(
+            task, how, lambda: _upload_answers(task, predictions), predictions, truth
+        )
+    found = upload.read(predictions)
+    if found is None:
+        raise WrongFormat(_no_upload(task, predictions))
+    if truth:
+        raise UserError(f"{task.name}: {predictions} holds its own truth; leave out --truth")
+    return [Joined(str(n), doc, answer) for n, (doc, answer) in enumerate(found)], 0
+
+
+def _no_upload(task: Benchmark, path: Path) -> str:
+    return f"{path} is no upload of {task.name}; expected {task.upload.described()}"
+
+
+def _upload_answers(task: Benchmark, path: Path) -> list[Row]:
+    """Rows of question_id, prompt and text. Raises WrongFormat where the file is no upload."""
+    rows = task.upload.answers(_content(path))
+    if rows is None:
+        raise WrongFormat(_no_upload(task, path))
+    for number, row in enumerate(rows, 1):
+        named = isinstance(row["question_id"], str | int) and isinstance(row["prompt"], str)
+        if not named or not isinstance(row["text"], str):
+            raise WrongFormat(
+                f"{path} answer {number} is {row['text']!r:.40} to {row['question_id']!r:.40}; "
+                f"expected {task.upload.described()}, all text"
+            )
+    return rows
+
+
+def _content(path: Path) -> Any:
+    """The content of a JSON file, or the rows of a table."""
+    return read_rows(path) if path.suffix in (*TABLES, ".parquet") else read_json(path)
+
+
+def hint(task: Benchmark, path: Path, tried: str | None) -> str:
+    """What a file looks like that is not of the format `tried`, to end a message with.
+
+    Empty where it looks like nothing known.
+    """
+    if path.is_dir():
+        taken = tried != UPLOAD and task.upload.read is not None and task.upload.read(path)
+        return f"; it looks like an upload of {task.name}: --import {UPLOAD}" if taken else ""
+    try:
+        content = _content(path)
+    except UserError:
+        return ""
+    first = content[0] if isinstance(content, list) and content else content
+    if not isinstance(first, Mapping):
+        return ""
+    found: dict[str | None, str] = dict(_own_formats(task, content))
+    found |= {name: what for keys, name, what in LOOKS if first.keys() >= keys}
+    if first.keys() >= {*task.columns, "prediction"}:
+        found.setdefault(None, "documents with predictions")
+    if task.upload.read is None and task.upload.answers(content) is not None:
+        found.setdefault(UPLOAD, f"an upload of {task.name}")
+    for name, what in found.items():
+        if name != tried:
+            how = f"--import {name}" if name else "leave out --import"
+            return f"; it looks like {what}: {how}"
+    return ""
+
+
+def _own_formats(task: Benchmark, content: Any) -> Iterator[tuple[str, str]]:
+    for name, own in task.answer_formats.items():
+        try:
+            own.read(content)
+        except (*BAD_ROW, StatisticsError):
+            continue
+        yield name, f"a {own.description}"
 
 
 def from_vlmevalkit(
@@ -52,10 +149,12 @@ def from_vlmevalkit(
     for row in rows:
         for column in ("index", "prediction"):
             if column not in row:
-                raise UserError(
+                raise WrongFormat(
                     f"{predictions}: no column {column!r}, so not a VLMEvalKit prediction file "
                     f"(it has: {', '.join(map(str, row))})"
                 )
+        if row["prediction"] is None or row["prediction"] != row["prediction"]:
+            row["prediction"] = ""  # null and NaN: an empty cell of its spreadsheet, wrong
         if not isinstance(row["prediction"], str):
             raise UserError(
                 f"{predictions}: row {row['index']}: prediction is {row['prediction']!r}, "
@@ -66,7 +165,7 @@ def from_vlmevalkit(
         try:
             documents = task.vlmevalkit(row)
         except BAD_ROW as error:
-            raise UserError(
+            raise WrongFormat(
                 f"{predictions}: row {row['index']} is not a {task.name} row ({error!r})"
             ) from error
         for i, document in enumerate(documents):
@@ -84,17 +183,12 @@ def from_lmms_eval(
     For its built-in tasks `truth` gives the documents, in the data set's order: each sample's
     prompt and target must be those of the document that its number names.
     """
+    samples = read_rows(predictions)
+    answers = [_answer_of(sample, predictions, number) for number, sample in enumerate(samples, 1)]
     documents = read_documents(truth, task)
     check_columns(task, documents)
-    samples = read_rows(predictions)
     joined, differing = [], []
-    for number, sample in enumerate(samples, 1):
-        doc_id, answer = sample.get("doc_id"), _first_text(sample.get("filtered_resps"))
-        if type(doc_id) is not int or answer is None:
-            raise UserError(
-                f"{predictions} line {number} has no doc_id or filtered_resps, so is not a sample "
-                "of lmms-eval (log them with --log_samples)"
-            )
+    for number, (sample, (doc_id, answer)) in enumerate(zip(samples, answers, strict=True), 1):
         doc = _logged_document(sample)
         if doc is None and not 0 <= doc_id < len(documents):
             raise UserError(
@@ -112,7 +206,19 @@ def from_lmms_eval(
             f"documents that --truth has in their places ({differing[0]}); give the very files of "
             "the split that was evaluated, in their order"
         )
-    return joined, max(0, len(documents) - len(joined))
+    answered = {row.row for row in joined}
+    return joined, sum(task.asks(doc) for n, doc in enumerate(documents) if n not in answered)
+
+
+def _answer_of(sample: Row, path: Path, number: int) -> tuple[int, str]:
+    """The document's number and the answer. Raises WrongFormat for a row without them."""
+    doc_id, answer = sample.get("doc_id"), _first_text(sample.get("filtered_resps"))
+    if type(doc_id) is not int or answer is None:
+        raise WrongFormat(
+            f"{path} line {number} has no doc_id or filtered_resps, so is not a sample "
+            "of lmms-eval (log them with --log_samples)"
+        )
+    return doc_id, answer
 
 
 def _disagreement(sample: Row, doc: Row, task: Benchmark) -> str:
@@ -178,7 +284,7 @@ def from_own_format(
     try:
         found = own.read(read_json(predictions))
     except (*BAD_ROW, StatisticsError) as error:
-        raise UserError(f"{predictions} is no {own.description} ({error!r})") from error
+        raise WrongFormat(f"{predictions} is no {own.description} ({error!r})") from error
     documents = {doc["question_id"]: doc for doc in read_documents(truth, task)}
     for question in found:
         if question not in documents:
@@ -187,11 +293,21 @@ def from_own_format(
     return joined, len(documents) - len(joined)
 
 
+UPLOAD = "upload"
 FORMATS: dict[str, Loader] = {
     "llava": llava_answers.load,
     "vlmevalkit": from_vlmevalkit,
     "lmms-eval": from_lmms_eval,
+    UPLOAD: from_upload,
 }
+# Keys that tell a format, its name (None: no --import), and what it is.
+LOOKS: tuple[tuple[frozenset[str], str | None, str], ...] = (
+    (frozenset({"question_id", "prompt", "text"}), "llava", "LLaVA's answers"),
+    (frozenset({"correct", "incorrect"}), "llava", "what LLaVA's eval_science_qa.py writes"),
+    (frozenset({"doc_id", "filtered_resps"}), "lmms-eval", "samples of lmms-eval"),
+    (frozenset({"doc_id", "prediction", "parsed"}), None, "answers of a run of harness.run"),
+    (frozenset({"index", "prediction"}), "vlmevalkit", "predictions of VLMEvalKit"),
+)
 
 
 def _owners() -> dict[str, Benchmark]:

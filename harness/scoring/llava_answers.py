@@ -6,13 +6,13 @@ answers find their documents is the benchmark's own (`Benchmark.llava`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from harness.data.readers import Row, read_documents, read_published, read_rows
-from tasks.answer_files import Key
+from tasks.answer_files import Key, LlavaAnswers
 from tasks.common import Benchmark
 from tasks.published import find_files, only
 from vlmamba_core.errors import UserError
@@ -51,31 +51,48 @@ class Truth:
         return read_published(self.paths, self.task)
 
 
+class WrongFormat(UserError):
+    """A file that is not of the format that it was to be read in."""
+
+
 def load(task: Benchmark, answers: Path, truth: Sequence[Path]) -> tuple[list[Joined], int]:
+    """The answers of a file as `join` joins them. Raises UserError."""
+    return join(task, task.llava, lambda: _answers(answers), answers, truth)
+
+
+def join(
+    task: Benchmark,
+    how: LlavaAnswers,
+    read: Callable[[], list[Row]],
+    path: Path,
+    truth: Sequence[Path],
+) -> tuple[list[Joined], int]:
     """The answers in their own order, each with its document; and how many documents have none.
 
-    Raises UserError for truth files that do not fit, an answer without a document, or two
-    answers to one question.
+    read: the rows of question_id, prompt and text that `path` holds.  Raises UserError for truth
+    files that do not fit, an answer without a document, or two answers to one question.
     """
     published = f", or as published {task.layout.description}" if task.layout else ""
-    wanted = task.llava.truth or f"documents in hub columns{published}"
+    wanted = how.truth or f"documents in hub columns{published}"
+    answers = read()  # first: of a file of another format nobody wants to know more
     if not truth:
-        raise UserError(f"{task.name}: LLaVA's answers need --truth: {wanted}")
+        raise UserError(f"{task.name}: these answers need --truth: {wanted}")
     try:
-        documents, key_of = task.llava.documents(Truth(task, _whole(task, truth)))
+        documents, key_of = how.documents(Truth(task, _whole(task, truth)))
     except BAD_ROW as error:
         raise UserError(f"{task.name}: --truth is not {wanted} ({error!r})") from error
     place = {key: row for row, key in enumerate(documents)}
     joined: dict[Key, Joined] = {}
-    for number, answer in enumerate(_answers(answers), 1):
+    for number, answer in enumerate(answers, 1):
         key = key_of(answer)
-        where = f"{answers} answer {number} (question_id {answer['question_id']!r})"
+        where = f"{path} answer {number} (question_id {answer['question_id']!r})"
         if key not in documents:
             raise UserError(f"{where} is to no question in --truth")
         if key in joined:
             raise UserError(f"{where} is the second answer to one question")
         joined[key] = Joined("/".join(key), documents[key], answer["text"], place[key])
-    return list(joined.values()), len(documents) - len(joined)
+    rest = [document for key, document in documents.items() if key not in joined]
+    return list(joined.values()), sum(map(task.asks, rest))
 
 
 def _whole(task: Benchmark, truth: Sequence[Path]) -> list[Path]:
@@ -105,7 +122,7 @@ def _answers(path: Path) -> list[Row]:
     if {"correct", "incorrect"} <= rows[0].keys():
         judged = [rows[0]["correct"], rows[0]["incorrect"]]
         if not all(isinstance(x, list) and all(isinstance(y, dict) for y in x) for x in judged):
-            raise UserError(f"{path} has no lists of answers under correct and incorrect")
+            raise WrongFormat(f"{path} has no lists of answers under correct and incorrect")
         rows = [
             row | {"text": row.get("pred"), "prompt": row.get("question")}
             for group in judged
@@ -114,5 +131,8 @@ def _answers(path: Path) -> list[Row]:
     for number, row in enumerate(rows, 1):
         for column in ("question_id", "prompt", "text"):
             if not isinstance(row.get(column), str | (int if column == "question_id" else str)):
-                raise UserError(f"{path} answer {number} has no {column}")
+                raise WrongFormat(
+                    f"{path} answer {number} has no {column}; LLaVA's answers have question_id, "
+                    "prompt and text"
+                )
     return rows

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tasks.answer_files import LlavaAnswers
+from tasks.answer_files import LlavaAnswers, Upload
 from tasks.coco_cap import published, scorer
 from tasks.common import Benchmark, Case, Doc, Hub, PerProtocol, Report, lmms_eval_functions
 from tasks.official import Metric, Official
@@ -26,6 +26,7 @@ class CocoCaptions(Benchmark):
     text_lists = True  # one reference may stand alone
     layout = published.layout
     llava = LlavaAnswers(identifier=lambda name: str(_image_number(name)))
+    upload = Upload("image_id", "caption")
     hub = Hub("lmms-lab/COCO-Caption2017", split="val")
     official = Official(  # the headline alone: each metric starts two Java programs
         "coco_cap/coco2017_cap_val.yaml",

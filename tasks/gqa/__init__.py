@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tasks.answer_files import LlavaAnswers
+from tasks.answer_files import LlavaAnswers, Upload
 from tasks.common import Doc, Hub, PaperColumn, lmms_eval_functions
 from tasks.exact_match import ExactMatch
 from tasks.gqa import published
@@ -20,6 +20,8 @@ class GQA(ExactMatch):
     paper_column = PaperColumn(2, "GQA")
     layout = published.layout
     llava = LlavaAnswers(id_column="id")
+    upload = Upload("questionId", "prediction")
+    unanswered_refused = True
     hub = Hub("lmms-lab/GQA", name="testdev_balanced_instructions", split="testdev")
     official = Official("gqa/gqa.yaml", EXACT_MATCH)
     image_hub = Hub("lmms-lab/GQA", name="testdev_balanced_images", split="testdev")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from string import ascii_uppercase
 from typing import Any
 
-from tasks.answer_files import LlavaAnswers
+from tasks.answer_files import LlavaAnswers, Upload
 from tasks.common import (
     Benchmark,
     Case,
@@ -54,6 +54,7 @@ class MmBench(Benchmark):
     empty_cell = "nan"
     prompt_options = ("hint",)
     llava = LlavaAnswers(id_column="index")
+    upload = Upload("index", "prediction")
     judged = True
     hub = Hub("lmms-lab/MMBench", name="en", split="dev")
     official = Official(

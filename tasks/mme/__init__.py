@@ -33,6 +33,7 @@ class Mme(Benchmark):
     columns = ("question_id", "question", "answer", "category")
     layout = published.layout
     llava = answers.llava
+    upload = answers.upload
     hub = Hub("lmms-lab/MME", split="test")
     official = Official(
         "mme/mme.yaml",

@@ -35,7 +35,8 @@ KNOWN = {subtask for group in SUBTASKS.values() for subtask in group}
 def read_paper(answer: str) -> str | None:
     """ "yes" or "no" if the first four characters hold it (yes wins); None for "other".
 
-    Nothing is stripped, so four leading spaces hide the answer.
+    Nothing is stripped here, as in the official script, which four leading spaces would hide the
+    answer from; `Benchmark.evaluate` and with it every command has stripped it before.
     """
     return _search(answer.lower()[:4])
 

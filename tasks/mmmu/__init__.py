@@ -8,6 +8,7 @@ from statistics import fmean
 from string import ascii_uppercase
 from typing import Any
 
+from tasks.answer_files import LlavaAnswers
 from tasks.cells import read_list
 from tasks.common import Benchmark, Case, Doc, Hub, PaperColumn, PerProtocol, lmms_eval_functions
 from tasks.mmmu import scorer
@@ -50,6 +51,7 @@ class Mmmu(Benchmark):
     more_image_columns = tuple(f"image_{number}" for number in range(2, 8))
     configs = tuple(sorted(DOMAIN_OF))
     demo = False
+    llava = LlavaAnswers(id_column="id")
     hub = Hub("lmms-lab/MMMU", split="validation")
     official = Official(
         "mmmu/mmmu_val.yaml", {"accuracy": Metric("mmmu_acc")}, unread=_no_choice, digits=5

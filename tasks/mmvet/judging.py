@@ -46,10 +46,15 @@ def _lmms_eval_rubric() -> str:
     raise UserError("mmvet: the judge's rubric comes with lmms-eval: pip install lmms-eval==0.7.3")
 
 
-def read_grade(reply: str) -> float | None:
-    """The number in 0..1 that a reply starts with; None if there is none."""
+def read_grade(reply: str, protocol: str) -> float | None:
+    """The number in 0..1 that a reply starts with; None if there is none.
+
+    A space before it hides it from the official evaluator, which then asks again; lmms-eval has
+    stripped the reply.
+    """
+    text = reply if protocol == "paper" else reply.strip()
     try:
-        grade = float(reply.strip().split(" ")[0])
+        grade = float(text.split(" ")[0])
     except ValueError:
         return None
     return grade if 0.0 <= grade <= 1.0 else None
@@ -121,7 +126,7 @@ def _graded(prompt: str, prediction: str, protocol: str, judge: JudgeModel) -> C
         reminder = REMINDER[protocol] if attempt else ""
         tokens = MAX_TOKENS[protocol]
         reply = judge.ask(prompt + reminder, temperature=temperature, max_tokens=tokens)
-        grade = read_grade(reply)
+        grade = read_grade(reply, protocol)
         if grade is not None:
             break
     return Case(grade or 0.0, prediction.strip() or None, {"reply": reply, "grade": grade})

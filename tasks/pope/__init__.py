@@ -34,6 +34,7 @@ class Pope(Benchmark):
     columns = ("question", "answer", "category")
     layout = published.layout
     llava = answers.llava
+    upload = answers.upload
     hub = Hub("lmms-lab/POPE", split="test")
     official = Official(
         "pope/pope.yaml",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tasks.answer_files import Documents, Key, LlavaAnswers, TruthFiles, add, by_question_id
+from tasks.answer_files import Documents, Key, LlavaAnswers, TruthFiles, Upload, add, by_question_id
 from tasks.common import SHORT_ANSWER
 from tasks.pope.published import CATEGORIES
 from tasks.published import Row
@@ -62,3 +62,22 @@ def from_vlmevalkit(row: Row) -> list[Row]:
 
 
 llava = LlavaAnswers(truth=TRUTH, beside="llava_pope_test.jsonl", join=join)
+
+
+def in_order(truth: TruthFiles) -> Documents:
+    """The n-th answer is to the n-th document, and has its question."""
+    documents: dict[Key, Row] = {
+        (str(number), row["question"].strip()): row
+        for number, row in enumerate(truth.documents(), 1)
+    }
+    return Documents(documents, lambda one: (str(one["question_id"]), one["prompt"].strip()))
+
+
+# POPE's evaluate.py takes the answers of one category in the order of its label file.
+upload = Upload(
+    id_key="",
+    question_key="question",
+    join=LlavaAnswers(
+        "the label file of the category, or of all in the answers' order", join=in_order
+    ),
+)

@@ -32,11 +32,13 @@ class ScienceQa(Benchmark):
     primary_metric_needs_image = True
     text_only_questions = True
     metrics = ("accuracy", "accuracy_all")
+    unanswered_wrong_in = "accuracy_all"
     columns = ("question", "choices", "answer", "hint")
     prompt_options = ("hint",)
     list_columns = ("choices",)
     layout = published.layout
     llava = answers.llava
+    upload = answers.upload
     hub = Hub("lmms-lab/ScienceQA", name="ScienceQA-FULL", split="test")
     official = Official(
         "scienceqa/scienceqa.yaml",

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from string import ascii_uppercase
+from typing import Any
 
-from tasks.answer_files import Documents, Key, LlavaAnswers, TruthFiles, add, by_question_id
+from tasks.answer_files import (
+    Documents,
+    Key,
+    LlavaAnswers,
+    TruthFiles,
+    Upload,
+    add,
+    by_question_id,
+)
 from tasks.common import OPTION_LETTER
-from tasks.published import Row, read_json
+from tasks.published import Row, is_of, read_json
 
 
 def join(truth: TruthFiles) -> Documents:
@@ -66,3 +76,18 @@ def from_vlmevalkit(row: Row) -> list[Row]:
 
 
 llava = LlavaAnswers(truth="problems.json, or the question file with conversations", join=join)
+
+
+def outputs(content: Any) -> Mapping[str, Any] | None:
+    """The answers in eval_science_qa.py's --output-result; without them its choices as letters."""
+    if is_of(content, "outputs") and isinstance(content["outputs"], Mapping):
+        return content["outputs"]
+    if not is_of(content, "results") or not isinstance(content["results"], Mapping):
+        return None
+    letters = dict(enumerate(ascii_uppercase[:5]))
+    return {name: letters.get(place, "") for name, place in content["results"].items()}
+
+
+upload = Upload(
+    unwrap=outputs, description="what eval_science_qa.py writes as --output-result, or id -> answer"
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from tasks.answer_files import LlavaAnswers
+from tasks.answer_files import LlavaAnswers, Upload
 from tasks.common import (
     OPTION_LETTER,
     Benchmark,
@@ -40,10 +40,12 @@ class SeedBench(Benchmark):
     size = "14,233 questions"
     primary_metric = "accuracy"
     metrics = ("accuracy",)
+    unanswered_wrong_in = "accuracy"
     columns = ("question_id", "question", *(f"choice_{letter.lower()}" for letter in LETTERS))
     part = ("data_type", "image")
     layout = published.layout
     llava = LlavaAnswers()
+    upload = Upload(answer_key="prediction")
     demo = False
     hub = Hub("lmms-lab/SEED-Bench", split="test")
     official = Official(
@@ -74,7 +76,7 @@ class SeedBench(Benchmark):
     def exclude(self, docs: Sequence[Doc], protocol: str) -> dict[int, str]:
         reasons = {}
         for row, doc in enumerate(docs):
-            if doc.get("data_type", "image") != "image":
+            if not self.asks(doc):
                 reasons[row] = "not about an image"
             elif self.reference(doc) is None:
                 reasons[row] = "no reference: answer is not the letter of an option"

@@ -1,4 +1,7 @@
-"""SEED-Bench's own SEED-Bench.json, and SEED-Bench-image/ with files that have no suffix."""
+"""SEED-Bench's own SEED-Bench.json, and SEED-Bench-image/ with files that have no suffix.
+
+The JSON holds the questions about videos too, as the hub's table does.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,6 @@ def _read(paths: Sequence[Path], split: str) -> list[Row] | None:
             {key: value for key, value in row.items() if key != "segment"}
             | {"question_id": str(row["question_id"]), "image": row["data_id"]}
             for row in content["questions"]
-            if row["data_type"] == "image"
         ]
     return rows
 

@@ -33,6 +33,7 @@ class TextVQA(vqa_answers.HumanAnswers):
     list_columns = ("answers", "ocr_tokens")
     layout = published.layout
     llava = answers.llava
+    upload = answers.upload
     hub = Hub("lmms-lab/textvqa", split="validation")
     official = Official("textvqa/textvqa_val.yaml", EXACT_MATCH)
     # lmms-eval sets no limit for this task; 1024 is what its LLaVA model then takes.

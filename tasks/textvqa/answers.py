@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from tasks.answer_files import LlavaAnswers
+import re
+
+from tasks.answer_files import LlavaAnswers, Upload
 from tasks.cells import read_list
 from tasks.published import Row
 from tasks.textvqa.prompt import OCR_LINE
 
+OCR_FIRST = "OCR tokens: "  # starts the prompts of older models
+OLDER_QUESTION = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
+
 
 def question_in(prompt: str) -> str:
-    """The question of a prompt, which the OCR tokens may stand before."""
+    """The question of a prompt, which the OCR tokens may stand before.
+
+    The forms are those that prompt_processor of llava/eval/eval_textvqa.py reads.
+    """
+    if prompt.startswith(OCR_FIRST) and (found := OLDER_QUESTION.search(prompt)):
+        return found[1]
     lines = prompt.split("\n")
     return lines[prompt.startswith(OCR_LINE) and len(lines) > 1]
 
@@ -22,3 +32,4 @@ def from_vlmevalkit(row: Row) -> list[Row]:
 
 
 llava = LlavaAnswers(id_column="image_id", question_in=question_in)
+upload = Upload(join=LlavaAnswers())  # by question_id, LLaVA's answers by the image's

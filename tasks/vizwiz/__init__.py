@@ -7,10 +7,11 @@ from statistics import fmean
 from typing import Any
 
 from tasks import vqa_answers
+from tasks.answer_files import Upload
 from tasks.common import SHORT_ANSWER, Case, Doc, Hub, PerProtocol, lmms_eval_functions
 from tasks.official import EXACT_MATCH, Official
 from tasks.textvqa.scorer import score as m4c_score
-from tasks.vizwiz import published
+from tasks.vizwiz import answers, published
 from tasks.vizwiz.published import IF_UNANSWERABLE
 
 
@@ -27,7 +28,10 @@ class VizWiz(vqa_answers.HumanAnswers):
     columns = ("question_id", "question", "answers")
     list_columns = ("answers",)
     layout = published.layout
+    llava = answers.llava
+    upload = Upload("image")
     demo = False
+    unanswered_refused = True
     hub = Hub("lmms-lab/VizWiz-VQA", split="val")
     official = Official("vizwiz_vqa/vizwiz_vqa_val.yaml", EXACT_MATCH)
     cluster_columns = ("question_id",)  # one question a photo
@@ -40,7 +44,7 @@ class VizWiz(vqa_answers.HumanAnswers):
         return f"{question}\n{IF_UNANSWERABLE}\n{SHORT_ANSWER}"
 
     def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
-        answer = vqa_answers.m4c_normalize(prediction)
+        answer = self.to_submit(prediction)
         people = vqa_answers.references(doc)
         if people is None:
             return Case(None, answer or None)
@@ -67,7 +71,7 @@ class VizWiz(vqa_answers.HumanAnswers):
 
     def submission_id(self, doc: Doc) -> str:
         """The photo's file name, with or without which the rows name a question."""
-        return f"{str(super().submission_id(doc)).removesuffix('.jpg')}.jpg"
+        return f"{answers.photo(super().submission_id(doc))}.jpg"
 
     def submission(self, docs: Sequence[Doc], predictions: Sequence[str]) -> list[dict[str, Any]]:
         """The list of {image, answer} that the test server takes.
@@ -76,7 +80,7 @@ class VizWiz(vqa_answers.HumanAnswers):
         it.
         """
         return [
-            {"image": self.submission_id(doc), "answer": vqa_answers.m4c_normalize(prediction)}
+            {"image": self.submission_id(doc), "answer": self.to_submit(prediction)}
             for doc, prediction in zip(docs, predictions, strict=True)
         ]
 

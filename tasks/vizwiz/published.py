@@ -29,16 +29,19 @@ def _is_own(path: Path) -> bool:
 
 
 def _read(paths: Sequence[Path], split: str) -> list[Row] | None:
-    rows: list[Row] = []
+    """Rows of VizWiz's own files, then those of LLaVA's question files about other photos."""
+    own: list[Row] = []
+    asked: list[Row] = []
     for path in paths:
         content = read_json(path)
         official = entries(content, "image", "question")
         llava = None if official else entries(content, "image", "text")
         if official is None and llava is None:
             return None
-        rows += [_row(row, row["question"]) for row in official or ()]
-        rows += [_row(row, _question(row["text"])) for row in llava or ()]
-    return rows
+        own += [_row(row, row["question"]) for row in official or ()]
+        asked += [_row(row, _question(row["text"])) for row in llava or ()]
+    photos = {row["image"] for row in own}
+    return own + [row for row in asked if row["image"] not in photos]
 
 
 def _question(prompt: str) -> str:

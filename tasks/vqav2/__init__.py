@@ -32,6 +32,7 @@ class VQAv2(vqa_answers.HumanAnswers):
     columns = ("question", "answers", "answer_type")
     list_columns = ("answers",)
     layout = published.layout
+    unanswered_refused = True
     hub = Hub("lmms-lab/VQAv2", split="validation")
     official = Official("vqav2/vqav2_val.yaml", EXACT_MATCH)
     token_limits = PerProtocol(paper=128, lmms=16)
@@ -44,9 +45,11 @@ class VQAv2(vqa_answers.HumanAnswers):
     def score_case(self, doc: Doc, prediction: str, protocol: str) -> Case:
         people = vqa_answers.references(doc)
         if people is None:
-            return Case(None, vqa_answers.m4c_normalize(prediction) or None)
-        score = scorer.paper_score if protocol == "paper" else scorer.lmms_score
-        answer, accuracy = score(prediction, people)
+            return Case(None, self.to_submit(prediction) or None)
+        if protocol == "paper":
+            answer, accuracy = scorer.paper_score(self.to_submit(prediction), people)
+        else:
+            answer, accuracy = scorer.lmms_score(prediction, people)
         return Case(accuracy, answer or None)
 
     def aggregate(
@@ -74,7 +77,7 @@ class VQAv2(vqa_answers.HumanAnswers):
         return [
             {
                 "question_id": self.submission_id(doc),
-                "answer": vqa_answers.m4c_normalize(prediction),
+                "answer": self.to_submit(prediction),
             }
             for doc, prediction in zip(docs, predictions, strict=True)
         ]

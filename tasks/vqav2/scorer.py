@@ -10,20 +10,18 @@ from collections.abc import Sequence
 
 from tasks.vqa_answers import (
     M4C_DIGIT_COMMA,
-    m4c_normalize,
     normalize,
     one_line,
     soft_accuracy,
 )
 
 
-def paper_score(prediction: str, references: Sequence[str]) -> tuple[str, float]:
-    """The answer as compared, and its accuracy in 0..1.
+def paper_score(answer: str, references: Sequence[str]) -> tuple[str, float]:
+    """The submitted answer as compared, and its accuracy in 0..1.
 
     Where all people agree to the letter, the official script normalizes neither side: their
     "2,000" is then not the submitted "2000".
     """
-    answer = m4c_normalize(prediction)
     people = [one_line(reference) for reference in references]
     if len(set(people)) > 1:
         answer = normalize(answer)

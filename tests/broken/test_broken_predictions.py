@@ -262,10 +262,10 @@ REFUSED: dict[str, tuple[Files, str, str]] = {
         "pope p.tsv --import vlmevalkit",
         "line 2: 2 cells",
     ),
-    "VLMEvalKit with a null prediction": (
-        {"p.json": lines([KIT[0] | {"prediction": None}])},
+    "VLMEvalKit with a number as prediction": (
+        {"p.json": lines([KIT[0] | {"prediction": 5}])},
         "pope p.json --import vlmevalkit",
-        "prediction is None",
+        "prediction is 5",
     ),
     "VLMEvalKit without category": (
         {"p.json": lines([{"index": "1", "prediction": "Yes"}])},

@@ -252,6 +252,24 @@ def test_vlmevalkit_textvqa(tmp_path):
     assert rows[0].doc["answers"] == ["a"] * 10
 
 
+@pytest.mark.parametrize("kind", [".json", ".xlsx", ".tsv"])
+def test_an_empty_prediction_of_vlmevalkit_counts_as_wrong_in_any_file(kind, tmp_path):
+    path, out = tmp_path / f"x{kind}", tmp_path / "out.json"
+    row = {"question": "Dog?", "answer": "No", "category": "random", "image_path": "1.jpg"}
+    answers: list = ["No", None, float("nan")] if kind == ".json" else ["No", None, ""]
+    rows = [row | {"index": n, "prediction": text} for n, text in enumerate(answers)]
+    if kind == ".xlsx":
+        write_spreadsheet(rows, path)
+    elif kind == ".tsv":
+        lines = [list(rows[0]), *([str(v or "") for v in row.values()] for row in rows)]
+        path.write_text("\n".join("\t".join(line) for line in lines))
+    else:
+        path.write_text(json.dumps(rows))
+    assert score.main(["pope", str(path), "--import", "vlmevalkit", "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert (found["n"], found["metrics"]["accuracy"]) == (3, pytest.approx(1 / 3))
+
+
 def test_other_tables_are_refused(tmp_path):
     path = tmp_path / "x.tsv"
     path.write_text("question\tanswer\n1\t2\n")

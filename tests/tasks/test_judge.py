@@ -246,6 +246,13 @@ def test_mmvet_counts_what_the_judge_cannot_grade(server, judge, protocol, attem
     assert [r["temperature"] for r in server.requests][-1] == 1.5
 
 
+@pytest.mark.parametrize(("protocol", "asked"), [("paper", 2), ("lmms", 1)])
+def test_mmvet_asks_again_where_the_grade_stands_behind_a_space(server, judge, protocol, asked):
+    server.answer = lambda body: " 0.5" if len(server.requests) == 1 else "0.7"
+    report = evaluate(load("mmvet"), mmvet_documents()[:1], ["a dog"], protocol, judge)
+    assert (report.metrics["score"], len(server.requests)) == (0.7 if asked == 2 else 0.5, asked)
+
+
 def test_mmbench_asks_about_unread_answers_only(server, judge):
     server.answer = lambda body: "B." if "furry" in body["messages"][0]["content"] else "Z"
     doc = {"question": "What is it?", "hint": None, "A": "cat", "B": "dog", "answer": "B"}

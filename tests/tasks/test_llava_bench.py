@@ -118,6 +118,17 @@ def test_ratios_are_lmms_evals(monkeypatch):
         assert round(100 * metrics[name], 1) == pytest.approx(expected, abs=0.1001)  # rounded twice
 
 
+@pytest.mark.parametrize("reply", ["nan 5", "5 nan", "inf 5", "1e999 5"])
+def test_a_rating_that_is_no_finite_number_is_none(reply):
+    """LLaVA's script keeps it, and its means of all answers are then nan."""
+    for protocol in ("paper", "lmms"):
+        report, _ = rated([DOC, DOC], ["8 4", reply], protocol)
+        assert report.metrics["score"] == report.metrics["score"]
+    report, _ = rated([DOC, DOC], ["8 4", reply])
+    assert report.metrics["score"] == (4 - 1) / (8 - 1)
+    assert "1 replies hold no two ratings" in report.notes[1]
+
+
 def test_a_reply_without_ratings_counts_as_published_and_is_told():
     report, _ = rated([DOC, DOC], ["8 4", "I cannot"])
     assert report.metrics["score"] == (4 - 1) / (8 - 1)

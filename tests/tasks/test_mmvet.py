@@ -99,7 +99,8 @@ def test_means_are_lmms_evals(lmms_mmvet, caplog):
     ("reply", "grade"),
     [
         ("0.7", 0.7),
-        (" 1.0 because", 1.0),
+        ("1.0 because", 1.0),
+        ("\n0.5\n", 0.5),
         ("1.1", None),
         ("-0.5", None),
         ("nan", None),
@@ -109,7 +110,14 @@ def test_means_are_lmms_evals(lmms_mmvet, caplog):
     ],
 )
 def test_grades_are_read_from_the_start_of_a_reply(reply, grade):
-    assert judging.read_grade(reply) == grade
+    assert judging.read_grade(reply, "paper") == judging.read_grade(reply, "lmms") == grade
+
+
+@pytest.mark.parametrize("reply", [" 0.5", "\n 0.5", " 1.0 because"])
+def test_a_grade_behind_a_space_is_asked_for_again_by_the_official_evaluator_alone(reply):
+    """mm-vet_evaluator.py reads reply.split(" ")[0]; lmms-eval has stripped the reply before."""
+    assert judging.read_grade(reply, "paper") is None
+    assert judging.read_grade(reply, "lmms") in (0.5, 1.0)
 
 
 def test_a_missing_rubric_is_explained(monkeypatch):
@@ -125,5 +133,6 @@ def test_any_reply_of_a_judge_is_a_grade_or_none(count):
     rng = random.Random(0)
     for _ in range(count):
         reply = "".join(rng.choices("0123456789.+-einfaN _,\n\u0661\u00bd", k=rng.randrange(6)))
-        grade = judging.read_grade(reply)
-        assert grade is None or 0.0 <= grade <= 1.0
+        for protocol in ("paper", "lmms"):
+            grade = judging.read_grade(reply, protocol)
+            assert grade is None or 0.0 <= grade <= 1.0

@@ -60,6 +60,23 @@ def test_json_has_the_documented_form(write, tmp_path, capsys):
     assert "not understood: 2" in printed
 
 
+@pytest.mark.parametrize(
+    ("name", "doc", "answer", "parsed"),
+    [
+        ("pope", POPE, "no\n", "no"),
+        ("scienceqa", ROWS["scienceqa"][0], "B\n", "B"),
+        ("seedbench", ROWS["seedbench"][0], " A\n", "A"),
+    ],
+)
+def test_space_around_an_answer_is_taken_off_as_the_documentation_says(
+    name, doc, answer, parsed, write, tmp_path, capsys
+):
+    out = tmp_path / "out.json"
+    assert run(capsys, name, write([doc | {"prediction": answer}]), "--json", out)[0] == 0
+    (case,) = json.loads(out.read_text())["per_case"].values()
+    assert case["parsed"] == parsed
+
+
 @pytest.mark.parametrize("name", BY_LABEL)
 def test_every_task_scores_right_answers_as_full_marks(name, write, tmp_path, capsys):
     task = tasks.load(name)

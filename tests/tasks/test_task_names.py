@@ -35,7 +35,7 @@ def test_a_name_in_a_table_is_found(tmp_path):
 
 
 def test_formats_of_single_benchmarks_are_listed_with_the_others():
-    assert imports.formats() == ["llava", "vlmevalkit", "lmms-eval", "mmvet-grades"]
+    assert imports.formats() == ["llava", "vlmevalkit", "lmms-eval", "upload", "mmvet-grades"]
 
 
 def test_columns_of_the_paper_are_distinct_and_in_its_order():
