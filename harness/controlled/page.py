@@ -122,18 +122,18 @@ def conclusion(kept: Records) -> str:
     else:
         advice = "the choice of language model decides nothing at this size and budget"
     return (
-        f"**{done}** Against Mamba of the same size, trained alike, the named thing's sign among 8 "
-        f"or 16 is read {_gaps(signs)}, and whether a thing is there at all in the same scenes is "
-        f"told {_gaps(existence)}: where one item of many must be read off a picture, {advice}."
+        f"**{done}** Compared with Mamba of the same size, trained alike: signs of named things "
+        f"among 8 or 16, {_gaps(signs)}; whether a thing is there at all in the same scenes, "
+        f"{_gaps(existence)}: where one item of many must be read off a picture, {advice}."
     )
 
 
 def _gaps(found: Mapping[str, Drawn | None]) -> str:
-    """Such as "+1.0 points (+0.5 to +1.5) better by attention", of those that there are."""
+    """Such as "attention +1.0 points (+0.5 to +1.5)", of those that there are."""
     gaps = []
     for name, one in found.items():
         if one is not None:
             low, high = one.interval()
             gap, between = 100 * one.mean, f"{100 * low:+.1f} to {100 * high:+.1f}"
-            gaps.append(f"{gap:+.1f} points ({between}) better by {name}")
-    return " and ".join(gaps)
+            gaps.append(f"{name} {gap:+.1f} points ({between})")
+    return ", ".join(gaps)

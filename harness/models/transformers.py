@@ -328,7 +328,7 @@ class TransformersModel(EvalModel):
                 except NOT_TAKEN as error:
                     on_done(index, None, why_not(error))
                     continue
-                if self.mode == ALONE:
+                if prefix is None:  # one by one
                     on_done(index, answer)
                 else:
                     waiting.add(index, prompt, prefix, requests[index].seed(self.seed))
