@@ -31,7 +31,6 @@ from harness.speed.memory import Memory
 from harness.speed.timing import Contender, Effort, side_by_side
 from vlmamba.models.language import WrappedLM
 from vlmamba.models.selective_scan import (
-    BACKENDS,
     resolve_backend,
     selective_scan,
     selective_scan_step,
@@ -39,6 +38,7 @@ from vlmamba.models.selective_scan import (
 )
 from vlmamba_core.errors import UserError, first_line
 from vlmamba_core.folder import write_atomically
+from vlmamba_core.names import SCAN_BACKENDS
 
 WIDTHS = {"130m": 1536, "2.8b": 5120}  # d_inner
 STATES, LENGTHS, ROWS = 16, (1024, 4096), (1, 16)
@@ -57,7 +57,7 @@ Part = tuple[str, Callable[[], Mapping[str, Any]]]
 def backends(device: str) -> list[str]:
     """Scan backends that run on the device; the slow reference is none of them."""
     found = []
-    for name in BACKENDS:
+    for name in SCAN_BACKENDS:
         if name in ("auto", "reference"):
             continue
         try:
