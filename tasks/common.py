@@ -256,10 +256,6 @@ class Benchmark(ABC):
         """Every prompt option with its value, for a record."""
         return {name: self.prompt_choice(name, protocol) for name in self.prompt_options}
 
-    def prompt_marks(self) -> list[str]:
-        """What a table's row says of options that were chosen, such as "ocr first"."""
-        return [f"{name} {value}" for name, value in self._prompt.items()]
-
     def max_new_tokens(self, protocol: str) -> int:
         """Answer length limit in tokens."""
         return self.token_limits.under(protocol)

@@ -6,6 +6,7 @@ import importlib
 import io
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -81,6 +82,29 @@ def test_a_mistake_is_one_line(arguments, message, capsys):
     assert ask.main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_damaged_picture_is_not_shown(piped, picture, tmp_path, capsys, monkeypatch):
+    """Pillow shows a PNG whose pixels do not fit their checksum."""
+    data = bytearray(picture.read_bytes())
+    data[data.rindex(b"IEND") - 5] ^= 1  # the checksum's last byte
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(data)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(bytes(data))))
+    name = "-" if piped else str(damaged)
+    assert ask.main([name, QUESTIONS[0], "--max-new-tokens", "2"]) == 2
+    error = capsys.readouterr().err
+    assert f"{name} is no picture that can be read" in error and error.count("\n") == 1
+
+
+def test_gray_of_sixteen_bits_is_scaled(tmp_path):
+    """Pillow's own conversion clips it to white."""
+    levels = np.linspace(0, 65535, 64 * 48).astype(np.uint16).reshape(48, 64)
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    Image.fromarray((levels / 257).astype(np.uint8)).save(tmp_path / "plain.png")
+    shown = [ask.read_picture(str(tmp_path / f"{name}.png")) for name in ("deep", "plain")]
+    assert np.array_equal(*(np.asarray(one.convert("RGB")) for one in shown))
 
 
 @pytest.mark.parametrize("commands", [model_commands, harness_commands])

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -176,9 +181,29 @@ def test_what_a_busy_machine_measured_is_not_kept(busy, tmp_path, monkeypatch):
     monkeypatch.setenv("VLMAMBA_CACHE", str(tmp_path))
     spent = itertools.count(1.0, 0.1) if busy else itertools.cycle([1.0, 1.1])
     clock = itertools.chain.from_iterable((0.0, next(spent)) for _ in itertools.count())
-    monkeypatch.setattr(products.time, "perf_counter", lambda: next(clock))
+    own = SimpleNamespace(perf_counter=lambda: next(clock))  # the lock reads the time as well
+    monkeypatch.setattr(products, "time", own)
     assert products._chosen.__wrapped__(torch.float32, 1).library in LIBRARIES
-    assert (tmp_path / "products").exists() != busy
+    assert bool(list((tmp_path / "products").iterdir())) != busy
+
+
+def test_those_that_start_together_take_one_choice(tmp_path, monkeypatch):
+    """Ranks of one run: what each has measured would differ, and with it the last bits."""
+    monkeypatch.setenv("VLMAMBA_CACHE", str(tmp_path))
+    found, both = iter(["pytorch", "onednn"]), threading.Barrier(2)
+
+    def measure(dtype):
+        library = next(found)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(timeout=0.5)
+        if library == "onednn":
+            time.sleep(0.5)  # the other has written and read its own by then
+        return products.Choice(library, 3, {library: 1.0}), False
+
+    monkeypatch.setattr(products, "measure", measure)
+    with ThreadPoolExecutor(2) as pool:
+        choices = list(pool.map(products._chosen.__wrapped__, [torch.float32] * 2, [1] * 2))
+    assert choices[0] == choices[1]
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):

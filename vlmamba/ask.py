@@ -14,7 +14,6 @@ conversation, else each by itself. Answers go to the standard output and everyth
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -89,16 +88,13 @@ def _check(args: argparse.Namespace, paths: Sequence[str], question: str | None)
 
 def read_picture(path: str) -> Image.Image:
     """The decoded picture. Raises UserError where there is none."""
-    from PIL import Image
+    from vlmamba.data.decode import BrokenPicture, decode_picture
 
     try:
-        source: Any = io.BytesIO(sys.stdin.buffer.read()) if path == STDIN else path
-        with Image.open(source) as picture:
-            picture.load()
-            return picture
+        return decode_picture(sys.stdin.buffer.read() if path == STDIN else Path(path).read_bytes())
     except FileNotFoundError:
         raise UserError(f"no picture {path!r}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, BrokenPicture) as error:
         reason = first_line(error)
         raise UserError(f"{path} is no picture that can be read: {reason}") from None
 

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from harness.data.folder import first_line
 from harness.data.images import UnreadableImage, decode, image_key
 from tasks.common import HAS_IMAGE, Benchmark, check_lists
-from vlmamba_core.errors import UserError
+from vlmamba_core.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import datasets

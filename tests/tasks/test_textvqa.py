@@ -125,7 +125,7 @@ def test_where_the_ocr_tokens_stand():
     for value, prompt in expected.items():
         configured = task.with_prompt(ocr=value)
         assert {configured.prompt(doc, protocol) for protocol in ("paper", "lmms")} == {prompt}
-        assert configured.prompt_marks() == [f"ocr {value}"]
+        assert configured.prompt_choice("ocr", "paper") == value
     assert task.prompt(doc, "paper") == expected["last"]  # LLaVA-1.5's
     assert task.prompt(doc, "lmms") == expected["none"]
     with pytest.raises(UserError, match="unknown value of --ocr 'front'; known, nearest first"):

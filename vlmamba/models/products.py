@@ -7,7 +7,8 @@ PyTorch gives float32 products to MKL, which takes half of an AMD processor's ra
 comes with PyTorch too, takes more on either kind, but brings every weight into another order first.
 `csrc/product.cpp`, for AVX-512, reads weights as they lie.  Which of them is fastest is measured at
 first use (a fifth of a second) and kept in `$VLMAMBA_CACHE/products`, by processor, PyTorch,
-threads and kernels; on a busy machine it is measured again in the next process.
+threads and kernels.  Processes that start together take what one of them has measured; only on a
+busy machine nothing is kept, and each measures for itself.
 
 MKL and oneDNN sum in another order where there are few rows, and from some number of rows on in the
 same one.  That number is measured too, and shorter inputs are filled up with zeros: what a row
@@ -16,13 +17,12 @@ becomes never depends on which rows stand beside it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
-import os
 import platform
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -33,6 +33,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlmamba.models.scan_backends import build
+from vlmamba_core.errors import UserError
+from vlmamba_core.folder import lock_folder, write_atomically
 from vlmamba_core.paths import cache_dir
 from vlmamba_core.processor import processor_name
 
@@ -113,8 +115,21 @@ def _chosen(dtype: torch.dtype, threads: int) -> Choice:
     file = cache_dir() / "products" / f"{known['dtype']}-{threads}-{digest}.json"
     if (kept := _read(file)) is not None:
         return kept
+    try:
+        # one at a time: they would disturb each other's times, and choose differently
+        with lock_folder(file.parent, wait=True):
+            return _read(file) or _measured(file, known, dtype)
+    except UserError:  # a cache that cannot be written: this process measures for itself
+        return measure(dtype)[0]
+
+
+def _measured(file: Path, known: dict[str, object], dtype: torch.dtype) -> Choice:
+    """Measure, and keep it for all processes that come after; not what a busy machine measured."""
     choice, noisy = measure(dtype)
-    return choice if noisy else _keep(file, known, choice)
+    if not noisy:
+        with contextlib.suppress(UserError):
+            write_atomically(file, json.dumps(known | asdict(choice), indent=2))
+    return choice
 
 
 def _read(file: Path) -> Choice | None:
@@ -124,18 +139,6 @@ def _read(file: Path) -> Choice | None:
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or cut short
         return None
     return choice if choice.library in LIBRARIES else None
-
-
-def _keep(file: Path, known: dict[str, object], choice: Choice) -> Choice:
-    """Write it; processes that measured at once all take what the last of them wrote."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as content:
-            json.dump(known | asdict(choice), content, indent=2)
-        os.replace(content.name, file)
-    except OSError:  # a cache that cannot be written: this process measures for itself
-        return choice
-    return _read(file) or choice
 
 
 @torch.inference_mode()
