@@ -7,6 +7,8 @@ checkpoint per 32 steps.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -53,11 +55,7 @@ def selective_scan(
         _rows(z, dtype),
         *(_dense(x, wide) for x in (delta_bias, initial_state)),
     )
-    lengths = _dense(lengths, torch.int64)
-    if _needs_grad(*tensors):
-        y, final_state = _Scan.apply(lengths, delta_softplus, *tensors)
-    else:
-        y, final_state, _ = kernels().scan(*tensors, lengths, delta_softplus, False)
+    y, final_state = _run("scan", delta_softplus, lengths, *tensors)
     return y.to(u.dtype), final_state
 
 
@@ -74,30 +72,6 @@ def scan_projected(
     return y.to(u.dtype), state
 
 
-class _Scan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, lengths, delta_softplus, *tensors):
-        y, final_state, checkpoints = kernels().scan(*tensors, lengths, delta_softplus, True)
-        ctx.save_for_backward(*tensors[:-1], lengths, checkpoints)
-        ctx.delta_softplus = delta_softplus
-        return y, final_state
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_y, grad_final):
-        *tensors, lengths, checkpoints = ctx.saved_tensors
-        grads = kernels().scan_backward(
-            *tensors,
-            lengths,
-            ctx.delta_softplus,
-            grad_y.contiguous(),
-            grad_final.contiguous(),
-            checkpoints,
-        )
-        needed = ctx.needs_input_grad[2:]
-        return None, None, *(g if n else None for g, n in zip(grads, needed, strict=True))
-
-
 def ssd(x, dt, A, B, C, D, dt_bias, initial_state, lengths) -> tuple[Tensor, Tensor]:
     """Mamba-2's scan; shapes as in vlmamba.models.mixers.mamba2."""
     dtype, wide = _dtypes(x, dt, B, C)
@@ -108,31 +82,37 @@ def ssd(x, dt, A, B, C, D, dt_bias, initial_state, lengths) -> tuple[Tensor, Ten
         *(_rows(t.flatten(2), dtype) for t in (B, C)),
         *(_dense(t, wide) for t in (D, dt_bias, initial_state)),
     )
-    lengths, groups = _dense(lengths, torch.int64), B.shape[2]
-    if _needs_grad(*tensors):
-        y, final_state = _Ssd.apply(lengths, groups, *tensors)
-    else:
-        y, final_state, _ = kernels().ssd(*tensors, lengths, groups, False)
+    y, final_state = _run("ssd", B.shape[2], lengths, *tensors)
     return y.view(x.shape).to(x.dtype), final_state
 
 
-class _Ssd(torch.autograd.Function):
+def _run(name: str, option: Any, lengths: Tensor | None, *tensors) -> tuple[Tensor, Tensor]:
+    """The kernel `name` on its tensors, the last of which is the initial state: y, final state."""
+    lengths = _dense(lengths, torch.int64)
+    if _needs_grad(*tensors):
+        return _Recurrence.apply(name, option, lengths, *tensors)
+    y, final_state, _ = getattr(kernels(), name)(*tensors, lengths, option, False)
+    return y, final_state
+
+
+class _Recurrence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, lengths, groups, *tensors):
-        y, final_state, checkpoints = kernels().ssd(*tensors, lengths, groups, True)
+    def forward(ctx, name, option, lengths, *tensors):
+        run = getattr(kernels(), name)
+        y, final_state, checkpoints = run(*tensors, lengths, option, True)
         ctx.save_for_backward(*tensors[:-1], lengths, checkpoints)
-        ctx.groups = groups
+        ctx.name, ctx.option = name, option
         return y, final_state
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y, grad_final):
         *tensors, lengths, checkpoints = ctx.saved_tensors
-        grads = kernels().ssd_backward(
-            *tensors, lengths, ctx.groups, grad_y.contiguous(), grad_final.contiguous(), checkpoints
+        grads = getattr(kernels(), f"{ctx.name}_backward")(
+            *tensors, lengths, ctx.option, grad_y.contiguous(), grad_final.contiguous(), checkpoints
         )
-        needed = ctx.needs_input_grad[2:]
-        return None, None, *(g if n else None for g, n in zip(grads, needed, strict=True))
+        needed = ctx.needs_input_grad[3:]
+        return None, None, None, *(g if n else None for g, n in zip(grads, needed, strict=True))
 
 
 def selective_scan_step(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> Tensor:
