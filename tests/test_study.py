@@ -326,6 +326,17 @@ def test_every_number_of_the_page_follows_from_its_records(tmp_path, monkeypatch
     assert f"), hybrid {hybrid} points (" in sentence
 
 
+def test_the_sentence_says_where_a_model_reads_no_sign_at_all():
+    """Judged by the table's own cells: an only thing's sign against a random one in view."""
+    text = (RESULTS / "STUDY.md").read_text()
+    rows = {row["language model"]: row for row in reversed(tables_in(text)["Retrieval by k"])}
+    chance = float(rows["a random sign in view"]["k 1"])
+    mean, high = re.fullmatch(r"(\S+) \[\S+ to (\S+)\]", rows["hybrid"]["k 1"]).groups()
+    sentence = next(line for line in text.splitlines() if "cells are finished" in line)
+    caveat = f"with one thing it named {mean} %, a random sign in view would be right in {chance}"
+    assert (caveat in sentence) == (float(high) < chance)
+
+
 def test_the_committed_page_is_what_the_committed_records_give(tmp_path):
     kept, file = RESULTS / "runs" / "study", RESULTS / "STUDY.md"
     made = tmp_path / "STUDY.md"

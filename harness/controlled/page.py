@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness.controlled import contrasts
+from harness.controlled import contrasts, outcomes
 from harness.controlled.contrasts import Drawn, between_families, drawn
 from harness.controlled.design import SIGNS
 from harness.controlled.outcomes import RETRIEVAL
 from harness.controlled.pictures import all_pictures
 from harness.controlled.predictions import ALPHA, PREDICTIONS
 from harness.controlled.records import Records
-from harness.controlled.tables import all_tables
+from harness.controlled.tables import accuracy, all_tables
 from harness.reporting.plots import write_all
 from vlmamba_core.folder import write_atomically
 
@@ -115,6 +115,7 @@ def conclusion(kept: Records) -> str:
         advice = "prefer attention, or a few layers of it among Mamba's"
     elif low > 0 and mixed is not None:
         advice = "prefer attention; one layer of it among Mamba's was not enough here"
+        advice += _no_reader(kept, "hybrid")
     elif low > 0:
         advice = "prefer attention"
     elif high < 0:
@@ -125,6 +126,23 @@ def conclusion(kept: Records) -> str:
         f"**{done}** Compared with Mamba of the same size, trained alike: signs of named things "
         f"among 8 or 16, {_gaps(signs)}; whether a thing is there at all in the same scenes, "
         f"{_gaps(existence)}: where one item of many must be read off a picture, {advice}."
+    )
+
+
+def _no_reader(kept: Records, family: str) -> str:
+    """A caveat where a family names an only thing's sign less often than a random one in view.
+
+    Of its first connector, the one that rates were chosen with.
+    """
+    alone = outcomes.part("k", 1)
+    model = next(model for model in contrasts.models(kept) if model[0] == family)
+    cells = list(contrasts.seeds_of(kept, model).values())
+    found, chance = accuracy(kept, cells, alone), 100 * outcomes.chance(kept, alone)
+    if found is None or found[2] >= chance:
+        return ""
+    return (
+        f" (but it had not learned to read signs at all: with one thing it named {found[0]:.1f} %, "
+        f"a random sign in view would be right in {chance:.1f} %)"
     )
 
 
