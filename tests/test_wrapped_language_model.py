@@ -269,7 +269,48 @@ def test_logits_are_scaled_and_capped_as_the_family_does(name):
     assert torch.allclose(model.head(hidden[:, -1]), expected[:, -1], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bloom", "mamba2"])
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["opt", "falcon_h1"])
+def test_a_head_that_asks_parts_of_its_model_is_the_family_s(name):
+    """OPT's asks `model.decoder`, Falcon-H1's multiplies by `model.lm_head_multiplier`."""
+    special = {"lm_head_multiplier": 0.25} if name == "falcon_h1" else {}
+    model = WrappedLM(shrunk(AutoConfig.for_model(name, **special))).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    ids = torch.randint(2, 64, (2, 7))
+    hidden, _ = model(model.embed(ids))
+    assert torch.allclose(model.head(hidden), model.model(input_ids=ids).logits, atol=1e-5)
+
+
+def test_embeddings_of_another_width_are_refused():
+    """opt-350m's are narrower than its states: an image token would have to be as well."""
+    sizes = {"hidden_size": 32, "word_embed_proj_dim": 16, "ffn_dim": 48, "vocab_size": 64}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 4}
+    with pytest.raises(UserError, match="embeddings of width 16 and states of 32"):
+        WrappedLM(AutoConfig.for_model("opt", **sizes, **heads))
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("mamba", ["linear_attention"] * 2),
+        ("mamba2", ["linear_attention"] * 2),
+        ("falcon_mamba", ["linear_attention"] * 2),
+        ("falcon_h1", ["hybrid"] * 2),
+        ("jamba", ["linear_attention", "linear_attention", "full_attention"]),
+        ("recurrent_gemma", ["linear_attention", "linear_attention", "sliding_attention"]),
+        ("rwkv", None),
+        ("opt", None),
+    ],
+)
+def test_published_recurrent_models_are_shrunk_with_a_layer_of_each_kind(name, kinds):
+    small = shrunk(AutoConfig.for_model(name))
+    assert getattr(small, "layer_types", None) == kinds
+    assert small.hidden_size == 32
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bloom", "deepseek_v2"])
 def test_every_family_is_shrunk_or_refused_in_one_line(name):
     config = AutoConfig.for_model(name)
     try:

@@ -50,14 +50,17 @@ SMALL = {  # sizes of `shrunk`, by their names in one family or another
     "num_key_value_heads": 4,
     "head_dim": 8,
     "kv_channels": 8,
-    "attention_hidden_size": 64,
     "attention_head_dim": 16,
     "adapter_rank": 4,
     "mamba_d_state": 8,
     "mamba_headdim": 8,
     "mamba_d_head": 8,
+    "mamba_d_ssm": 64,
     "mamba_n_heads": 8,
     "n_mamba_heads": 8,
+    "ffn_dim": 48,
+    "word_embed_proj_dim": 32,
+    "lru_width": 32,
     "mamba_ngroups": 1,
     "mamba_n_groups": 1,
     "num_mem_blocks": 1,
@@ -205,6 +208,12 @@ class WrappedLM(LanguageModel):
                 f"{config.model_type!r} is no causal language model of transformers: "
                 f"{' '.join(str(error).split())[:200]}"
             ) from error
+        width = self.embedding.embedding_dim
+        if width != config.hidden_size:  # opt-350m: narrow embeddings, widened by the model
+            raise UserError(
+                f"this {config.model_type!r} model has embeddings of width {width} and states of "
+                f"{config.hidden_size}; expected one width, which its image tokens get too"
+            )
         takes = inspect.signature(self.model.base_model.forward).parameters
         self._positions = "position_ids" in takes
         self._cache_name = "cache_params" if "cache_params" in takes else "past_key_values"
@@ -295,7 +304,9 @@ class WrappedLM(LanguageModel):
     def _family_head(self, hidden: Tensor) -> Tensor:
         """What transformers' model does with its last hidden states."""
         ends = copy.copy(self.model)
-        ends._modules = self.model._modules | {self.model.base_model_prefix: _Given()}
+        ends._modules = self.model._modules | {
+            self.model.base_model_prefix: _Given(self.model.base_model)
+        }
         rows = hidden.reshape(1, -1, hidden.shape[-1])
         logits = type(self.model).forward(ends, inputs_embeds=rows, return_dict=True).logits
         return logits.view(*hidden.shape[:-1], logits.shape[-1])
@@ -512,7 +523,19 @@ class WrappedLM(LanguageModel):
 
 
 class _Given(nn.Module):
-    """Stands where a family's model has its layers: what comes in are the last hidden states."""
+    """Stands where a family's model has its layers: what comes in are the last hidden states.
+
+    A part of that model that the head asks instead (OPT's `model.decoder`) is this one again; its
+    settings (Falcon-H1's `model.lm_head_multiplier`) are its own.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.__dict__["_instead_of"] = model  # not one of this module's parts
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.__dict__["_instead_of"], name)
+        return self if isinstance(found, nn.Module) else found
 
     def forward(self, *args: Any, inputs_embeds: Tensor, **options: Any) -> _Outputs:
         return _Outputs((inputs_embeds,))
@@ -534,8 +557,12 @@ def shrunk(config: PretrainedConfig) -> PretrainedConfig:
     """
     fields = config.to_dict()
     heads = fields.get("num_attention_heads")
-    kept = _one_of_each_kind(fields, config.num_hidden_layers)
+    kinds = getattr(config, "layer_types", None)  # a property where a period says them
+    kept = _one_of_each_kind(fields | {"layer_types": kinds}, config.num_hidden_layers)
     sizes = SMALL | {"num_hidden_layers": len(kept)}
+    if "attention_hidden_size" in fields:
+        ratio = fields["attention_hidden_size"] // config.hidden_size
+        sizes["attention_hidden_size"] = ratio * SMALL["hidden_size"]
     if fields.get("num_key_value_heads") not in (None, heads):
         sizes["num_key_value_heads"] = 2
     for name, value in fields.items():
@@ -543,10 +570,13 @@ def shrunk(config: PretrainedConfig) -> PretrainedConfig:
             fields[name] = [kept.index(layer) for layer in value if layer in kept]
         elif isinstance(value, list) and len(value) == config.num_hidden_layers:
             fields[name] = [value[layer] for layer in kept]
+    if "attn_layer_period" in fields and kinds:  # Jamba's: one attention layer, where it is now
+        first = kinds.index("full_attention")
+        fields |= {"attn_layer_period": len(kept), "attn_layer_offset": kept.index(first)}
     names = {own: common for common, own in type(config).attribute_map.items()}
     fields |= {n: sizes[m] for n in fields if (m := n if n in sizes else names.get(n)) in sizes}
     for name in ("mamba_expand", "expand"):
-        for heads_of in ("n_mamba_heads", "mamba_n_heads"):
+        for heads_of in ("n_mamba_heads", "mamba_n_heads", "num_heads"):
             if name in fields and heads_of in fields:
                 fields[heads_of] = fields[name] * SMALL["hidden_size"] // SMALL["mamba_headdim"]
     fields |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
