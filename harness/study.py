@@ -11,6 +11,8 @@ Language models of equal size (mamba, mamba2, attention, hybrid) learn from the 
 each connector from the same pictures, each with its own learning rate; a cell is one of them with
 one seed.  Each is asked the demo's benchmarks and `retrieval`, and watched for the update from
 which on it uses its picture.  The same command continues an interrupted study.
+All of a study is trained in bf16, or where the machine does not multiply that itself in fp32: the
+two are not mixed.
 What a finished cell leaves for good goes to --records, a small file each; what has one there is
 not done again, though its folder is gone.  --page writes the page that these files give, and its
 pictures beside it.
@@ -208,8 +210,17 @@ def _study(args: argparse.Namespace) -> plan.Study:
         train = tuple(shlex.split(args.train_args))
     except ValueError as error:
         raise UserError(f"--train-args {args.train_args!r}: {error}") from error
+    if scale.prepares_data and "--dtype" not in train:
+        train += _precision("--cpu" in train)
     data = args.data or args.out / "pictures"
     return plan.Study(scale, args.out, data, args.seeds or scale.seeds, train, families, connectors)
+
+
+def _precision(cpu: bool) -> tuple[str, ...]:
+    """The flag of a machine that is slow in bf16: its cells are another study's than fast ones'."""
+    from vlmamba.training.precision import multiplies_bfloat16  # after --help
+
+    return () if multiplies_bfloat16(cpu) else ("--dtype", "fp32")
 
 
 def _some(kind: str, given: str | None, known: Sequence[str]) -> tuple[str, ...]:
