@@ -16,7 +16,8 @@ from tiny import tiny_config
 
 from harness.speed import models
 from vlmamba import train
-from vlmamba.config import LANGUAGE_MODELS, MambaConfig
+from vlmamba.configs.language import MambaConfig
+from vlmamba.configs.presets import LANGUAGE_MODELS
 from vlmamba.generation import GroupedGenerator, Request
 from vlmamba.models.quantized import QuantizedLinear, quantize
 from vlmamba.models.vlm import VLMambaForConditionalGeneration

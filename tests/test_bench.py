@@ -31,7 +31,7 @@ from harness.speed import (
 )
 from harness.speed.timing import VL_MAMBA, Comparison, Contender, Effort, Timing, side_by_side
 from harness.speed.training import Measured
-from vlmamba.config import LANGUAGE_MODELS
+from vlmamba.configs.presets import LANGUAGE_MODELS
 
 ONCE = Effort(least=1, most=1, seconds=0)
 PROMISED = (

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from tiny import TINY_CLIP, TINY_MIXERS, tiny_config
 
 from vlmamba import registry
-from vlmamba.config import MIXER_NAMES
+from vlmamba.configs.language import MIXER_NAMES
 from vlmamba.models.connector import build_connector
 from vlmamba.models.mixers import MIXERS
 from vlmamba.models.mixers.bidirectional import BidirectionalMamba2

@@ -30,11 +30,11 @@ from transformers import (
 
 from harness.models.vlmamba import VLMambaModel
 from vlmamba import VLMambaConfig, VLMambaForConditionalGeneration, ask, checkpoints
+from vlmamba.configs.vlms import VLM_PRESETS
 from vlmamba.convert import __main__ as command
 from vlmamba.generation import GroupedGenerator, Request
 from vlmamba.training.init_model import initial_model
 from vlmamba.training.stages import STAGES
-from vlmamba.vlm_presets import VLM_PRESETS
 from vlmamba_core.errors import UserError
 
 QUESTION = "Is there a cat?"

@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from vlmamba.checkpoints import load
-from vlmamba.config import VISION_ENCODERS, EfficientNetLite0Config, VLMambaConfig
-from vlmamba.models.vision import EfficientNetLite0Encoder
+from vlmamba.config import VLMambaConfig
+from vlmamba.configs.encoders import EfficientNetLite0Config
+from vlmamba.configs.presets import VISION_ENCODERS
+from vlmamba.models.vision.efficientnet import EfficientNetLite0Encoder
 from vlmamba.training.init_model import initial_model
 from vlmamba.training.stages import STAGES
 from vlmamba_core.errors import UserError

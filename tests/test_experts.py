@@ -13,7 +13,8 @@ from test_hybrid import built
 from tiny import tiny_config
 
 from vlmamba import experts as command
-from vlmamba.config import LANGUAGE_MODELS, MambaConfig
+from vlmamba.configs.language import MambaConfig
+from vlmamba.configs.presets import LANGUAGE_MODELS
 from vlmamba.data.collate import Batch
 from vlmamba.models.language.mamba import MambaLM
 from vlmamba.models.mixers.experts import Experts

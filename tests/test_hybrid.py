@@ -7,7 +7,9 @@ import torch
 from tiny import TINY_MIXERS, TINY_TRANSFORMER, tiny_config
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vlmamba.config import LANGUAGE_MODELS, MambaConfig, VLMambaConfig
+from vlmamba.config import VLMambaConfig
+from vlmamba.configs.language import MambaConfig
+from vlmamba.configs.presets import LANGUAGE_MODELS
 from vlmamba.models.language.mamba import MambaLM
 from vlmamba.models.mixers.attention import ROOM
 from vlmamba.models.vlm import VLMambaForConditionalGeneration

@@ -12,7 +12,8 @@ from test_mamba import original_layout
 from tiny import TINY_MIXERS, tiny_config
 from transformers import Mamba2Config, Mamba2ForCausalLM
 
-from vlmamba.config import LANGUAGE_MODELS, VLMambaConfig
+from vlmamba.config import VLMambaConfig
+from vlmamba.configs.presets import LANGUAGE_MODELS
 from vlmamba.models.language.mamba_config import published_fields
 from vlmamba.models.mixers.mamba2 import CHUNK, Mamba2Mixer, ssd, ssd_step
 from vlmamba.models.scan_backends import build, cpu

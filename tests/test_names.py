@@ -15,8 +15,10 @@ from harness.models.vlmamba import choose_device, choose_dtype
 from harness.scoring import imports
 from harness.speed.models import choose_model
 from vlmamba import checkpoints, registry
-from vlmamba.config import LANGUAGE_MODELS, SCANS, VISION_ENCODERS, VLMambaConfig
+from vlmamba.config import VLMambaConfig
+from vlmamba.configs.presets import LANGUAGE_MODELS, VISION_ENCODERS
 from vlmamba.demo.world import split_styles
+from vlmamba.models.scan2d import SCANS
 from vlmamba.training.recipe import Hyperparameters, load_recipe
 from vlmamba.training.stages import STAGES, get_stage
 from vlmamba_core import names

@@ -16,7 +16,7 @@ from tiny import TINY_CLIP, tiny_config
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, pipeline
 
-from vlmamba.config import VISION_ENCODERS
+from vlmamba.configs.presets import VISION_ENCODERS
 from vlmamba.data.decode import BrokenPicture, rgb_picture
 from vlmamba.data.images import PixelImages
 from vlmamba.data.text import first_tokens

@@ -22,6 +22,8 @@ from harness.ablation import jobs
 from harness.controlled import cost, data, design, page, plan, predictions, rate, records
 from harness.controlled.design import SCALES, Lesson, Stage
 from harness.controlled.outcomes import THRESHOLD
+from vlmamba.config import VLMambaConfig
+from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba_core.errors import UserError
 from vlmamba_core.launcher import Launcher
 
@@ -702,3 +704,9 @@ def test_what_a_cluster_had_finished_is_kept_under_its_own_name(tmp_path, monkey
     for name, record in kept.items():
         assert name == f"rate+{record['family']}+{record['rate']:g}"
         assert record["loss"] == (None if record["rate"] > 2e-3 else record["rate"])
+
+
+def test_the_cost_of_a_model_with_few_words():
+    config = VLMambaConfig(d_model=16, n_layer=2, vocab_size=64)
+    found = cost.measure(VLMambaForConditionalGeneration(config).eval(), [4, 8])
+    assert [point["tokens"] for point in found["points"]] == [4, 8]

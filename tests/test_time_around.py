@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmamba.config import VISION_ENCODERS
+from vlmamba.configs.presets import VISION_ENCODERS
 
 TOOL = Path(__file__).parents[1] / "tools" / "time_around.py"
 _spec = importlib.util.spec_from_file_location("time_around", TOOL)

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.reporting.render import text_table
-from vlmamba.config import VISION_ENCODERS, VLMambaConfig
+from vlmamba.config import VLMambaConfig
+from vlmamba.configs.presets import VISION_ENCODERS
 from vlmamba.demo.labeled import labeled_scene
 from vlmamba.demo.render import render
 from vlmamba.demo.vocabulary import COLORS, TRAINING_STYLES, WORDS

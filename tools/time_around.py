@@ -36,7 +36,8 @@ from harness import run
 from harness.data import questions
 from harness.runs import evaluation, schema
 from vlmamba import checkpoints
-from vlmamba.config import VISION_ENCODERS, VLMambaConfig
+from vlmamba.config import VLMambaConfig
+from vlmamba.configs.presets import VISION_ENCODERS
 from vlmamba.models.language import mamba
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor

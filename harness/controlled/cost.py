@@ -31,11 +31,12 @@ def measure(model: Any, lengths: Sequence[int]) -> dict[str, Any]:
     from vlmamba.models.quantized import count_parameters
 
     lm, generator = model.language_model, torch.Generator().manual_seed(0)
+    embedding = model.get_input_embeddings()
     points = []
     with torch.inference_mode():
         for length in lengths:
-            ids = torch.randint(2, 500, (1, length), generator=generator).to(model.device)
-            embedded = model.get_input_embeddings()(ids)
+            ids = torch.randint(len(embedding.weight), (1, length), generator=generator)
+            embedded = embedding(ids.to(model.device))
             made: list[Any] = []
             prefill = _median(lambda: made.append(lm(embedded)[1]), model.device)  # noqa: B023
             points.append(

@@ -21,17 +21,13 @@ from torch import Tensor, nn
 
 from harness.runs.points import VL_MAMBA
 from vlmamba import registry
-from vlmamba.config import (
-    LANGUAGE_MODELS,
-    LARGEST_GRID,
-    TEXT_FIELDS,
-    VISION_ENCODERS,
-    VLMambaConfig,
-)
+from vlmamba.config import LARGEST_GRID, VLMambaConfig
+from vlmamba.configs.language import TEXT_FIELDS
+from vlmamba.configs.presets import LANGUAGE_MODELS, VISION_ENCODERS
+from vlmamba.configs.vlms import VLM_PRESETS
 from vlmamba.models.language import Cache, LanguageModel
 from vlmamba.models.quantized import QuantizedLinear, quantize
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
-from vlmamba.vlm_presets import VLM_PRESETS
 from vlmamba_core.errors import UserError
 from vlmamba_core.names import choose
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPImageProcessor, SiglipImageProcessor
 
-from vlmamba.models.vision import IMAGENET_MEAN, IMAGENET_STD, FusedImageProcessor
+from vlmamba.models.vision.base import IMAGENET_MEAN, IMAGENET_STD
+from vlmamba.models.vision.fused import FusedImageProcessor
 from vlmamba.weight_files import plain_objects, read_object
 from vlmamba_core.errors import UserError
 

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from vlmamba import registry
-from vlmamba.config import MambaConfig, VLMambaConfig
+from vlmamba.config import VLMambaConfig
+from vlmamba.configs.language import MambaConfig
 from vlmamba.models.linear import Linear, use_fast_products
 from vlmamba.models.mixers import MIXERS, Mixer
 from vlmamba.models.mixers.bidirectional import BidirectionalMamba2

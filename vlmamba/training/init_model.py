@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vlmamba import checkpoints
-from vlmamba.config import MambaConfig, VLMambaConfig
+from vlmamba.config import VLMambaConfig
+from vlmamba.configs.language import MambaConfig
 from vlmamba.data.text import plain_texts
 from vlmamba.data.tokenizer import train_tokenizer
 from vlmamba.models.assemble import assemble, hollow, load_encoder

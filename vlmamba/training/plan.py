@@ -10,7 +10,8 @@ from typing import Any
 
 from vlmamba import registry
 from vlmamba.checkpoints import read_config
-from vlmamba.config import MambaConfig, VLMambaConfig
+from vlmamba.config import VLMambaConfig
+from vlmamba.configs.language import MambaConfig
 from vlmamba.training import precision
 from vlmamba.training.arguments import RunArguments
 from vlmamba.training.init_model import tiny

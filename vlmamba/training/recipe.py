@@ -30,10 +30,11 @@ class Hyperparameters:
 
     batch_size: sequences per update over all processes; micro_batch: sequences per forward of one
     process; steps: number of updates, or None to follow `epochs`; max_length in tokens; dtype:
-    fp32, bf16 (mixed) or auto, what the machine is fast with (`precision.settle`); connector_lr: the connector's own rate, where it should differ from lr; lora: rank of LoRA on
-    the language model (None: all of it learns), lora_alpha (None: twice the rank), lora_dropout,
-    lora_targets (comma-separated projections; None: all that the family names); objective: what is
-    made small (objectives/), objective_options: its settings (None: their defaults), beside the
+    fp32, bf16 (mixed) or auto, what the machine is fast with (`precision.settle`); connector_lr:
+    the connector's own rate, where it should differ from lr; lora: rank of LoRA on the language
+    model (None: all of it learns), lora_alpha (None: twice the rank), lora_dropout, lora_targets
+    (comma-separated projections; None: all that the family names); objective: what is made small
+    (objectives/), objective_options: its settings (None: their defaults), beside the
     others in recipes, flags and what is saved (see `from_flat`).
     """
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from vlmamba.config import MambaConfig
+from vlmamba.configs.language import MambaConfig
 from vlmamba.models.language.blocks import MambaBlock, build_norm, normed
 from vlmamba.models.linear import Linear
 from vlmamba.models.mixers import MIXERS

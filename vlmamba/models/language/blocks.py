@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from vlmamba.config import MambaConfig
+from vlmamba.configs.language import MambaConfig
 from vlmamba.models.mixers import MIXERS
 from vlmamba.models.mixers.attention import CausalAttention
 from vlmamba.models.mixers.base import Layer, Mixer

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmamba import registry
-from vlmamba.config import MambaConfig
+from vlmamba.configs.language import MambaConfig
 from vlmamba.models.language.adaptors import InnerAdaptors, mark, new_weights
 from vlmamba.models.language.base import LanguageModel
 from vlmamba.models.language.blocks import (

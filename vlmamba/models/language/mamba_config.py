@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import Mamba2Config, PretrainedConfig
 from transformers import MambaConfig as PublishedMambaConfig
 
-from vlmamba.config import MambaConfig
+from vlmamba.configs.language import MambaConfig
 from vlmamba.weight_files import read_object
 from vlmamba_core.errors import UserError, shortened, unknown
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlmamba.config import MambaConfig
+from vlmamba.configs.language import MambaConfig
 from vlmamba.models.language.base import Cache
 from vlmamba.models.mixers import MIXERS
 from vlmamba.models.mixers.attention import KeyValues

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlmamba.config import MambaConfig
+from vlmamba.configs.language import MambaConfig
 from vlmamba.models.linear import Linear
 from vlmamba.models.mixers.base import Layer
 

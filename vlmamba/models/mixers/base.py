@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 
-from vlmamba.config import MambaConfig
+from vlmamba.configs.language import MambaConfig
 
 
 class StateShapes(NamedTuple):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from vlmamba.config import MambaConfig
+from vlmamba.configs.language import MambaConfig
 from vlmamba.models.mixers.mamba2 import Mamba2Mixer, ssd
 from vlmamba.models.selective_scan import causal_conv1d
 

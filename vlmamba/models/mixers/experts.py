@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlmamba.config import MambaConfig
+from vlmamba.configs.language import MambaConfig
 from vlmamba.models.linear import rows_product
 from vlmamba.models.mixers.base import Layer
 from vlmamba.models.mixers.mlp import GatedMLP

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from vlmamba.config import MambaConfig
+from vlmamba.configs.language import MambaConfig
 from vlmamba.models.linear import Linear, rows_product
 from vlmamba.models.mixers.base import Mixer, StateShapes, initial_step_bias
 from vlmamba.models.selective_scan import (

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from vlmamba.config import MambaConfig
+from vlmamba.configs.language import MambaConfig
 from vlmamba.models.linear import Linear
 from vlmamba.models.mixers.base import Mixer, StateShapes, initial_step_bias
 from vlmamba.models.scan_backends.reference import step_sizes, wide_dtype

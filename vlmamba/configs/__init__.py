@@ -1,0 +1,1 @@
+"""What `VLMambaConfig` is made of: shapes of language models and encoders, presets, checks."""
