@@ -261,7 +261,8 @@ class VLMambaForConditionalGeneration(VLMambaPreTrainedModel, MambaGenerationMix
         if inputs_embeds is None:
             assert input_ids is not None  # one of the two is given
             return input_ids.eq(self.config.image_token_id)
-        embedding = self.get_input_embeddings().weight[self.config.image_token_id]
+        id_ = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+        embedding = self.get_input_embeddings()(id_)
         inputs_embeds = inputs_embeds[..., : len(embedding)]  # without a mark of rows
         return (inputs_embeds == embedding.to(inputs_embeds)).all(dim=-1)
 

@@ -106,7 +106,7 @@ class InnerAdaptors(nn.Module):
         before: the states that it continues.  Rows without a picture leave no trace in them: they
         would depend on what the batch holds besides.
         """
-        block, old = self[self.places[layer]], before or self._fresh(len(x))
+        block, old = self[self.places[layer]], before or self._fresh(x)
         if not torch.is_grad_enabled() and not bool(pictured.any()):
             return x, old
         y, *after = block(x, *(before or (None, None)), lengths)
@@ -116,13 +116,12 @@ class InnerAdaptors(nn.Module):
         ]
         return torch.where(_over(pictured, x), y, x), (kept[0], kept[1])
 
-    def _fresh(self, rows: int) -> Pair:
-        """The states of one adaptor before the first token."""
-        weight = next(self.parameters())
+    def _fresh(self, x: Tensor) -> Pair:
+        """The states of one adaptor before the first token, of the rows of x (B, ...)."""
+        dtype, rows, device = next(self.parameters()).dtype, len(x), x.device
         conv, ssm = MIXERS[self.config.recurrent].state_shapes(self.config)
-        device = weight.device
         return (
-            torch.zeros((rows, *conv), dtype=weight.dtype, device=device),
+            torch.zeros((rows, *conv), dtype=dtype, device=device),
             torch.zeros((rows, *ssm), dtype=torch.float32, device=device),
         )
 

@@ -22,6 +22,7 @@ from vlmamba.models.mixers.base import Layer, Mixer
 from vlmamba.models.mixers.experts import Experts
 from vlmamba.models.mixers.fused import fused_norm, fused_step, residual_sum
 from vlmamba.models.mixers.mlp import GatedMLP
+from vlmamba.models.offloaded import at_hand, offloads
 
 
 def build_norm(config: MambaConfig) -> nn.RMSNorm | nn.LayerNorm:
@@ -31,6 +32,13 @@ def build_norm(config: MambaConfig) -> nn.RMSNorm | nn.LayerNorm:
 
 def normed(norm: nn.RMSNorm | nn.LayerNorm, x: Tensor) -> Tensor:
     """The norm in float32, in its weight's dtype."""
+    if offloads(norm):
+        with at_hand(norm):
+            return _normed(norm, x)
+    return _normed(norm, x)
+
+
+def _normed(norm: nn.RMSNorm | nn.LayerNorm, x: Tensor) -> Tensor:
     if (y := fused_norm(norm, x)) is not None:
         return y
     weight, x = norm.weight, x.float()
@@ -80,6 +88,9 @@ class MambaBlock(Block):
 
     def step(self, x: Tensor, conv_state: Tensor, ssm_state: Tensor) -> Tensor:
         """One token: (B, D) -> (B, D); states in place."""
+        if offloads(self.mixer):
+            with at_hand(self.mixer, *self.mixer.read_bare()):
+                return self._residual(x) + self.mixer.step(self._norm(x), conv_state, ssm_state)
         residual = self._residual(x)
         y = fused_step(self.norm, self.mixer, residual, conv_state, ssm_state)
         return residual + self.mixer.step(self._norm(x), conv_state, ssm_state) if y is None else y

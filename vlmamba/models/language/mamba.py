@@ -39,6 +39,7 @@ from vlmamba.models.language.state import MambaState
 from vlmamba.models.linear import Linear
 from vlmamba.models.mixers.attention import ROOM, KeyValues
 from vlmamba.models.mixers.experts import Experts
+from vlmamba.models.offloaded import device_of
 from vlmamba.published import published_folder
 
 KEPT_BYTES = 2**28  # what a batch may keep rather than compute again in its backward pass
@@ -123,7 +124,8 @@ class MambaLM(LanguageModel):
     def new_cache(self, batch: int) -> MambaState:
         """The state before the first token, on the model's device and in its dtype."""
         weight = self.embedding.weight
-        return MambaState.zeros(self.config, batch, weight.dtype, weight.device)
+        device = device_of(self.embedding)
+        return MambaState.zeros(self.config, batch, weight.dtype, device)
 
     def forward(
         self,

@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig, P
 from vlmamba.config import split_revision
 from vlmamba.models.language.base import Cache, LanguageModel
 from vlmamba.models.linear import decoding
+from vlmamba.models.offloaded import device_of
 from vlmamba.weight_files import check_finite
 from vlmamba_core.errors import UserError
 
@@ -323,7 +324,7 @@ class WrappedLM(LanguageModel):
 
     def new_cache(self, batch: int) -> WrappedCache:
         """Nothing seen yet, in `batch` rows."""
-        mask = torch.zeros(batch, 0, dtype=torch.bool, device=self.embedding.weight.device)
+        mask = torch.zeros(batch, 0, dtype=torch.bool, device=device_of(self.embedding))
         return WrappedCache(DynamicCache(config=self.config), mask, padded=False)
 
     def forward(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 
 from vlmamba.configs.language import MambaConfig
+from vlmamba.models.offloaded import at_hand, offloads
 
 
 class StateShapes(NamedTuple):
@@ -73,7 +74,12 @@ class Layer(nn.Module):
 
 
 class Mixer(Layer):
-    """One Mamba layer; its parameters are named as published ones."""
+    """One Mamba layer; its parameters are named as published ones.
+
+    bare: the submodules whose weights are read without calling them.
+    """
+
+    bare: ClassVar[tuple[str, ...]]
 
     @staticmethod
     def state_shapes(config: MambaConfig) -> StateShapes:
@@ -100,6 +106,10 @@ class Mixer(Layer):
         """One token: (B, D) -> (B, D); both states are updated in place."""
         raise NotImplementedError
 
+    def read_bare(self) -> list[nn.Module]:
+        """The modules that `bare` names."""
+        return [self.get_submodule(name) for name in self.bare]
+
     def scan_flops(self) -> int:
         """FLOPs of the scan for one token; projections and convolution are not in it."""
         raise NotImplementedError
@@ -118,6 +128,9 @@ class Mixer(Layer):
         recompute: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """rest(*rows, *states, lengths): all behind the first projection, made again if asked."""
+        if offloads(self):
+            with at_hand(*self.read_bare()):
+                return rest(*rows, *states, lengths)
         fresh = all(state is None for state in states)  # a given one may be overwritten later
         if recompute and fresh and torch.is_grad_enabled():
             # it stops where all is back that a backward needs: out_proj is not computed again

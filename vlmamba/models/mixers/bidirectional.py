@@ -14,11 +14,14 @@ from transformers import initialization as init
 
 from vlmamba.configs.language import MambaConfig
 from vlmamba.models.mixers.mamba2 import Mamba2Mixer, ssd
+from vlmamba.models.offloaded import at_hand
 from vlmamba.models.selective_scan import causal_conv1d
 
 
 class BidirectionalMamba2(Mamba2Mixer):
     """(B, L, D) -> (B, L, D), over whole sequences; there is no state to continue from."""
+
+    bare = ("conv1d", "conv1d_b", "norm")
 
     def __init__(self, config: MambaConfig):
         super().__init__(config)
@@ -38,10 +41,11 @@ class BidirectionalMamba2(Mamba2Mixer):
     def both_ways(self, u: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
         projected = self.in_proj(u)
-        ahead = self._one_way(projected, self.conv1d, self.A_log, self.D, self.dt_bias)
-        back = self._one_way(
-            projected.flip(1), self.conv1d_b, self.A_log_b, self.D_b, self.dt_bias_b
-        )
+        with at_hand(self, *self.read_bare()):  # nobody calls the module itself
+            ahead = self._one_way(projected, self.conv1d, self.A_log, self.D, self.dt_bias)
+            back = self._one_way(
+                projected.flip(1), self.conv1d_b, self.A_log_b, self.D_b, self.dt_bias_b
+            )
         return self.out_proj((ahead + back.flip(1)) / 2)
 
     def _one_way(

@@ -27,6 +27,7 @@ from vlmamba.configs.language import MambaConfig
 from vlmamba.models.linear import rows_product
 from vlmamba.models.mixers.base import Layer
 from vlmamba.models.mixers.mlp import GatedMLP
+from vlmamba.models.offloaded import at_hand
 
 
 class Experts(Layer):
@@ -51,7 +52,7 @@ class Experts(Layer):
 
     def forward(self, u: Tensor, lengths: Tensor | None = None) -> Tensor:
         """lengths (B,): real tokens of each right-padded row; others count for no loss."""
-        with torch.autocast(u.device.type, enabled=False):
+        with torch.autocast(u.device.type, enabled=False), at_hand(self.router):
             logits = rows_product(u.float(), self.router.weight.float())
         scores = logits.softmax(dim=-1)
         best, chosen = scores.topk(self.each, dim=-1)

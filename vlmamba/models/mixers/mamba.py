@@ -31,6 +31,8 @@ class MambaMixer(Mixer):
     Parameter names are those of the published `state-spaces` checkpoints.
     """
 
+    bare = ("conv1d", "dt_proj")
+
     def __init__(self, config: MambaConfig):
         super().__init__()
         d_model, d_inner, dt_rank = config.d_model, config.d_inner, config.dt_rank

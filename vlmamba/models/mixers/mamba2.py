@@ -144,6 +144,8 @@ class Mamba2Mixer(Mixer):
     Raises UserError where the channels do not divide into heads, or the heads into groups.
     """
 
+    bare = ("conv1d", "norm")
+
     def __init__(self, config: MambaConfig):
         super().__init__()
         d_model, self.d_inner = config.d_model, config.d_inner
