@@ -17,6 +17,8 @@ the scan is a C++ kernel (`csrc/ssd.cpp`), elsewhere what this file does in PyTo
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -144,7 +146,7 @@ class Mamba2Mixer(Mixer):
     Raises UserError where the channels do not divide into heads, or the heads into groups.
     """
 
-    bare = ("conv1d", "norm")
+    bare: ClassVar[tuple[str, ...]] = ("conv1d", "norm")
 
     def __init__(self, config: MambaConfig):
         super().__init__()
