@@ -6,12 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_training import accelerator, data, images, make_run  # noqa: F401
 
 from vlmamba import checkpoints
+from vlmamba.config import VLMambaConfig
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.training import loop, lora, trainer_state
 from vlmamba.training.init_model import initial_model
@@ -109,3 +111,19 @@ def test_an_adapter_file_has_peft_s_own_names(run, step):
         for half in "AB"
     }
     assert names == expected
+
+
+@torch.no_grad()
+def test_peft_s_adapters_of_every_projection_are_computed():
+    """Those of dt_proj too, whose weight the scan otherwise reads without a call."""
+    config = VLMambaConfig(d_model=32, n_layer=2, vocab_size=64)
+    model = VLMambaForConditionalGeneration(config).eval()
+    names = ["in_proj", "x_proj", "dt_proj", "out_proj"]
+    settings = peft.LoraConfig(r=4, target_modules=names, init_lora_weights=False)
+    adapted = peft.get_peft_model(model, settings).eval()
+    ids = torch.randint(2, 64, (2, 9))
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    logits, answer = adapted(input_ids=ids).logits, adapted.generate(ids, **options)
+    merged = adapted.merge_and_unload()
+    torch.testing.assert_close(logits, merged(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
+    assert torch.equal(answer, merged.generate(ids, **options))

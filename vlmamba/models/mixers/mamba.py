@@ -107,14 +107,15 @@ class MambaMixer(Mixer):
             backend=self.backend,
         )
         mixed = self.x_proj(x)
+        delta, bias = self._step_sizes(mixed[..., : self.dt_rank])
         y, ssm_state = selective_scan_projected(
             x,
-            rows_product(mixed[..., : self.dt_rank], self.dt_proj.weight),
+            delta,
             self.A_log,
             mixed[..., self.dt_rank :],
             self.D,
             z,
-            self.dt_proj.bias,
+            bias,
             initial_state=ssm_state,
             lengths=lengths,
             backend=self.backend,
@@ -127,8 +128,15 @@ class MambaMixer(Mixer):
         weight = self.conv1d.weight.squeeze(1)
         x = causal_conv1d_step(conv_state, x, weight, self.conv1d.bias, backend=self.backend)
         dt, b, c = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta, a = rows_product(dt, self.dt_proj.weight), -torch.exp(self.A_log.float())
-        y = selective_scan_step(
-            ssm_state, x, delta, a, b, c, self.D, z, self.dt_proj.bias, backend=self.backend
-        )
+        (delta, bias), a = self._step_sizes(dt), -torch.exp(self.A_log.float())
+        y = selective_scan_step(ssm_state, x, delta, a, b, c, self.D, z, bias, backend=self.backend)
         return self.out_proj(y)
+
+    def _step_sizes(self, dt: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., R) -> step sizes (..., Di) before bias and softplus, and the bias (Di,).
+
+        What an adapter library has wrapped around the projection is called, and adds the bias.
+        """
+        if "base_layer" in self.dt_proj._modules:
+            return self.dt_proj(dt), torch.zeros_like(self.dt_proj.bias)
+        return rows_product(dt, self.dt_proj.weight), self.dt_proj.bias
