@@ -88,7 +88,11 @@ def test_the_stages_train_save_and_load_with_lora_and_checkpointing(published, t
     runs = {"plain": [], "lora": ["--lora", "4"], "saving": ["--gradient-checkpointing"]}
     for name, more in runs.items():
         assert train.main(arguments(published, tmp_path / name, "finetune", *init, *more)) == 0
-    assert losses(tmp_path / "saving") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
+    saving, plain = losses(tmp_path / "saving"), losses(tmp_path / "plain")
+    assert saving[:2] == pytest.approx(plain[:2], rel=1e-5)
+    # Adam divides by a gradient's own size: rounding of those next to zero grows with each update,
+    # differently on each processor; test_checkpointing_sums_a_shared_block_s_gradients has them all
+    assert saving == pytest.approx(plain, rel=1e-3)
     assert losses(tmp_path / "plain")[-1] < losses(tmp_path / "plain")[0]
     assert losses(tmp_path / "lora")[0] == pytest.approx(losses(tmp_path / "plain")[0], rel=1e-5)
     learnt, _ = checkpoints.load(str(tmp_path / "lora" / "final"))

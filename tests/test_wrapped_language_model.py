@@ -254,6 +254,25 @@ def test_checkpointing_changes_no_gradient(name):
     assert all(map(torch.equal, gradients(), expected))
 
 
+def test_checkpointing_sums_a_shared_block_s_gradients():
+    """A block with two places gets its terms in another order: equal but for rounding."""
+    kinds = ["mamba", "hybrid", "mamba", "hybrid"]
+    model = language_model("zamba2", {"num_hidden_layers": 4, "layers_block_type": kinds}).train()
+    embeds = torch.randn(2, 20, 32)
+    found = []
+    for checkpointing in (False, True):
+        model.zero_grad()
+        if checkpointing:
+            model.model.activation_checkpointing_enable()
+        model.head(model(embeds)[0]).logsumexp(-1).sum().backward()
+        learning = [(n, p.grad.clone()) for n, p in model.named_parameters() if p.grad is not None]
+        found.append(dict(learning))
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        error = (found[1][name] - gradient).abs().max()
+        assert error <= 1e-5 * gradient.abs().max(), name
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["cohere", "gemma2", "granite"])
 def test_logits_are_scaled_and_capped_as_the_family_does(name):
