@@ -169,7 +169,12 @@ def demo(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("way", "stage"), [("ddp", "pretrain"), ("ddp", "finetune"), ("fsdp", "finetune")]
+    ("way", "stage"),
+    [
+        ("ddp", "finetune"),
+        pytest.param("ddp", "pretrain", marks=pytest.mark.soak),
+        pytest.param("fsdp", "finetune", marks=pytest.mark.soak),
+    ],
 )
 def test_two_processes_on_the_demo_follow_the_curve_of_one(way, stage, demo, tmp_path):
     """The bundled model, its encoder and its data; the cache of features is filled by one."""
