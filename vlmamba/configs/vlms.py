@@ -13,41 +13,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from vlmamba.configs.presets import TOKENIZER_ID, VISION_ENCODERS, VISION_MODEL_IDS
+
+# As the hub's files have them: positions interpolated from 518 pixels, SigLIP with tanh GELU
+HUB_DINO_SIGLIP = [VISION_ENCODERS["dinov2-reg-l-384"], VISION_ENCODERS["siglip-so400m-384"]]
 # As timm builds them at 384 pixels: positions resampled once, SigLIP with the exact GELU
 DINO_SIGLIP: dict[str, Any] = {
     "model_type": "fused_vision_model",
     "encoders": [
-        {
-            "model_type": "dinov2_with_registers",
-            "hidden_size": 1024,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "num_register_tokens": 4,
-            "image_size": 384,
-            "patch_size": 14,
-            "layer_norm_eps": 1e-6,
-        },
-        {
-            "model_type": "siglip_vision_model",
-            "hidden_size": 1152,
-            "intermediate_size": 4304,
-            "num_hidden_layers": 27,
-            "num_attention_heads": 16,
-            "image_size": 384,
-            "patch_size": 14,
-            "hidden_act": "gelu",
-            "layer_norm_eps": 1e-6,
-            "vision_use_head": False,
-        },
+        {k: v for k, v in HUB_DINO_SIGLIP[0].items() if k != "resolution"} | {"image_size": 384},
+        HUB_DINO_SIGLIP[1] | {"hidden_act": "gelu", "layer_norm_eps": 1e-6},
     ],
 }
-# As the hub's files have them: positions interpolated from 518 pixels, SigLIP with tanh GELU
-HUB_DINO_SIGLIP: tuple[dict[str, Any], dict[str, Any]] = (
-    {**DINO_SIGLIP["encoders"][0], "image_size": 518, "resolution": 384},
-    {k: v for k, v in DINO_SIGLIP["encoders"][1].items() if k != "hidden_act"},
-)
 EVA02: dict[str, Any] = {"model_type": "eva02", "image_size": 336}
-NEOX = "EleutherAI/gpt-neox-20b"
 
 COBRA: dict[str, Any] = {
     "d_model": 2560,
@@ -65,14 +43,16 @@ ML_MAMBA: dict[str, Any] = {
     "vocab_size": 50288,
     "connector": "msc",
     "vision_config": DINO_SIGLIP,
-    "tokenizer_id": NEOX,
+    "tokenizer_id": TOKENIZER_ID,
 }
 
 # The same from published parts, to be trained: encoders from the hub, Mamba-2 of state-spaces
 ML_MAMBA_TO_TRAIN = ML_MAMBA | {
     "language_model_id": "state-spaces/mamba2-2.7b",
-    "vision_config": {"model_type": "fused_vision_model", "encoders": list(HUB_DINO_SIGLIP)},
-    "vision_model_id": "facebook/dinov2-with-registers-large,google/siglip-so400m-patch14-384",
+    "vision_config": {"model_type": "fused_vision_model", "encoders": HUB_DINO_SIGLIP},
+    "vision_model_id": ",".join(
+        VISION_MODEL_IDS[name] for name in ("dinov2-reg-l-384", "siglip-so400m-384")
+    ),
 }
 
 
@@ -87,7 +67,7 @@ def _mamba_vl(d_model: int, n_layer: int) -> dict[str, Any]:
         "connector": "mlp",
         "vision_config": EVA02,
         "vision_feature_layer": -1,
-        "tokenizer_id": NEOX,
+        "tokenizer_id": TOKENIZER_ID,
     }
 
 
