@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     study = _study(args)
     where = launcher.Launcher.parse(args.launcher, args.slurm, args.out / "jobs")
     if args.plan or args.dry_run:
-        print(plan_text(study, args.workers, kept))
+        print(plan_text(study, args.workers, kept) + _of_another_study(study, kept))
         print("" if where.here else f"\n{where.script(study.scale.name)}", end="")
         return 0
     with RunFolder(args.out) as folder:
@@ -110,6 +110,16 @@ def run(study: plan.Study, workers: int, where: launcher.Launcher, kept: Path) -
             _keep(study, phase, job, places[job.name], kept)
         if phase == "rates":
             rates = plan.chosen_rates(study, records.read(kept).rate_losses)
+
+
+def _of_another_study(study: plan.Study, kept: Path) -> str:
+    """What `run` would say of these records, below the plan."""
+    try:
+        for phase in ("text", "rates"):
+            _check(study, plan.phase_jobs(study, phase, {}), kept)
+    except UserError as error:
+        return f"\n\nThis command would not go on: {error}"
+    return ""
 
 
 def _check(study: plan.Study, jobs: Sequence[Job], kept: Path) -> None:
