@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from harness import study
+from vlmamba import train
 from vlmamba.training import precision
 from vlmamba.training.arguments import RunArguments
 from vlmamba.training.plan import resolve
@@ -40,7 +41,6 @@ def test_a_run_is_in_what_the_machine_multiplies_itself(fast, tmp_path):
     assert planned(tmp_path, "--dtype", "float32") == "fp32"
 
 
-@pytest.mark.filterwarnings("ignore:this machine has no bfloat16")
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_a_run_goes_on_in_what_it_was_begun_with(fast, tmp_path, dtype):
     assert planned(begun(tmp_path, dtype)) == dtype
@@ -51,14 +51,22 @@ def test_settings_without_a_checkpoint_bind_nobody(fast, tmp_path):
     assert planned(tmp_path) == ("bf16" if fast else "fp32")
 
 
-def test_bf16_on_a_machine_without_it_is_said_to_be_slow(fast, tmp_path):
+def test_bf16_on_a_machine_without_it_is_said_to_be_slow(fast):
     if fast:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert planned(tmp_path, "--dtype", "bf16") == "bf16"
+            precision.warn_if_slow("bf16", cpu=True)
     else:
-        with pytest.warns(UserWarning, match="20 times slower here than with --dtype fp32"):
-            assert planned(tmp_path, "--dtype", "bf16") == "bf16"
+        with pytest.warns(UserWarning, match="slower here than with --dtype fp32"):
+            precision.warn_if_slow("bf16", cpu=True)
+
+
+def test_an_estimate_for_another_machine_does_not_warn(fast, capsys):
+    command = ["--preset", "cobra-3b", "--stage", "finetune", "--dtype", "bf16", "--estimate"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert train.main(command) == 0
+    assert "bf16" in capsys.readouterr().out
 
 
 def test_the_study_s_cells_are_all_in_one(fast, tmp_path):
@@ -74,6 +82,13 @@ def test_records_of_the_other_one_are_refused(monkeypatch, tmp_path):
     kept = Path(__file__).parents[1] / "results" / "runs" / "study"
     with pytest.raises(UserError, match="made with other settings .in bf16 or not"):
         study.run(study._study(args), 1, None, kept)
+
+
+def test_a_plan_says_that_records_are_of_the_other_one(fast, tmp_path, capsys):
+    kept = Path(__file__).parents[1] / "results" / "runs" / "study"
+    command = ["--plan", "--out", str(tmp_path), "--records", str(kept)]
+    assert study.main(command) == 0
+    assert ("This command would not go on" in capsys.readouterr().out) is not fast
 
 
 def test_what_is_chosen_is_the_faster_one():

@@ -30,7 +30,7 @@ from vlmamba.data.collate import Batch, MicroBatches
 from vlmamba.data.examples import Examples
 from vlmamba.data.sampler import MicroBatchOrder
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
-from vlmamba.training import lora, sharded, trainer_state
+from vlmamba.training import lora, precision, sharded, trainer_state
 from vlmamba.training.evaluation import Evaluation, benchmark, mean_loss, without_dropout
 from vlmamba.training.objectives import Objective
 from vlmamba.training.optimizer import build_optimizer
@@ -83,9 +83,10 @@ def make_accelerator(hyper: Hyperparameters, cpu: bool = False) -> Accelerator:
     The others may wait for the main process longer than a GPU's ten minutes: it looks through the
     data, fills caches and runs benchmarks.
     """
-    precision = "bf16" if hyper.dtype == "bf16" else "no"
+    precision.warn_if_slow(hyper.dtype, cpu)
+    mixed = "bf16" if hyper.dtype == "bf16" else "no"
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
-    accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[patience])
+    accelerator = Accelerator(mixed_precision=mixed, cpu=cpu, kwargs_handlers=[patience])
     sharded.shard_on_cpus(accelerator)
     return accelerator
 

@@ -21,17 +21,21 @@ def settle(dtype: str, out: Path | None, cpu: bool) -> str:
     """fp32 or bf16, for a run in the folder `out` (None: nothing is written).
 
     "auto" is what the run there was begun with, on whatever machine, or else what this machine is
-    fast with; cpu: no GPU is used.  Warns where bf16 is asked for and slow.
+    fast with; cpu: no GPU is used.
     """
-    if dtype == "auto":
-        dtype = _begun_with(out) or ("bf16" if multiplies_bfloat16(cpu) else "fp32")
+    if dtype != "auto":
+        return dtype
+    return _begun_with(out) or ("bf16" if multiplies_bfloat16(cpu) else "fp32")
+
+
+def warn_if_slow(dtype: str, cpu: bool) -> None:
+    """Warn where a run begins in bf16 and the machine has no such products."""
     if dtype == "bf16" and not multiplies_bfloat16(cpu):
         warnings.warn(
             "this machine has no bfloat16 products: training in bf16 can be 20 times slower here "
             "than with --dtype fp32",
             stacklevel=2,
         )
-    return dtype
 
 
 def multiplies_bfloat16(cpu: bool = False) -> bool:

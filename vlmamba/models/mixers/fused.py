@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from vlmamba.models.linear import MOST_ROWS
 from vlmamba.models.mixers.mamba import MambaMixer
-from vlmamba.models.offloaded import offloads
 from vlmamba.models.products import DTYPES
 from vlmamba.models.scan_backends.build import kernels
 from vlmamba.models.selective_scan import resolve_backend
@@ -72,7 +71,7 @@ def fused_step(
     own, parts = mixer._parameters, cast(dict[str, Any], mixer._modules)
     projections = [parts[name] for name in ("in_proj", "x_proj", "dt_proj", "out_proj")]
     for part in (norm, parts["conv1d"], *projections):
-        if part._forward_hooks or part._forward_pre_hooks or offloads(part):
+        if part._forward_hooks or part._forward_pre_hooks:
             return None
     numbers = [getattr(part, "numbers", None) for part in projections]
     if None in numbers:
