@@ -11,8 +11,6 @@ Language models of equal size (mamba, mamba2, attention, hybrid) learn from the 
 each connector from the same pictures, each with its own learning rate; a cell is one of them with
 one seed.  Each is asked the demo's benchmarks and `retrieval`, and watched for the update from
 which on it uses its picture.  The same command continues an interrupted study.
-All of a study is trained in bf16, or where the machine does not multiply that itself in fp32: the
-two are not mixed.
 What a finished cell leaves for good goes to --records, a small file each; what has one there is
 not done again, though its folder is gone.  --page writes the page that these files give, and its
 pictures beside it.
@@ -79,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     study = _study(args)
     where = launcher.Launcher.parse(args.launcher, args.slurm, args.out / "jobs")
     if args.plan or args.dry_run:
-        print(plan_text(study, args.workers, kept) + _of_another_study(study, kept))
+        print(plan_text(study, args.workers, kept))
         print("" if where.here else f"\n{where.script(study.scale.name)}", end="")
         return 0
     with RunFolder(args.out) as folder:
@@ -110,16 +108,6 @@ def run(study: plan.Study, workers: int, where: launcher.Launcher, kept: Path) -
             _keep(study, phase, job, places[job.name], kept)
         if phase == "rates":
             rates = plan.chosen_rates(study, records.read(kept).rate_losses)
-
-
-def _of_another_study(study: plan.Study, kept: Path) -> str:
-    """What `run` would say of these records, below the plan."""
-    try:
-        for phase in ("text", "rates"):
-            _check(study, plan.phase_jobs(study, phase, {}), kept)
-    except UserError as error:
-        return f"\n\nThis command would not go on: {error}"
-    return ""
 
 
 def _check(study: plan.Study, jobs: Sequence[Job], kept: Path) -> None:
@@ -220,17 +208,8 @@ def _study(args: argparse.Namespace) -> plan.Study:
         train = tuple(shlex.split(args.train_args))
     except ValueError as error:
         raise UserError(f"--train-args {args.train_args!r}: {error}") from error
-    if scale.prepares_data and "--dtype" not in train:
-        train += _precision("--cpu" in train)
     data = args.data or args.out / "pictures"
     return plan.Study(scale, args.out, data, args.seeds or scale.seeds, train, families, connectors)
-
-
-def _precision(cpu: bool) -> tuple[str, ...]:
-    """The flag of a machine that is slow in bf16: its cells are another study's than fast ones'."""
-    from vlmamba.training.precision import multiplies_bfloat16  # after --help
-
-    return () if multiplies_bfloat16(cpu) else ("--dtype", "fp32")
 
 
 def _some(kind: str, given: str | None, known: Sequence[str]) -> tuple[str, ...]:

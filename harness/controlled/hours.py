@@ -76,7 +76,7 @@ def probe(preset: str = "nano+mlp", updates: int = 2) -> float:
 
     from vlmamba.config import VLMambaConfig
     from vlmamba.models.vlm import VLMambaForConditionalGeneration
-    from vlmamba.training.precision import multiplies_bfloat16
+    from vlmamba.training.precision import bfloat16_products
     from vlmamba.training.stages import STAGES, freeze
 
     config = VLMambaConfig.preset(preset)
@@ -90,9 +90,10 @@ def probe(preset: str = "nano+mlp", updates: int = 2) -> float:
     for update in range(updates + 1):
         if update == 1:  # the first one is not counted
             began = time.process_time()
-        with torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16()):
-            loss = model(input_ids=ids, labels=ids).loss
-        loss.backward()
+        with bfloat16_products(device):
+            with torch.autocast(device.type, torch.bfloat16):
+                loss = model(input_ids=ids, labels=ids).loss
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         loss.item()

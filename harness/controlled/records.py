@@ -55,8 +55,8 @@ class Records:
         record = (self.cells | self.texts | self.rates).get(name)
         if record is not None and record.get("job") != fingerprint:
             raise UserError(
-                f"the record of {name} was made with other settings (in bf16 or not, too: "
-                "--train-args '--dtype bf16'); give the same flags or another --records"
+                f"the record of {name} was made with other settings; give the same flags or "
+                "another --records"
             )
 
 

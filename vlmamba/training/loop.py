@@ -30,12 +30,13 @@ from vlmamba.data.collate import Batch, MicroBatches
 from vlmamba.data.examples import Examples
 from vlmamba.data.sampler import MicroBatchOrder
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
-from vlmamba.training import lora, precision, sharded, trainer_state
+from vlmamba.training import lora, sharded, trainer_state
 from vlmamba.training.evaluation import Evaluation, benchmark, mean_loss, without_dropout
 from vlmamba.training.objectives import Objective
 from vlmamba.training.optimizer import build_optimizer
 from vlmamba.training.picture_use import picture_gains
 from vlmamba.training.plot import draw
+from vlmamba.training.precision import bfloat16_products
 from vlmamba.training.recipe import Hyperparameters, build_objective
 from vlmamba.training.schedule import SCHEDULES
 from vlmamba.training.stages import Stage, freeze
@@ -83,10 +84,9 @@ def make_accelerator(hyper: Hyperparameters, cpu: bool = False) -> Accelerator:
     The others may wait for the main process longer than a GPU's ten minutes: it looks through the
     data, fills caches and runs benchmarks.
     """
-    precision.warn_if_slow(hyper.dtype, cpu)
-    mixed = "bf16" if hyper.dtype == "bf16" else "no"
+    precision = "bf16" if hyper.dtype == "bf16" else "no"
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
-    accelerator = Accelerator(mixed_precision=mixed, cpu=cpu, kwargs_handlers=[patience])
+    accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[patience])
     sharded.shard_on_cpus(accelerator)
     return accelerator
 
@@ -188,11 +188,12 @@ def evaluate(
         return {}
     if asked.examples is not None:
         pad = run.processor.tokenizer.pad_token_id
-        found["eval_loss"] = mean_loss(model, asked.examples, pad, hyper, accelerator)
-        if asked.shown is not None:
-            with torch.no_grad(), without_dropout(model):
-                gains = picture_gains(model, asked.shown, pad, hyper, accelerator)
-            found["eval_picture_gains"] = gains
+        with bfloat16_products(accelerator.device):
+            found["eval_loss"] = mean_loss(model, asked.examples, pad, hyper, accelerator)
+            if asked.shown is not None:
+                with torch.no_grad(), without_dropout(model):
+                    gains = picture_gains(model, asked.shown, pad, hyper, accelerator)
+                found["eval_picture_gains"] = gains
     if asked.command is not None:
         found["eval_scores"] = benchmark(
             asked.command, run.out, step, model, run.processor, hyper, accelerator
@@ -275,7 +276,8 @@ def update(
     total_loss = torch.zeros((), device=accelerator.device)
     for number, batch in enumerate(batches):
         last = number == len(batches) - 1
-        with nullcontext() if last else accelerator.no_sync(model):
+        together = nullcontext() if last else accelerator.no_sync(model)
+        with together, bfloat16_products(accelerator.device):
             loss = objective(model, batch, accelerator.device) / scored
             # DDP and FSDP average over processes, the batch's loss is a sum over them
             accelerator.backward(loss * accelerator.num_processes)

@@ -12,7 +12,6 @@ from vlmamba import registry
 from vlmamba.checkpoints import read_config
 from vlmamba.config import VLMambaConfig
 from vlmamba.configs.language import MambaConfig
-from vlmamba.training import precision
 from vlmamba.training.arguments import RunArguments
 from vlmamba.training.init_model import tiny
 from vlmamba.training.recipe import Hyperparameters, default_recipe, hyperparameters, load_recipe
@@ -48,9 +47,7 @@ def resolve(args: RunArguments, flags: dict[str, Any]) -> Plan:
     recipe = recipe or load_recipe(default_recipe(config))
     if args.tiny:
         config = tiny(config)
-    hyper = hyperparameters(recipe, stage.name, flags)
-    hyper = replace(hyper, dtype=precision.settle(hyper.dtype, args.out, args.cpu))
-    return Plan(args, hyper, config, stage)
+    return Plan(args, hyperparameters(recipe, stage.name, flags), config, stage)
 
 
 def config_fields(pairs: Iterable[str]) -> dict[str, Any]:

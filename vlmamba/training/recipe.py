@@ -20,7 +20,7 @@ from vlmamba.training.schedule import SCHEDULES
 from vlmamba_core.errors import UserError, unknown
 from vlmamba_core.names import choose, choose_dtype
 
-DTYPES = ("auto", "fp32", "bf16")
+DTYPES = ("fp32", "bf16")
 PLAIN = "cross_entropy"
 
 
@@ -29,12 +29,11 @@ class Hyperparameters:
     """Defaults are LLaVA-1.5's where it has one; each is a flag, too (see `flags`).
 
     batch_size: sequences per update over all processes; micro_batch: sequences per forward of one
-    process; steps: number of updates, or None to follow `epochs`; max_length in tokens; dtype:
-    fp32, bf16 (mixed) or auto, what the machine is fast with (`precision.settle`); connector_lr:
-    the connector's own rate, where it should differ from lr; lora: rank of LoRA on the language
-    model (None: all of it learns), lora_alpha (None: twice the rank), lora_dropout, lora_targets
-    (comma-separated projections; None: all that the family names); objective: what is made small
-    (objectives/), objective_options: its settings (None: their defaults), beside the
+    process; steps: number of updates, or None to follow `epochs`; max_length in tokens;
+    connector_lr: the connector's own rate, where it should differ from lr; lora: rank of LoRA on
+    the language model (None: all of it learns), lora_alpha (None: twice the rank), lora_dropout,
+    lora_targets (comma-separated projections; None: all that the family names); objective: what is
+    made small (objectives/), objective_options: its settings (None: their defaults), beside the
     others in recipes, flags and what is saved (see `from_flat`).
     """
 
@@ -51,7 +50,7 @@ class Hyperparameters:
     beta2: float = 0.999
     clip_norm: float = flag(1.0, above=0)
     max_length: int = flag(2048, above=0)
-    dtype: str = "auto"
+    dtype: str = "bf16"
     objective: str = PLAIN
     gradient_checkpointing: bool = flag(False, on_resume=OnResume.FREE)
     compile: bool = flag(False, on_resume=OnResume.FREE)
