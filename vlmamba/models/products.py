@@ -1,12 +1,13 @@
 """Products of a sequence's rows and a weight on a CPU: y = x W^T + b by the faster library.
 
     y = product(x, weight, bias)
-    chosen(torch.float32).library     # "kernels", "onednn", "pytorch": what a run should record
+    chosen(torch.float32).library     # one of LIBRARIES: what a run should record
 
 PyTorch gives float32 products to MKL, which takes half of an AMD processor's rate; oneDNN, which
 comes with PyTorch too, takes more on either kind, but brings every weight into another order first.
-`csrc/product.cpp`, for AVX-512, reads weights as they lie.  Which of them is fastest is measured at
-first use (a fifth of a second) and kept in `$VLMAMBA_CACHE/products`, by processor, PyTorch,
+`csrc/product.cpp`, for AVX-512, reads weights as they lie.  A processor without bfloat16 products
+takes such numbers by float32's, and rounds after.  Which of them is fastest is measured at first
+use (a fifth of a second) and kept in `$VLMAMBA_CACHE/products`, by processor, PyTorch,
 threads and kernels.  Processes that start together take what one of them has measured; only on a
 busy machine nothing is kept, and each measures for itself.
 
@@ -60,7 +61,17 @@ def _kernels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return build.kernels().product(x, weight, bias)
 
 
-LIBRARIES: dict[str, Product] = {"kernels": _kernels, "onednn": _onednn, "pytorch": _pytorch}
+def _widened(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    wide = None if bias is None else bias.float()
+    return F.linear(x.float(), weight.float(), wide).to(x.dtype)
+
+
+LIBRARIES: dict[str, Product] = {
+    "kernels": _kernels,
+    "onednn": _onednn,
+    "pytorch": _pytorch,
+    "widened": _widened,
+}
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,7 @@ def _chosen(dtype: torch.dtype, threads: int) -> Choice:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "threads": threads,
-        "kernels": _has_kernels(dtype),
+        "libraries": _there(dtype),
         "dtype": str(dtype).removeprefix("torch."),
     }
     digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
@@ -150,8 +161,7 @@ def measure(dtype: torch.dtype) -> tuple[Choice, bool]:
     rows, width, outputs = SHAPE
     x, weight = _random(rows, width, dtype), _random(outputs, width, dtype)
     weights = [weight.clone() for _ in range(WEIGHTS)]
-    there = {"kernels": _has_kernels(dtype), "onednn": _has_onednn(dtype), "pytorch": True}
-    runs: dict[str, list[float]] = {name: [] for name in LIBRARIES if there[name]}
+    runs: dict[str, list[float]] = {name: [] for name in _there(dtype)}
     for place in range(ROUNDS + 1):
         for number, (name, spent) in enumerate(runs.items()):
             weight = weights[(place + number * WEIGHTS // len(runs)) % WEIGHTS]
@@ -164,17 +174,26 @@ def measure(dtype: torch.dtype) -> tuple[Choice, bool]:
     fastest = min(seconds, key=seconds.__getitem__)
     flops = 2 * rows * width * outputs
     rates = {name: round(flops / s / 1e9, 1) for name, s in seconds.items()}
-    return Choice(fastest, steady_rows(LIBRARIES[fastest], dtype), rates), noisy
+    # rounded results hide most of the bits that change
+    summed = torch.float32 if fastest == "widened" else dtype
+    return Choice(fastest, steady_rows(LIBRARIES[fastest], summed), rates), noisy
+
+
+def _there(dtype: torch.dtype) -> list[str]:
+    """Of LIBRARIES, what this machine has for a dtype."""
+    has = {
+        "kernels": _has_kernels(dtype),
+        # F.linear takes oneDNN itself for bfloat16
+        "onednn": dtype == torch.float32 and torch.backends.mkldnn.is_available(),
+        "pytorch": True,
+        "widened": dtype == torch.bfloat16 and not build.has_bfloat16_products(),
+    }
+    return [name for name in LIBRARIES if has[name]]
 
 
 def _has_kernels(dtype: torch.dtype) -> bool:
     module, x = build.kernels(), torch.zeros(1, 1, dtype=dtype)
     return module is not None and module.product(x, x, None) is not None
-
-
-def _has_onednn(dtype: torch.dtype) -> bool:
-    # F.linear takes oneDNN itself for bfloat16
-    return dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 def steady_rows(run: Product, dtype: torch.dtype) -> int:

@@ -6,8 +6,8 @@
 A product of two bfloat16 numbers is exact in float32, and hardware that multiplies them sums in
 float32 and rounds the sum.  So the products of matrices, convolutions and attention are taken of
 bfloat16 operands in float32 and rounded after: what AVX-512's bfloat16 gives but for the order of
-the sums.  PyTorch's own way takes each number apart, and trained `nano` 19 times more slowly on a
-processor with AVX2 alone.  A run may so go on on another machine.
+the sums, at float32's speed.  PyTorch's own way takes each number apart and is many times slower.
+A run that was begun on the one machine goes on on the other.
 """
 
 from __future__ import annotations
