@@ -56,7 +56,8 @@ def test_a_product_and_its_gradients_are_the_exact_ones_rounded(name):
     with precision.bfloat16_products(CPU):
         got = call(*given)
         got.backward(grad)
-    for mine, right in [(got, want), *((x.grad, y.grad) for x, y in zip(given, exact))]:
+    pairs = zip((got, *(x.grad for x in given)), (want, *(x.grad for x in exact)), strict=True)
+    for mine, right in pairs:
         assert mine.dtype == torch.bfloat16
         # half a unit of bfloat16's last place; sums that cancel keep float32's error, and
         # attention's gradients that of its result, from which they are taken
