@@ -36,7 +36,7 @@ from vlmamba.training.objectives import Objective
 from vlmamba.training.optimizer import build_optimizer
 from vlmamba.training.picture_use import picture_gains
 from vlmamba.training.plot import draw
-from vlmamba.training.precision import bfloat16_products
+from vlmamba.training.precision import products_of
 from vlmamba.training.recipe import Hyperparameters, build_objective
 from vlmamba.training.schedule import SCHEDULES
 from vlmamba.training.stages import Stage, freeze
@@ -188,7 +188,7 @@ def evaluate(
         return {}
     if asked.examples is not None:
         pad = run.processor.tokenizer.pad_token_id
-        with bfloat16_products(accelerator.device):
+        with products_of(accelerator):
             found["eval_loss"] = mean_loss(model, asked.examples, pad, hyper, accelerator)
             if asked.shown is not None:
                 with torch.no_grad(), without_dropout(model):
@@ -277,7 +277,7 @@ def update(
     for number, batch in enumerate(batches):
         last = number == len(batches) - 1
         together = nullcontext() if last else accelerator.no_sync(model)
-        with together, bfloat16_products(accelerator.device):
+        with together, products_of(accelerator):
             loss = objective(model, batch, accelerator.device) / scored
             # DDP and FSDP average over processes, the batch's loss is a sum over them
             accelerator.backward(loss * accelerator.num_processes)

@@ -1,7 +1,7 @@
 """bfloat16 training on machines that do not multiply bfloat16: the same products by float32.
 
-    with bfloat16_products(accelerator.device):
-        loss.backward()
+    with products_of(accelerator):
+        accelerator.backward(loss)
 
 A product of two bfloat16 numbers is exact in float32, and hardware that multiplies them sums in
 float32 and rounds the sum.  So the products of matrices, convolutions and attention are taken of
@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -33,6 +34,12 @@ PRODUCTS = {
     _aten._scaled_dot_product_flash_attention_for_cpu.default: 1,  # beside it: log of the sums
     _aten._scaled_dot_product_flash_attention_for_cpu_backward.default: 3,
 }
+
+
+def products_of(accelerator: Accelerator) -> AbstractContextManager[Any]:
+    """What a run multiplies in: as `bfloat16_products` where its mixed precision is bf16."""
+    mixed = accelerator.mixed_precision == "bf16"
+    return bfloat16_products(accelerator.device) if mixed else nullcontext()
 
 
 def bfloat16_products(device: torch.device) -> AbstractContextManager[Any]:
