@@ -367,6 +367,13 @@ def test_the_readme_is_short_and_its_links_lead_somewhere():
     } - {ROOT / "docs" / "how-to" / "speed.md"}
 
 
+def test_words_are_where_their_page_says():
+    text = (ROOT / "docs" / "concepts" / "words.md").read_text(encoding="utf-8")
+    places = re.findall(r"`((?:vlmamba|vlmamba_core|harness|tasks)/[^`]*)`", text)
+    assert len(places) > 20
+    assert not [place for place in places if not (ROOT / place).exists()]
+
+
 def test_the_site_is_built_without_a_network(tmp_path):
     """Strict: a broken link or an unknown name is an error. A reader's browser fetches nothing."""
     pytest.importorskip("mkdocs")
