@@ -193,6 +193,35 @@ def test_newer_names_of_parameters_are_learned_from_the_refusal(server):
     assert "max_completion_tokens" in server.bodies[-1]
 
 
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "'max_tokens' or 'max_completion_tokens' is too large: 16. This model's maximum context "
+        "length is 4096 tokens and your request has 4090 input tokens.",  # vLLM
+        "max_tokens is too large: 16. This model supports at most 8 completion tokens.",
+    ],
+)
+def test_one_question_that_is_too_long_changes_no_other_one(server, reason):
+    def reply(body: dict, number: int) -> tuple:
+        return refused(400, reason) if question(body) == "q0" else said("yes")
+
+    server.reply = reply
+    assert Resumable(model(server)).answer(requests(4)) == [None] + ["yes"] * 3
+    assert {body.get("max_tokens") for body in server.bodies} == {server.bodies[0]["max_tokens"]}
+
+
+def test_a_reply_without_content_is_an_empty_answer(server):
+    """mlx_lm's server leaves it out where a model only reasoned."""
+    reasoned = {"role": "assistant", "reasoning": "hm"}
+    empty = 200, {"choices": [{"index": 0, "message": reasoned, "finish_reason": "length"}]}, {}
+
+    def reply(body: dict, number: int) -> tuple:
+        return empty if question(body) == "q1" else said("yes")
+
+    server.reply = reply
+    assert Resumable(model(server)).answer(requests(3)) == ["yes", "", "yes"]
+
+
 def test_the_key_is_sent_and_in_no_file(server, tmp_path, monkeypatch):
     monkeypatch.setenv("SOME_KEY", KEY)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -117,6 +118,18 @@ def test_a_refused_question_is_counted_and_asked_again_by_the_next_run(tmp_path)
     again = Choosy(["q1"])
     assert Resumable(again, AnswerJournal(tmp_path)).answer(requests(4)[:4])[1] == "fine"
     assert sorted(again.asked) == ["q1", "q3"]
+
+
+def test_many_refused_questions_do_not_end_a_continued_run(tmp_path):
+    """Those that have their answer are not asked again: nothing is answered anew."""
+    for _ in range(2):
+        around = Resumable(Choosy(["q0"]), AnswerJournal(tmp_path))
+        assert around.answer(requests(12)[:12]) == ["fine"] + [None] * 11
+
+
+def test_one_question_s_many_votes_are_one_refusal():
+    asked = [replace(requests(1)[0], vote=vote) for vote in range(12)]
+    assert Resumable(Choosy([])).answer(asked) == [None] * 12
 
 
 def test_a_model_that_refuses_everything_is_an_error():

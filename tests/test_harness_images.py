@@ -31,6 +31,15 @@ def test_key_is_the_content(tmp_path):
     assert image_key(first) == image_key(first.copy())
 
 
+def test_pictures_of_other_colors_have_other_keys():
+    """What a palette's picture stores are places in it."""
+    red, blue = (Image.new("P", (2, 2)) for _ in range(2))
+    red.putpalette([255, 0, 0])
+    blue.putpalette([0, 0, 255])
+    assert image_key(red) != image_key(blue)
+    assert image_key(red) == image_key(red.copy())
+
+
 def test_is_stored():
     assert is_stored(stored(b""))
     assert not is_stored(Image.new("L", (1, 1)))
@@ -69,6 +78,19 @@ def test_any_mode_becomes_rgb(mode):
     kind = "JPEG" if mode == "CMYK" else "PNG"
     image = decode(stored(encoded(Image.new(mode, (5, 4)), kind)))
     assert image.convert("RGB").size == (5, 4)
+
+
+def test_gray_that_is_multiplied_by_its_opacity_becomes_rgb():
+    """A TIFF's associated alpha, which Pillow opens as a mode of its own."""
+    file = io.BytesIO()
+    Image.new("LA", (5, 4), (100, 255)).save(file, "TIFF")
+    data = bytearray(file.getvalue())
+    image = Image.open(io.BytesIO(bytes(data)))
+    assert image.tag_v2[338] == (2,)  # extra sample: unassociated alpha
+    at = data.index((338).to_bytes(2, "little"))
+    data[at + 8] = 1
+    assert Image.open(io.BytesIO(bytes(data))).mode == "La"
+    assert decode(stored(bytes(data))).convert("RGB").getpixel((0, 0)) == (100, 100, 100)
 
 
 def test_sixteen_bits_are_scaled_not_clipped():

@@ -25,6 +25,9 @@ from vlmamba.config import VLMambaConfig
 from vlmamba.generation import GroupedGenerator, Request
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor
+from vlmamba.serving.engine import Answer, Engine, Ticket
+from vlmamba.serving.requests import Job
+from vlmamba_core.errors import UserError
 
 fastapi = pytest.importorskip("fastapi")
 uvicorn = pytest.importorskip("uvicorn")
@@ -136,8 +139,10 @@ def test_sampling_follows_its_seed_and_stop_strings_cut(address, loaded):
     ]
     assert answers[0] == answers[1]
     whole = expected(loaded, QUESTIONS[1], png(3))
-    stop = whole.split()[1]
-    for stream in (False, True):
+    first, second = whole.split()[:2]
+    # the second begins before its last word is known
+    cases = [(stop, stream) for stop in (second, f"{first} {second}") for stream in (False, True)]
+    for stop, stream in cases:
         asked = body(QUESTIONS[1], png(3), stop=[stop], stream=stream)
         response = httpx.post(f"{address}/v1/chat/completions", json=asked)
         if stream:
@@ -308,3 +313,29 @@ def test_the_page_loads_nothing_from_elsewhere(address):
 def test_a_mistake_is_one_line(arguments, message, capsys):
     assert serve.main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_may_begin_a_stop_string_is_held_back():
+    job = Job(Request("hello"), (), 8, stop=("Question:", "\n\n"))
+    assert job.sure("a cat\nQuest") == "a cat\n"
+    assert job.sure("a cat\n") == "a cat"
+    assert job.sure("a cat Questions") == "a cat Questions"
+
+
+def test_a_client_cannot_bring_a_tag_in_the_pieces_of_another(address):
+    asked = body("a <im<image>age> here?", png(3))
+    assert httpx.post(f"{address}/v1/chat/completions", json=asked).status_code == 200
+
+
+def test_one_request_that_fails_spoils_no_other_one(loaded):
+    engine = Engine(*loaded)
+    ends: list[Answer | Exception] = []
+    for prompt in ("hello", "<image> is none"):
+        asked = Ticket(Job(Request(prompt), (), 4), ends.append)
+        engine._answer([asked, asked] if prompt == "hello" else [asked])
+    assert [type(end) for end in ends] == [Answer, Answer, UserError]
+    ends.clear()
+    together = [Ticket(Job(Request(p), (), 4), ends.append) for p in ("hello", "<image> is none")]
+    engine._answer(together)
+    assert [type(end) for end in ends] == [Answer, UserError]
+    engine.close()

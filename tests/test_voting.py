@@ -11,7 +11,9 @@ from harness_world import unexplained
 
 import tasks
 from harness import run
+from harness.data.questions import OwnRows
 from harness.runs.voting import accuracy, majority
+from tasks.common import Case
 from vlmamba.generation import GroupedGenerator
 
 YES = {"question": "Is there a dog?", "answer": "yes", "category": "random"}
@@ -47,6 +49,19 @@ def test_the_most_frequent_reading_wins(votes, chosen):
     task = tasks.load("easy_vqa")
     doc = {"question": "what?", "answer": "red", "image_id": 1}
     assert majority(task, doc, votes, "paper") == chosen
+
+
+def test_another_library_s_code_that_fails_on_a_vote_reads_it_as_itself():
+    class Breaks(OwnRows):
+        def score_case(self, doc, answer, protocol):
+            if answer == "bad":
+                raise ZeroDivisionError
+            return Case(1.0, answer)
+
+    Breaks.__abstractmethods__ = frozenset()
+    task = Breaks.__new__(Breaks)
+    assert majority(task, {}, ["bad", "red", "red"], "lmms") == "red"
+    assert majority(task, {}, ["bad", "bad", "red"], "lmms") == "bad"
 
 
 def test_accuracy_by_votes_by_hand():

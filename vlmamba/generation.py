@@ -26,7 +26,7 @@ from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor, check_tags, split_text, tokens_behind
 from vlmamba_core.chunks import chunks
 from vlmamba_core.errors import UserError
-from vlmamba_core.tokens import IMAGE
+from vlmamba_core.tokens import IMAGE, without_tags
 
 # Tokens of one pass over images on a CPU: more would push a layer's activations out of its cache.
 CACHED_TOKENS = 2048
@@ -185,7 +185,7 @@ class GroupedGenerator:
             _check(request, number)
         found = [(0.0, 0, True)] * len(requests)
         tokenizer = self.processor.tokenizer
-        told = [tokens_behind(tokenizer, text.replace(IMAGE, "")) for text in continuations]
+        told = [tokens_behind(tokenizer, without_tags(text)) for text in continuations]
         for alone, state in self._batches(requests, batch_size, _apart):
             items = [item for (item,) in alone]
             targets = [told[item.index] for item in items]

@@ -36,7 +36,7 @@ from vlmamba.config import VLMambaConfig
 from vlmamba.data.decode import BrokenPicture, rgb_picture
 from vlmamba_core.errors import UserError
 from vlmamba_core.names import choose
-from vlmamba_core.tokens import IGNORE, IMAGE
+from vlmamba_core.tokens import IGNORE, IMAGE, without_tags
 
 TEMPLATES = ("plain", "vicuna_v1")
 
@@ -250,7 +250,7 @@ class VLMambaProcessor(ProcessorMixin):
         """
         if IMAGE in question:
             check_tags(question.count(IMAGE), images)
-            question = without_tags(question)
+            question = without_tags(question).strip()
         if self.chat_template != CHAT_TEMPLATE:
             text = {"type": "text", "text": question}
             turn: Any = {"role": "user", "content": [*[{"type": "image"}] * images, text]}
@@ -393,14 +393,10 @@ def tokens_behind(tokenizer: Any, text: str) -> list[int]:
     return both[len(before) :] if both[: len(before)] == before else tokens(tokenizer, text)
 
 
-def without_tags(text: str) -> str:
-    """A turn's text, whatever place its images' tags were written in."""
-    return text.replace(IMAGE, "").strip() if IMAGE in text else text
-
-
 def with_tags(text: str, place: str) -> str:
     """A turn with its images before its text (LLaVA's rule for one), or behind it."""
-    count, words = text.count(IMAGE), without_tags(text)
+    count = text.count(IMAGE)
+    words = without_tags(text).strip() if count else text
     return words + f"\n{IMAGE}" * count if place == "last" else f"{IMAGE}\n" * count + words
 
 
@@ -480,7 +476,7 @@ def _vicuna(conversations: list[dict[str, str]], place: str = "first") -> list[S
 
 def without_images(conversations: list[dict[str, str]]) -> list[dict[str, str]]:
     """A conversation whose questions have lost their tags."""
-    return [turn | {"value": turn["value"].replace(IMAGE, "").strip()} for turn in conversations]
+    return [turn | {"value": without_tags(turn["value"]).strip()} for turn in conversations]
 
 
 def conversation_text(conversations: list[dict[str, str]]) -> str:

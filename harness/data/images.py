@@ -28,7 +28,8 @@ def image_key(value: Any) -> str:
     if is_stored(value):
         return hashlib.sha256(_stored_bytes(value)).hexdigest()[:32]
     pixels = hashlib.sha256(f"{value.mode}{value.size}".encode())
-    pixels.update(value.tobytes())
+    shown = value.convert("RGB") if value.mode in ("P", "PA") else value  # else places in a palette
+    pixels.update(shown.tobytes())
     return pixels.hexdigest()[:32]
 
 

@@ -38,6 +38,11 @@ WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # before each further try
 LONGEST_WAIT_S = 120.0
 LONGEST_REASON = 2**14  # bytes of a refusal that are read
 REASONING_TOKENS = 1024  # newer models think within the limit, before their answer
+# what is said of a parameter, and not of its value ("this model supports at most 4096 tokens")
+NOT_TAKEN = re.compile(
+    r"not support|unsupported|not permitted|not allowed|unknown|unrecogni[sz]ed|unexpected|instead",
+    re.IGNORECASE,
+)
 VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")  # a key in its place would end up in messages
 
 
@@ -147,8 +152,8 @@ class Endpoint:
 
     def _take_hint(self, reason: str, body: Mapping[str, Any]) -> bool:
         """Whether a parameter that newer models have changed was refused, and can be changed."""
-        unknown_limit = "max_tokens" in reason and "support" in reason.lower()
-        if "max_tokens" in body and ("max_completion_tokens" in reason or unknown_limit):
+        about = "max_tokens" in reason or "max_completion_tokens" in reason
+        if "max_tokens" in body and about and NOT_TAKEN.search(reason):
             self._renamed = True
         elif "temperature" in body and "temperature" in reason.lower():
             self._own_temperature = True
@@ -232,8 +237,9 @@ class Endpoint:
     def _reply(self, content: bytes) -> Reply:
         try:
             found = json.loads(content)
-            text = found["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError):
+            # some leave it out where a model only reasoned
+            text = found["choices"][0]["message"].get("content")
+        except (ValueError, LookupError, TypeError, AttributeError):
             found, text = None, 0
         if isinstance(text, list):  # in parts, of which those of text count
             text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))

@@ -16,6 +16,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 from vlmamba_core.errors import UserError
@@ -49,7 +50,8 @@ def join() -> None:
     import torch.distributed
 
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo")
+        # those that are done wait for the others; one that died closes its connections at once
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
 
 
 def device(name: str) -> str:

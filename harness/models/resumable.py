@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from harness.data.images import UnreadableImage
 from harness.models import prefetch, ranks
-from harness.models.base import EvalModel, Limits, Picture, Request
+from harness.models.base import LOGLIKELIHOOD, SAMPLING, EvalModel, Limits, Picture, Request
 from vlmamba_core.errors import UserError, one_line
 from vlmamba_core.folder import AnswerJournal, digest
 
@@ -55,7 +55,7 @@ class Resumable:
         self.refused: dict[tuple[str, int], str] = {}  # (task, row) -> why it has no answer
         self.cost: dict[str, Any] = {}  # of one question, where it was measured
         self._batch_size = model.batch_size
-        self._answered = self._refusals = 0
+        self._answered = 0
         self._seen: dict[str, Any] = {}  # what begin_task said of each task
         self._forecast: Forecast | None = None
         self.provenance = model.provenance() if journal is not None else {}
@@ -197,8 +197,8 @@ class Resumable:
         for request, answer in zip(requests, answers, strict=True):
             if found.asked >= self.model.also_alone:
                 return
-            if answer is None:
-                continue
+            if answer is None or request.needs & {SAMPLING, LOGLIKELIHOOD}:
+                continue  # `answer_alone` decodes greedily
             key = digest(["alone", self._key(request, self._seen[request.task])])
             alone = self.journal.get(key) if self.journal is not None else None
             if alone is None:
@@ -286,10 +286,10 @@ class Resumable:
         """Note a request without an answer; a model that refuses everything is an error."""
         self.refused[request.task, request.row] = f"not answered: {one_line(reason)}"
         self.note(f"{request.task}: row {request.row + 1}: not answered: {one_line(reason)}")
-        self._refusals += 1
-        if self._refusals >= REFUSALS_TO_GIVE_UP and not self._answered:
+        refused, answered = len(self.refused), self._answered or self.timing["resumed_answers"]
+        if refused >= REFUSALS_TO_GIVE_UP and not answered:
             raise UserError(
-                f"model {self.model.name} answered none of the first {self._refusals} questions: "
+                f"model {self.model.name} answered none of the first {refused} questions: "
                 f"{one_line(reason)}"
             )
 

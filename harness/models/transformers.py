@@ -41,6 +41,7 @@ from harness.models.base import (
     Sampling,
     likelihood_text,
 )
+from harness.models.code import processor_sha256
 from harness.models.forced import log_probability
 from harness.models.registry import ModelOptions
 from harness.models.resumable import is_out_of_memory
@@ -149,6 +150,7 @@ class TransformersModel(EvalModel):
         drawn = {"temperature": self.temperature, "seed": self.seed} if self.temperature else {}
         return drawn | {
             "model_sha256": self.sha256,
+            "processor_sha256": processor_sha256(self.processor, self.model.generation_config),
             "template": self.template.describe(),
             "device": self.device.type,
             "dtype": str(self.dtype),

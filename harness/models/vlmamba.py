@@ -29,7 +29,7 @@ from harness.models.base import (
     Request,
     likelihood_text,
 )
-from harness.models.code import code_sha256
+from harness.models.code import code_sha256, processor_sha256
 from harness.models.registry import ModelOptions
 from vlmamba import checkpoints
 from vlmamba.chat_template import CHAT_TEMPLATE
@@ -43,7 +43,7 @@ from vlmamba.weight_files import weights_sha256
 from vlmamba_core import names
 from vlmamba_core.errors import UserError
 from vlmamba_core.folder import digest
-from vlmamba_core.tokens import IMAGE
+from vlmamba_core.tokens import IMAGE, without_tags
 
 MEAN_IMAGE = "mean"  # key of what a blind run sees instead of every image
 
@@ -130,6 +130,8 @@ class VLMambaModel(EvalModel):
         found: dict[str, Any] = {n: value for n, value in shown.items() if value != usual[n]}
         if self._chosen is not None:
             found["template"] = self._chosen.describe()
+        elif self.processor.chat_template != CHAT_TEMPLATE:
+            found["template"] = self.template.describe()
         return (
             found
             | drawn
@@ -137,6 +139,7 @@ class VLMambaModel(EvalModel):
             | {
                 "model_sha256": self.sha256,
                 "code_sha256": code_sha256(),
+                "processor_sha256": processor_sha256(self.processor),
                 "device": self.device.type,
                 "dtype": str(self.dtype),
                 "backend": self.backend,
@@ -239,7 +242,7 @@ class VLMambaModel(EvalModel):
         return new_tokens
 
     def _question(self, request: Request) -> Question:
-        text = request.prompt.replace(IMAGE, "")  # a question cannot bring image tokens along
+        text = without_tags(request.prompt)  # a question cannot bring image tokens along
         if request.before:
             key = f"{len(request.pictures)} {MEAN_IMAGE}" if self.blind else request.image_key
             images = [picture.image for picture in request.pictures]

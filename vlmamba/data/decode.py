@@ -88,6 +88,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     """16-bit gray scaled to 8 bits; Pillow's own conversion would clip it to white."""
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose range is not known")
+    if image.mode == "La":  # gray multiplied by its opacity, which Pillow makes no RGB of
+        return image.convert("LA")
     if not image.mode.startswith("I"):
         return image
     levels = image.convert("I")

@@ -24,7 +24,7 @@ from vlmamba.data.llava import LlavaFile, Sample
 from vlmamba.processing import conversation_text, without_images
 from vlmamba_core.chunks import chunks
 from vlmamba_core.errors import UserError
-from vlmamba_core.tokens import IGNORE, IMAGE, UNIT
+from vlmamba_core.tokens import IGNORE, UNIT, without_tags
 
 READ_ONLY = np.uint32(1 << 31)  # set in a token of the file that is not to be predicted
 
@@ -40,7 +40,7 @@ def documents(paths: Iterable[Path], skipped: Counter[str]) -> Iterator[str | Sa
         elif path.suffix == ".txt" and path.is_file():
             try:
                 with open(path, encoding="utf-8-sig") as file:
-                    lines = (line.replace(IMAGE, "").strip() for line in file)
+                    lines = (without_tags(line).strip() for line in file)
                     yield from filter(None, lines)
             except UnicodeDecodeError as error:
                 raise UserError(f"{path} is not UTF-8 text: {error}") from error

@@ -111,8 +111,11 @@ class Engine:
         try:
             answers = answer(tickets)
         except Exception as error:
-            for ticket in tickets:
-                ticket.on_end(error)
+            if len(tickets) > 1:  # one request must not spoil the others'
+                for ticket in tickets:
+                    self._guarded([ticket], answer)
+            else:
+                tickets[0].on_end(error)
             return
         for ticket, one in zip(tickets, answers, strict=True):
             ticket.on_end(one)
@@ -158,9 +161,11 @@ class Engine:
             if job.cut(text) != text:
                 ended = True
                 break
-            if ticket.on_text is not None and not text.endswith("\ufffd"):  # half a character
-                ticket.on_text(text[len(sent) :])
-                sent = text
+            sure = job.sure(text)
+            half = text.endswith("\ufffd")  # a character
+            if ticket.on_text is not None and not half and len(sure) > len(sent):
+                ticket.on_text(sure[len(sent) :])
+                sent = sure
             if len(tokens) < job.max_new_tokens:
                 one = torch.tensor([token], device=self.model.device)
                 last = language_model.step(language_model.embed(one, cache.pictured), cache)

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from vlmamba.data.decode import BrokenPicture, decode_picture
 from vlmamba.generation import Request
 from vlmamba_core.errors import first_line
+from vlmamba_core.tokens import without_tags
 
 DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,(?P<data>.*)", re.DOTALL)
 MAX_PICTURES = 16
@@ -114,6 +115,13 @@ class Job:
         places = [place for stop in self.stop if (place := text.find(stop)) >= 0]
         return text[: min(places)].rstrip() if places else text
 
+    def sure(self, text: str) -> str:
+        """A growing answer without what may yet turn out to begin a stop string."""
+        held = (
+            size for stop in self.stop for size in range(1, len(stop)) if text.endswith(stop[:size])
+        )
+        return text[: len(text) - max(held, default=0)]
+
 
 def read(body: ChatRequest, processor: Any, default_tokens: int) -> Job:
     """A job for the model. Raises BadRequest with a reason in plain English."""
@@ -171,7 +179,7 @@ def _message(
 
 def _text(text: str) -> str:
     """A client's text; it cannot bring image tokens along."""
-    return text.replace("<image>", "").strip()
+    return without_tags(text).strip()
 
 
 def decode(url: str) -> tuple[Image.Image, str]:
