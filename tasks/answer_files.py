@@ -8,7 +8,7 @@ evaluator takes, and in `answer_formats` which formats of its own there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -66,7 +66,9 @@ class LlavaAnswers:
     truth: what --truth takes; None: documents in hub columns, or the published layout.  beside: a
     file of LLaVA's that is wanted with those of the published layout.  join(truth files): the
     documents; None: by `id_column`, read as `identifier` makes it a text; where ids repeat
-    `question_in(prompt)` tells the documents apart.
+    `question_in(prompt)` tells the documents apart.  looked_up: the official script looks up
+    each document's answer by its id: one serves all documents of that id, the last of several
+    counts, and those to other ids are never seen.
     """
 
     truth: str | None = None
@@ -75,12 +77,15 @@ class LlavaAnswers:
     identifier: Callable[[Any], str] = str
     question_in: Callable[[str], str] = first_line
     join: Callable[[TruthFiles], Documents] | None = None
+    looked_up: bool = False
 
     def documents(self, truth: TruthFiles) -> Documents:
         """The documents of the truth files. Raises UserError where two have one key."""
         return self.join(truth) if self.join else self._by_id(truth.documents())
 
     def _by_id(self, rows: Sequence[Row]) -> Documents:
+        if self.looked_up:
+            return self._numbered(rows)
         repeated = len({row[self.id_column] for row in rows}) < len(rows)
 
         def key(identifier: Any, prompt: str) -> Key:
@@ -91,6 +96,24 @@ class LlavaAnswers:
         for row in rows:
             add(documents, key(row[self.id_column], row.get("question", "")), row)
         return Documents(documents, lambda answer: key(answer["question_id"], answer["prompt"]))
+
+    def _numbered(self, rows: Sequence[Row]) -> Documents:
+        """By id; a second document of an id is (id, "2"): `served` finds it."""
+        documents: dict[Key, Row] = {}
+        times: dict[str, int] = {}
+        for row in rows:
+            name = self.identifier(row[self.id_column])
+            times[name] = times.get(name, 0) + 1
+            documents[(name,) if times[name] == 1 else (name, str(times[name]))] = row
+        return Documents(documents, lambda answer: (self.identifier(answer["question_id"]),))
+
+    def served(self, key: Key, documents: Mapping[Key, Row]) -> Iterator[Key]:
+        """The keys of all documents that an answer of this key is to."""
+        number = 1
+        while key in documents:
+            yield key
+            number += 1
+            key = (key[0], str(number)) if self.looked_up else ()
 
 
 @dataclass(frozen=True)

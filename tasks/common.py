@@ -359,7 +359,7 @@ class Benchmark(ABC):
         """Every column with images."""
         return (self.image_column, *self.more_image_columns)
 
-    def image_cells(self, doc: Doc) -> list:
+    def image_cells(self, doc: Doc, protocol: str) -> list:
         """The question's images as the document holds them, in the order in which they are shown.
 
         None stands for one that is asked about but absent; empty for a text-only document.
@@ -368,8 +368,9 @@ class Benchmark(ABC):
         return list(cell) if isinstance(cell, list) else [] if cell is None else [cell]
 
     def images(self, doc: Doc) -> list:
-        """The document's PIL images, RGB; empty for a text-only document."""
-        return [image.convert("RGB") for image in self.image_cells(doc) if image is not None]
+        """The document's PIL images, RGB, that `lmms` shows; empty for a text-only document."""
+        cells = self.image_cells(doc, "lmms")
+        return [image.convert("RGB") for image in cells if image is not None]
 
     def evaluate(self, docs: Sequence[Doc], predictions: Sequence[str], protocol: str) -> Report:
         """Score all answers; rows that `exclude` names are left out and counted by reason.

@@ -165,14 +165,17 @@ def test_images_are_views_of_the_data_until_they_are_shown(tmp_path):
 
 @pytest.mark.parametrize("name", ["mmmu", "seedbench"])
 def test_a_question_is_asked_with_all_its_images_in_order(name, tmp_path):
-    """Columns image_1 to image_7, or lists of images; rows of another part are not asked."""
+    """Columns image_1 to image_7, or lists of images; rows of another part are not asked.
+
+    Under `lmms`: MMMU's own script shows the first one alone.
+    """
     whole_files.write(name, tmp_path)
     task, rows = tasks.load(name), whole_files.BUILDERS[name]().asked
-    found = questions.read(task, Source.parse(str(tmp_path)).rows(task), "paper")
+    found = questions.read(task, Source.parse(str(tmp_path)).rows(task), "lmms")
     assert len(found) == len(rows)
     for question, row in zip(found, rows, strict=True):
         shown = [cell["bytes"] for column in task.image_columns for cell in cells(row.get(column))]
-        request = request_of(question, "paper")
+        request = request_of(question, "lmms")
         assert [bytes(image["bytes"]) for image in question.images] == shown
         assert [picture.key for picture in request.pictures] == question.image_keys
         colors = [picture.read().getpixel((0, 0)) for picture in request.pictures]
@@ -190,11 +193,11 @@ def test_one_unreadable_image_of_several_leaves_the_question_out(tmp_path):
     kinds = whole_files.features("mmmu")
     datasets.Dataset.from_list(rows, features=kinds).to_parquet(tmp_path / "mmmu.parquet")
     task = tasks.load("mmmu")
-    found = questions.read(task, Source.parse(str(tmp_path)).rows(task), "paper")
+    found = questions.read(task, Source.parse(str(tmp_path)).rows(task), "lmms")
     with pytest.raises(UnreadableImage):
-        request_of(found[1], "paper").pictures[1].read()
+        request_of(found[1], "lmms").pictures[1].read()
     with pytest.raises(UnreadableImage):
-        request_of(found[2], "paper").pictures[2].read()
+        request_of(found[2], "lmms").pictures[2].read()
 
 
 def cells(cell):

@@ -40,11 +40,11 @@ def demo_requests() -> list[Request]:
     for name in TASKS:
         task = tasks.load(name)
         rows = Source.parse("demo").load(task, "paper")
-        without = [n for n in range(len(rows)) if not task.image_cells(rows[n])][:1]
+        without = [n for n in range(len(rows)) if not task.image_cells(rows[n], "paper")][:1]
         for n in [*range(PER_TASK), *without]:
             pictures = tuple(
                 Picture(image_key(stored), lambda stored=stored: decode(stored))
-                for stored in task.image_cells(rows[n])
+                for stored in task.image_cells(rows[n], "paper")
             )
             prompt = task.prompt(rows[n], "paper")
             found.append(Request(name, n, prompt, pictures, Limits(NEW_TOKENS)))

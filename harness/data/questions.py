@@ -155,9 +155,9 @@ def _question(task: Benchmark, number: int, row: Row, stored: Row, protocol: str
     key: str | None = NO_IMAGE
     if task.text_only_questions:  # a column of that name in the data does not count
         doc = {column: cell for column, cell in row.items() if column != HAS_IMAGE}
-        doc[HAS_IMAGE] = bool(task.image_cells(stored))
+        doc[HAS_IMAGE] = bool(task.image_cells(stored, protocol))
     prompt, reference = _prompt_and_reference(task, number, doc, protocol)
-    images = [or_gap(image) for image in task.image_cells({**row, **stored})]
+    images = [or_gap(image) for image in task.image_cells({**row, **stored}, protocol)]
     if not images and not task.text_only_questions:
         images = [or_gap(None)]
     if images:

@@ -6,6 +6,7 @@ from the run's own data source; one whose content is not what the run saw is not
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -161,12 +162,14 @@ def _add_pictures(
             continue
         try:
             source, benchmark = run.source(), tasks.load(task)
+            protocol = str(run.record["protocol"])
             source.check(benchmark)
-            rows = source.load(benchmark, str(run.record["protocol"]))
+            rows = source.load(benchmark, protocol)
         except UserError as error:
             notes.append(f"{task}: no images, the data of {run.name} cannot be read: {error}")
             continue
-        _from_rows(rows, benchmark.image_cells, wanted, pictures, limit)
+        cells = functools.partial(benchmark.image_cells, protocol=protocol)
+        _from_rows(rows, cells, wanted, pictures, limit)
         if len(wanted) > limit:
             notes.append(f"{task}: {limit} of {len(wanted)} pictures are shown (--max-images)")
         return

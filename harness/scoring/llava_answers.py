@@ -6,6 +6,7 @@ answers find their documents is the benchmark's own (`Benchmark.llava`).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,14 +84,25 @@ def join(
         raise UserError(f"{task.name}: --truth is not {wanted} ({error!r})") from error
     place = {key: row for row, key in enumerate(documents)}
     joined: dict[Key, Joined] = {}
+    unknown = 0
     for number, answer in enumerate(answers, 1):
-        key = key_of(answer)
+        keys = list(how.served(key_of(answer), documents))
         where = f"{path} answer {number} (question_id {answer['question_id']!r})"
-        if key not in documents:
+        unknown += not keys
+        if not (keys or how.looked_up):
             raise UserError(f"{where} is to no question in --truth")
-        if key in joined:
-            raise UserError(f"{where} is the second answer to one question")
-        joined[key] = Joined("/".join(key), documents[key], answer["text"], place[key])
+        for key in keys:
+            if key in joined and not how.looked_up:
+                raise UserError(f"{where} is the second answer to one question")
+            joined[key] = Joined("/".join(key), documents[key], answer["text"], place[key])
+    if not joined:
+        raise UserError(f"{path} answers no question of --truth")
+    if unknown:
+        warnings.warn(
+            f"{unknown} answers of {path} are to no question in --truth; as the official script "
+            "does, they are not looked at",
+            stacklevel=2,
+        )
     rest = [document for key, document in documents.items() if key not in joined]
     return list(joined.values()), sum(map(task.asks, rest))
 

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 from string import ascii_uppercase
 from typing import Any
 
 from tasks.answer_files import LlavaAnswers
 from tasks.cells import read_list
-from tasks.common import Benchmark, Case, Doc, Hub, PaperColumn, PerProtocol, lmms_eval_functions
+from tasks.common import (
+    Benchmark,
+    Case,
+    Doc,
+    Hub,
+    PaperColumn,
+    PerProtocol,
+    Report,
+    lmms_eval_functions,
+)
 from tasks.mmmu import scorer
 from tasks.mmmu.prompt import choice_question, open_question
 from tasks.official import Given, Metric, Official
@@ -77,8 +87,13 @@ class Mmmu(Benchmark):
     def asked(self, doc: Doc) -> list[str]:
         return super().asked(doc) + list(self.options(doc).values())
 
-    def image_cells(self, doc: Doc) -> list:
-        """Those that the question or its options name, by number; else the first one."""
+    def image_cells(self, doc: Doc, protocol: str) -> list:
+        """Under `paper` the first one, as MMMU's script shows it whatever is named.
+
+        Under `lmms` those that the question or its options name, by number; else the first one.
+        """
+        if protocol == "paper":
+            return [doc.get(self.image_column)]
         named = IMAGE_NAME.findall("\n".join([doc["question"], *self.options(doc).values()]))
         columns = [f"image_{number}" for number in sorted(set(named))]
         return [doc.get(column) for column in columns or [self.image_column]]
@@ -119,6 +134,22 @@ class Mmmu(Benchmark):
                 scores.setdefault(domain, []).append(case.score or 0.0)
         by_domain = {f"{d}/accuracy": fmean(scores[d]) for d in DOMAINS if d in scores}
         return {"accuracy": fmean(case.score or 0.0 for case in cases)} | by_domain
+
+    def evaluate(self, docs: Sequence[Doc], predictions: Sequence[str], protocol: str) -> Report:
+        report = super().evaluate(docs, predictions, protocol)
+        chances = [
+            1 / len(self.options(doc))
+            for doc, case in zip(docs, report.cases, strict=True)
+            if case is not None and case.parsed is None and doc["question_type"] == CHOICE
+        ]
+        if not chances:
+            return report
+        drawn = report.metrics["accuracy"] + sum(chances) / report.n
+        note = (
+            f"{len(chances)} answers name no option; the official code draws one, with which "
+            f"accuracy would be {drawn:.1%} on average"
+        )
+        return replace(report, notes=[*report.notes, note])
 
     def means_over(self, doc: Doc) -> tuple[str, ...]:
         domain = DOMAIN_OF.get(_subject(doc))

@@ -38,9 +38,9 @@ class Retrieval(ExactMatch):
         context = f"{doc['context']}\n" if doc["context"] else ""
         return f"{context}{doc['question']}\n{SHORT_ANSWER}"
 
-    def image_cells(self, doc: Doc) -> list:
+    def image_cells(self, doc: Doc, protocol: str) -> list:
         """One, or the one that is asked about and those that stand behind it."""
-        return [image for image in super().image_cells(doc) if image is not None]
+        return [image for image in super().image_cells(doc, protocol) if image is not None]
 
     def aggregate(
         self, docs: Sequence[Doc], cases: Sequence[Case], protocol: str

@@ -44,7 +44,7 @@ class SeedBench(Benchmark):
     columns = ("question_id", "question", *(f"choice_{letter.lower()}" for letter in LETTERS))
     part = ("data_type", "image")
     layout = published.layout
-    llava = LlavaAnswers()
+    llava = LlavaAnswers(looked_up=True)  # convert_seed_for_submission.py
     upload = Upload(answer_key="prediction")
     demo = False
     hub = Hub("lmms-lab/SEED-Bench", split="test")

@@ -61,12 +61,18 @@ def test_paper_prompt_is_the_form_of_llava15s_settings():
 
 def test_images_are_those_that_question_and_options_name():
     doc = DOC | {f"image_{n}": f"picture {n}" for n in range(1, 8)}
-    assert task.image_cells(doc) == ["picture 1", "picture 2"]
-    assert task.image_cells(OPEN | {"image_1": "picture 1", "image_2": None}) == ["picture 1"]
-    assert task.image_cells(doc | {"image_2": None}) == ["picture 1", None]
-    assert task.image_cells(doc | {"question": "What?", "options": "[]"}) == ["picture 1"]
+
+    def cells(doc: dict, protocol: str = "lmms") -> list:
+        return task.image_cells(doc, protocol)
+
+    assert cells(doc) == ["picture 1", "picture 2"]
+    assert cells(OPEN | {"image_1": "picture 1", "image_2": None}) == ["picture 1"]
+    assert cells(doc | {"image_2": None}) == ["picture 1", None]
+    assert cells(doc | {"question": "What?", "options": "[]"}) == ["picture 1"]
     third = doc | {"question": "<image 3> or <image 1>?", "options": "['x']"}
-    assert task.image_cells(third) == ["picture 1", "picture 3"]
+    assert cells(third) == ["picture 1", "picture 3"]
+    # mmmu/utils/data_utils.py: 'image': data['image_1'], whatever the question names
+    assert cells(third, "paper") == cells(doc, "paper") == ["picture 1"]
     assert set(task.without_image(doc)) == set(DOC)
 
 
@@ -85,6 +91,15 @@ def test_images_are_those_that_question_and_options_name():
 )
 def test_truth(doc, truth):
     assert task.reference(doc) == truth
+
+
+def test_a_note_says_what_a_draw_would_give():
+    """Of two options each: half a question for each answer that names none."""
+    docs, answers = [DOC] * 4, ["B", "A", "?", ""]
+    report = task.evaluate(docs, answers, "paper")
+    assert report.metrics["accuracy"] == 0.25 and report.n_unparsed == 2
+    assert "2 answers name no option" in report.notes[-1] and "50.0%" in report.notes[-1]
+    assert task.evaluate(docs, ["B"] * 4, "paper").notes == []
 
 
 def test_hidden_answers_are_left_out_and_counted():

@@ -1,11 +1,15 @@
 """SEED-Bench against LLaVA's script (stored cases) and lmms-eval's functions."""
 
+import json
+
 import datasets
 import pytest
 from lmms_eval.tasks.seedbench import utils as official_lmms
 
+from harness.scoring import imports
 from tasks import load
 from tasks.common import OPTION_LETTER
+from vlmamba_core.errors import UserError
 
 task = load("seedbench")
 DOC = {"question_id": "1", "question": "What?", "answer": "B", "data_type": "image"}
@@ -55,12 +59,36 @@ def test_what_is_no_image_question_is_left_out_and_counted():
     assert unknown.metrics == {"accuracy": 1.0}
 
 
+def test_an_answer_is_looked_up_by_its_id_as_in_the_official_script(tmp_path):
+    """convert_seed_for_submission.py: `results[row["question_id"]] = row`, then each question's."""
+    rows = [DOC, DOC | {"question": "Why?", "question_type_id": 9}, DOC | {"question_id": "2"}]
+    given = [("1", "A"), ("1", "B"), ("v7", "C"), ("2", "B")]
+    truth, upload, answers = (tmp_path / name for name in ("t.json", "u.jsonl", "a.jsonl"))
+    truth.write_text(json.dumps(rows))
+    lines = [{"question_id": name, "prediction": text} for name, text in given]
+    upload.write_text("\n".join(map(json.dumps, lines)))
+    lines = [{"question_id": name, "prompt": "What?\nA.", "text": text} for name, text in given]
+    answers.write_text("\n".join(map(json.dumps, lines)))
+    for kind, file in (("upload", upload), ("llava", answers)):
+        with pytest.warns(UserWarning, match="1 answers of .* are to no question in --truth"):
+            joined, missing = imports.load(kind, task, file, [truth])
+        assert [(one.case_id, one.prediction, one.row) for one in joined] == [
+            ("1", "B", 0),
+            ("1/2", "B", 1),
+            ("2", "B", 2),
+        ]
+        assert missing == 0
+    upload.write_text(json.dumps({"question_id": "v7", "prediction": "C"}))
+    with pytest.raises(UserError, match="answers no question of --truth"):
+        imports.load("upload", task, upload, [truth])
+
+
 def test_questions_about_videos_are_not_asked():
     rows = datasets.Dataset.from_list([DOC, DOC | {"data_type": "video"}, DOC])
     assert task.process_docs(rows)["data_type"] == ["image", "image"]
 
 
 def test_a_cell_holds_a_list_of_images():
-    assert task.image_cells({"image": ["a", "b"]}) == ["a", "b"]
-    assert task.image_cells({"image": None}) == []
-    assert task.image_cells({"image": "a"}) == ["a"]
+    assert task.image_cells({"image": ["a", "b"]}, "paper") == ["a", "b"]
+    assert task.image_cells({"image": None}, "paper") == []
+    assert task.image_cells({"image": "a"}, "paper") == ["a"]
