@@ -15,7 +15,8 @@ from tiny import tiny_config
 from vlmamba import experts as command
 from vlmamba.configs.language import MambaConfig
 from vlmamba.configs.presets import LANGUAGE_MODELS
-from vlmamba.data.collate import Batch
+from vlmamba.data.collate import Batch, collate
+from vlmamba.data.examples import Example
 from vlmamba.models.language.mamba import MambaLM
 from vlmamba.models.mixers.experts import Experts
 from vlmamba.training.init_model import adopt
@@ -112,6 +113,22 @@ def test_training_adds_them_to_the_loss_and_evaluation_does_not():
     model(ids, labels=ids).loss.backward()
     grads = [p.grad for p in model.language_model.parameters()]
     assert all(g is not None for g in grads)  # an expert that nobody chose has one of zeros
+
+
+def test_padding_counts_for_no_term_in_training():
+    """Mixtral's load_balancing_loss_func leaves it out by the attention mask, too."""
+    model = built(**TINY, balance_loss=1.0, router_z_loss=1.0).train()
+    rows = [Example(ids, ids.clone()) for ids in (torch.randint(2, 300, (n,)) for n in (24, 8))]
+
+    def terms(padding: int, masked: bool) -> float:
+        inputs = collate(rows, padding, masked=masked).inputs
+        model(inputs["input_ids"], attention_mask=inputs.get("attention_mask"))
+        return float(model.language_model.auxiliary_loss().detach())
+
+    assert terms(0, masked=True) == pytest.approx(terms(5, masked=True), rel=1e-6)
+    assert terms(0, masked=False) != pytest.approx(terms(5, masked=False), rel=1e-4)
+    assert model.language_model.weighs_padding
+    assert not built(n_layer=2).language_model.weighs_padding
 
 
 def test_the_square_average_keeps_them():

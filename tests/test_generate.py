@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_vlm import picture
 from tiny import TINY_MIXERS, tiny_config
+from transformers.generation.utils import DeferredStopCheck
 
 from vlmamba.config import VLMambaConfig
 from vlmamba.generation import GroupedGenerator, Request
@@ -137,6 +138,39 @@ def test_a_state_is_continued_row_by_row(model, processor, options):
     continued, again = answers(model, going_on, **options)
     assert torch.equal(continued, whole)
     assert scores is None or torch.allclose(scores, again, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"prefill_chunk_size": 2}])
+@pytest.mark.parametrize("seen", [2, 5, 9])
+@torch.no_grad()
+def test_new_tokens_alone_are_all_read(model, options, seen):
+    """However many they are: a mask that is longer than the ids says that they are the new ones."""
+    ids = torch.randint(2, 300, (2, 12))
+    whole, scores = answers(model, {"input_ids": ids}, **options)
+    state = model(ids[:, :seen]).cache_params
+    new = {"input_ids": ids[:, seen:], "attention_mask": torch.ones_like(ids)}
+    continued, again = answers(model, new | {"cache_params": state}, **options)
+    assert torch.equal(continued, whole)
+    assert scores is None or torch.allclose(scores, again, atol=1e-4)
+
+
+@torch.no_grad()
+def test_pictures_among_new_tokens_are_counted_there(model, processor):
+    inputs, seen = ask(processor, rows=[0, 1]), 3
+    first = torch.full((2, seen), 7)
+    mask = torch.cat([torch.ones_like(first), inputs["attention_mask"]], dim=1)
+    together = inputs | {"input_ids": torch.cat([first, inputs["input_ids"]], 1)}
+    whole, _ = answers(model, together | {"attention_mask": mask}, num_beams=2)
+    state = model(first).cache_params
+    going_on = inputs | {"attention_mask": mask, "cache_params": state}
+    assert torch.equal(answers(model, going_on, num_beams=2)[0], whole)
+
+
+def test_an_apple_gpu_may_ask_whether_a_state_goes_back(model):
+    state = model(torch.full((1, 3), 7)).cache_params
+    asked = torch.device("mps"), state
+    assert not DeferredStopCheck.is_supported(*asked, cache_is_returned=True, is_assistant=False)
+    assert DeferredStopCheck.is_supported(*asked, cache_is_returned=False, is_assistant=False)
 
 
 def shift_a_picture(inputs) -> None:

@@ -124,7 +124,13 @@ def test_contrastive_leaves_batches_alone_that_are_no_pairs(model):
     text = captions(model.config)
     del text.inputs["pixel_values"]
     text.inputs["input_ids"][text.inputs["input_ids"] == model.config.image_token_id] = 5
-    for batch in (single, text):
+    two_and_none = captions(model.config, (9, 9))
+    pictures = two_and_none.inputs["input_ids"] == model.config.image_token_id
+    two_and_none.inputs["input_ids"][pictures] = 5
+    two_and_none.inputs["input_ids"][0, : 2 * model.config.num_image_tokens] = (
+        model.config.image_token_id
+    )
+    for batch in (single, text, two_and_none):
         values = [float(o(model.train(), batch, CPU)) for o in (objective, plain)]
         assert values[0] == pytest.approx(values[1])
 

@@ -546,3 +546,16 @@ def test_the_processor_wants_as_many_pictures_as_tags_in_every_row(processor):
     )
     assert len(mixed["pixel_values"]) == 1
     assert "pixel_values" not in processor(text=without, images=[[]], return_tensors="pt")
+
+
+def test_resize_stretches_and_cuts_no_side_off(tokenizer):
+    """A transform of CLIP's kind would otherwise show the middle of a wide picture alone."""
+    processor = VLMambaProcessor.from_config(tiny_config(), tokenizer)
+    assert processor.image_processor.do_center_crop
+    processor.image_aspect_ratio = "resize"
+    picture = Image.new("RGB", (56, 28), "white")
+    picture.paste("red", (0, 0, 14, 28))  # a quarter of it, on the left
+    shown = processor.pixel_values([picture])
+    stretched = picture.resize((28, 28), Image.Resampling.BICUBIC)
+    torch.testing.assert_close(shown, processor.pixel_values([stretched]), atol=0.05, rtol=0)
+    assert float((shown[0, 1, :, 0] - shown[0, 1, :, -1]).abs().min()) > 1  # red is there

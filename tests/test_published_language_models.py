@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import tiny_config
+from tiny import TINY_CLIP, tiny_config
 from transformers import (
     FalconMambaConfig,
     FalconMambaForCausalLM,
@@ -18,10 +19,14 @@ from transformers import (
     MambaForCausalLM,
 )
 
+from vlmamba import checkpoints
 from vlmamba.config import VLMambaConfig
 from vlmamba.models.assemble import assemble
 from vlmamba.models.language.mamba_config import published_fields
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
+from vlmamba.processing import VLMambaProcessor
+from vlmamba.training.init_model import initial_model
+from vlmamba.training.stages import STAGES
 from vlmamba_core.errors import UserError
 
 SIZES = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2}
@@ -68,6 +73,53 @@ def test_what_config_json_says_is_computed(kind, fields, tmp_path):
     ids = torch.randint(2, 320, (2, 21))
     torch.testing.assert_close(model(ids).logits, theirs(ids).logits, rtol=1e-4, atol=1e-4)
     assert model.config.rms_eps == fields.get("layer_norm_epsilon", 1e-5)  # saved with it
+
+
+@pytest.mark.parametrize("fields", [{"layer_norm_epsilon": 0.1}, {"residual_in_fp32": False}])
+@torch.no_grad()
+def test_a_later_stage_computes_what_the_first_one_did(fields, tmp_path, tokenizer):
+    """What the first stage took over from published parts is in no preset."""
+    published("mamba", tmp_path / "theirs", **fields)
+    config = tiny_config(language_model_id=str(tmp_path / "theirs"), vision_config=None)
+    first = assemble(config).eval()
+    first.save_pretrained(tmp_path / "first")
+    VLMambaProcessor.from_config(first.config, tokenizer).save_pretrained(tmp_path / "first")
+    preset = tiny_config(language_model_id=str(tmp_path / "theirs"), vision_config=None)
+    later, _ = initial_model(preset, STAGES["finetune"], str(tmp_path / "first"), [], 0)
+    ids = torch.randint(2, 320, (2, 21))
+    assert torch.equal(later.eval()(ids).logits, first(ids).logits)
+    later.save_pretrained(tmp_path / "first")
+    again = checkpoints.load(str(tmp_path / "first"))[0]
+    assert torch.equal(again(ids).logits, first(ids).logits)
+    if "layer_norm_epsilon" in fields:
+        other = tiny_config(rms_eps=1e-3, vision_config=None)
+        with pytest.raises(UserError, match="rms_eps is 0.001 here, and 0.1 in the earlier stage"):
+            initial_model(other, STAGES["finetune"], str(tmp_path / "first"), [], 0)
+
+
+def test_a_later_stage_s_encoder_computes_what_the_first_one_s_did(tmp_path, tokenizer):
+    config = tiny_config(vision_config=TINY_CLIP | {"hidden_act": "gelu"})
+    first = VLMambaForConditionalGeneration(config)
+    first.eval().save_pretrained(tmp_path)
+    VLMambaProcessor.from_config(first.config, tokenizer).save_pretrained(tmp_path)
+    later, _ = initial_model(tiny_config(), STAGES["finetune"], str(tmp_path), [], 0)
+    pixels = torch.rand(1, 3, 28, 28)
+    assert torch.equal(later.eval().vision_encoder(pixels), first.vision_encoder(pixels))
+
+
+@pytest.mark.parametrize("kind", OURS)
+@torch.no_grad()
+def test_other_files_of_a_training_run_are_left_alone(kind, tmp_path):
+    """What Trainer and accelerate leave beside pytorch_model.bin."""
+    theirs = published(kind, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    torch.save(SimpleNamespace(lr=1), tmp_path / "training_args.bin")
+    save_file({"lora": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
+    ids = torch.randint(2, 320, (2, 21))
+    logits = ours(kind, tmp_path)(ids).logits
+    torch.testing.assert_close(logits, theirs(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", OURS)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
 from test_train_cli import losses, train_in_two_processes, world  # noqa: F401
 from tiny import TINY_CLIP, tiny_config
 
 from vlmamba import train
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor
+from vlmamba.training import sharded
 
 WATCH = """
 import json, os, sys
@@ -61,3 +64,14 @@ def test_one_process_reads_and_the_curve_is_that_of_one(lora, world, tokenizer, 
     torch.manual_seed(0)
     assert train.main([*arguments, "--out", str(tmp_path / "one")]) == 0
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+
+def test_on_gpus_autocast_alone_decides_about_numbers():
+    """What accelerate makes of bf16 on GPUs; a run on CPUs never comes there."""
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    plugin.set_mixed_precision("bf16")
+    assert plugin.mixed_precision_policy.output_dtype == torch.bfloat16
+    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
+    sharded.leave_numbers_to_autocast(accelerator)
+    assert plugin.mixed_precision_policy is None
+    sharded.leave_numbers_to_autocast(SimpleNamespace(state=SimpleNamespace()))

@@ -196,15 +196,25 @@ class VLMambaProcessor(ProcessorMixin):
         """`pixel_values` (tiles, ...): of fused encoders, each one pads with its own mean."""
         parts = getattr(self.image_processor, "parts", None)
         if parts is None:
-            return self.image_processor(self._squares(tiles, self.image_processor), **kwargs)
+            part = self.image_processor
+            return part(self._squares(tiles, part), **self._stretching(part), **kwargs)
         kwargs |= {"return_tensors": "pt"}
-        of_each = [part(self._squares(tiles, part), **kwargs) for part in parts]
+        of_each = [
+            part(self._squares(tiles, part), **self._stretching(part), **kwargs) for part in parts
+        ]
         return self.image_processor.joined(of_each)
 
     def _squares(self, tiles: Sequence[Image.Image], transform: Any) -> list[Image.Image]:
         if self.image_aspect_ratio != "pad":
             return list(tiles)
         return [self.pad_to_square(tile, transform.image_mean) for tile in tiles]
+
+    def _stretching(self, transform: Any) -> dict[str, Any]:
+        """Options with which a transform stretches a tile to its square, and cuts no sides off."""
+        if self.image_aspect_ratio != "resize" or not getattr(transform, "do_center_crop", False):
+            return {}
+        square = {side: transform.crop_size[side] for side in ("height", "width")}
+        return {"size": square, "do_center_crop": False}
 
     def tiled(self, images: Sequence[Any]) -> tuple[Any, list[int]]:
         """Pictures, as `prepare` takes them -> pixels of all their tiles, and how many each has."""

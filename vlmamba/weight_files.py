@@ -62,7 +62,16 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def language_model_files(folder: Path) -> list[Path]:
-    """The weight files of a published language model: safetensors, else .bin; index or names."""
+    """The weight files of a published language model: safetensors, else .bin.
+
+    By the names that everyone gives them; only where there are none, any of the kind: training
+    leaves other files beside them (training_args.bin, optimizer.bin, adapters).
+    """
+    for name in (MODEL, "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return [_inside(folder, name)]
+        if files := _indexed(folder, f"{name}.index"):
+            return files
     for suffix in ("safetensors", "bin"):
         for index in sorted(folder.glob(f"*.{suffix}.index.json")):
             return _indexed(folder, index.name.removesuffix(".json"))

@@ -18,6 +18,7 @@ VISION_SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_channels", "image_size", "patch_size"),
 )
+VISION_RESULT_ONLY = ("hidden_act", "layer_norm_eps")  # they change no shape
 MAY_BE_ZERO = ("num_hidden_layers", "image_size")  # to measure a model without its encoder
 
 

@@ -31,8 +31,8 @@ class Batch:
 class MicroBatches(torch.utils.data.Dataset):
     """Map a list of positions to a Batch; unusable samples are left out and named in it."""
 
-    def __init__(self, examples: Examples, pad_token_id: int):
-        self.examples, self.pad_token_id = examples, pad_token_id
+    def __init__(self, examples: Examples, pad_token_id: int, masked: bool = False):
+        self.examples, self.pad_token_id, self.masked = examples, pad_token_id, masked
 
     def __getitem__(self, positions: list[int]) -> Batch:
         kept, skipped = [], []
@@ -41,7 +41,7 @@ class MicroBatches(torch.utils.data.Dataset):
                 kept.append(self.examples[position])
             except SampleError as error:
                 skipped.append((self.examples.name(position), str(error)))
-        return collate(kept, self.pad_token_id, self.examples.image_argument, skipped)
+        return collate(kept, self.pad_token_id, self.examples.image_argument, skipped, self.masked)
 
 
 def collate(
@@ -49,13 +49,15 @@ def collate(
     pad_token_id: int,
     image_argument: str = "pixel_values",
     skipped: list[tuple[str, str]] | None = None,
+    masked: bool = False,
 ) -> Batch:
     """Right-pad to one length: input_ids, labels (B, T); images (n_images, ...).
 
-    T is the longest row's length, rounded up to a multiple of PAD_MULTIPLE.  There is no attention
-    mask: in a causal model padding on the right reaches no real position.  No example
-    gives a placeholder without labels: the process that holds it still takes part in every
-    collective of the step.
+    T is the longest row's length, rounded up to a multiple of PAD_MULTIPLE.  There is an attention
+    mask only where `masked`: in a causal model padding on the right reaches no real position, but
+    what is a mean over all tokens counts it (`LanguageModel.weighs_padding`).  No example gives a
+    placeholder without labels: the process that holds it still takes part in every collective of
+    the step.
     """
     blank = torch.full((2,), pad_token_id)
     rows = examples or [Example(blank, torch.full((2,), IGNORE))]
@@ -64,6 +66,8 @@ def collate(
         "input_ids": _pad([row.input_ids for row in rows], pad_token_id),
         "labels": labels,
     }
+    if masked:
+        inputs["attention_mask"] = _pad([torch.ones_like(row.input_ids) for row in rows], 0)
     images = [row.images for row in rows if row.images is not None]
     if images:
         inputs[image_argument] = torch.cat(images)

@@ -7,6 +7,7 @@ along; behind the prompt they are not shown again, for the state has seen them.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -58,8 +59,8 @@ class MambaGenerationMixin(GenerationMixin):
             words = self.language_model.embed(new, pictured)
             inputs_embeds = torch.cat([inputs_embeds, words], dim=1)
             is_first_iteration = True
-        if next_sequence_length is None and 0 < seen < length:
-            next_sequence_length = length - seen
+        if next_sequence_length is None and inputs_embeds is not None and 0 < seen < length:
+            next_sequence_length = length - seen  # embeddings are always the whole sequence's
         return super().prepare_inputs_for_generation(  # type: ignore[misc]  # typed by a protocol
             input_ids,
             next_sequence_length,
@@ -89,13 +90,21 @@ class MambaGenerationMixin(GenerationMixin):
                 if pictures is not None:
                     embeds = kwargs.get("inputs_embeds")
                     seen = 0 if state is None or embeds is not None else state.get_seq_length()
-                    ids = None if input_ids is None else input_ids[:, seen:]
-                    counts = self.images_per_row(ids, embeds, len(pictures))
+                    counts = self._images_per_row_of(input_ids, embeds, len(pictures), seen)
                     own[name] = _repeated(pictures, counts, expand_size)
         input_ids, kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]
             expand_size, is_encoder_decoder, cast(torch.LongTensor, input_ids), **kwargs
         )
         return input_ids, kwargs | own
+
+    def _images_per_row_of(
+        self, ids: Tensor | None, embeds: Tensor | None, pictures: int, seen: int
+    ) -> list[int]:
+        """Of a whole sequence's ids, of which a state has seen some, or of the new ones alone."""
+        if ids is not None and 0 < seen < ids.shape[1]:
+            with contextlib.suppress(ValueError):
+                return self.images_per_row(ids[:, seen:], embeds, pictures)
+        return self.images_per_row(ids, embeds, pictures)
 
     def _prefill(  # type: ignore[override]
         self,
@@ -108,6 +117,7 @@ class MambaGenerationMixin(GenerationMixin):
 
         Pictures and words are embedded at once, so that a piece may end inside a picture.
         """
+        input_ids = _not_seen(input_ids, generation_config, model_kwargs)
         size = generation_config.prefill_chunk_size
         if size is None:
             return super()._prefill(  # type: ignore[misc]
@@ -156,6 +166,17 @@ class MambaGenerationMixin(GenerationMixin):
         """The first forward pass makes the state, nothing to prepare."""
         if model_kwargs.get("cache_params") is not None:
             model_kwargs["cache_params"]._is_user_defined = True
+
+
+def _not_seen(ids: Any, generation_config: Any, model_kwargs: dict[str, Any]) -> Any:
+    """The ids without those that a given state has seen, where they are the whole sequence's.
+
+    As in transformers: they are where the mask is as long as they are, and else the new ones alone.
+    """
+    state, mask = model_kwargs.get("cache_params"), model_kwargs.get("attention_mask")
+    length = getattr(generation_config, "_mask_length", -1) if mask is None else mask.shape[1]
+    seen = 0 if state is None else state.get_seq_length()
+    return ids[:, seen:] if length == ids.shape[1] and 0 < seen < length else ids
 
 
 def _check_prompts(length: int, mask: Tensor | None) -> None:

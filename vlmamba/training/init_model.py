@@ -11,10 +11,12 @@ from torch import Tensor
 
 from vlmamba import checkpoints
 from vlmamba.config import VLMambaConfig
+from vlmamba.configs.encoders import VISION_RESULT_ONLY
 from vlmamba.configs.language import MambaConfig
 from vlmamba.data.text import plain_texts
 from vlmamba.data.tokenizer import train_tokenizer
 from vlmamba.models.assemble import assemble, hollow, load_encoder
+from vlmamba.models.language import language_model_class
 from vlmamba.models.language.wrapped import shrunk
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor, follow_tokenizer
@@ -44,6 +46,7 @@ def initial_model(
             tokenizer = train_tokenizer(plain_texts(data), config.vocab_size)
         return model, _processor(model, tokenizer)
     donor, donor_processor = checkpoints.load(init, dtype=torch.float32)
+    take_settings_of(donor.config, config)
     model = hollow(config)
     if "connector" not in stage.init_from and another_encoder(model, donor):
         load_encoder(model)
@@ -101,6 +104,20 @@ def tiny(config: VLMambaConfig) -> VLMambaConfig:
     return VLMambaConfig(**fields)
 
 
+def take_settings_of(donor: VLMambaConfig, config: VLMambaConfig) -> None:
+    """Make `config` the donor's where no shape changes: what it took over from published models.
+
+    An encoder that is loaded in place of the donor's takes its own published ones.  Raises
+    UserError where `config` itself wants another.
+    """
+    language_model_class(config.text_config).take_settings_of(config.text_config, donor.text_config)
+    both = [getattr(c.vision_config, "encoders", [c.vision_config]) for c in (config, donor)]
+    for own, other in zip(*both, strict=False):
+        for name in VISION_RESULT_ONLY:
+            if own.model_type == other.model_type and hasattr(other, name):
+                setattr(own, name, getattr(other, name))
+
+
 def another_encoder(
     model: VLMambaForConditionalGeneration, donor: VLMambaForConditionalGeneration
 ) -> bool:
@@ -133,7 +150,7 @@ def adopt(
         donated = model.language_model.weights_from(donor.language_model)
     wrong = misfits(own, donated)
     if part == "connector":
-        for name in ("connector", "scan", "scan_merge", "scan_shared"):
+        for name in ("connector", "scan", "scan_merge", "scan_shared", "vision_feature_layer"):
             if getattr(model.config, name) != getattr(donor.config, name):
                 wrong.append(f"{name}={getattr(donor.config, name)}")
     if wrong:

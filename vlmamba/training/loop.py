@@ -88,6 +88,7 @@ def make_accelerator(hyper: Hyperparameters, cpu: bool = False) -> Accelerator:
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
     accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[patience])
     sharded.shard_on_cpus(accelerator)
+    sharded.leave_numbers_to_autocast(accelerator)
     return accelerator
 
 
@@ -246,7 +247,11 @@ def micro_batches(
         accelerator.process_index,
     )
     loader = DataLoader(
-        MicroBatches(run.examples, run.processor.tokenizer.pad_token_id),
+        MicroBatches(
+            run.examples,
+            run.processor.tokenizer.pad_token_id,
+            masked=run.model.language_model.weighs_padding,
+        ),
         sampler=order,
         batch_size=None,
         num_workers=run.workers,

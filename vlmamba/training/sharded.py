@@ -39,6 +39,17 @@ def shard_on_cpus(accelerator: Accelerator) -> None:
             state.distributed_type = DistributedType.FSDP
 
 
+def leave_numbers_to_autocast(accelerator: Accelerator) -> None:
+    """Let weights, gradients and what blocks hand on be float32 under FSDP, as under DDP.
+
+    accelerate has FSDP turn all of them to bfloat16 where mixed precision is, besides autocast: the
+    residual between blocks, Mamba's A, the sums of gradients and the loss itself.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None:
+        plugin.mixed_precision_policy = None
+
+
 def shards(accelerator: Accelerator) -> bool:
     """Whether several processes share one copy of the model."""
     return accelerator.distributed_type == DistributedType.FSDP and accelerator.num_processes > 1

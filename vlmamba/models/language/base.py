@@ -29,6 +29,7 @@ class Cache(ABC):
     """
 
     is_compileable = False
+    is_croppable = False  # a recurrent state does not go back
     pictured: Tensor | None = None  # (B,) bool, which rows hold a picture; None: it is not kept
 
     @property
@@ -166,12 +167,24 @@ class LanguageModel(nn.Module):
         the rest is another model's.  A family that leaves nothing to take over does nothing.
         """
 
+    @classmethod
+    def take_settings_of(cls, config: Any, trained: Any) -> None:
+        """Make `config` an earlier stage's where no shape changes, before the model is built.
+
+        A family whose configuration is whole without it does nothing.
+        """
+
     def load_published(self, source: str | Path, **options: Any) -> None:
         """Fill the weights from what others published (folder or hub id[@revision]).
 
         Raises UserError for what is missing or does not fit.
         """
         raise NotImplementedError
+
+    @property
+    def weighs_padding(self) -> bool:
+        """Whether padding would count in `auxiliary_loss`, so that a batch must say where it is."""
+        return False
 
     def auxiliary_loss(self) -> Tensor | None:
         """What the last forward pass in training adds to its loss (scalar), asked for once."""

@@ -28,6 +28,7 @@ from vlmamba.models.language.blocks import (
     normed,
 )
 from vlmamba.models.language.mamba_config import (
+    agree_with_trained,
     check_agreement,
     published_fields,
     take_results_only,
@@ -41,6 +42,7 @@ from vlmamba.models.mixers.attention import ROOM, KeyValues
 from vlmamba.models.mixers.experts import Experts
 from vlmamba.models.offloaded import device_of
 from vlmamba.published import published_folder
+from vlmamba_core.errors import UserError
 
 KEPT_BYTES = 2**28  # what a batch may keep rather than compute again in its backward pass
 
@@ -187,6 +189,7 @@ class MambaLM(LanguageModel):
     ) -> MambaState:
         """Of every Mamba layer the two states; the attention layers' are not in it yet."""
         if recurrent:
+            _check_one_device([state for pair in recurrent for state in pair])
             conv, ssm = (torch.stack(states) for states in zip(*recurrent, strict=True))
             state = MambaState(conv, ssm)
         else:
@@ -233,6 +236,11 @@ class MambaLM(LanguageModel):
                 experts.auxiliary = None
         return torch.stack(terms).sum() if terms else None
 
+    @property
+    def weighs_padding(self) -> bool:
+        """Experts' terms are means over all tokens."""
+        return "experts" in self.config.layer_kinds
+
     def _final_norm(self, x: Tensor, pictured: Tensor | None) -> Tensor:
         if self.adaptors is None or pictured is None:
             return normed(self.norm_f, x)
@@ -246,6 +254,12 @@ class MambaLM(LanguageModel):
         published = published_fields(published_folder(source, **options))
         take_results_only(config, published)
         check_agreement(without_insertions(config), published, source)
+
+    @classmethod
+    def take_settings_of(cls, config: MambaConfig, trained: Any) -> None:
+        """What changes results alone, which stage 1 took over from a published model."""
+        if isinstance(trained, MambaConfig):
+            agree_with_trained(config, trained)
 
     def load_published(self, source: str | Path, **options: Any) -> None:
         """Fill the weights from a published checkpoint of either layout (see `mamba_weights`).
@@ -371,6 +385,17 @@ def _places(kinds: list[str], donors: list[str]) -> list[int | None] | None:
         places.append(taken if same else None)
         taken += same
     return places if taken == len(donors) else None
+
+
+def _check_one_device(states: list[Tensor]) -> None:
+    """Raise UserError for layers on several GPUs: the states of all layers are one tensor here."""
+    devices = sorted({str(state.device) for state in states})
+    if len(devices) > 1:
+        raise UserError(
+            f"the language model's layers are on {', '.join(devices)}, and their states would be; "
+            "keep them on one GPU (what does not fit goes to the CPU: "
+            'device_map="auto" with max_memory of one GPU)'
+        )
 
 
 def _grown(

@@ -149,6 +149,22 @@ def take_results_only(config: MambaConfig, published: dict[str, Any]) -> None:
     config._check()
 
 
+def agree_with_trained(config: MambaConfig, trained: MambaConfig) -> None:
+    """Take over what an earlier stage computed with, where the preset says nothing else.
+
+    Raises UserError where it does.
+    """
+    usual = MambaConfig()
+    for name in RESULT_ONLY:
+        own, found = getattr(config, name), getattr(trained, name)
+        if own not in (found, getattr(usual, name)):
+            raise UserError(
+                f"{name} is {own!r} here, and {found!r} in the earlier stage; its weights were "
+                "trained with that"
+            )
+        setattr(config, name, found)
+
+
 def check_agreement(config: MambaConfig, published: dict[str, Any], source: str | Path) -> None:
     """Raise UserError where the model is built in another way than its weights were trained."""
     for name, found in published.items():

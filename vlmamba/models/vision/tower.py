@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.utils import logging
 
 from vlmamba.config import split_revision
-from vlmamba.configs.encoders import VISION_SIZES
+from vlmamba.configs.encoders import VISION_RESULT_ONLY, VISION_SIZES
 from vlmamba.models.vision.base import VisionEncoder
 from vlmamba.weight_files import in_dtype
 from vlmamba_core.errors import UserError
@@ -83,7 +83,7 @@ class TransformersEncoder(VisionEncoder):
                     f"{self.model_id}: the vision encoder's {name} is {found!r}, the preset's "
                     f"{expected!r}; choose the preset of this encoder, or give --set vision_config"
                 )
-        for name in ("hidden_act", "layer_norm_eps"):
+        for name in VISION_RESULT_ONLY:
             setattr(self.config, name, getattr(published, name))
 
     def _is_read(self, key: str) -> bool:

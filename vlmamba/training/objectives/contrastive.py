@@ -68,12 +68,18 @@ class Contrastive(Objective):
         loss = output.loss
         images, rows = output.image_hidden_states, len(inputs["labels"])
         told = patch_words.answers(inputs).any(dim=1)
-        if images is not None and rows > 1 and len(images) == rows and bool(told.all()):
+        if images is not None and rows > 1 and bool(told.all()) and self._one_each(inputs, images):
             seen = images.float().mean(dim=1)
             chosen = self.options
             term = info_nce(seen, self._captions(inputs), chosen.contrastive_temperature)
             loss = loss + chosen.contrastive_weight * term
         return loss * batch.n_labels
+
+    def _one_each(self, inputs: dict[str, Tensor], images: Tensor) -> bool:
+        """Whether every row has one picture."""
+        rows, counts = len(inputs["labels"]), len(images)
+        ids = inputs["input_ids"]
+        return counts == rows and self.student.images_per_row(ids, None, counts) == [1] * rows
 
     @torch.no_grad()
     def _captions(self, inputs: dict[str, Tensor]) -> Tensor:
