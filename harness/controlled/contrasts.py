@@ -62,9 +62,15 @@ def names(kept: Records, place: int) -> list[str]:
 
 
 def between_families(kept: Records, a: str, b: str) -> Contrast:
-    """a minus b, on average over the connectors that both have."""
-    had = set(models(kept))
-    shared = [c for c in names(kept, 1) if {(a, c, ""), (b, c, "")} <= had]
+    """a minus b, on average over the connectors that both have with the most seeds.
+
+    One whose other seeds are still to come would leave the others with its few.
+    """
+    seeds = {
+        c: len(seeds_of(kept, (a, c, "")).keys() & seeds_of(kept, (b, c, "")).keys())
+        for c in names(kept, 1)
+    }
+    shared = [c for c, count in seeds.items() if count == max(seeds.values()) > 0]
     share = 1 / max(len(shared), 1)
     plus = [(share, (a, c, "")) for c in shared]
     return Contrast(f"{a} - {b}", (*plus, *((-share, (b, c, "")) for c in shared)))
