@@ -84,7 +84,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json and arguments.json.is_dir():
         raise UserError(f"--json {arguments.json} is a folder; give a file")
     transformers.utils.logging.set_verbosity_error()
-    results = run(only, arguments.quick, _device(arguments.device))
+    device = _device(arguments.device)
+    if device != "cpu" and "train" in only:
+        raise UserError(
+            "--device cuda: training is measured on the CPU alone; leave train out of --only"
+        )
+    results = run(only, arguments.quick, device)
     print(bench_report.tables(results))
     summary = bench_report.summary(results)
     if arguments.json:

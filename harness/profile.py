@@ -22,6 +22,7 @@ import argparse
 import functools
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -216,10 +217,12 @@ def _device(name: str, where: launcher.Launcher) -> str:
     there = torch.cuda.is_available()
     if name == "auto":
         return "cuda" if there else "cpu"
-    if not name.startswith("cuda"):
+    if not re.fullmatch(r"cuda(:\d+)?", name):
         raise unknown("device", name, ("auto", "cpu", "cuda"))
     if not there:
         raise UserError(f"--device {name}: this machine has no usable GPU; use --device cpu")
+    if (torch.device(name).index or 0) >= (count := torch.cuda.device_count()):
+        raise UserError(f"--device {name}: this machine's GPUs are cuda:0 to cuda:{count - 1}")
     return name
 
 

@@ -346,3 +346,9 @@ def test_the_command_that_times_the_real_size_runs(capsys, monkeypatch):
         torch.set_default_dtype(before)
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert all(found[f"{part}_s"] > 0 for part in ("encode", "prefill", "question_6", "step_1"))
+
+
+def test_training_is_not_measured_on_another_device_than_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert bench.main(["--device", "cuda", "--only", "prefill,train"]) == 2
+    assert "training is measured on the CPU alone" in capsys.readouterr().err

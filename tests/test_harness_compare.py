@@ -15,8 +15,24 @@ from scipy import stats
 from harness import compare as compare_command
 from harness import report, tables
 from harness.reporting import compare, paper, render
-from harness.runs.store import EvaluationRun, distinct_names
+from harness.runs.store import EvaluationRun, distinct_names, marks
 from harness.scoring.paired import holm, paired
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({}, []),
+        ({"split": "val"}, ["split val"]),
+        ({"data_id": "org/gqa"}, ["data org/gqa"]),
+        ({"temperature": 0.7}, ["temperature 0.7"]),
+        ({"temperature": 0.7, "votes": 4}, ["4 votes"]),
+        ({"temperature": 0.0, "votes": 1, "style": "seen"}, []),
+        ({"style": "validation", "blind": True}, ["blind", "validation style"]),
+    ],
+)
+def test_what_sets_a_run_apart_is_said(arguments, said):
+    assert marks(arguments, "gqa") == said
 
 
 def test_one_question_an_image_is_the_paired_t_interval():

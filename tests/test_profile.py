@@ -30,7 +30,9 @@ from harness.runs.points import (
 from harness.speed import certainty, energy, models, whole
 from harness.speed.sweep import fits, lengths, measure, subject, summary, tables, worker
 from harness.speed.sweep.points import Journal, Point, Settings, Weights, plan, row_of
+from vlmamba_core.errors import UserError
 from vlmamba_core.folder import Journal as FolderJournal
+from vlmamba_core.launcher import Launcher
 
 SETTINGS = Settings(
     image_tokens=16,
@@ -577,3 +579,15 @@ def test_whole_models_need_no_point_of_a_language_model(tmp_path, capsys, monkey
 def test_a_whole_model_alone_is_planned(capsys, tmp_path):
     assert profile.main(["--whole", "nano", "--dry-run", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines() == ["1 points, one after the other:", "nano", ""]
+
+
+@pytest.mark.parametrize("name", ["cudafoo", "cuda:", "cuda:x", "cuda:2", "cuda:0", "cuda"])
+def test_a_gpu_is_one_that_is_there(name, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    here = Launcher.parse("local", None, Path("jobs"))
+    if name in ("cuda", "cuda:0"):
+        assert profile._device(name, here) == name
+        return
+    with pytest.raises(UserError, match="unknown device|GPUs are cuda:0 to cuda:1"):
+        profile._device(name, here)

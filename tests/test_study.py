@@ -393,16 +393,31 @@ def test_records_are_equal_bytes_and_broken_ones_are_told(tmp_path):
         records.read(tmp_path)
 
 
-def test_cells_that_were_asked_other_questions_are_not_compared(tmp_path, capsys):
+@pytest.mark.parametrize("whole_family", [False, True])
+def test_cells_that_were_asked_other_questions_are_not_compared(whole_family, tmp_path, capsys):
+    """One seed's, or all of the one model and none of the other."""
     kept = write_synthetic(tmp_path / "records")
-    other = synthetic_cell("mamba", "mlp", 1)
-    other["tasks"]["retrieval"]["digest"] = "another"
-    records.write(kept, "mamba+mlp+s1", other)
+    for seed in (0, 1) if whole_family else (1,):
+        for connector in ("mlp", "vss_l2") if whole_family else ("mlp",):
+            other = synthetic_cell("mamba", connector, seed)
+            other["tasks"]["retrieval"]["digest"] = "another"
+            records.write(kept, f"mamba+{connector}+s{seed}", other)
     assert study.main(["--records", str(kept), "--page", str(tmp_path / "x.md")]) == 2
     assert "were not asked the same questions of retrieval" in capsys.readouterr().err
 
 
 # --- the plan and its data
+
+
+def test_scores_are_those_that_the_metric_covers():
+    """ScienceQA's counts questions with a picture alone, whatever else was asked."""
+    kept = records.read(RESULTS / "runs" / "study")
+    for name, cell in kept.cells.items():
+        for task in ("scienceqa", "gqa", "textvqa", "vqav2"):
+            found = cell["tasks"][task]
+            told = [score for score in found["scores"] if score is not None]
+            assert found["n"] == len(told), (name, task)
+            assert found["value"] == pytest.approx(fmean(told), abs=1e-4), (name, task)
 
 
 def sample(picture: str | list[str] | None, text: str) -> dict:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.controlled.design import NANO, SCALES
-from harness.controlled.outcomes import Begin, Outcome, begins, question_values
+from harness.controlled.outcomes import Begin, Outcome, begins, check_questions, question_values
 from harness.controlled.records import Records
 from harness.scoring.hierarchical import Drawn, hierarchical
 from harness.scoring.paired import holm
@@ -105,10 +105,11 @@ def drawn(kept: Records, contrast: Contrast, outcome: Outcome) -> Drawn | None:
     seeds = _shared_seeds(kept, contrast)
     if not seeds:
         return None
+    terms = [(w, [seeds_of(kept, m)[seed] for seed in seeds]) for w, m in contrast.terms]
+    check_questions(kept, [cell for _, cells in terms for cell in cells], outcome)
     total: np.ndarray | float = 0.0
     pictures: list[int] = []
-    for weight, model in contrast.terms:
-        cells = [seeds_of(kept, model)[seed] for seed in seeds]
+    for weight, cells in terms:
         if any((outcome.source or outcome.task) not in kept.cells[c]["tasks"] for c in cells):
             return None
         values, pictures = question_values(kept, cells, outcome)

@@ -76,6 +76,13 @@ def outcomes(kept: Records) -> list[Outcome]:
     return [*RETRIEVAL, *map(benchmark, sorted(asked))]
 
 
+def check_questions(kept: Records, cells: Sequence[str], outcome: Outcome) -> None:
+    """Raise UserError where those of the cells that were asked were not asked the same."""
+    asked = [kept.cells[cell]["tasks"].get(outcome.source or outcome.task) for cell in cells]
+    if len({entry["digest"] for entry in asked if entry is not None}) > 1:
+        raise UserError(f"{', '.join(cells)} were not asked the same questions of {outcome.task}")
+
+
 def question_values(
     kept: Records, cells: Sequence[str], outcome: Outcome
 ) -> tuple[NDArray[np.float64], list[int]]:
@@ -83,9 +90,8 @@ def question_values(
 
     Raises UserError where the cells were not asked the same.
     """
+    check_questions(kept, cells, outcome)
     entries = [kept.cells[cell]["tasks"][outcome.source or outcome.task] for cell in cells]
-    if len({entry["digest"] for entry in entries}) > 1:
-        raise UserError(f"{', '.join(cells)} were not asked the same questions of {outcome.task}")
     columns = kept.questions[outcome.task]
     count = min(len(entries[0]["scores"]), len(columns["picture"]))
     rows = ({name: values[at] for name, values in columns.items()} for at in range(count))

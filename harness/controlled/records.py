@@ -171,17 +171,19 @@ def curve(run: Path) -> dict[str, Any]:
 
 
 def scores(run: EvaluationRun, task: str) -> dict[str, Any]:
-    """The primary metric, and of every question its score (None: it has none)."""
+    """The primary metric, and of every question its score (None: it has none, or is not in it)."""
     primary = tasks.load(task).primary_metric
     entry, samples = run.record["tasks"][task], run.samples(task)
     value = entry["metrics"].get(primary, {}).get("value")
+    within = {sample.doc_id for sample in run.primary_metric_samples(task)}
+    told = [s.score if s.doc_id in within else None for s in samples]
     return {
         "metric": primary,
         "unit": entry["unit"],
         "value": value,
-        "n": len(samples),
+        "n": len(within),
         "digest": digest_of(samples),
-        "scores": [None if s.score is None else round(s.score, 4) for s in samples],
+        "scores": [None if score is None else round(score, 4) for score in told],
     }
 
 

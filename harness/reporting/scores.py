@@ -189,17 +189,29 @@ def _line(key: str, results: Sequence[TaskResult | None]) -> Line:
     return Line(part, metric, cells)
 
 
-def _add_paired(lines: Sequence[Line], paired: Mapping[tuple[int, int], tuple[float, str]]) -> None:
-    """Put each paired interval beside the first metric whose difference it is of.
+@dataclass(frozen=True)
+class Pair:
+    """Mean scores of two runs over the questions of both, in per cent, and the test in words."""
 
-    The test is of the questions' mean scores: POPE's accuracy, not its F1.
+    means: tuple[float, float]
+    text: str
+
+
+def _add_paired(lines: Sequence[Line], paired: Mapping[tuple[int, int], Pair]) -> None:
+    """Put each paired interval beside the metric that it is of.
+
+    The test is of the questions' mean scores: POPE's accuracy, not its F1, however near both are.
     """
-    for (a, b), (difference, text) in paired.items():
+    for (a, b), pair in paired.items():
+        found: list[tuple[float, Score]] = []
         for line in lines:
             one, other = line.cells[a], line.cells[b]
-            if one and other and abs(one.number - other.number - difference) < 0.05:
-                one.paired[b] = text
-                break
+            if one and other:
+                shown = one.number, other.number
+                away = max(abs(x - y) for x, y in zip(shown, pair.means, strict=True))
+                found += [(away, one)] if away < 0.05 else []
+        if found:
+            min(found, key=lambda entry: entry[0])[1].paired[b] = pair.text
 
 
 def _score(key: str, result: TaskResult) -> Score:
@@ -219,13 +231,13 @@ def _score(key: str, result: TaskResult) -> Score:
     )
 
 
-def _paired(name: str, runs: Sequence[EvaluationRun]) -> dict[tuple[int, int], tuple[float, str]]:
-    """(place of A, place of B) -> the difference A - B in points and its paired interval."""
+def _paired(name: str, runs: Sequence[EvaluationRun]) -> dict[tuple[int, int], Pair]:
+    """(place of A, place of B) -> the mean scores of both and the interval of A - B."""
     places = [place for place, run in enumerate(runs) if name in run.tasks]
     pairs: Any = permutations(places, 2)
     if len(runs) > ALL_PAIRS:
         pairs = [(place, places[0]) for place in places[1:]]
-    found: dict[tuple[int, int], tuple[float, str]] = {}
+    found: dict[tuple[int, int], Pair] = {}
     for a, b in pairs:
         if (b, a) in found:
             continue
@@ -234,14 +246,14 @@ def _paired(name: str, runs: Sequence[EvaluationRun]) -> dict[tuple[int, int], t
         except UserError:  # not the same questions: "Runs compared" says so
             continue
         if compared is not None:
-            for pair, sign in (((a, b), 1), ((b, a), -1)):
-                found[pair] = _signed(compared.paired, sign)
+            means = 100 * compared.mean_a, 100 * compared.mean_b
+            found[a, b] = Pair(means, _signed(compared.paired, 1))
+            found[b, a] = Pair(means[::-1], _signed(compared.paired, -1))
     return found
 
 
-def _signed(test: compare.Paired, sign: int) -> tuple[float, str]:
-    difference = 100 * sign * test.difference
+def _signed(test: compare.Paired, sign: int) -> str:
     if test.low is None or test.high is None:
-        return difference, render.paired_interval_text(test)
+        return render.paired_interval_text(test)
     low, high = sorted((100 * sign * test.low, 100 * sign * test.high))
-    return difference, f"{low:+.1f} to {high:+.1f}, p {render.p_text(test.p_value)}"
+    return f"{low:+.1f} to {high:+.1f}, p {render.p_text(test.p_value)}"

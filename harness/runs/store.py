@@ -26,6 +26,7 @@ from vlmamba_core.errors import UserError
 NAMED = "named "  # starts what stands in place of a key where only the picture's name is known
 KINDS = ("evaluation", "profile", "ablation")
 RECORD = "record.json"
+STYLE_MARKS = {"heldout": "held-out style", "validation": "validation style"}  # of the demo
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,15 @@ def marks(arguments: Mapping[str, Any], task: str | None = None) -> list[str]:
 
     task: with the prompt options that were chosen for it.
     """
-    held_out = arguments.get("style") == "heldout"
-    found = ["blind"] * bool(arguments.get("blind")) + ["held-out style"] * held_out
+    found = ["blind"] * bool(arguments.get("blind"))
+    found += [STYLE_MARKS[style] for style in [arguments.get("style")] if style in STYLE_MARKS]
+    found += [f"split {arguments['split']}"] if arguments.get("split") else []
+    found += [f"data {arguments['data_id']}"] if arguments.get("data_id") else []
     options = tasks.load(task).prompt_options if task in tasks.NAMES else ()
     if (votes := arguments.get("votes") or 1) > 1:
         found.append(f"{votes} votes")
+    elif arguments.get("temperature"):
+        found.append(f"temperature {arguments['temperature']:g}")
     found += [f"{arguments['quantize']} weights"] if arguments.get("quantize") else []
     return found + [f"{name} {arguments[name]}" for name in options if arguments.get(name)]
 

@@ -264,7 +264,8 @@ def tables(results: Results) -> str:
         )
     for comparison in results.comparisons:
         lines += ["", *_table(comparison)]
-    lines += ["", *_notes(results), "", *against_limits(summary(results))]
+    limits = against_limits(summary(results)) if results.settings.get("device") == "cpu" else []
+    lines += ["", *_notes(results), "", *limits]
     return "\n".join(lines)
 
 

@@ -24,9 +24,12 @@ class EnergyMeter:
 def _nvml_counter(device: str) -> Any:
     try:
         import pynvml
+        import torch
 
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(int(device.partition(":")[2] or 0))
+        # NVML numbers the cards of the machine, CUDA those that it may see, and in another order
+        uuid = torch.cuda.get_device_properties(device).uuid
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except Exception:  # no package, no driver, a card without a counter: each its own class
         return None

@@ -141,7 +141,13 @@ def _timed(contender: Contender, device: str, calls: int = 1) -> tuple[float, fl
     return spent[0] / units, spent[1] / units
 
 
+def use_device(device: str) -> None:
+    """Make a GPU the one that is waited for and whose memory is counted."""
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+
+
 def synchronize(device: str) -> None:
-    """Wait for what a GPU still has to do."""
+    """Wait for what the GPU in use still has to do."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()

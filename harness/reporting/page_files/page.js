@@ -15,7 +15,7 @@
     right: (a) => isRight(a) === true,
     wrong: (a) => isRight(a) === false,
     noscore: (a) => isRight(a) === null,
-    differ: (a, b) => b !== null && isRight(a) !== isRight(b),
+    differ: (a, b) => FILTERS.better(a, b) || FILTERS.worse(a, b),
     better: (a, b) => b !== null && isRight(a) === true && isRight(b) === false,
     worse: (a, b) => b !== null && isRight(a) === false && isRight(b) === true,
     bothright: (a, b) => b !== null && isRight(a) === true && isRight(b) === true,

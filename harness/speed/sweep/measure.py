@@ -23,7 +23,7 @@ from harness.speed.energy import EnergyMeter
 from harness.speed.memory import Memory
 from harness.speed.sweep.points import Point, Settings
 from harness.speed.sweep.subject import Subject, inputs, load, warm_up
-from harness.speed.timing import QUICK, Effort, synchronize
+from harness.speed.timing import QUICK, Effort, synchronize, use_device
 from vlmamba.models.language import Cache
 
 MOST_RUNS = 5
@@ -37,6 +37,7 @@ def measure(point: Point) -> dict[str, Any]:
     with the model loaded; prefill_/decode_peak_mem_bytes: the most held at once during each.
     other_load_cores: cores that other processes kept busy meanwhile.
     """
+    use_device(point.settings.device)
     memory, energy = Memory(point.settings.device), EnergyMeter(point.settings.device)
     subject = load(point)
     warm_up(subject, point)
@@ -129,6 +130,7 @@ def decode(
 def measure_machine(settings: Settings) -> dict[str, Any]:
     """The machine's limits, as `harness.speed.machine` measures them."""
     torch.set_num_threads(settings.threads)
+    use_device(settings.device)
     if settings.tiny:
         machine.BUFFER_BYTES, machine.GEMM_SHAPES = 2**20, ((16, 16, 16), (8, 8, 8))
     effort = Effort(least=1, most=2, seconds=0) if settings.tiny else QUICK
