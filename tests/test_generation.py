@@ -74,6 +74,20 @@ def test_batch_size_and_order_change_nothing(model, processor, requests, batch_s
     assert answers == [expected[n] for n in order]
 
 
+def test_more_rows_than_the_kernels_take_change_nothing(model, processor, monkeypatch):
+    """Above that number, products of other libraries would sum in another order."""
+    asked = [Request(processor.conversation_prompt(f"{n} + 2", images=0)) for n in range(9)]
+    alone = [GroupedGenerator(model, processor).generate([one], 8)[0] for one in asked]
+    widths = []
+    step = model.language_model.step
+    monkeypatch.setattr("vlmamba.generation.MOST_ROWS", 4)
+    monkeypatch.setattr(
+        model.language_model, "step", lambda x, cache: widths.append(len(x)) or step(x, cache)
+    )
+    assert GroupedGenerator(model, processor).generate(asked, 8, batch_size=9) == alone
+    assert max(widths) == 4
+
+
 def test_one_encoder_pass_per_distinct_image(model, processor, requests, monkeypatch):
     seen = []
     encode = model.encode_images

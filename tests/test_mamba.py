@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import tiny_config
+from tiny import TINY_MIXERS, tiny_config
 from transformers import MambaConfig, MambaForCausalLM
 
 from vlmamba import published
@@ -153,3 +153,37 @@ def test_presets_have_the_published_sizes(name):
     parameters = sum(p.numel() for p in model.language_model.parameters())
     expected = {"1.4b": 1_372_178_432, "2.8b": 2_768_345_600, "2.8b-slimpj": 2_768_345_600}
     assert parameters == expected[name]
+
+
+@torch.inference_mode()
+def test_a_layer_of_many_taps_steps_as_it_reads():
+    model = VLMambaForConditionalGeneration(tiny_config(d_conv=20)).eval()
+    language_model, ids = model.language_model, torch.randint(2, 300, (2, 24))
+    whole, _ = language_model(language_model.embed(ids))
+    state = language_model.new_cache(2)
+    steps = [language_model.step(language_model.embed(ids[:, n]), state) for n in range(24)]
+    torch.testing.assert_close(torch.stack(steps, dim=1), whole, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mixer", TINY_MIXERS)
+@pytest.mark.parametrize("again", [False, True])
+def test_gradients_through_a_given_state(mixer, again):
+    """The state is the caller's, and the backward pass wants it as it was."""
+    torch.manual_seed(0)
+    model = VLMambaForConditionalGeneration(tiny_config(**TINY_MIXERS[mixer])).train()
+    if again:
+        model.activation_checkpointing_enable()
+    ids = torch.randint(2, 300, (2, 12))
+    with torch.no_grad():
+        state = model(ids[:, :5]).cache_params
+    model(ids[:, 5:], labels=ids[:, 5:], cache_params=state).loss.backward()
+    language_model = model.language_model
+    got = {name: p.grad.clone() for name, p in language_model.named_parameters()}
+    model.zero_grad()
+    with torch.no_grad():
+        state = model(ids[:, :5]).cache_params
+    hidden, _ = language_model(language_model.embed(ids[:, 5:]), state)
+    logits = language_model.head(hidden)[:, :-1].flatten(0, 1)
+    torch.nn.functional.cross_entropy(logits.float(), ids[:, 6:].flatten()).backward()
+    for name, grad in got.items():
+        torch.testing.assert_close(grad, language_model.get_parameter(name).grad, atol=1e-5, rtol=1e-4)

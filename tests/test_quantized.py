@@ -137,3 +137,17 @@ def test_an_unknown_kind_names_the_known_ones():
     model = VLMambaForConditionalGeneration(tiny_config())
     with pytest.raises(UserError, match="int8"):
         quantize(model.language_model, "int3")
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+@torch.inference_mode()
+def test_scales_keep_their_type(kind):
+    """A model's own `.to(bfloat16)` asks every buffer; the kernels read float32 scales."""
+    layer = QuantizedLinear.of(linear((48, 64)), KINDS[kind])
+    x, scale = torch.randn(2, 48), layer.scale.clone()
+    before = layer(x)
+    assert layer.to(torch.bfloat16) is layer
+    assert layer.scale.dtype == torch.float32 and torch.equal(layer.scale, scale)
+    torch.testing.assert_close(layer(x.bfloat16()).float(), before, atol=0.1, rtol=0.05)
+    assert layer.bias is None or layer.bias.dtype == torch.bfloat16
+    assert layer.to("meta").scale.is_meta

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
 import sys
 import warnings
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -250,7 +253,7 @@ def test_steps_equal_the_sequence(backend, states):
 
 
 @pytest.mark.parametrize("length", [1, 3, 17, 300])
-@pytest.mark.parametrize("taps", [4, 2])
+@pytest.mark.parametrize("taps", [4, 2, 20])  # 20: more than the C++ kernel has registers for
 @pytest.mark.parametrize("activation", ["silu", None])
 def test_conv_equals_torch(backend, length, taps, activation):
     inputs = conv_inputs(length=length, taps=taps)
@@ -582,6 +585,14 @@ def test_projected_scan_equals_the_scan_of_its_parts(dtype, continued):
         u, delta, -torch.exp(a_log.float()), b, c, d, z, bias, backend="reference", **options
     )
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    if continued:  # the same state for all rows, which lies in memory once
+        options["initial_state"] = options["initial_state"][:1].expand(batch, -1, -1)
+        want, state = selective_scan(
+            u, delta, -torch.exp(a_log.float()), b, c, d, z, bias, backend="reference", **options
+        )
+        wrong = options | {"initial_state": options["initial_state"][:1]}
+        with torch.inference_mode(), pytest.raises(ValueError, match="initial_state has shape"):
+            selective_scan_projected(u, delta, a_log, bc, d, z, bias, **wrong)
     for backend in ("auto", "torch"):
         with torch.inference_mode():
             got = selective_scan_projected(
@@ -589,3 +600,31 @@ def test_projected_scan_equals_the_scan_of_its_parts(dtype, continued):
             )
         torch.testing.assert_close(got[0], want, rtol=tolerance, atol=tolerance)
         torch.testing.assert_close(got[1], state, rtol=1e-4, atol=1e-4)
+
+
+GRADIENTS = """
+import sys, torch
+sys.path.insert(0, sys.argv[2])
+from test_selective_scan import gradients, scan_inputs
+from vlmamba.models.selective_scan import selective_scan
+found = gradients(selective_scan, scan_inputs(batch=2, length=40), ["B", "C"], backend="cpu")
+torch.save(found, sys.argv[1])
+"""
+
+
+def test_gradients_where_parallel_regions_have_fewer_threads(cpu_kernel, tmp_path):
+    """OMP_NUM_THREADS=4,1: how many groups a row has is not to be asked inside of one."""
+    found = []
+    for threads in ("4", "4,1"):
+        out = tmp_path / f"{threads}.pt"
+        command = [sys.executable, "-c", GRADIENTS, str(out), str(Path(__file__).parent)]
+        subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": threads}, check=True)
+        found.append(torch.load(out))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_gradients_of_no_row_are_none_at_all(backend):
+    inputs = scan_inputs(batch=0)
+    for grad in gradients(selective_scan, inputs, ["u", "A", "B"], backend=backend):
+        assert not grad.any()

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlmamba.models.language import Cache
+from vlmamba.models.linear import MOST_ROWS
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor, check_tags, split_text, tokens_behind
 from vlmamba_core.chunks import chunks
@@ -130,6 +131,13 @@ class GroupedGenerator:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
 
+    def _most_rows(self, batch_size: int) -> int:
+        """On a CPU those that the kernels for single tokens take.
+
+        Of more, others would add in another order, and a row's last bits depend on its neighbors.
+        """
+        return min(batch_size, MOST_ROWS) if self.model.device.type == "cpu" else batch_size
+
     @torch.inference_mode()
     def generate(
         self,
@@ -156,6 +164,7 @@ class GroupedGenerator:
                 if on_done is not None:
                     on_done(item.index, answers[item.index])
 
+        batch_size = self._most_rows(batch_size)
         for alike, state in self._batches(requests, batch_size, _alike):
             firsts = [same[0] for same in alike]
             if state is None:
@@ -183,6 +192,7 @@ class GroupedGenerator:
         """
         for number, request in enumerate(requests, 1):
             _check(request, number)
+        batch_size = self._most_rows(batch_size)
         found = [(0.0, 0, True)] * len(requests)
         tokenizer = self.processor.tokenizer
         told = [tokens_behind(tokenizer, without_tags(text)) for text in continuations]

@@ -85,6 +85,14 @@ class QuantizedLinear(nn.Module):
         layer.scale = scale.contiguous()
         return layer.to(weight.device)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> QuantizedLinear:
+        """Another device for everything; another type not for the scales, which kernels read."""
+        scale = self.scale
+        super()._apply(fn, recurse)
+        if self.scale.dtype != scale.dtype:
+            self.scale = scale.to(self.scale.device)
+        return self
+
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """The weights (O, I) as numbers of that type."""
         numbers = self.weight if self.kind.bits == 8 else unpack(self.weight, self.in_features)

@@ -100,6 +100,7 @@ def selective_scan_projected(
     module = backend_module(backend, u.device)
     if hasattr(module, "scan_projected") and not torch.is_grad_enabled():
         _check_lengths(lengths, *u.shape[:2])
+        _expect("initial_state", initial_state, (len(u), *A_log.shape))
         scanned = module.scan_projected(
             u, delta, A_log, bc, D, z, delta_bias, initial_state, lengths
         )

@@ -113,7 +113,7 @@ std::vector<Tensor> backward(
         in, {rows<T>(grad_y), data<R>(grad_final), data<R>(checkpoints), u.data_ptr<T>(),
              delta.data_ptr<T>(), scan.z ? z.data_ptr<T>() : nullptr, A.data_ptr<R>(),
              state.data_ptr<R>(), D.data_ptr<R>(), bias.data_ptr<R>(), B.data_ptr<R>(),
-             C.data_ptr<R>()});
+             C.data_ptr<R>(), groups});
     return std::vector<Tensor>{
         u, delta, A.sum(0), B.sum(1), C.sum(1), D.sum(0), z, bias.sum(0), state};
   });
@@ -377,6 +377,7 @@ Maybe mamba_step(
       state.scalar_type() != at::kFloat || !state.is_contiguous() ||
       !(fits(norm_weight) && may(norm_bias) && fits(conv_state) && fits(conv_weight) &&
         may(conv_bias) && fits(dt_bias) && fits(log_A) && fits(D)) ||
+      conv_weight.size(-1) > kMaxTaps ||
       !(whole(in_proj) && whole(x_proj) && whole(dt_proj) && whole(out_proj)))
     return std::nullopt;
   const auto run = [&](auto of_x, auto of_weights) {

@@ -26,9 +26,10 @@ int64_t block_count(int64_t channels) {
 constexpr int64_t kPanel = 256 / kVecBytes;
 
 // Threads share the blocks of all rows evenly. Those of one row that fall to one thread are a
-// group; a row has at most this many.
+// group; a row has at most this many. Asked outside of parallel regions, inside of which there are
+// fewer threads.
 inline int64_t group_count(int64_t batch) {
-  return ceil_div(at::get_num_threads(), batch) + 1;
+  return ceil_div(at::get_num_threads(), std::max<int64_t>(batch, 1)) + 1;
 }
 
 // f(row, first block, end block, group) for every group.

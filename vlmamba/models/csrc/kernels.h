@@ -56,6 +56,7 @@ struct ScanGrads {
   R *A, *initial_state;          // (B, Di, N): the sum over B is left to the caller
   R *D, *delta_bias;             // (B, Di), likewise
   R *B, *C;                      // (B, groups, L, N), zeros on entry: likewise the sum over groups
+  int64_t groups;
 };
 
 // Groups that scan_backward cuts a row's channels into at most, and elements of the checkpoints.

@@ -421,7 +421,7 @@ void backward_group(
     for (int64_t at = 0; at < group.size(); at += kPanel)
       backward_panel<T>(
           group, at, std::min(kPanel, group.size() - at), t, end, rates, grads, sums, memory);
-    const int64_t to = ((row * group_count(in.batch) + index) * in.length + t) * n;
+    const int64_t to = ((row * grads.groups + index) * in.length + t) * n;
     drain<R>(memory.grad_B, end - t, n, grads.B + to);
     drain<R>(memory.grad_C, end - t, n, grads.C + to);
   }

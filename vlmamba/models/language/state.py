@@ -86,8 +86,12 @@ class MambaState(Cache):
         self.positions = max(self.positions, other.positions)
 
     def write(self, other: MambaState) -> None:
-        """Take over the content of `other`, in place where the shapes agree."""
-        if self.conv.shape == other.conv.shape:
+        """Take over the content of `other`, in place where the shapes agree and nobody learns.
+
+        A backward pass, and layers that it runs again, still want what was there before.
+        """
+        learns = other.conv.requires_grad or other.ssm.requires_grad
+        if self.conv.shape == other.conv.shape and not learns:
             self.conv.copy_(other.conv)
             self.ssm.copy_(other.ssm)
         else:

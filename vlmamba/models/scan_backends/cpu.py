@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vlmamba.models.scan_backends import torch_ops
 from vlmamba.models.scan_backends.build import kernels
 
+MAX_TAPS = 16  # of the C++ convolution (kMaxTaps in kernels.h)
 _WIDE = {torch.float32: torch.float32, torch.bfloat16: torch.float32, torch.float64: torch.float64}
 
 
@@ -67,8 +69,9 @@ def scan_projected(
     if wide != torch.float32 or (initial_state is not None and initial_state.dtype != wide):
         return None
     rows = (_rows(x, dtype) for x in (u, delta, bc, z))
+    state = _dense(initial_state, wide)
     lengths = _dense(lengths, torch.int64)
-    y, state = kernels().scan_projected(*rows, A_log, D, delta_bias, initial_state, lengths)
+    y, state = kernels().scan_projected(*rows, A_log, D, delta_bias, state, lengths)
     return y.to(u.dtype), state
 
 
@@ -136,6 +139,8 @@ def selective_scan_step(state, u, delta, A, B, C, D, z, delta_bias, delta_softpl
 
 
 def causal_conv1d(x, weight, bias, initial_state, lengths, activation) -> tuple[Tensor, Tensor]:
+    if weight.shape[1] > MAX_TAPS:
+        return torch_ops.causal_conv1d(x, weight, bias, initial_state, lengths, activation)
     dtype, wide = _dtypes(x)
     tensors = (
         _rows(x, dtype),
@@ -166,6 +171,8 @@ class _Conv(torch.autograd.Function):
 
 
 def causal_conv1d_step(state, x, weight, bias, activation) -> Tensor:
+    if weight.shape[1] > MAX_TAPS:
+        return torch_ops.causal_conv1d_step(state, x, weight, bias, activation)
     dtype, wide = _dtypes(x)
     past = _dense(state, dtype)
     y = kernels().conv_step(

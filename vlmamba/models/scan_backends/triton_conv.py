@@ -108,7 +108,7 @@ def _conv(
     tl.store(at, total.to(y.dtype.element_ty), mask=(t < length)[:, None] & real_d[None, :])
     if tl.program_id(1) == 0:
         for k in tl.static_range(TAPS - 1):
-            place = tl.arange(0, 1) + end - (TAPS - 1) + k
+            place = (tl.arange(0, 1) + end - (TAPS - 1) + k).to(tl.int64)
             value = _inputs_at(x, state, place, d, end, real_d, x_step, channels, TAPS, WIDE)
             place_in_last = last + (row * (TAPS - 1) + k) * channels + d[None, :]
             tl.store(place_in_last, value.to(last.dtype.element_ty), mask=real_d[None, :])
