@@ -174,14 +174,16 @@ def test_gradients_through_a_given_state(mixer, again):
     if again:
         model.activation_checkpointing_enable()
     ids = torch.randint(2, 300, (2, 12))
+    state = model.init_state(2)
     with torch.no_grad():
-        state = model(ids[:, :5]).cache_params
+        model(ids[:, :5], cache_params=state)
     model(ids[:, 5:], labels=ids[:, 5:], cache_params=state).loss.backward()
     language_model = model.language_model
     got = {name: p.grad.clone() for name, p in language_model.named_parameters()}
     model.zero_grad()
+    state = model.init_state(2)
     with torch.no_grad():
-        state = model(ids[:, :5]).cache_params
+        model(ids[:, :5], cache_params=state)
     hidden, _ = language_model(language_model.embed(ids[:, 5:]), state)
     logits = language_model.head(hidden)[:, :-1].flatten(0, 1)
     torch.nn.functional.cross_entropy(logits.float(), ids[:, 6:].flatten()).backward()
