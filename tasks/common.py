@@ -367,9 +367,9 @@ class Benchmark(ABC):
         cell = doc.get(self.image_column)
         return list(cell) if isinstance(cell, list) else [] if cell is None else [cell]
 
-    def images(self, doc: Doc) -> list:
-        """The document's PIL images, RGB, that `lmms` shows; empty for a text-only document."""
-        cells = self.image_cells(doc, "lmms")
+    def images(self, doc: Doc, protocol: str) -> list:
+        """The document's PIL images, RGB; empty for a text-only document."""
+        cells = self.image_cells(doc, protocol)
         return [image.convert("RGB") for image in cells if image is not None]
 
     def evaluate(self, docs: Sequence[Doc], predictions: Sequence[str], protocol: str) -> Report:
@@ -473,13 +473,12 @@ def _count(values: Iterable[str]) -> dict[str, int]:
 def lmms_eval_functions(task: Benchmark) -> dict[str, Callable]:
     """The module-level functions that a task's YAML names with `!function tasks.<name>.<key>`.
 
-    For each protocol p: `p_doc_to_text`, `p_process_results` and one aggregation `p_<metric>`
-    per entry of `task.metrics` (slashes become underscores); and `doc_to_visual`,
-    `doc_to_target`, `process_docs`.  A folder's `__init__` puts them in its namespace with
+    For each protocol p: `p_doc_to_text`, `p_doc_to_visual`, `p_process_results` and one aggregation
+    `p_<metric>` per entry of `task.metrics` (slashes become underscores); and `doc_to_target`,
+    `process_docs`.  A folder's `__init__` puts them in its namespace with
     `globals().update(lmms_eval_functions(task))`.
     """
     functions: dict[str, Callable] = {
-        "doc_to_visual": task.images,
         "doc_to_target": task.reference,
         "process_docs": task.process_docs,
     }
@@ -492,6 +491,9 @@ def _protocol_functions(task: Benchmark, protocol: str) -> dict[str, Callable]:
     def doc_to_text(doc: Doc, lmms_eval_specific_kwargs: Mapping | None = None) -> str:
         refuse_texts(task, doc, task.name)
         return task.prompt(doc, protocol)
+
+    def doc_to_visual(doc: Doc) -> list:
+        return task.images(doc, protocol)
 
     def process_results(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
         item = {"doc": task.without_image(doc), "prediction": results[0]}
@@ -507,6 +509,7 @@ def _protocol_functions(task: Benchmark, protocol: str) -> dict[str, Callable]:
 
     return {
         f"{protocol}_doc_to_text": doc_to_text,
+        f"{protocol}_doc_to_visual": doc_to_visual,
         f"{protocol}_process_results": process_results,
         **{f"{protocol}_{m.replace('/', '_')}": aggregation(m) for m in task.metrics},
     }

@@ -380,6 +380,24 @@ def test_gqa_as_published(tmp_path):
         folder(tmp_path).load(GQA, "paper")
 
 
+def test_gqa_s_pictures_are_those_beside_its_questions(tmp_path):
+    """In the hub's cache with two snapshots, and beside a translation's copy of the same names."""
+    top = tmp_path / "datasets--lmms-lab--GQA"
+    for revision in ("0" * 40, "1" * 40):
+        gqa_tables(place := tmp_path / revision[:1])
+        (top / "snapshots").mkdir(parents=True, exist_ok=True)
+        (place / "GQA").rename(top / "snapshots" / revision)
+    (top / "refs").mkdir()
+    (top / "refs" / "main").write_text("1" * 40)
+    for root in (top, tmp_path):
+        rows = folder(root).load(GQA, "paper")
+        assert [row["image"]["bytes"] for row in rows] == [png((i % 2,) * 3) for i in range(4)]
+    gqa_tables(tmp_path / "both")
+    gqa_tables(tmp_path / "other")
+    (tmp_path / "other" / "GQA").rename(tmp_path / "both" / "GQA-ru")
+    assert len(folder(tmp_path / "both").load(GQA, "paper")) == 4
+
+
 def test_easy_vqa_on_the_hub_is_its_package(tmp_path, monkeypatch):
     import vlmamba.demo.benchmarks as demo
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 import tiny_vlms
@@ -12,7 +13,7 @@ from loguru import logger
 from PIL import Image
 
 from harness.models.base import Limits, Picture, Request
-from harness.models.lmms_models import LmmsModel
+from harness.models.lmms_models import LmmsModel, _instance
 from harness.models.resumable import Resumable
 from harness.models.transformers import TransformersModel
 from vlmamba_core.errors import UserError
@@ -105,3 +106,12 @@ def test_the_log_is_left_as_it_was(llava):
     finally:
         logger.remove(sink)
     assert len(told) == 1
+
+
+def test_a_length_that_no_task_sets_is_the_classs_own():
+    """Qwen2.5-VL's takes 32768 then, for tasks that ask for reasoning."""
+    picture = Picture("red", lambda: Image.new("RGB", (9, 9)))
+    asked = Request("t", 0, "why?", (picture,), Limits(1024, unset=True))
+    assert "max_new_tokens" not in _instance(asked, 0, asked.limits).args[1]
+    asked = replace(asked, limits=Limits(16))
+    assert _instance(asked, 0, asked.limits).args[1]["max_new_tokens"] == 16

@@ -159,6 +159,33 @@ def test_a_tasks_own_preparation_of_its_rows(fails, tmp_path, capsys, monkeypatc
         assert go(tmp_path, "ai2d")["tasks"]["lmms-ai2d"]["n"] == 8
 
 
+def test_a_tasks_own_scoring_sees_decoded_pictures_and_needs_no_other_split(tmp_path, monkeypatch):
+    """process_results_use_image (refcoco's), and a fewshot_config of no shots (illusionvqa's)."""
+
+    def score_of_size(doc, results):
+        return {"accuracy": float(doc["image"].size == (48, 48))}
+
+    changes = {
+        "process_results_use_image": True,
+        "process_results": score_of_size,
+        "metric_list": [{"metric": "accuracy", "aggregation": "mean", "higher_is_better": True}],
+        "num_fewshot": 0,
+        "fewshot_split": "train",
+        "fewshot_config": {"sampler": "first_n"},
+    }
+    make = lmms_tasks.LmmsTask.__init__
+    monkeypatch.setattr(
+        lmms_tasks.LmmsTask,
+        "__init__",
+        lambda task, name, config, whose: make(task, name, {**config, **changes}, whose),
+    )
+    rows = [*world.ai2d_rows(), ai2d(image=stored(Image.new("RGB", (9, 9))))]
+    save(rows, tmp_path, "ai2d", datasets.Image())
+    found = go(tmp_path, "ai2d")["tasks"]["lmms-ai2d"]
+    assert found["n"] == len(rows) == 9
+    assert found["metrics"]["accuracy"]["value"] == pytest.approx(8 / 9)
+
+
 def refused(folder: Path, tasks: str, capsys, *more: str, data: str | None = None) -> str:
     """The one line of a run that is an error."""
     place = folder.rename(folder.with_name("data")) if data is None and folder.is_dir() else folder

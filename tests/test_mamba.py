@@ -188,4 +188,6 @@ def test_gradients_through_a_given_state(mixer, again):
     logits = language_model.head(hidden)[:, :-1].flatten(0, 1)
     torch.nn.functional.cross_entropy(logits.float(), ids[:, 6:].flatten()).backward()
     for name, grad in got.items():
-        torch.testing.assert_close(grad, language_model.get_parameter(name).grad, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            grad, language_model.get_parameter(name).grad, atol=1e-5, rtol=1e-4
+        )

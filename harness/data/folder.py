@@ -132,19 +132,24 @@ def names(files: Sequence[Path], root: Path) -> list[str]:
     return list(dict.fromkeys(str(f.parent / "*.txt" if f.suffix == ".txt" else f) for f in inside))
 
 
-def load_images(root: Path, task: Benchmark, hub: Hub) -> datasets.Dataset | None:
+def load_images(
+    root: Path, task: Benchmark, hub: Hub, questions: Sequence[Path] = ()
+) -> datasets.Dataset | None:
     """The second table, which holds the images of a published data set such as GQA; None if absent.
 
-    `hub` is the table's: its config names the folder that the files are in.
+    `hub` is the table's: its config names the folder that the files are in.  questions: the files
+    of those; of several copies the images are looked for in that nearest above them.
     """
     if hub.name is None:
         return None
-    top = splits.snapshot(root)
-    inside = [
-        file for file in splits.under(top, ".parquet") if hub.name in file.relative_to(top).parts
-    ]
     needed = ("id", task.image_column)
-    return _parquet(splits.of_split(inside, top, hub), root, task, needed) if inside else None
+    parents = questions[0].parents if questions else ()
+    above = [parent for parent in parents if root in parent.parents]
+    for top in (*above, splits.snapshot(root)):
+        inside = [f for f in splits.under(top, ".parquet") if hub.name in f.relative_to(top).parts]
+        if inside:
+            return _parquet(splits.of_split(inside, top, hub), root, task, needed)
+    return None
 
 
 def check_columns(

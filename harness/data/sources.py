@@ -222,7 +222,8 @@ class Source:
         if self.root is None:
             images: datasets.Dataset | None = _load_hub(task, hub, ("id", task.image_column))
         else:
-            images = folder.load_images(self.root, task, hub)
+            asked = folder.find(self.root, task, self.hub(task))
+            images = folder.load_images(self.root, task, hub, asked)
         check_columns(rows.column_names, task, self.name, (task.image_id_column,))
         if images is None:
             raise UserError(

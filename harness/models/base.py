@@ -96,12 +96,14 @@ class Sampling:
 class Limits:
     """How an answer is made: at most max_new_tokens, cut before the first of the stop strings.
 
-    until: an empty one ends nothing, and is left out.  sampling: None for greedy answers.
+    until: an empty one ends nothing, and is left out.  sampling: None for greedy answers.  unset:
+    the task says nothing of the length, and max_new_tokens is what most of lmms-eval's models take.
     """
 
     max_new_tokens: int
     until: tuple[str, ...] = ()
     sampling: Sampling | None = None
+    unset: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "until", tuple(stop for stop in self.until if stop))

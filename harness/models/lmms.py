@@ -131,7 +131,7 @@ class VLMamba(lmms):
         of: the request at a place; None where nothing is to be asked, as of padding.
         """
         answers: list[str | None] = [""] * len(requests)
-        places, asked, odd = [], [], []
+        places, asked, odd, ended = [], [], [], 0
         for place, instance in enumerate(requests):
             if _is_padding(instance):
                 continue
@@ -141,12 +141,14 @@ class VLMamba(lmms):
                 odd.append(_where(instance) + one_line(str(error) or type(error).__name__))
                 answers[place] = None
                 continue
-            if request is not None:
+            if request is None:  # its task has no further round
+                ended += 1
+            else:
                 places.append(place)
                 asked.append(request)
         for line in odd:
             self.answers.note(line)
-        if len(odd) >= ODD_TO_GIVE_UP and not asked:
+        if len(odd) >= ODD_TO_GIVE_UP and not asked and not ended:
             raise UserError(f"none of the {len(odd)} rows can be asked; {odd[0]}")
         for place, answer in zip(places, self.answers.answer(asked), strict=True):
             answers[place] = answer

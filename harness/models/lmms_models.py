@@ -182,8 +182,7 @@ class LmmsModel(EvalModel):
 
 def _instance(request: Request, number: int, limits: Limits) -> Instance:
     """lmms-eval's form of a request; the class changes the settings, so each has its own."""
-    settings = {
-        "max_new_tokens": limits.max_new_tokens,
+    settings = ({} if limits.unset else {"max_new_tokens": limits.max_new_tokens}) | {
         "until": list(limits.until),
         "do_sample": False,
         "temperature": 0,

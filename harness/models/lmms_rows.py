@@ -22,6 +22,8 @@ from PIL import Image
 from harness.data.images import UnreadableImage, decode, image_key, is_stored
 from harness.models.base import Limits, Picture, Request, Sampling, Turn
 
+USUAL_LENGTH = 1024  # where a task sets none: what some forty of lmms-eval's models take then
+
 
 class Rows:
     """The rows of lmms-eval's tasks. task_dict: gives task -> split -> its rows.
@@ -123,10 +125,12 @@ class Rows:
 
     def _limits(self, generation: Mapping[str, Any]) -> Limits:
         until = generation.get("until") or []
+        length = generation.get("max_new_tokens")
         return Limits(
-            max_new_tokens=int(generation.get("max_new_tokens") or 128),
+            max_new_tokens=int(length or USUAL_LENGTH),
             until=(until,) if isinstance(until, str) else tuple(until),
             sampling=sampling(generation, self._seed),
+            unset=not length,
         )
 
 

@@ -44,7 +44,7 @@ from harness.data.questions import NO_IMAGE, OwnRows, Question
 from harness.data.sources import Source, commit
 from harness.models import lmms_values, ranks
 from harness.models.base import likelihood
-from harness.models.lmms_rows import Rows, image_columns, loss, undecoded, with_pictures
+from harness.models.lmms_rows import Rows, decoded, image_columns, loss, undecoded, with_pictures
 from harness.models.lmms_values import Values
 from tasks.common import Case, Doc, Hub, Report
 from vlmamba_core.errors import UserError, first_line, one_line
@@ -151,7 +151,9 @@ class LmmsTask(OwnRows):
         with quietly():
             self.task = self._open(source)
             table = self.task.eval_docs_no_media
-            self.row = functools.lru_cache(maxsize=1)(lambda number: dict(table[number]))
+            self.row = functools.lru_cache(maxsize=1)(
+                lambda number: {name: decoded(value, []) for name, value in table[number].items()}
+            )
             rows = Rows(lambda: {self.task.config.task: self.task.dataset})
             numbers = range(min(len(table), limit or len(table)))
             shown = tqdm(numbers, desc=f"{self.name}: reading", disable=ranks.rank() != 0)
@@ -323,6 +325,8 @@ class LmmsTask(OwnRows):
         """The task over its rows. Raises UserError where it cannot be made of any of the first."""
         config, hub = dict(self.config), self._hub(source)
         config |= {"dataset_path": hub.path, "validation_split": None, "test_split": hub.split}
+        if not config.get("num_fewshot"):  # its class reads them all the same
+            config = {name: v for name, v in config.items() if not name.startswith("fewshot_")}
         table = self._fetched(hub) if source.root is None else self._local(source)
         trouble: Exception | None = None
         if process := config.pop("process_docs", None):

@@ -264,8 +264,9 @@ def tables(results: Results) -> str:
         )
     for comparison in results.comparisons:
         lines += ["", *_table(comparison)]
-    limits = against_limits(summary(results)) if results.settings.get("device") == "cpu" else []
-    lines += ["", *_notes(results), "", *limits]
+    lines += ["", *_notes(results), ""]
+    if results.settings.get("device") == "cpu":
+        lines += against_limits(summary(results))
     return "\n".join(lines)
 
 

@@ -28,9 +28,9 @@ class GQA(ExactMatch):
     image_id_column = "imageId"
     cluster_columns = ("imageId", "question_id")
 
-    def images(self, doc: Doc) -> list:
+    def images(self, doc: Doc, protocol: str) -> list:
         """The row's own image; else the one its imageId names in the hub's image table."""
-        return super().images(doc) or [hub_image(self.image_hub, doc["imageId"])]
+        return super().images(doc, protocol) or [hub_image(self.image_hub, doc["imageId"])]
 
     def exclude(self, docs: Sequence[Doc], protocol: str) -> dict[int, str]:
         reasons = super().exclude(docs, protocol)

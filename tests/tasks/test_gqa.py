@@ -108,14 +108,14 @@ def test_image_comes_from_the_row_or_from_the_hubs_table(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     images._open.cache_clear()
-    assert [i.mode for i in task.images({**document("cat"), "image": gray})] == ["RGB"]
+    assert [i.mode for i in task.images({**document("cat"), "image": gray}, "paper")] == ["RGB"]
     assert asked == []
-    assert [i.size for i in task.images(document("cat", 3))] == [(5, 6)]
-    assert [i.mode for i in task.images(document("cat", 0))] == ["RGB"]
+    assert [i.size for i in task.images(document("cat", 3), "paper")] == [(5, 6)]
+    assert [i.mode for i in task.images(document("cat", 0), "paper")] == ["RGB"]
     options = {"split": "testdev", "revision": None}
     assert asked == [(("lmms-lab/GQA", "testdev_balanced_images"), options)]
     with pytest.raises(UserError, match="'n33' is not among the 2 images"):
-        task.images(document("cat", 99))
+        task.images(document("cat", 99), "paper")
     images._open.cache_clear()
 
 

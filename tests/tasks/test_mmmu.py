@@ -5,8 +5,9 @@ import pytest
 import yaml
 from lmms_eval.tasks._task_utils import mmmu_mcq_utils
 from lmms_eval.tasks.mmmu import utils as official_lmms
+from PIL import Image
 
-from tasks import load
+from tasks import load, mmmu
 from tasks.common import OPTION_LETTER, SHORT_ANSWER
 
 task = load("mmmu")
@@ -91,6 +92,13 @@ def test_images_are_those_that_question_and_options_name():
 )
 def test_truth(doc, truth):
     assert task.reference(doc) == truth
+
+
+def test_a_run_of_lmms_eval_shows_what_the_protocol_does():
+    pictures = {f"image_{n}": Image.new("RGB", (n, 1)) for n in range(1, 8)}
+    doc = DOC | pictures | {"question": "<image 3> or <image 1>?", "options": "['x']"}
+    assert [i.size for i in mmmu.paper_doc_to_visual(doc)] == [(1, 1)]
+    assert [i.size for i in mmmu.lmms_doc_to_visual(doc)] == [(1, 1), (3, 1)]
 
 
 def test_a_note_says_what_a_draw_would_give():

@@ -43,7 +43,7 @@ def test_prompts(lmms_mmvet):
     assert task.prompt(document(), "paper") == "What is it?"
     assert task.prompt(document(), "lmms") == lmms_mmvet.doc_to_text(document(), kwargs)
     assert task.max_new_tokens("lmms") == yaml["generation_kwargs"]["max_new_tokens"]
-    assert task.images({**document(), "image": None}) == []
+    assert task.images({**document(), "image": None}, "paper") == []
 
 
 def test_without_a_judge_there_is_no_score():
