@@ -16,7 +16,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, MistralConf
 import tasks
 from harness.data.images import decode, image_key
 from harness.data.sources import Source
-from harness.models.base import Limits, Picture, Request
+from harness.models import templates
+from harness.models.base import Limits, Picture, Request, Turn
 from harness.models.resumable import Resumable
 from harness.models.shared_prefix import ALONE, BATCHED, EQUAL
 from harness.models.transformers import TransformersModel
@@ -97,6 +98,24 @@ def test_answers_are_those_of_generate_one_at_a_time(family, folders, demo_reque
     described = model.describe()["batching"]
     assert described["questions_also_asked_alone"] == 8
     assert described["of_these_answered_differently"] == 0
+
+
+TEXT_ONLY = (
+    "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] | trim }}\n"
+    "{% endfor %}[assistant]"
+)
+
+
+def test_a_tokenizer_s_template_for_text_is_given_text(folders):
+    """As of a LLaVA on Llama-3 whose processor has none of its own."""
+    processor = AutoProcessor.from_pretrained(folders["llava"])
+    processor.chat_template, processor.tokenizer.chat_template = None, TEXT_ONLY
+    template = templates.choose(processor, None)
+    assert template.in_words and template.name == "chat_template"
+    before = (Turn("user", "Hello", 1), Turn("assistant", "Hi"))
+    text = template.render(processor, "a dog?", images=2, before=before)
+    assert text == "[user] <image>\nHello\n[assistant] Hi\n[user] <image>\na dog?\n[assistant]"
+    assert not templates.choose(AutoProcessor.from_pretrained(folders["llava"]), None).in_words
 
 
 @pytest.mark.parametrize("mode", [EQUAL, ALONE])

@@ -252,6 +252,8 @@ def save(
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.3 if "embed" in name else 0.2)
+        elif name.endswith("_gate"):  # zero in a new model: its pictures would change nothing
+            nn.init.constant_(parameter, 0.5)
     words = processor.tokenizer
     model.generation_config = hf.GenerationConfig(
         bos_token_id=words.bos_token_id,

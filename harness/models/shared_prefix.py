@@ -26,6 +26,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from vlmamba.models.language.wrapped import WrappedCache
 
+ACROSS = "cross_attention_mask"
+
 # How questions are answered, the fastest first
 BATCHED = "shared image prefix, padded batches"
 EQUAL = "shared image prefix, batches of equal lengths"
@@ -59,10 +61,15 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Prefix:
-    """A cache of one row, and how far the next token's position is from the number of tokens."""
+    """A cache of one row, and how far the next token's position is from the number of tokens.
+
+    across: (1, 1, pictures, tiles), which tiles layers that attend to pictures (Llama-3.2-Vision's)
+    show to every token from here on; None in other models.
+    """
 
     cache: WrappedCache
     offset: int
+    across: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -89,8 +96,14 @@ class Comparison:
 class Batch:
     """Questions decoded together. logits: (B, V) float32 after the last token of each row."""
 
-    def __init__(self, decoder: SharedPrefix, cache: WrappedCache, offsets: Tensor) -> None:
-        self._decoder, self._cache, self._offsets = decoder, cache, offsets
+    def __init__(
+        self,
+        decoder: SharedPrefix,
+        cache: WrappedCache,
+        offsets: Tensor,
+        across: Tensor | None = None,
+    ) -> None:
+        self._decoder, self._cache, self._offsets, self._across = decoder, cache, offsets, across
         self.logits = torch.empty(0)
 
     def read(self, ids: Tensor, real: Tensor) -> None:
@@ -98,7 +111,10 @@ class Batch:
         seen = self._cache.lengths.unsqueeze(1) + self._offsets
         positions = (seen + real.cumsum(dim=1) - 1).clamp(min=0)
         self._cache.mask = torch.cat([self._cache.mask, real], dim=1)
+        tiles = self._across
+        shown = {} if tiles is None else {ACROSS: tiles.expand(-1, ids.shape[1], -1, -1)}
         output = self._decoder.forward(
+            **shown,
             input_ids=ids,
             attention_mask=self._cache.mask.long(),
             position_ids=positions,
@@ -113,6 +129,7 @@ class Batch:
     def select(self, rows: Tensor) -> None:
         """Keep these rows only."""
         self._cache, self._offsets = self._cache.select(rows), self._offsets[rows]
+        self._across = None if self._across is None else self._across[rows]
         self.logits = self.logits[rows]
 
 
@@ -140,7 +157,9 @@ class SharedPrefix:
         if not isinstance(cache, DynamicCache):
             raise TypeError(f"the cache is a {type(cache).__name__}, which is not one to copy")
         mask = torch.ones(1, prompt.shared, dtype=torch.bool, device=self.model.device)
-        return Prefix(WrappedCache(cache, mask), self._offset())
+        across = prompt.inputs.get(ACROSS)
+        shown = None if across is None else across[:, -1:]  # a question stands behind all pictures
+        return Prefix(WrappedCache(cache, mask), self._offset(), shown)
 
     def start(self, prefixes: Sequence[Prefix], questions: Sequence[Tensor]) -> Batch:
         """A batch that has read each question (its token ids) after its prefix.
@@ -148,7 +167,9 @@ class SharedPrefix:
         Rows of the same prefix stand next to each other.
         """
         offsets = torch.tensor([[p.offset] for p in prefixes], device=self.model.device)
-        batch = Batch(self, _join(prefixes, self.model), offsets)
+        shown = [p.across for p in prefixes if p.across is not None]
+        across = torch.cat(shown) if len(shown) == len(prefixes) else None
+        batch = Batch(self, _join(prefixes, self.model), offsets, across)
         ids, real = _left_pad(questions)
         batch.read(ids, real)
         return batch

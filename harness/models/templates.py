@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,16 @@ NAMED = {
 
 @dataclass(frozen=True)
 class Template:
-    """name: what a record calls it.  text: a Jinja chat template, or one of NAMED."""
+    """name: what a record calls it.  text: a Jinja chat template, or one of NAMED.
+
+    in_words: a chat template that was written for text: a message is one text, its pictures' tokens
+    in front of it on lines of their own, as LLaVA writes them.
+    """
 
     name: str
     text: str
     chat: bool
+    in_words: bool = False
 
     def describe(self) -> dict[str, str]:
         """What a record says of it."""
@@ -65,6 +70,8 @@ class Template:
                 stripped=question.strip(),
             )
         turns = messages(question, images, before, image_token(processor))
+        if self.in_words:
+            turns = [turn | {"content": _as_text(turn, image_token(processor))} for turn in turns]
         return processor.apply_chat_template(
             turns, chat_template=self.text, add_generation_prompt=True, tokenize=False
         )
@@ -88,6 +95,19 @@ def messages(
     ]
 
 
+def _as_text(turn: dict[str, Any], token: str) -> str:
+    return "".join(part.get("text", f"{token}\n") for part in turn["content"])
+
+
+def _shows_pictures(template: Template, processor: Any) -> bool:
+    """Whether a chat template knows of parts of a message; one for text writes the list itself."""
+    try:
+        told = template.render(processor, "What?", images=1)
+    except Exception:  # Jinja's, with the template's own words, or what it does to a list
+        return False
+    return "'type'" not in told and '"type"' not in told
+
+
 def choose(processor: Any, name: str | None) -> Template:
     """The template called `name`, one of NAMED, chat_template, or a file with a Jinja template.
 
@@ -102,7 +122,8 @@ def choose(processor: Any, name: str | None) -> Template:
     if name == CHAT:
         if not own:
             raise UserError(f"this model brings no chat template; choose {', '.join(NAMED)}")
-        return Template(CHAT, own, chat=True)
+        chosen = Template(CHAT, own, chat=True)
+        return replace(chosen, in_words=not _shows_pictures(chosen, processor))
     if name in NAMED:
         return Template(name, NAMED[name], chat=False)
     if Path(name).is_file():
