@@ -52,6 +52,11 @@ def test_one_question(picture, capsys):
     assert "tokens/s" in err and "KiB at every length" in err
 
 
+def test_a_question_may_be_longer_than_a_name_of_a_file(picture):
+    question = "Which of these is in the image? " * 20
+    assert ask.pictures_and_question([str(picture), question]) == ([str(picture)], question)
+
+
 @pytest.mark.parametrize("chat", [True, False])
 def test_questions_from_the_standard_input(picture, chat, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(QUESTIONS)))

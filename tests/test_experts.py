@@ -183,6 +183,11 @@ def test_the_table_tells_pictures_from_words(tmp_path, processor, capsys):
     words = ["--data", str(tmp_path / "data.json"), "--images", str(tmp_path)]
     assert command.main(["--model", str(tmp_path / "model"), *words]) == 0
     printed = capsys.readouterr().out.splitlines()
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    (tmp_path / "data.json").write_text(json.dumps([rows[0] | {"image": "b.png"}, *rows]))
+    assert command.main(["--model", str(tmp_path / "model"), *words]) == 0
+    again = capsys.readouterr()
+    assert again.out.splitlines() == printed and "left out: " in again.err
     assert [line.split()[:2] for line in printed[1:]] == [
         [layer, kind] for layer in "13" for kind in ("image", "text")
     ]

@@ -357,6 +357,15 @@ def test_feature_cache_notices_a_changed_image_and_another_encoder(
     assert len(feature_cache.open_cache(tmp_path / "cache", images, model, processor)) == 0
 
 
+def test_feature_cache_is_of_one_layer(tmp_path, images, model, processor):
+    """Another hidden state is of the same weights, and has the same shape."""
+    cache = feature_cache.open_cache(tmp_path / "cache", images, model, processor)
+    feature_cache.fill_cache(cache, ["a.png"], model, processor)
+    model.config.vision_feature_layer = -1
+    other = feature_cache.open_cache(tmp_path / "cache", images, model, processor)
+    assert other.folder != cache.folder and len(other) == 0
+
+
 def test_feature_cache_drops_what_a_killed_writer_left(tmp_path, images, model, processor):
     cache = feature_cache.open_cache(tmp_path / "cache", images, model, processor)
     feature_cache.fill_cache(cache, ["a.png"], model, processor)
@@ -397,6 +406,17 @@ def test_parts_of_a_line_may_be_read_without_being_learned(tmp_path, processor):
         "all of it<|endoftext|> blue red<|endoftext|>tab\ttab<|endoftext|>"
     )
     assert "\x1f" not in "".join(text.plain_texts([tmp_path / "t.txt"]))
+
+
+def test_parts_at_the_ends_of_a_line_are_parts_too(tmp_path, processor):
+    """Nothing read before what is learned; nothing learned behind what is read; no part at all."""
+    (tmp_path / "t.txt").write_text("\x1fdog red\x1f is told\n all that is read\x1f \n\x1f \x1f\n")
+    tokens = text.tokenize_documents([tmp_path / "t.txt"], processor, tmp_path / "t.u32")
+    decode, count = processor.tokenizer.decode, len(np.fromfile(tokens, np.uint32))
+    block = text.PackedText(tokens, block=count)[0]
+    assert decode(block.input_ids).startswith("dog red is told<|endoftext|>all that is read")
+    learned = decode(block.labels[block.labels != IGNORE])
+    assert learned.startswith("dog red") and "is told" not in learned and "read" not in learned
 
 
 def test_text_sources_that_do_not_exist_are_named(tmp_path):

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from test_wrapped_language_model import FAMILIES
 from tiny import TINY_CLIP, tiny_config
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from vlmamba import checkpoints
+from vlmamba.config import VLMambaConfig
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor
 from vlmamba.training.init_model import initial_model
@@ -142,6 +144,23 @@ def test_a_changed_dtype_is_the_one_that_transformers_makes(wanted):
         assert torch.equal(ours[name], tensor), name
         assert ours[name].stride() == tensor.stride(), name
     assert model.dtype == model.config.dtype == wanted
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "phi"])
+def test_rotary_frequencies_keep_their_precision(name, tmp_path, tokenizer):
+    """In bfloat16, tokens far apart would be read at other distances."""
+    text = {"model_type": name, **FAMILIES[name], "vocab_size": len(tokenizer)}
+    config = VLMambaConfig(text_config=text, vision_config=dict(TINY_CLIP))
+    VLMambaForConditionalGeneration(config).save_pretrained(tmp_path)
+    VLMambaProcessor.from_config(config, tokenizer).save_pretrained(tmp_path)
+    load = VLMambaForConditionalGeneration.from_pretrained
+    theirs = dict(load(tmp_path, dtype=torch.bfloat16).named_buffers())
+    model, _ = checkpoints.load(str(tmp_path), dtype=torch.bfloat16)
+    ours = dict(model.named_buffers())
+    assert any(key.endswith("inv_freq") for key in ours)
+    for key, buffer in theirs.items():
+        assert ours[key].dtype == buffer.dtype, key
+        assert torch.equal(ours[key], buffer), key
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])

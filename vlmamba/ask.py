@@ -14,6 +14,7 @@ conversation, else each by itself. Answers go to the standard output and everyth
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def pictures_and_question(inputs: Sequence[str]) -> tuple[list[str], str | None]:
     """The pictures' paths, and the question: the last argument where that is no file."""
     *before, last = inputs
-    if last == STDIN or Path(last).is_file():
+    if last == STDIN or os.path.isfile(last):  # a long question is no name of a file
         return list(inputs), None
     return list(before), last
 

@@ -143,7 +143,9 @@ def _change_dtype(model: VLMambaForConditionalGeneration, dtype: torch.dtype) ->
         parameter.data = in_dtype(parameter.data, dtype)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_floating_point() and not isinstance(module, QuantizedLinear):
+            # transformers keeps the frequencies of rotary positions in float32
+            kept = isinstance(module, QuantizedLinear) or name.endswith("inv_freq")
+            if buffer.is_floating_point() and not kept:
                 setattr(module, name, buffer.to(dtype))
     if not model.vision_encoder.weights_in_checkpoint:
         model.vision_encoder.load_pretrained()  # its buffers are computed in that dtype

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
@@ -22,6 +23,7 @@ from vlmamba import checkpoints
 from vlmamba.data import llava
 from vlmamba.data.examples import ConversationExamples
 from vlmamba.data.images import PixelImages
+from vlmamba.data.llava import SampleError
 from vlmamba.models.mixers.experts import Experts
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba_core.cli import Parser, cli
@@ -88,7 +90,11 @@ def count(
         for n, layer in layers.items()
     }
     for position in range(number):
-        example = examples[position]
+        try:
+            example = examples[position]
+        except SampleError as error:  # as training leaves it out
+            print(f"left out: {examples.name(position)}: {error}", file=sys.stderr)
+            continue
         pixels = None if example.images is None else example.images.to(model.device)
         model(input_ids=example.input_ids[None].to(model.device), pixel_values=pixels)
         is_text = (example.input_ids != model.config.image_token_id).long()

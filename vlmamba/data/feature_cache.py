@@ -37,6 +37,7 @@ from vlmamba_core.chunks import chunks
 from vlmamba_core.errors import UserError
 from vlmamba_core.folder import lock_folder
 
+USUAL_LAYER = -2  # LLaVA's; not in the names of caches of that layer
 NOBODY = 0  # key of a row that counts no more
 GOES_ON = 1  # key of a tile that is not the last of its image
 
@@ -205,6 +206,8 @@ def open_cache(root: Path, images: Path, model: Any, processor: Any) -> FeatureC
     }
     if processor.image_layout != WHOLE:  # the name of a cache of whole pictures stays what it was
         description["image_layout"] = processor.image_layout
+    if (layer := model.config.vision_feature_layer) != USUAL_LAYER:  # likewise
+        description["vision_feature_layer"] = layer
     name = f"{vision.model_type}-{weights_fingerprint(model.vision_encoder, description)}"
     cache = FeatureCache(
         Path(root) / name, images, model.config.num_patches, model.config.vision_width

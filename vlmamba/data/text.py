@@ -26,6 +26,7 @@ from vlmamba_core.chunks import chunks
 from vlmamba_core.errors import UserError
 from vlmamba_core.tokens import IGNORE, UNIT, without_tags
 
+SPACE = " \t\r\n\f\v"  # taken off a line's ends; str.strip() would take UNIT for white space, too
 READ_ONLY = np.uint32(1 << 31)  # set in a token of the file that is not to be predicted
 
 
@@ -40,8 +41,8 @@ def documents(paths: Iterable[Path], skipped: Counter[str]) -> Iterator[str | Sa
         elif path.suffix == ".txt" and path.is_file():
             try:
                 with open(path, encoding="utf-8-sig") as file:
-                    lines = (without_tags(line).strip() for line in file)
-                    yield from filter(None, lines)
+                    lines = (without_tags(line).strip(SPACE) for line in file)
+                    yield from (line for line in lines if line.strip(SPACE + UNIT))
             except UnicodeDecodeError as error:
                 raise UserError(f"{path} is not UTF-8 text: {error}") from error
         else:

@@ -39,6 +39,7 @@ from vlmamba.demo.vocabulary import TRAINING_STYLES, WORDS, with_article
 from vlmamba.demo.words import in_words
 from vlmamba.demo.world import Scene, SceneOptions, sample_scene
 from vlmamba_core.errors import UserError
+from vlmamba_core.folder import write_atomically
 from vlmamba_core.tokens import IMAGE
 
 # The published instruction sentences (LLaVA-1.5), which `tasks` uses as well.
@@ -463,4 +464,4 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def _write_json(path: Path, samples: list[dict]) -> None:
-    path.write_text(json.dumps(samples, indent=0, ensure_ascii=False) + "\n")
+    write_atomically(path, json.dumps(samples, indent=0, ensure_ascii=False) + "\n")
