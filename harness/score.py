@@ -88,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "again asks nothing that is already answered in its folder"
         )
     task = tasks.load(args.task)
+    if not args.predictions.name:  # "."
+        args.predictions = args.predictions.resolve()
     answers = read(task, args.predictions, args.format, args.truth, bool(args.submit))
     if answers.submitted:
         task = task.of_uploads()
@@ -143,8 +145,10 @@ def write_submission(
     whole = submit.Wanted(read_documents(truth, task)) if truth else None
     docs, predictions = [row.doc for row in rows], [row.prediction for row in rows]
     n, notes = submit.write(task, docs, predictions, path, whole)
+    split = f" of split {task.submission_split}" if task.submission_split else ""
+    if whole is not None and split:
+        notes.append(f"complete for --truth; the server wants every question{split}")
     if whole is None:
-        split = f" of split {task.submission_split}" if task.submission_split else ""
         notes.append(
             f"not checked for completeness; the server wants every question{split}: give them "
             "with --truth"

@@ -307,6 +307,10 @@ class Benchmark(ABC):
         """Whether the row belongs to the benchmark's `part`; a row that does not tell does."""
         return self.part is None or doc.get(self.part[0], self.part[1]) == self.part[1]
 
+    def awaits(self, doc: Doc) -> bool:
+        """Whether a file of answers lacks something without an answer to this row."""
+        return self.asks(doc)
+
     def rows_of_part(self, rows: Any) -> Any:
         """Those rows of a `datasets.Dataset` that belong to the benchmark's `part`."""
         if self.part is None or self.part[0] not in rows.column_names:

@@ -19,10 +19,10 @@ import tasks
 from harness.data.readers import (
     TABLES,
     Row,
+    lists_read,
     read_documents,
     read_json,
     read_rows,
-    read_task_rows,
 )
 from harness.scoring import llava_answers
 from harness.scoring.llava_answers import BAD_ROW, Joined, WrongFormat
@@ -31,6 +31,7 @@ from vlmamba_core.errors import UserError, unknown
 from vlmamba_core.names import match
 
 LOGGED_IDS = ("question_id", "index", "id", "category")  # what lmms-eval's tasks log of a document
+LOGGED_PREFIX = "llava_bench_"  # which its LLaVA-Bench puts in front of a category
 Loader = Callable[[Benchmark, Path, Sequence[Path]], tuple[list[Joined], int]]
 
 
@@ -145,7 +146,8 @@ def from_vlmevalkit(
 
     A row may stand for several: its POPE file holds each question once, with all its categories.
     """
-    rows = read_task_rows(predictions, task)
+    # its JSON has the cells of its tables, lists as text too
+    rows = lists_read(read_rows(predictions, task.image_columns), task, predictions)
     for row in rows:
         for column in ("index", "prediction"):
             if column not in row:
@@ -236,7 +238,8 @@ def _disagreement(sample: Row, doc: Row, task: Benchmark) -> str:
             return f"its target is {target!r:.60}, the document's {known[0]!r:.60}"
     for logged in (value for value in sample.values() if isinstance(value, dict)):
         for name in LOGGED_IDS:
-            if name in logged and name in doc and str(logged[name]) != str(doc[name]):
+            told = str(logged.get(name)).removeprefix(LOGGED_PREFIX)
+            if name in logged and name in doc and told != str(doc[name]):
                 return f"its {name} is {logged[name]!r:.60}, the document's {doc[name]!r:.60}"
     return ""
 
@@ -285,7 +288,11 @@ def from_own_format(
         found = own.read(read_json(predictions))
     except (*BAD_ROW, StatisticsError) as error:
         raise WrongFormat(f"{predictions} is no {own.description} ({error!r})") from error
-    documents = {doc["question_id"]: doc for doc in read_documents(truth, task)}
+    rows = read_documents(truth, task)
+    check_columns(task, rows)
+    if "question_id" not in rows[0]:
+        raise UserError(f"{truth[0]} has no column 'question_id'; expected {own.truth}")
+    documents = {doc["question_id"]: doc for doc in rows}
     for question in found:
         if question not in documents:
             raise UserError(f"{predictions}: question {question!r} is not in {truth[0]}")

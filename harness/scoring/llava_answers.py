@@ -104,7 +104,7 @@ def join(
             stacklevel=2,
         )
     rest = [document for key, document in documents.items() if key not in joined]
-    return list(joined.values()), sum(map(task.asks, rest))
+    return list(joined.values()), sum(map(task.awaits, rest))
 
 
 def _whole(task: Benchmark, truth: Sequence[Path]) -> list[Path]:

@@ -38,7 +38,7 @@ def _conversation(row: Row) -> Row:
     return {
         "question": question,
         "choices": choices,
-        "answer": ascii_uppercase.index(answered),
+        "answer": _place(answered),
         "hint": "",
         "has_image": "image" in row,
     }
@@ -68,7 +68,7 @@ def from_vlmevalkit(row: Row) -> list[Row]:
         {
             "question": row["question"],
             "choices": choices,
-            "answer": ascii_uppercase.index(row["answer"]),
+            "answer": _place(row["answer"]),
             "hint": row.get("hint", ""),
             "has_image": True,
         }
@@ -91,3 +91,8 @@ def outputs(content: Any) -> Mapping[str, Any] | None:
 upload = Upload(
     unwrap=outputs, description="what eval_science_qa.py writes as --output-result, or id -> answer"
 )
+
+
+def _place(letter: str) -> int:
+    """Of an option; -1, which is none, for a cell without a letter."""
+    return ascii_uppercase.index(letter) if len(letter) == 1 else -1

@@ -240,6 +240,8 @@ def test_vlmevalkit_pope_mme_and_scienceqa(tmp_path):
     rows = imported("scienceqa", sqa | {"prediction": "B"})
     assert rows[0].doc["choices"] == ["no", "yes"]
     assert score.score(tasks.load("scienceqa"), rows, "paper").metrics["accuracy"] == 1
+    lost = imported("scienceqa", sqa | {"answer": "", "prediction": "A"})
+    assert tasks.load("scienceqa").reference(lost[0].doc) is None  # and not the first choice
     with pytest.raises(UserError, match=r"row 4 is not a mme row \(KeyError\('image_path'\)\)"):
         imported("mme", mme)
 
@@ -395,6 +397,26 @@ def test_what_lmms_evals_own_task_logs_belongs_to_its_documents_alone(name, writ
         imports.load("lmms-eval", task, samples, [write("truth.jsonl", docs[::-1])])
 
 
+def test_llava_bench_s_categories_are_logged_with_a_prefix(write):
+    """tasks/llava-in-the-wild/utils.py: "llava_bench_" + doc["category"]."""
+    doc = DOCUMENTS["llava_bench"][0]
+    judged = {"question": doc["question"], "category": f"llava_bench_{doc['category']}"}
+    sample = {"doc_id": 0, "filtered_resps": "a", "input": doc["question"], "gpt_eval_all": judged}
+    task, truth = tasks.load("llava_bench"), [write("truth.jsonl", [doc])]
+    rows, _ = imports.load("lmms-eval", task, write("s.jsonl", [sample]), truth)
+    assert rows[0].doc == doc
+    judged["category"] = "llava_bench_other"
+    with pytest.raises(UserError, match="its category is"):
+        imports.load("lmms-eval", task, write("s.jsonl", [sample]), truth)
+
+
+def test_grades_beside_a_truth_of_another_kind_are_one_line(write):
+    grades = write("g.json", {"v1_0": {"model": "m", "score": [0.5]}})
+    truth = write("t.json", [{"index": 0, "question": "?", "answer": "a"}])
+    with pytest.raises(UserError):
+        imports.load("mmvet-grades", tasks.load("mmvet"), grades, [truth])
+
+
 def test_lmms_eval_logs_the_name_of_a_column_that_the_data_lack(write):
     doc = {"question": "What?", "answers": ["a"] * 10}
     sample = {"doc_id": 0, "filtered_resps": "a", "input": "What?", "target": "answer"}
@@ -426,13 +448,18 @@ def test_an_unknown_format_lists_the_known_ones(tmp_path):
 CAPTIONS = ["A cat sits.", "A cat on a mat.", "One cat."]
 
 
-@pytest.mark.parametrize("suffix", ["xlsx", "csv", "tsv"])
+@pytest.mark.parametrize("suffix", ["xlsx", "csv", "tsv", "json"])
 @pytest.mark.parametrize("as_text", [str, json.dumps])
 def test_references_in_one_cell_are_a_list(suffix, as_text, tmp_path):
     path = tmp_path / f"x.{suffix}"
     row = {"index": 0, "question_id": "COCO_1.jpg", "answer": as_text(CAPTIONS), "prediction": "b"}
     if suffix == "xlsx":
         write_spreadsheet([row], path)
+    elif suffix == "json":  # VLMEvalKit's PRED_FORMAT=json, with the cells of its table
+        path.write_text(json.dumps([row]))
+        [joined] = imports.load("vlmevalkit", tasks.load("coco_cap"), path)[0]
+        assert tasks.load("coco_cap").reference(joined.doc) == CAPTIONS
+        return
     else:
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, row, dialect="excel" if suffix == "csv" else "excel-tab")

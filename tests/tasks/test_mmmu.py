@@ -137,3 +137,12 @@ def test_a_copy_of_the_hubs_repository_with_a_config_a_subject(tmp_path):
 def write_parquet(rows, file):
     file.parent.mkdir(parents=True, exist_ok=True)
     datasets.Dataset.from_list(rows).to_parquet(file)
+
+
+def test_an_upload_is_compared_as_it_stands():
+    """main_eval_only.py: `parsed_pred = parsed_pred` of a question with options."""
+    sent = task.of_uploads()
+    for answer, right in (("B", 1.0), ("B.", 0.0), ("The answer is (B)", 0.0)):
+        assert sent.score_case(DOC, answer, "paper").score == right
+        assert task.score_case(DOC, answer, "paper").score == 1.0
+    assert sent.evaluate([DOC], ["?"], "paper").notes == []

@@ -99,6 +99,12 @@ FILES = {
         *("gqa", "p.json", [{"questionId": "9", "prediction": "Yes."}]),
         *("testdev_balanced_questions.json", GQA, 1, {"accuracy": 0.0}),
     ),
+    "GQA's evaluator asks for balanced questions": (
+        *("gqa", "p.json", [{"questionId": "9", "prediction": "yes"}]),
+        "testdev_all_questions.json",
+        {n: one | {"isBalanced": n == "9"} for n, one in (*GQA.items(), ("8", GQA["9"]))},
+        *(1, {"accuracy": 1.0}),
+    ),
     "SEED-Bench": (
         *("seedbench", "p.jsonl", [{"question_id": n, "prediction": "A"} for n in ("1", "2")]),
         *("t.jsonl", SEED, 2, {"accuracy": 0.5}),
