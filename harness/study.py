@@ -104,10 +104,31 @@ def run(study: plan.Study, workers: int, where: launcher.Launcher, kept: Path) -
         places = {job.name: place for place, job in enumerate(jobs)}
         _check(study, jobs, kept)
         left = plan.left(study, phase, jobs, records.names(kept))
+        if phase == "cells" and left:
+            _check_starts(study, kept)
         for job in run_jobs(left, workers, where):  # a cluster's finished ones come first
             _keep(study, phase, job, places[job.name], kept)
         if phase == "rates":
             rates = plan.chosen_rates(study, records.read(kept).rate_losses)
+
+
+def _check_starts(study: plan.Study, kept: Path) -> None:
+    """Refuse records whose cells started from other text models than there are. Raises UserError.
+
+    Trained again a text model is another one, unless to the bit: a lesson may be learnt in one run
+    and not in the next, and what a connector buys would be told from both.
+    """
+    for family in study.chosen_families:
+        model = plan.text_model(study, family.name)
+        if model is None or not model.is_dir():
+            continue
+        mine = records.weights_digest(model)
+        for name, cell in records.read(kept).cells.items():
+            if cell["family"] == family.name and cell["started_from"] != mine:
+                raise UserError(
+                    f"{name} in {kept} started from another text model than {model} is; go on in "
+                    "the --out where it was trained, or give another --records"
+                )
 
 
 def _check(study: plan.Study, jobs: Sequence[Job], kept: Path) -> None:

@@ -638,6 +638,12 @@ def test_a_small_study_for_real(world, tmp_path, monkeypatch, capsys):
     again = records.read(tmp_path / "kept")
     assert again.cells.pop("mamba+mlp+s1")["seed"] == 1
     assert again.cells == found.cells and again.rates == found.rates
+
+    cell = again.cells["mamba+mlp+s0"] | {"started_from": "another"}
+    records.write(tmp_path / "kept", "mamba+mlp+s0", cell)
+    assert study.main(elsewhere) == 0  # nothing is left
+    assert study.main([*elsewhere[:-1], "3"]) == 2
+    assert "started from another text model" in capsys.readouterr().err
     assert again.texts["text+mamba"]["weights"] == found.texts["text+mamba"]["weights"]
     assert again.cells["mamba+mlp+s0"]["started_from"] == again.texts["text+mamba"]["weights"]
     shutil.rmtree(tmp_path / "out")
