@@ -88,8 +88,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             "again asks nothing that is already answered in its folder"
         )
     task = tasks.load(args.task)
-    if not args.predictions.name:  # "."
-        args.predictions = args.predictions.resolve()
     answers = read(task, args.predictions, args.format, args.truth, bool(args.submit))
     if answers.submitted:
         task = task.of_uploads()
@@ -97,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.submit:
         print(write_submission(task, rows, args.submit, args.truth))
         return 0
-    beside = args.predictions.with_name(f"{args.predictions.name}.judge.jsonl")
+    place = args.predictions if args.predictions.name else args.predictions.resolve()  # "."
+    beside = place.with_name(f"{place.name}.judge.jsonl")
     judge = judging.from_arguments(args, [task], beside)
     report = score(task, rows, args.protocol, judge)
     report.excluded.update(schema.counted(answers.reasons))
@@ -113,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             answers,
             report,
             args.protocol,
-            path=args.predictions,
+            path=place,
             name=args.model,
             format=args.format,
             truth=args.truth,

@@ -61,6 +61,18 @@ def test_what_submit_writes_comes_back_equal(name, answers, tmp_path):
     assert list(back["per_case"].values()) == list(first["per_case"].values())
 
 
+def test_an_upload_may_be_the_folder_one_is_in(tmp_path, monkeypatch):
+    """MME's, from inside eval_tool's results: "." has no name of its own."""
+    folder = tmp_path / "Your_Results"
+    folder.mkdir()
+    (folder / "OCR.txt").write_text("1.jpg\tIs it?\tYes\tYes\n1.jpg\tNot?\tNo\tNo\n")
+    monkeypatch.chdir(folder)
+    found = scored(tmp_path, "mme", Path("."), *f"--import upload --out {tmp_path}/run".split())
+    assert found["n"] == 2
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["arguments"]["model"] == "Your_Results"
+
+
 def test_a_run_of_an_upload_is_scored_again_as_it_is(tmp_path):
     doc = DOCUMENTS["vqav2"][0] | {"answers": ["he's", *["he is"] * 9]}
     sent = write(tmp_path / "s.json", [{"question_id": 1, "answer": "he's"}])
