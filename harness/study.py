@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     study = _study(args)
     where = launcher.Launcher.parse(args.launcher, args.slurm, args.out / "jobs")
     if args.plan or args.dry_run:
-        print(plan_text(study, args.workers, kept))
+        print("\n\n".join([plan_text(study, args.workers, kept), *_lost_starts(study, kept)]))
         print("" if where.here else f"\n{where.script(study.scale.name)}", end="")
         return 0
     with RunFolder(args.out) as folder:
@@ -96,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(study: plan.Study, workers: int, where: launcher.Launcher, kept: Path) -> None:
     """Do what is left, phase by phase; every job's record as soon as it is done."""
+    for line in _lost_starts(study, kept):
+        print(line, file=sys.stderr)
     rates: dict[str, float] = {}
     for phase in ("text", "rates"):
         _check(study, plan.phase_jobs(study, phase, rates), kept)
@@ -110,6 +112,19 @@ def run(study: plan.Study, workers: int, where: launcher.Launcher, kept: Path) -
             _keep(study, phase, job, places[job.name], kept)
         if phase == "rates":
             rates = plan.chosen_rates(study, records.read(kept).rate_losses)
+
+
+def _lost_starts(study: plan.Study, kept: Path) -> list[str]:
+    """What to say of recorded cells whose text models are not in --out: at most one line."""
+    recorded = {cell["family"] for cell in records.read(kept).cells.values()}
+    starts = {f.name: plan.text_model(study, f.name) for f in study.chosen_families}
+    lost = [n for n, model in starts.items() if n in recorded and model and not model.is_dir()]
+    if not lost:
+        return []
+    return [
+        f"Text models of recorded cells are not in {study.out}: {', '.join(lost)}. Trained again "
+        "they may be others, and further cells are refused then; another --records begins anew"
+    ]
 
 
 def _check_starts(study: plan.Study, kept: Path) -> None:

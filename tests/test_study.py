@@ -632,7 +632,9 @@ def test_a_small_study_for_real(world, tmp_path, monkeypatch, capsys):
     elsewhere = [*command, "--records", str(kept.rename(tmp_path / "kept")), "--seeds", "2"]
     shutil.rmtree(tmp_path / "out")
     assert study.main([*elsewhere, "--plan"]) == 0
-    assert "6 jobs, 3 left" in capsys.readouterr().out  # data, the text and the second seed
+    told = capsys.readouterr().out
+    assert "6 jobs, 3 left" in told  # data, the text and the second seed
+    assert "Text models of recorded cells are not in" in told and ": mamba. Trained" in told
     assert study.main(elsewhere) == 0
     assert ran.count("harness.controlled.rate") == 0 and ran.count("harness.run") == 3
     again = records.read(tmp_path / "kept")
@@ -642,6 +644,8 @@ def test_a_small_study_for_real(world, tmp_path, monkeypatch, capsys):
     cell = again.cells["mamba+mlp+s0"] | {"started_from": "another"}
     records.write(tmp_path / "kept", "mamba+mlp+s0", cell)
     assert study.main(elsewhere) == 0  # nothing is left
+    assert study.main([*elsewhere, "--plan"]) == 0
+    assert "Text models of recorded cells" not in capsys.readouterr().out
     assert study.main([*elsewhere[:-1], "3"]) == 2
     assert "started from another text model" in capsys.readouterr().err
     assert again.texts["text+mamba"]["weights"] == found.texts["text+mamba"]["weights"]
