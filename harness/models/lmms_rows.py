@@ -22,7 +22,7 @@ from PIL import Image
 from harness.data.images import UnreadableImage, decode, image_key, is_stored
 from harness.models.base import Limits, Picture, Request, Sampling, Turn
 
-USUAL_LENGTH = 1024  # where a task sets none: what some forty of lmms-eval's models take then
+USUAL_LENGTH = 1024  # where a task sets none: what most of lmms-eval's models take then
 
 
 class Rows:
