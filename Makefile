@@ -45,7 +45,7 @@ lint: install
 
 tables: install
 	$(PY) -m harness.tables --from results/runs --out results/tables
-	$(PY) -m harness.study --records results/runs/study --page results/STUDY.md
+	$(PY) -m harness.study --records $(sort $(wildcard results/runs/study*)) --page results/STUDY.md
 
 plots: install
 	$(PY) -m harness.plots --from results/runs --out results/plots

@@ -6,6 +6,7 @@
     python -m harness.study --seeds 5 --families mamba,attention
     python -m harness.study --scale paper --data LLAVA --out STUDY    # commands for a lab
     python -m harness.study --records results/runs/study --page results/STUDY.md
+    python -m harness.study --records runs/study/records runs/again/records --page BOTH.md
 
 Language models of equal size (mamba, mamba2, attention, hybrid) learn from the same text, then with
 each connector from the same pictures, each with its own learning rate; a cell is one of them with
@@ -13,7 +14,8 @@ one seed.  Each is asked the demo's benchmarks and `retrieval`, and watched for 
 which on it uses its picture.  The same command continues an interrupted study.
 What a finished cell leaves for good goes to --records, a small file each; what has one there is
 not done again, though its folder is gone.  --page writes the page that these files give, and its
-pictures beside it.
+pictures beside it; a folder of the same study begun anew, with text pretrainings of its own, stands
+beside the first: cells are compared within each, and the same cells between them.
 
 --scale paper takes published language models and a folder with LLaVA's pretrain.json and
 finetune.json; it writes OUT/commands.sh, or with --launcher slurm submits a job a cell.
@@ -61,7 +63,8 @@ def build_parser() -> Parser:
     add("--workers", type=int, default=1, help="cells at a time; they share the cores (default: 1)")
     launcher.add_arguments(add)
     add("--out", type=Path, default=Path("runs/study"), help="default: runs/study")
-    add("--records", type=Path, help="where finished cells leave what is kept (OUT/records)")
+    kept = "where finished cells leave what is kept (OUT/records); with --page several"
+    add("--records", type=Path, nargs="+", metavar="FOLDER", help=kept)
     add("--page", type=Path, metavar="FILE.md", help="write the page of --records; stop")
     return parser
 
@@ -70,10 +73,13 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     args = build_parser().parse_args(argv)
-    kept = args.records or args.out / "records"
+    folders = args.records or [args.out / "records"]
     if args.page is not None:
-        print(page.write(records.read(kept), args.page))
+        print(page.write(records.read(*folders), args.page))
         return 0
+    if len(folders) > 1:
+        raise UserError("a study writes to one folder of --records; only --page takes several")
+    kept = folders[0]
     study = _study(args)
     where = launcher.Launcher.parse(args.launcher, args.slurm, args.out / "jobs")
     if args.plan or args.dry_run:

@@ -35,9 +35,11 @@ UNITS = {"pope": "fraction", "gqa": "fraction", "textvqa": "fraction", "mme": "p
 # --- a page from known records
 
 
-def synthetic_cell(family: str, connector: str, seed: int, order: str = "") -> dict:
-    """A cell whose scores, gains and costs are drawn from its name."""
-    rng = random.Random(f"{family} {connector} {seed} {order}")
+def synthetic_cell(
+    family: str, connector: str, seed: int, order: str = "", start: str = ""
+) -> dict:
+    """A cell whose scores, gains and costs are drawn from its name and its text model's."""
+    rng = random.Random(f"{family} {connector} {seed} {order} {start}".rstrip())
     skill = {"mamba": 0.4, "mamba2": 0.45, "attention": 0.8, "hybrid": 0.7}[family]
 
     def answers(count: int, share: float) -> dict:
@@ -75,6 +77,7 @@ def synthetic_cell(family: str, connector: str, seed: int, order: str = "") -> d
         "connector": connector,
         "seed": seed,
         "order": order,
+        "started_from": start and f"{start} {family}",
         "hyperparameters": {"lr": 1e-3},
         "training": {"pretrain": tuned, "finetune": tuned},
         "tasks": tasks,
@@ -123,25 +126,40 @@ def write_synthetic(folder: Path) -> Path:
     return folder
 
 
+def write_begun_anew(folder: Path) -> Path:
+    """The study of write_synthetic from other text models: two families, three seeds of mlp."""
+    for family in ("mamba", "attention"):
+        for connector, seeds in (("mlp", 3), ("vss_l2", 2)):
+            for seed in range(seeds):
+                cell = synthetic_cell(family, connector, seed, start="anew")
+                records.write(folder, f"{family}+{connector}+s{seed}", cell)
+        lesson = {"loss": [[10, 2.0], [20, 1.25 if family == "mamba" else 1.5]]}
+        text = {"kind": "text", "family": family, "stages": {"copies": lesson}}
+        records.write(folder, f"text+{family}", text)
+    found = {"kind": "rate", "family": "mamba", "rate": 1e-3, "seconds": {}, "loss": 2.0}
+    records.write(folder, "rate+mamba+0.001", found)
+    return folder
+
+
 class Plain:
     """The records read again, without the code that made the page."""
 
-    def __init__(self, folder: Path):
-        read = {
-            file.name.removesuffix(".json.gz"): json.loads(gzip.decompress(file.read_bytes()))
-            for file in folder.glob("*.json.gz")
-        }
-        self.questions = read.pop("questions", {})
-        self.cells = [r for r in read.values() if r["kind"] == "cell"]
-        self.rates = [r for r in read.values() if r["kind"] == "rate"]
+    def __init__(self, *folders: Path):
+        self.questions: dict = {}
+        self.cells, self.rates, self.texts = [], [], []
+        homes = {"cell": self.cells, "rate": self.rates, "text": self.texts}
+        for start, folder in enumerate(folders, 1):
+            for file in folder.glob("*.json.gz"):
+                record = json.loads(gzip.decompress(file.read_bytes()))
+                if file.name == "questions.json.gz":
+                    self.questions = record
+                else:
+                    homes[record["kind"]].append(record | {"start": start})
 
-    def of(self, family: str, connector: str, order: str) -> list[dict]:
-        order = "" if order == "usual" else order
-        found = [
-            cell
-            for cell in self.cells
-            if (cell["family"], cell["connector"], cell["order"]) == (family, connector, order)
-        ]
+    def of(self, family: str, connector: str, order: str, start: str | int = 1) -> list[dict]:
+        wanted = family, connector, "" if order == "usual" else order, int(start)
+        names = ("family", "connector", "order", "start")
+        found = [cell for cell in self.cells if tuple(cell[name] for name in names) == wanted]
         return sorted(found, key=lambda cell: cell["seed"])
 
     def mean(
@@ -181,13 +199,13 @@ def first(cell: str) -> float:
     return float(re.match(r"[+-]?[0-9.]+", cell)[0])
 
 
-def check_page(text: str, folder: Path) -> int:
+def check_page(text: str, *folders: Path) -> int:
     """Compute every mean, difference and count of the page again; how many were compared."""
-    plain, tables, checked = Plain(folder), tables_in(text), 0
+    plain, tables, checked = Plain(*folders), tables_in(text), 0
     signs = lambda row: row["kind"] != "existence"  # noqa: E731
     shown = {"POPE": "pope", "GQA": "gqa", "TextVQA": "textvqa", "MME": "mme"}
     for row in tables["Benchmarks"]:
-        cells = plain.of(row["language model"], row["connector"], row["order"])
+        cells = plain.of(row["language model"], row["connector"], row["order"], row.get("start", 1))
         assert row["seeds"] == str(len(cells))
         for title, task in shown.items():
             if title not in row:
@@ -218,26 +236,34 @@ def check_page(text: str, folder: Path) -> int:
                     expected = plain.mean(plain.cells, "retrieval", wanted, "retrieval_blind")
                 else:
                     wanted = lambda r, h=here, e=existence: h(r) and signs(r) != bool(e)  # noqa: E731
-                    cells = plain.of(row["language model"], row["connector"], order)
+                    named = row["language model"], row["connector"], order
+                    cells = plain.of(*named, row.get("start", 1))
                     expected = plain.mean(cells, "retrieval", wanted)
                 assert first(shown_value) == pytest.approx(expected, abs=0.051)
                 checked += 1
     for row in tables["Updates until the picture is used"]:
-        cells = plain.of(row["language model"], row["connector"], row["order"])
+        cells = plain.of(row["language model"], row["connector"], row["order"], row.get("start", 1))
         begun = [begin_by_hand(cell["training"]["finetune"]["picture_gains"]) for cell in cells]
         assert row["by seed"] == ", ".join("never" if b is None else str(b) for b in begun)
         assert row["never"] == f"{begun.count(None)}/{len(begun)}"
         checked += 2
-    checked += check_differences(plain, tables.get("Language models compared", []), False)
-    checked += check_differences(plain, tables.get("Connectors compared", []), True)
+    for title in ("Language models", "Connectors", "Text pretrainings"):
+        checked += check_differences(plain, tables.get(f"{title} compared", []), title)
+    for row in tables.get("Text pretraining", []):
+        key = row["language model"], int(row.get("start", 1))
+        own = next(r for r in plain.texts if (r["family"], r["start"]) == key)
+        for lesson, run in own["stages"].items():
+            assert row[lesson] == f"{run['loss'][-1][1]:.4f}"
+            checked += 1
     for row in tables["Learning rates"]:
         for header, loss in row.items():
             for r in plain.rates:
-                if r["family"] == row["language model"] and header == f"{r['rate']:g}":
+                of = r["family"] + (f", start {r['start']}" if r["start"] > 1 else "")
+                if of == row["language model"] and header == f"{r['rate']:g}":
                     assert loss == ("diverged" if r["loss"] is None else f"{r['loss']:.4f}")
                     checked += 1
     for row in tables["Cost"]:
-        cells = plain.of(row["language model"], row["connector"], "usual")
+        cells = plain.of(row["language model"], row["connector"], "usual", row.get("start", 1))
         speed = fmean(cell["training"]["finetune"]["tokens_per_s"] for cell in cells)
         assert row["training tokens/s"] == f"{speed:.0f}"
         assert first(row["questions/s"]) == pytest.approx(
@@ -265,8 +291,8 @@ def begin_by_hand(gains: list) -> int | None:
     return begun
 
 
-def check_differences(plain: Plain, rows: list[dict[str, str]], connectors: bool) -> int:
-    """Differences between families over connectors, or between connectors over families."""
+def check_differences(plain: Plain, rows: list[dict[str, str]], title: str) -> int:
+    """Differences between families over connectors, connectors over families, or two starts."""
     parts = {
         "retrieval: what is on the sign": lambda r: r["kind"] != "existence",
         "retrieval, k 1 to 4": lambda r: r["kind"] != "existence" and r["k"] <= 4,
@@ -276,13 +302,22 @@ def check_differences(plain: Plain, rows: list[dict[str, str]], connectors: bool
     families = list(dict.fromkeys(cell["family"] for cell in plain.cells))
     every = list(dict.fromkeys(cell["connector"] for cell in plain.cells))
     for row in rows:
-        a, b = row["comparison"].split(" - ")
-        pairs = (
-            [((f, a), (f, b)) for f in families]
-            if connectors
-            else [((a, c), (b, c)) for c in every]
-        )
-        had = [(plain.of(*one, "usual"), plain.of(*other, "usual")) for one, other in pairs]
+        if title == "Text pretrainings":
+            (a, b), connectors = row["start"].split(" - "), False
+            model = (*row["comparison"].split(", "), "usual")
+            had = [(plain.of(*model, a), plain.of(*model, b))]
+        else:
+            (a, b), connectors = row["comparison"].split(" - "), title == "Connectors"
+            pairs = (
+                [((f, a), (f, b)) for f in families]
+                if connectors
+                else [((a, c), (b, c)) for c in every]
+            )
+            start = row.get("start", 1)
+            had = [
+                (plain.of(*one, "usual", start), plain.of(*other, "usual", start))
+                for one, other in pairs
+            ]
         had = [(x, y) for x, y in had if x and y]
         if not connectors:
             common = [len({c["seed"] for c in x} & {c["seed"] for c in y}) for x, y in had]
@@ -333,6 +368,54 @@ def test_every_number_of_the_page_follows_from_its_records(tmp_path, monkeypatch
     assert f"), hybrid {hybrid} points (" in sentence
 
 
+def test_a_study_begun_anew_stands_beside_the_first(tmp_path):
+    """Compared within each; a prediction by the one with most seeds; the same cells between."""
+    folders = write_synthetic(tmp_path / "a"), write_begun_anew(tmp_path / "b")
+    file = tmp_path / "STUDY.md"
+    assert study.main(["--records", *map(str, folders), "--page", str(file)]) == 0
+    text = file.read_text()
+    assert check_page(text, *folders) > 400
+    tables = tables_in(text)
+    rows = {row["prediction"]: row for row in tables["Predictions"]}
+    found = rows["Attention finds one sign among 8 or 16 better than Mamba."]
+    assert (found["start"], found["seeds"]) == ("2", "3")
+    assert rows["Mamba-2 finds signs as well as Mamba."]["start"] == "1"
+    compared = {
+        (row["comparison"], row["start"]): row["seeds"] for row in tables["Connectors compared"]
+    }
+    assert compared == {
+        ("vss_l2 - mlp", "1"): "1",
+        ("vss_l2 - mlp", "2"): "2",
+        ("msc - mlp", "1"): "1",
+    }
+    between = tables["Text pretrainings compared"]
+    assert {(row["comparison"], row["start"], row["seeds"]) for row in between} == {
+        ("mamba, mlp", "2 - 1", "2"),
+        ("mamba, vss_l2", "2 - 1", "2"),
+        ("attention, mlp", "2 - 1", "1"),
+        ("attention, vss_l2", "2 - 1", "1"),
+    }
+    copies = {row["language model"]: row["copies"] for row in tables["Text pretraining"]}
+    assert copies == {"mamba": "1.2500", "attention": "1.5000"}
+    assert "From text pretraining 2 signs among 8 or 16 are attention +" in text
+    assert "vss_l2 in place of mlp, on mamba and attention: signs " in text
+
+
+def test_folders_of_one_start_or_of_other_questions_are_not_compared(tmp_path, capsys):
+    one = write_begun_anew(tmp_path / "a")
+    again = shutil.copytree(one, tmp_path / "b")
+    arguments = ["--records", str(one), str(again), "--page", str(tmp_path / "x.md")]
+    assert study.main(arguments) == 2
+    assert "started from one text model; they belong in one folder" in capsys.readouterr().err
+    other = write_synthetic(tmp_path / "c")
+    records.write(one, records.QUESTIONS, {"gqa": {"picture": [0]}})
+    arguments[2] = str(other)
+    assert study.main(arguments) == 2
+    assert "has other questions than" in capsys.readouterr().err
+    assert study.main(["--records", str(one), str(other)]) == 2
+    assert "only --page takes several" in capsys.readouterr().err
+
+
 def test_the_sentence_says_where_a_model_reads_no_sign_at_all():
     """Judged by the table's own cells: an only thing's sign against a random one in view."""
     text = (RESULTS / "STUDY.md").read_text()
@@ -345,15 +428,16 @@ def test_the_sentence_says_where_a_model_reads_no_sign_at_all():
 
 
 def test_the_committed_page_is_what_the_committed_records_give(tmp_path):
-    kept, file = RESULTS / "runs" / "study", RESULTS / "STUDY.md"
+    folders, file = sorted(RESULTS.glob("runs/study*")), RESULTS / "STUDY.md"
     made = tmp_path / "STUDY.md"
-    page.write(records.read(kept), made)
+    page.write(records.read(*folders), made)
     assert made.read_text() == file.read_text(), "run `make tables plots`"
-    if records.read(kept).cells:
-        assert check_page(file.read_text(), kept) > 0
+    if records.read(*folders).cells:
+        assert check_page(file.read_text(), *folders) > 0
         for picture in (tmp_path / "study").iterdir():
             assert picture.read_bytes() == (RESULTS / "study" / picture.name).read_bytes()
-        assert sum(path.stat().st_size for path in kept.iterdir()) < 10_000_000
+        files = [path for folder in folders for path in folder.iterdir()]
+        assert sum(path.stat().st_size for path in files) < 10_000_000
 
 
 def test_a_page_without_a_cell_shows_the_predictions(tmp_path):
@@ -387,7 +471,7 @@ def test_records_are_equal_bytes_and_broken_ones_are_told(tmp_path):
     cell = synthetic_cell("mamba", "mlp", 0)
     one = records.write(tmp_path, "a", cell).read_bytes()
     assert records.write(tmp_path, "a", cell).read_bytes() == one
-    assert records.read(tmp_path).cells == {"a": cell}
+    assert records.read(tmp_path).cells == {"a": cell | {"start": 1}}
     (tmp_path / "a.json.gz").write_bytes(one[:-20])
     with pytest.raises(UserError, match="is no record of a study"):
         records.read(tmp_path)
@@ -411,7 +495,7 @@ def test_cells_that_were_asked_other_questions_are_not_compared(whole_family, tm
 
 def test_scores_are_those_that_the_metric_covers():
     """ScienceQA's counts questions with a picture alone, whatever else was asked."""
-    kept = records.read(RESULTS / "runs" / "study")
+    kept = records.read(*sorted(RESULTS.glob("runs/study*")))
     for name, cell in kept.cells.items():
         for task in ("scienceqa", "gqa", "textvqa", "vqav2"):
             found = cell["tasks"][task]

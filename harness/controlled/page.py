@@ -11,7 +11,7 @@ from pathlib import Path
 from harness.controlled import contrasts, outcomes
 from harness.controlled.contrasts import Drawn, between_families, drawn
 from harness.controlled.design import SIGNS
-from harness.controlled.outcomes import RETRIEVAL
+from harness.controlled.outcomes import RETRIEVAL, Outcome
 from harness.controlled.pictures import all_pictures
 from harness.controlled.predictions import ALPHA, PREDICTIONS
 from harness.controlled.records import Records
@@ -28,12 +28,12 @@ What does a state-space language model buy in a VLM, and what does its connector
 MLP; hybrid: Mamba with one attention layer) are trained from scratch on the same lessons in the
 same order (text; what stands beside a name in a scene told in words, first copied from few things,
 then asked for nearby and further away; conversations), then with each connector (mlp; vss_l2 with
-bsm; msc) on the same pictures in the same order, three seeds each. One text pretraining of a family
-serves its seeds: they differ in the connector's start and in the order of stages 1 and 2, not in
-the language model's start. The learning rate of stage 2 is chosen for each language model among
-three on held-out samples, after short runs with the first connector, before anything else is looked
-at; the lessons have one rate each, a third of it for attention, which learned text worse at the
-full one (results/LOG.md). Scanning connectors have the same Mamba layer whatever the language
+bsm; msc) on the same pictures in the same order, up to three seeds each. One text pretraining of a
+family serves its seeds: they differ in the connector's start and in the order of stages 1 and 2,
+not in the language model's start. The learning rate of stage 2 is chosen for each language model
+among three on held-out samples, after short runs with the first connector, before anything else is
+looked at; the lessons have one rate each, a third of it for attention, which learned text worse at
+the full one (results/LOG.md). Scanning connectors have the same Mamba layer whatever the language
 model. The encoder is frozen; an early stage stands beside its last features and a patch is a cell
 of the scenes with signs, because a sign could not be read otherwise: a linear probe at its place
 names 28 % of colors and 7 % of words in the last features of 49 patches, 99 and 99 % in these
@@ -53,16 +53,24 @@ of a hierarchical bootstrap over seeds, pictures and questions (`harness/scoring
 Three seeds are few: such intervals are rough, and none of one seed speaks of others. Where all
 answers are right, or all wrong, a bootstrap's interval has no width, which says nothing.
 """
+STARTS = """
+**Starts.** Text pretraining was done more than once, by the same commands; machines round sums
+otherwise, and the models are others. `start` says which one a cell came from. Models are compared
+within a start, predictions by the start that has most seeds of it, the first where they are equal.
+The last comparison is of the same cells from two starts: as much may be luck of the first lessons.
+"""
 RULE = """The rule was fixed, and this list written, before the runs. Each prediction has an
 interval of {level:.2f} % (1 - {alpha} / {count}: corrected for their number). "Above m" has held
 where all of it is above m, has failed where all is below; "within m" has held where it lies between
 -m and m, has failed where it lies wholly outside; else a prediction is undecided, as it is where
 the models answer all alike. Verdicts before the last cell speak of the cells that are finished."""
 CAPTIONS = {
-    SIGNS: "Retrieval: accuracy of a family, all connectors and seeds, with 95 % intervals.",
+    SIGNS: "Retrieval: accuracy of a family, all connectors and seeds, with 95 % intervals; from "
+    "the first text pretraining.",
     "picture_use": "What another sample's picture costs, along stage 2; dashed: the threshold.",
     "loss": "Held-out loss along stage 2.",
-    "pareto": "Accuracy on signs against speed and against what a sequence keeps in memory.",
+    "pareto": "Accuracy on signs against speed and against what a sequence keeps in memory. "
+    "Hollow: from another text pretraining than the first; its speeds compare among themselves.",
 }
 
 
@@ -79,7 +87,8 @@ def write(kept: Records, file: Path) -> str:
 def text(kept: Records, folder: str, files: list[str]) -> str:
     """The page; its pictures are `files` in `folder`."""
     tables = all_tables(kept)
-    blocks = [DESIGN.strip(), conclusion(kept)]
+    several = [STARTS.strip()] if len(contrasts.starts(kept)) > 1 else []
+    blocks = [DESIGN.strip(), *several, conclusion(kept)]
     level = 100 * (1 - ALPHA / len(PREDICTIONS))
     rule = RULE.format(level=level, alpha=ALPHA, count=len(PREDICTIONS))
     for table in tables:
@@ -100,17 +109,12 @@ def conclusion(kept: Records) -> str:
         return "**Nothing has been run yet.** The predictions below were written first."
     count = len(kept.cells)
     done = f"{count} cell{'s are' if count != 1 else ' is'} finished."
-    signs, existence = (
-        {
-            name: drawn(kept, between_families(kept, name, contrasts.REFERENCE), outcome)
-            for name in ("attention", "hybrid")
-        }
-        for outcome in RETRIEVAL[2:4]
-    )
-    if signs["attention"] is None or existence["attention"] is None:
+    first, *others = contrasts.starts(kept)
+    signs, existence = (_of_families(kept, first, outcome) for outcome in RETRIEVAL[2:4])
+    if "attention" not in signs or "attention" not in existence:
         return f"**{done}** Attention and Mamba cannot be compared yet."
     low, high = signs["attention"].interval()
-    mixed = signs["hybrid"]
+    mixed = signs.get("hybrid")
     if low > 0 and mixed is not None and mixed.interval()[0] > 0:
         advice = "prefer attention, or a few layers of it among Mamba's"
     elif low > 0 and mixed is not None:
@@ -122,11 +126,45 @@ def conclusion(kept: Records) -> str:
         advice = "attention bought nothing here"
     else:
         advice = "the choice of language model decides nothing at this size and budget"
+    again = "".join(
+        f" From text pretraining {start} signs among 8 or 16 are {_gaps(found)}."
+        for start in others
+        if (found := _of_families(kept, start, RETRIEVAL[2]))
+    )
     return (
         f"**{done}** Compared with Mamba of the same size, trained alike: signs of named things "
         f"among 8 or 16, {_gaps(signs)}; whether a thing is there at all in the same scenes, "
-        f"{_gaps(existence)}: where one item of many must be read off a picture, {advice}."
+        f"{_gaps(existence)}: where one item of many must be read off a picture, {advice}.{again}"
+        f"{_of_connectors(kept)}"
     )
+
+
+def _of_families(kept: Records, start: int, outcome: Outcome) -> dict[str, Drawn]:
+    """Attention and the hybrid minus Mamba, those that can be told."""
+    found = {
+        name: drawn(kept, between_families(kept, name, contrasts.REFERENCE, start), outcome)
+        for name in ("attention", "hybrid")
+    }
+    return {name: one for name, one in found.items() if one is not None}
+
+
+def _of_connectors(kept: Records) -> str:
+    """A sentence of each scanning connector against the first, from the start with most seeds."""
+    said = ""
+    for connector in contrasts.names(kept, 1):
+        asked = [
+            contrasts.between_connectors(kept, connector, "mlp", start)
+            for start in contrasts.starts(kept)
+            if connector != "mlp"
+        ]
+        if not any(contrasts.shared_seeds(kept, one) for one in asked):
+            continue
+        best = max(asked, key=lambda one: len(contrasts.shared_seeds(kept, one)))
+        wanted = {"signs": RETRIEVAL[0], "GQA": outcomes.benchmark("gqa")}
+        gaps = {name: drawn(kept, best, outcome) for name, outcome in wanted.items()}
+        families = " and ".join(dict.fromkeys(model[0] for _, model in best.terms))
+        said += f" {connector} in place of mlp, on {families}: {_gaps(gaps)}."
+    return said
 
 
 def _no_reader(kept: Records, family: str) -> str:

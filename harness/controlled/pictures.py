@@ -31,14 +31,11 @@ def all_pictures(kept: Records) -> dict[str, bytes]:
     return {f"{name}.{FORMAT}": draw(kept) for name, draw in made.items()}
 
 
-def _families(kept: Records) -> list[tuple[int, str, list[str]]]:
-    """(place, family, its cells of the usual order)."""
+def _families(kept: Records, start: int | None = None) -> list[tuple[int, str, list[str]]]:
+    """(place, family, its cells of the usual order); start: None for all text pretrainings."""
+    usual = {n: r for n, r in kept.cells.items() if not r["order"] and start in (None, r["start"])}
     return [
-        (
-            place,
-            family,
-            [n for n, r in kept.cells.items() if r["family"] == family and not r["order"]],
-        )
+        (place, family, [name for name, record in usual.items() if record["family"] == family])
         for place, family in enumerate(contrasts.names(kept, 0))
     ]
 
@@ -48,13 +45,16 @@ def _style(place: int) -> dict[str, Any]:
 
 
 def _retrieval(kept: Records) -> bytes:
-    """Accuracy against k and against distance, all connectors and seeds of a family together."""
+    """Accuracy against k and against distance, all connectors and seeds of a family together.
+
+    From the first text pretraining: another one's cells may be of some families alone.
+    """
     with figure_of("paper", 2) as figure:
         axes = figure.subplots(1, 2, sharey=True)
         asked: tuple[tuple[str, Sequence[int | str]], ...] = (("k", KS), ("distance", DISTANCES))
         for axis, (column, values) in zip(axes, asked, strict=True):
             places = np.arange(len(values))
-            for number, family, cells in _families(kept):
+            for number, family, cells in _families(kept, contrasts.starts(kept)[0]):
                 for signs, line in ((True, "-"), (False, ":")):
                     told = [accuracy(kept, cells, part(column, v, signs)) for v in values]
                     here = [at for at, found in enumerate(told) if found]
@@ -113,22 +113,25 @@ def _pareto(kept: Records) -> bytes:
     """Accuracy on signs against questions a second, and against bytes that a sequence holds."""
     with figure_of("paper", 2) as figure:
         axes = figure.subplots(1, 2, sharey=True)
-        connectors = contrasts.names(kept, 1)
-        for number, family, cells in _families(kept):
-            for at, connector in enumerate(connectors):
-                own = [name for name in cells if kept.cells[name]["connector"] == connector]
-                found = accuracy(kept, own, RETRIEVAL[0]) if own else None
-                if found is None:
-                    continue
-                records = [kept.cells[name] for name in own]
-                speed = fmean(record["questions_per_s"] for record in records)
-                state = records[0]["cost"]["points"][-1]["state_bytes"] / 1024
-                for axis, x in zip(axes, (speed, state), strict=True):
-                    axis.errorbar(
-                        x, found[0], [[found[0] - found[1]], [found[2] - found[0]]], ls="", ms=5,
-                        color=COLORS[number % len(COLORS)], marker=MARKERS[at % len(MARKERS)],
-                        capsize=2, label=f"{family}, {connector}",
-                    )  # fmt: skip
+        families, connectors = (contrasts.names(kept, place) for place in (0, 1))
+        for model in contrasts.models(kept):
+            family, connector, _, start = model
+            own = list(contrasts.seeds_of(kept, model).values())
+            found = accuracy(kept, own, RETRIEVAL[0])
+            if found is None:
+                continue
+            records = [kept.cells[name] for name in own]
+            speed = fmean(record["questions_per_s"] for record in records)
+            state = records[0]["cost"]["points"][-1]["state_bytes"] / 1024
+            color = COLORS[families.index(family) % len(COLORS)]
+            marker = MARKERS[connectors.index(connector) % len(MARKERS)]
+            said = f"{family}, {connector}" + (f", start {start}" if start > 1 else "")
+            for axis, x in zip(axes, (speed, state), strict=True):
+                axis.errorbar(
+                    x, found[0], [[found[0] - found[1]], [found[2] - found[0]]], ls="", ms=5,
+                    color=color, marker=marker, mfc=color if start == 1 else "none", capsize=2,
+                    label=said,
+                )  # fmt: skip
         length = next(iter(kept.cells.values()))["cost"]["points"][-1]["tokens"]
         axes[0].set(xlabel="questions/s", ylabel="accuracy on signs, %")
         axes[1].set(xlabel=f"state of a sequence of {length} tokens, KiB", xscale="log")

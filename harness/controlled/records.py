@@ -2,9 +2,12 @@
 
     write(folder, "mamba+mlp+s0", cell_record(study, cell))      # FOLDER/mamba+mlp+s0.json.gz
     kept = read(folder)                                          # Records: cells, texts, rates
+    kept = read(folder, other)                 # a study, and the same one begun anew elsewhere
 
 A cell's file holds its curves, the score of every question, costs and settings; questions.json.gz
 says once what the questions of all cells are: picture, and of retrieval kind, k and distance.
+A folder holds the cells of one text pretraining of each family; read with others, each record
+says by its place which one (`start`, from 1).
 """
 
 from __future__ import annotations
@@ -73,23 +76,44 @@ def write(folder: Path, name: str, record: Mapping[str, Any]) -> Path:
     return file
 
 
-def read(folder: Path) -> Records:
-    """All records of a folder, none where there is no folder. Raises UserError for broken ones."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is no folder of records")
+def read(*folders: Path) -> Records:
+    """All records of the folders, none where there is no folder. Raises UserError for broken ones.
+
+    A record of a further folder is named with its folder; a rate that was copied is kept once.
+    """
     kept = Records()
     homes = {"cell": kept.cells, "text": kept.texts, "rate": kept.rates}
-    for file in sorted(folder.glob(f"*{SUFFIX}")):
-        try:
-            record = json.loads(gzip.decompress(file.read_bytes()))
+    for start, folder in enumerate(folders, 1):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is no folder of records")
+        for file in sorted(folder.glob(f"*{SUFFIX}")):
             name = file.name.removesuffix(SUFFIX)
+            try:
+                record = json.loads(gzip.decompress(file.read_bytes()))
+                home = kept.questions if name == QUESTIONS else homes[record["kind"]]
+            except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{file} is no record of a study: {error!r}") from error
             if name == QUESTIONS:
+                if kept.questions not in ({}, record):
+                    raise UserError(f"{file} has other questions than {folders[0]}")
                 kept.questions.update(record)
-            else:
-                homes[record["kind"]][name] = record
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file} is no record of a study: {error!r}") from error
+            elif record["kind"] != "rate" or home.get(name) != record | {"start": 1}:
+                home[name if start == 1 else f"{name} in {folder}"] = record | {"start": start}
+    _check_starts(kept, folders)
     return kept
+
+
+def _check_starts(kept: Records, folders: Sequence[Path]) -> None:
+    """Refuse folders of cells that started from one text model. Raises UserError."""
+    homes: dict[str, int] = {}
+    for cell in kept.cells.values():
+        model, start = cell.get("started_from"), cell["start"]
+        if model is not None and homes.setdefault(model, start) != start:
+            a, b = folders[homes[model] - 1], folders[start - 1]
+            raise UserError(
+                f"{a} and {b} hold cells of {cell['family']} that started from one text model; "
+                "they belong in one folder"
+            )
 
 
 def names(folder: Path) -> set[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,7 @@ def all_tables(kept: Records) -> list[Table]:
     made = [
         predictions(kept),
         models(kept),
+        lessons(kept),
         rates(kept),
         benchmarks(kept),
         retrieval(kept, "k", KS),
@@ -58,64 +60,101 @@ def predictions(kept: Records) -> Table:
                 prediction.says,
                 prediction.because,
                 prediction.rule,
-                *_verdict_cells(found, 100.0 if prediction.outcome else 1.0),
+                *_verdict_cells(kept, found, 100.0 if prediction.outcome else 1.0),
+                found.word,
             ]
         )
-    headers = ("", "prediction", "because", "claim", "difference", "interval", "seeds", "verdict")
-    return Table("Predictions", headers, rows, "")
+    headers = ("", "prediction", "because", "claim", "difference", "interval")
+    return Table("Predictions", (*headers, *_start_header(kept), "seeds", "verdict"), rows, "")
 
 
-def _verdict_cells(found: Verdict, scale: float) -> list[str]:
+def _verdict_cells(kept: Records, found: Verdict, scale: float) -> list[str]:
     if found.value is None or found.low is None or found.high is None:
-        return ["-", "-", "-", found.word]
+        return ["-", "-", *("-" for _ in _start_header(kept)), "-"]
     ends = f"{scale * found.low:+.1f} to {scale * found.high:+.1f}"
-    return [f"{scale * found.value:+.1f}", ends, str(found.seeds), found.word]
+    return [f"{scale * found.value:+.1f}", ends, *_start_cell(kept, found.start), str(found.seeds)]
+
+
+def _start_header(kept: Records) -> list[str]:
+    """A column for which text pretraining it is, where there are several."""
+    return ["start"] if len(contrasts.starts(kept)) > 1 else []
+
+
+def _start_cell(kept: Records, start: int) -> list[str]:
+    return [str(start)] if _start_header(kept) else []
 
 
 def models(kept: Records) -> Table:
     """What is compared: size, work and rate of each language model."""
-    rates_ = {r["family"]: r["hyperparameters"]["lr"] for r in kept.cells.values()}
-    rows = []
-    for family in contrasts.names(kept, 0):
-        cells = [r for r in kept.cells.values() if r["family"] == family]
+    rows, note = [], ""
+    for family, start in _started(kept):
+        cells = [r for r in kept.cells.values() if (r["family"], r["start"]) == (family, start)]
         cost = cells[0]["cost"]
         flops = {int(length): value for length, value in cost["flops_per_token"].items()}
         rows.append(
             [
                 family,
+                *_start_cell(kept, start),
                 f"{cost['language_model_parameters']}",
                 *(f"{flops[length] / 1e6:.2f}" for length in (min(flops), max(flops))),
-                f"{rates_[family]:g}",
+                f"{cells[0]['hyperparameters']['lr']:g}",
                 str(len(cells)),
             ]
         )
-    headers = ("language model", "parameters", "MFLOP a token", "at the longest", "rate", "cells")
-    note = "FLOPs of a forward pass without the head, at the shortest and longest length measured."
-    for family in contrasts.names(kept, 0):
-        starts = {r.get("started_from") for r in kept.cells.values() if r["family"] == family}
+        starts = {cell.get("started_from") for cell in cells}
         if len(starts) > 1:
             note += (
                 f" Cells of {family} started from {len(starts)} text pretrainings that differ in "
                 "their bits: it was interrupted, and done again elsewhere."
             )
-    return Table("Language models", headers, rows, note)
+    headers = ("parameters", "MFLOP a token", "at the longest", "rate", "cells")
+    said = "FLOPs of a forward pass without the head, at the shortest and longest length measured."
+    return Table(
+        "Language models", ("language model", *_start_header(kept), *headers), rows, said + note
+    )
+
+
+def _started(kept: Records) -> list[tuple[str, int]]:
+    """Family and text pretraining of the finished cells, families in the design's order."""
+    return list(dict.fromkeys((model[0], model[3]) for model in contrasts.models(kept)))
+
+
+def lessons(kept: Records) -> Table:
+    """Where each lesson of a text pretraining ended, of those that cells started from."""
+    ended = {
+        (r["family"], r["start"]): {name: run["loss"][-1][1] for name, run in r["stages"].items()}
+        for r in kept.texts.values()
+    }
+    told = [key for key in _started(kept) if key in ended]
+    shown = list(dict.fromkeys(name for key in told for name in ended[key]))
+    rows = [
+        [key[0], *_start_cell(kept, key[1]), *(_loss(ended[key], name) for name in shown)]
+        for key in told
+    ]
+    note = "Loss of the text lessons, in nats a label, over the last fortieth of each."
+    return Table("Text pretraining", ("language model", *_start_header(kept), *shown), rows, note)
 
 
 def rates(kept: Records) -> Table:
     """The loss of held-out samples after short runs with each rate."""
-    families = list(dict.fromkeys(record["family"] for record in kept.rates.values()))
-    tried = sorted({record["rate"] for record in kept.rates.values()})
-    losses = {(r["family"], r["rate"]): r["loss"] for r in kept.rates.values()}
-    rows = [[family, *(_loss(losses, family, rate) for rate in tried)] for family in families]
+    records = kept.rates.values()
+    tried = sorted({record["rate"] for record in records})
+    losses: dict[tuple[str, int], dict[float, float | None]] = {}
+    for r in records:
+        losses.setdefault((r["family"], r["start"]), {})[r["rate"]] = r["loss"]
+    rows = []
+    for (family, start), own in losses.items():
+        named = family if start == 1 else f"{family}, start {start}"
+        rows.append([named, *(_loss(own, rate) for rate in tried)])
     headers = ("language model", *(f"{rate:g}" for rate in tried))
     note = "Held-out loss a label after a short run; the lowest was taken, before anything else."
     return Table("Learning rates", headers, rows, note)
 
 
-def _loss(losses: dict, family: str, rate: float) -> str:
-    if (family, rate) not in losses:
+def _loss(losses: Mapping[Any, float | None], key: Any) -> str:
+    if key not in losses:
         return "-"
-    loss = losses[family, rate]
+    loss = losses[key]
     return "diverged" if loss is None else f"{loss:.4f}"
 
 
@@ -126,16 +165,22 @@ def benchmarks(kept: Records) -> Table:
     rows = []
     for model in contrasts.models(kept, None):
         cells = [kept.cells[name] for name in contrasts.seeds_of(kept, model).values()]
-        rows.append([*model_cells(model), str(len(cells)), *(_mean(cells, t) for t in shown)])
+        told = (_mean(cells, task) for task in shown)
+        rows.append([*_model_cells(kept, model), str(len(cells)), *told])
     named = [paper.benchmarks().get(task, task) for task in shown]
-    headers = ("language model", "connector", "order", "seeds", *named)
+    headers = (*_model_headers(kept), "seeds", *named)
     note = f"{MEAN_NOTE} In per cent, MME in points."
     return Table("Benchmarks", headers, rows if shown else [], note)
 
 
-def model_cells(model: Model) -> list[str]:
-    """Family, connector and order as a table shows them."""
-    return [model[0], model[1], model[2] or "usual"]
+def _model_headers(kept: Records) -> list[str]:
+    return ["language model", "connector", "order", *_start_header(kept)]
+
+
+def _model_cells(kept: Records, model: Model, more: str = "") -> list[str]:
+    """Family, connector, order and start as a table shows them; more: of its order."""
+    family, connector, order, start = model
+    return [family, connector, (order or "usual") + more, *_start_cell(kept, start)]
 
 
 def _mean(cells: Sequence[dict], task: str) -> str:
@@ -161,16 +206,16 @@ def retrieval(kept: Records, column: str, values: Sequence[int | str]) -> Table:
     if kept.questions and kept.cells:
         for model in contrasts.models(kept, None):
             cells = list(contrasts.seeds_of(kept, model).values())
-            rows.append([*model_cells(model), *_parts(kept, cells, column, values, True)])
-            named = [*model_cells(model)[:2], f"{model[2] or 'usual'}, existence"]
-            rows.append([*named, *_parts(kept, cells, column, values, False)])
-        every = list(kept.cells)
+            for more, signs in (("", True), (", existence", False)):
+                told = _parts(kept, cells, column, values, signs)
+                rows.append([*_model_cells(kept, model, more), *told])
+        every, empty = list(kept.cells), ["" for _ in _model_headers(kept)[1:]]
         blind = _parts(kept, every, column, values, True, "retrieval_blind")
-        rows.append(["all, without pictures", "", "", *blind])
+        rows.append(["all, without pictures", *empty, *blind])
         chances = [100 * outcomes.chance(kept, part(column, value)) for value in values]
         shown = ["-" if chance != chance else f"{chance:.1f}" for chance in chances]
-        rows.append(["a random sign in view", "", "", *shown])
-    headers = ("language model", "connector", "order", *(f"{column} {value}" for value in values))
+        rows.append(["a random sign in view", *empty, *shown])
+    headers = (*_model_headers(kept), *(f"{column} {value}" for value in values))
     note = "Accuracy in per cent, mean over seeds; in brackets the hierarchical bootstrap's 95 %."
     return Table(f"Retrieval by {column}", headers, rows, note)
 
@@ -213,7 +258,7 @@ def picture_use(kept: Records) -> Table:
         last = [_last_gain(kept, cell) for cell in cells]
         rows.append(
             [
-                *model_cells(model),
+                *_model_cells(kept, model),
                 f"{found.mean:.0f}",
                 f"{low:.0f} to {high:.0f}",
                 ", ".join("never" if s == found.steps[-1] else str(s) for s in found.seeds),
@@ -221,7 +266,7 @@ def picture_use(kept: Records) -> Table:
                 spread_text(last, 3),
             ]
         )
-    headers = ("language model", "connector", "order", "mean", "95 % interval", "by seed")
+    headers = (*_model_headers(kept), "mean", "95 % interval", "by seed")
     note = (
         f"The first update looked at from which on another sample's picture costs at least "
         f"{outcomes.THRESHOLD} nats a label; a seed that never gets there counts as one look "
@@ -238,39 +283,68 @@ def _last_gain(kept: Records, cell: str) -> float:
 
 
 def comparisons(kept: Records) -> list[Table]:
-    """Families, connectors, their interaction, orders: four tables."""
-    families, connectors = contrasts.names(kept, 0), contrasts.names(kept, 1)
+    """Families, connectors, their interaction, orders, text pretrainings: five tables."""
     told = outcomes.outcomes(kept) if kept.questions else []
-    reference = contrasts.REFERENCE
-    others = [family for family in families if family != reference]
-    of_families = [contrasts.between_families(kept, f, reference) for f in others]
-    if {"hybrid", "attention"} <= set(families):
-        of_families.append(contrasts.between_families(kept, "hybrid", "attention"))
-    changed = [c for c in connectors if c != "mlp"]
-    of_connectors = [contrasts.between_connectors(kept, c, "mlp") for c in changed]
-    crossed = [contrasts.interaction((c, "mlp"), (reference, f)) for c in changed for f in others]
-    ordered = [contrasts.of_order(*model) for model in contrasts.models(kept, None) if model[2]]
-    titles: dict[str, Sequence[Contrast]] = {
-        "Language models compared": of_families,
-        "Connectors compared": of_connectors,
-        "Does a connector help one language model more than another?": crossed,
-        "Orders compared": ordered,
-    }
+    asked: dict[str, list[Contrast]] = {}
+    for start in contrasts.starts(kept):
+        for title, of_start in _within(kept, start).items():
+            asked.setdefault(title, []).extend(of_start)
+    asked["Text pretrainings compared"] = _between_starts(kept)
     return [
         Table(
             title,
-            COMPARED_HEADERS,
-            [_compared_row(row) for row in contrasts.compared(kept, asked, told)],
+            _compared_headers(kept),
+            [_compared_row(kept, row) for row in contrasts.compared(kept, each, told)],
             COMPARED_NOTE,
         )
-        for title, asked in titles.items()
+        for title, each in asked.items()
     ]
 
 
-def _compared_row(row: Compared) -> list[str]:
+def _within(kept: Records, start: int) -> dict[str, list[Contrast]]:
+    """By the title of their table, those of cells from one text pretraining."""
+    families, connectors = contrasts.names(kept, 0, start), contrasts.names(kept, 1, start)
+    reference = contrasts.REFERENCE
+    others = [family for family in families if family != reference]
+    of_families = [contrasts.between_families(kept, f, reference, start) for f in others]
+    if {"hybrid", "attention"} <= set(families):
+        of_families.append(contrasts.between_families(kept, "hybrid", "attention", start))
+    changed = [c for c in connectors if c != "mlp"]
+    pairs = [(reference, f) for f in others]
+    return {
+        "Language models compared": of_families,
+        "Connectors compared": [
+            contrasts.between_connectors(kept, c, "mlp", start) for c in changed
+        ],
+        "Does a connector help one language model more than another?": [
+            contrasts.interaction((c, "mlp"), pair, start) for c in changed for pair in pairs
+        ],
+        "Orders compared": [
+            contrasts.of_order(*model) for model in contrasts.models(kept, None, start) if model[2]
+        ],
+    }
+
+
+def _between_starts(kept: Records) -> list[Contrast]:
+    """The same cells from each text pretraining but the first, and from the one before it."""
+    return [
+        contrasts.between_starts(family, connector, start, start - 1)
+        for family, connector, _, start in contrasts.models(kept)
+        if start > 1
+    ]
+
+
+def _compared_headers(kept: Records) -> list[str]:
+    comparison, *others = COMPARED_HEADERS
+    return [comparison, *_start_header(kept), *others]
+
+
+def _compared_row(kept: Records, row: Compared) -> list[str]:
     low, high = row.found.interval()
+    starts = sorted({model[3] for _, model in row.contrast.terms}, reverse=True)
     return [
         row.contrast.says,
+        *([" - ".join(map(str, starts))] if _start_header(kept) else []),
         row.outcome.says,
         f"{100 * row.found.mean:+.1f}",
         f"{100 * low:+.1f} to {100 * high:+.1f}",
@@ -292,7 +366,8 @@ def costs(kept: Records) -> Table:
         tuned = [cell["training"]["finetune"] for cell in cells]
         rows.append(
             [
-                *model_cells(model)[:2],
+                *model[:2],
+                *_start_cell(kept, model[3]),
                 f"{fmean(run['tokens_per_s'] for run in tuned):.0f}",
                 f"{max(run['peak_mem_bytes'] for run in tuned) / 2**30:.2f}",
                 *(_point(points, at, "prefill_s", 1e3) for at in (0, -1)),
@@ -302,7 +377,7 @@ def costs(kept: Records) -> Table:
             ]
         )
     at = (f"at {shortest}", f"at {longest}") if rows else ("", "")
-    headers = ["language model", "connector", "training tokens/s", "peak GiB"]
+    headers = ["language model", "connector", *_start_header(kept), "training tokens/s", "peak GiB"]
     for name in ("prefill ms", "decode step ms", "state KiB"):
         headers += [f"{name} {length}" for length in at]
     note = (
