@@ -187,7 +187,7 @@ def test_the_endpoint_hands_on_the_words_of_the_same_answers(model, processor):
     engine, answers = Engine(model, processor), Queue()
     try:
         for request in asked:  # with `on_text` each is answered by itself, a token at a time
-            job = Job(request, request.pictures, 6)
+            job = Job(request, 6)
             engine.put(Ticket(job, answers.put, on_text=lambda text: None))
             assert answers.get(timeout=60).text == expected[asked.index(request)]
     finally:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
 import queue
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
+from pathlib import Path
 
 import httpx
 import pytest
@@ -164,6 +169,10 @@ def test_sampling_follows_its_seed_and_stop_strings_cut(address, loaded):
         ({"stream_options": {"include_usage": "perhaps"}}, 400, "stream_options.include_usage"),
         ({"messages": [{"role": "developer", "content": "x"}]}, 400, "the last message"),
         ({"n": 2}, 400, "n is not supported"),
+        ({"repetition_penalty": 1.5}, 400, "repetition_penalty is not supported"),
+        ({"ignore_eos": True, "min_tokens": 4}, 400, "is not supported"),
+        ({"seed": 2**64}, 400, "seed"),
+        ({"temperature": 1e-40}, 200, ""),
         ({"tools": [{"type": "function"}]}, 400, "tools is not supported"),
         ({"max_tokens": 0}, 400, "max_tokens"),
         ({"temperature": "hot"}, 400, "temperature"),
@@ -228,7 +237,7 @@ def test_a_streamed_request_makes_its_tensors_where_the_model_is(tokenizer):
     ended: queue.Queue = queue.Queue()
     engine = Elsewhere(model, processor)
     for temperature in (0.0, 1.0):
-        job = Job(request, (), 4, temperature, seed=1)
+        job = Job(request, 4, temperature, seed=1)
         engine.put(Ticket(job, ended.put, on_text=lambda text: None))
         answer = ended.get(timeout=60)
         assert not isinstance(answer, Exception), answer
@@ -241,6 +250,130 @@ def test_a_stop_string_is_the_reason_even_at_the_limit(address, loaded):
     asked = body(QUESTIONS[1], png(3), stop=[first[-1]]) | {"max_tokens": 3}
     whole = httpx.post(f"{address}/v1/chat/completions", json=asked).json()["choices"][0]
     assert whole["finish_reason"] == "stop"
+
+
+def test_what_a_stop_string_cuts_off_is_not_counted(address, loaded):
+    """As many tokens as a stream has taken when it sees the string, which ends both."""
+    whole = expected(loaded, QUESTIONS[1], png(3))
+    asked = body(QUESTIONS[1], png(3), stop=[whole.split()[2]])
+    asked["stream_options"] = {"include_usage": True}
+    answer = httpx.post(f"{address}/v1/chat/completions", json=asked).json()
+    events, text = streamed(address, asked)
+    assert answer["choices"][0]["message"]["content"] == text.rstrip() != whole
+    assert answer["usage"] == events[-1]["usage"]
+    assert answer["usage"]["completion_tokens"] < LIMIT
+
+
+def test_a_client_that_leaves_takes_its_request_along(loaded):
+    """Whole answers as streamed ones: nobody behind it waits for what nobody wants."""
+    from starlette.requests import Request as Asked
+
+    from vlmamba.serving.app import create_app
+
+    class Kept:
+        def __init__(self) -> None:
+            self.tickets: list[Ticket] = []
+
+        processor, state_bytes = loaded[1], 0
+
+        def put(self, ticket: Ticket) -> None:
+            self.tickets.append(ticket)
+
+    engine = Kept()
+    app = create_app(engine, "nano")
+    content = json.dumps(body("Is it?")).encode()
+    told: list[dict] = [{"type": "http.request", "body": content, "more_body": False}]
+    told.append({"type": "http.disconnect"})
+    scope = {"type": "http", "method": "POST", "headers": [], "path": "/v1/chat/completions"}
+
+    async def receive() -> dict:
+        return told.pop(0)
+
+    endpoint = next(r.endpoint for r in app.routes if r.path == "/v1/chat/completions")
+    asyncio.run(endpoint(Asked(scope, receive)))
+    assert [ticket.abandoned.is_set() for ticket in engine.tickets] == [True]
+
+
+def test_what_was_left_is_not_answered_even_where_it_was_taken_from_the_queue(loaded):
+    engine = Engine(*loaded)
+    ends: list[Answer | Exception] = []
+    left = Ticket(Job(Request("hello"), 4), ends.append)
+    left.abandoned.set()
+    engine._answer([left, Ticket(Job(Request("hello"), 4), ends.append)])
+    engine.close()
+    assert len(ends) == 1 and isinstance(ends[0], Answer)
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [((2_000_000, 1), "padded to a square"), ((8000, 8000), "of more than 50000000 pixels")],
+)
+def test_a_small_file_of_a_huge_picture_is_refused_before_it_is_decoded(address, size, reason):
+    file = io.BytesIO()
+    Image.new("1", size).save(file, "PNG")
+    response = httpx.post(f"{address}/v1/chat/completions", json=body("Is it?", file.getvalue()))
+    assert response.status_code == 400
+    assert reason in response.json()["error"]["message"]
+
+
+def test_so_are_many_large_ones(monkeypatch, loaded):
+    from vlmamba.serving import requests
+
+    monkeypatch.setattr(requests, "MAX_SQUARES", 2 * 96 * 96)
+    asked = requests.ChatRequest.model_validate(body("Which?", png(1), png(2)))
+    assert len(requests.read(asked, loaded[1], 8, 4096).request.pictures) == 2
+    asked = requests.ChatRequest.model_validate(body("Which?", png(1), png(2), png(3)))
+    with pytest.raises(requests.BadRequest, match="padded to a square"):
+        requests.read(asked, loaded[1], 8, 4096)
+
+
+@pytest.mark.parametrize("words", [40_000, 4_000_000])
+def test_a_prompt_beyond_the_limit_is_refused(address, words):
+    response = httpx.post(f"{address}/v1/chat/completions", json=body("ha " * words), timeout=60)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
+    assert "more than 32768 tokens" in error["message"]
+
+
+def test_a_message_may_be_a_picture_alone(address):
+    asked = body("What is this?")
+    picture = {"type": "image_url", "image_url": {"url": url(png(1))}}
+    for first in ([picture], [{"type": "text", "text": ""}, picture]):
+        messages = [{"role": "user", "content": first}, *asked["messages"]]
+        response = httpx.post(f"{address}/v1/chat/completions", json=asked | {"messages": messages})
+        assert response.status_code == 200
+
+
+def test_pictures_in_every_form_of_a_data_url(address):
+    one = base64.b64encode(png(1)).decode()
+    forms = [
+        f"data:image/png;charset=utf-8;base64,{one}",
+        f"data:image/PNG;BASE64,{one}",
+        "data:image/png;base64," + base64.encodebytes(png(1)).decode(),
+    ]
+    where, found = f"{address}/v1/chat/completions", set()
+    for link in [url(png(1)), *forms]:
+        asked = body("Describe.")
+        asked["messages"][0]["content"].insert(0, {"type": "image_url", "image_url": {"url": link}})
+        found.add(httpx.post(where, json=asked).json()["choices"][0]["message"]["content"])
+    assert len(found) == 1
+
+
+def test_what_the_server_itself_does_wrong_is_said_in_openais_form(loaded):
+    from fastapi.testclient import TestClient
+
+    from vlmamba.serving.app import create_app
+
+    class Broken:
+        processor, state_bytes = loaded[1], 0
+
+        def put(self, ticket: Ticket) -> None:
+            raise RuntimeError("inner words")
+
+    client = TestClient(create_app(Broken(), "nano"), raise_server_exceptions=False)
+    response = client.post("/v1/chat/completions", json=body("Is it?"))
+    assert response.status_code == 500
+    assert response.json()["error"]["message"] == "the server failed: RuntimeError"
 
 
 def test_what_is_not_here_is_said_in_openais_form(address):
@@ -271,6 +404,7 @@ def test_developer_is_another_word_for_system(address):
         ("file:///etc/passwd", "others are not opened"),
         ("http://127.0.0.1:9/a.png", "others are not opened"),
         ("data:image/png;base64,???", "not base64"),
+        ("data:image/png;base64,\u00e9\u00e9", "not base64"),
         (url(b"no picture"), "cannot be read"),
         (url(png(1)[:60]), "cannot be read"),
     ],
@@ -316,10 +450,15 @@ def test_a_mistake_is_one_line(arguments, message, capsys):
 
 
 def test_what_may_begin_a_stop_string_is_held_back():
-    job = Job(Request("hello"), (), 8, stop=("Question:", "\n\n"))
+    job = Job(Request("hello"), 8, stop=("Question:", "\n\n"))
     assert job.sure("a cat\nQuest") == "a cat\n"
     assert job.sure("a cat\n") == "a cat"
     assert job.sure("a cat Questions") == "a cat Questions"
+    long = Job(Request("hello"), 8, stop=("cat" * 10**6,))
+    started = time.process_time()
+    for _ in range(100):
+        assert long.sure("a cat") == "a "
+    assert time.process_time() - started < 1  # of the text's length, not of the string's
 
 
 def test_a_client_cannot_bring_a_tag_in_the_pieces_of_another(address):
@@ -331,11 +470,26 @@ def test_one_request_that_fails_spoils_no_other_one(loaded):
     engine = Engine(*loaded)
     ends: list[Answer | Exception] = []
     for prompt in ("hello", "<image> is none"):
-        asked = Ticket(Job(Request(prompt), (), 4), ends.append)
+        asked = Ticket(Job(Request(prompt), 4), ends.append)
         engine._answer([asked, asked] if prompt == "hello" else [asked])
     assert [type(end) for end in ends] == [Answer, Answer, UserError]
     ends.clear()
-    together = [Ticket(Job(Request(p), (), 4), ends.append) for p in ("hello", "<image> is none")]
+    together = [Ticket(Job(Request(p), 4), ends.append) for p in ("hello", "<image> is none")]
     engine._answer(together)
     assert [type(end) for end in ends] == [Answer, UserError]
     engine.close()
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node runs the page's script")
+def test_the_page_keeps_each_conversation_to_itself():
+    """One question at a time; "New" ends the answer; what broke off is no answer."""
+    page = files("vlmamba.serving") / "page.html"
+    script = Path(__file__).with_name("page.js")
+    done = subprocess.run(["node", script, page], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [
+        ["asked", 1, True],
+        ["after New", "", False],
+        ["broken off", ""],
+        ["answered", "user assistant", False],
+        ["pictures", "1 1 1 1", "messages", "1 1 1 3"],
+    ]

@@ -99,8 +99,8 @@ class GroupedGenerator:
     stand_in: features (1, P, Dv) that are shown in place of every picture, as its one tile (blind
     runs); no picture is loaded then.  seconds: of all calls so far, by part: encode (pictures to
     features), prefill (features and text to states), decode (the answers' tokens).  tokens: read
-    ("prefill") and made ("decode") in all calls so far.  made: how many tokens each answer of the
-    last `generate` has, the end token left out.
+    ("prefill") and made ("decode") in all calls so far.  made: the tokens of each answer of the
+    last `generate`, the end token left out.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class GroupedGenerator:
         self.temperature = temperature
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self.tokens = {"prefill": 0, "decode": 0}
-        self.made: list[int] = []
+        self.made: list[list[int]] = []
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -154,13 +154,13 @@ class GroupedGenerator:
         for number, request in enumerate(requests, 1):
             _check(request, number)
         answers = [""] * len(requests)
-        self.made = [0] * len(requests)
+        self.made = [[] for _ in requests]
 
         def finish(items: Sequence[_Question], outputs: Sequence[list[int]]) -> None:
             for item, tokens in zip(items, outputs, strict=True):
                 text = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
                 answers[item.index] = text.strip()
-                self.made[item.index] = len(tokens)
+                self.made[item.index] = tokens
                 if on_done is not None:
                     on_done(item.index, answers[item.index])
 

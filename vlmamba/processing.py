@@ -223,12 +223,6 @@ class VLMambaProcessor(ProcessorMixin):
         pixels = self._transformed(everything, return_tensors="pt")["pixel_values"]
         return pixels, [len(tiles) for tiles in of_each]
 
-    def tile_counts(self, images: Sequence[Any]) -> list[int]:
-        """How many tiles each of the pictures has."""
-        if self.most_tiles == 1:
-            return [1] * len(images)
-        return [len(self.tiles(image)) for image in images]
-
     def pixel_values(self, images: Sequence[Any]) -> Any:
         """Pictures, as `prepare` takes them -> (tiles, 3, H, W) normalized pixels."""
         return self.tiled(images)[0]

@@ -35,6 +35,7 @@ def build_parser() -> Parser:
     add("--port", type=int, default=8000, help="default: 8000")
     add("--batch-size", type=int, default=32, help="requests answered together (default: 32)")
     add("--max-body-mb", type=int, default=32, help="largest request in MiB (default: 32)")
+    add("--max-prompt-tokens", type=int, default=32_768, help="longest prompt (default: 32768)")
     add("--dtype", default="auto", help="auto (as stored), fp32, bf16 or fp16")
     add("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     return parser
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     args = build_parser().parse_args(argv)
     args.dtype = choose_dtype(args.dtype, DTYPES)
-    for name in ("port", "batch_size", "max_body_mb"):
+    for name in ("port", "batch_size", "max_body_mb", "max_prompt_tokens"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
     try:
@@ -56,7 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from vlmamba.serving.app import MEBIBYTE, create_app
 
     engine = load_engine(args)
-    app = create_app(engine, args.model, max_body=args.max_body_mb * MEBIBYTE)
+    app = create_app(
+        engine,
+        args.model,
+        max_body=args.max_body_mb * MEBIBYTE,
+        most_tokens=args.max_prompt_tokens,
+    )
     print(f"http://{args.host}:{args.port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
     options: dict[str, Any] = {"log_level": "warning", "timeout_keep_alive": 30}
     try:

@@ -15,10 +15,11 @@ import contextlib
 import io
 import os
 import struct
+import threading
 import urllib.request
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,7 +44,6 @@ DAMAGE = (
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
 )
 MOST_LEVEL = 65535  # of 16-bit gray
 URL = ("http://", "https://")
@@ -55,11 +55,17 @@ class BrokenPicture(Exception):
     """A file that gives no picture; the message says why."""
 
 
-def decode_picture(data: bytes) -> Image.Image:
-    """The first frame, loaded, 8 bits a channel, in its own mode. Raises BrokenPicture."""
+def decode_picture(data: bytes, check: Callable[[int, int], object] | None = None) -> Image.Image:
+    """The first frame, loaded, 8 bits a channel, in its own mode. Raises BrokenPicture.
+
+    check: of width and height, before a pixel is decoded; what it raises is passed on.
+    """
     try:
-        with _strict():
+        with _STRICT:
             image = Image.open(io.BytesIO(data))
+            _no_bomb(*image.size)
+            if check is not None:
+                check(*image.size)
             if image.format == "PNG":  # Pillow shows pixels that do not fit their checksum
                 image.verify()
                 image = Image.open(io.BytesIO(data))
@@ -71,17 +77,42 @@ def decode_picture(data: bytes) -> Image.Image:
         raise BrokenPicture(f"{type(error).__name__}: {error}") from error
 
 
-@contextlib.contextmanager
-def _strict() -> Iterator[None]:
-    """Pillow refusing truncated files (importing lmms-eval makes it fill them in) and huge ones."""
-    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+class _Strict:
+    """Pillow refusing truncated files, which importing lmms-eval makes it fill in; no warnings.
+
+    Both settings are the process's: the first thread that decodes sets them, the last one puts them
+    back.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before.callback(
+                    setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES
+                )
+                ImageFile.LOAD_TRUNCATED_IMAGES = False
+                self._before.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._before.close()
+
+
+_STRICT = _Strict()
+
+
+def _no_bomb(width: int, height: int) -> None:
+    """Raise DecompressionBombError above Pillow's limit, at which it warns alone."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise Image.DecompressionBombError(f"{width * height} pixels, more than {limit}")
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -33,11 +33,12 @@ def create_app(
     body_seconds: float = 30.0,
     answer_seconds: float = 300.0,
     default_tokens: int = 128,
+    most_tokens: int = 32_768,
 ) -> FastAPI:
     """The application for one model.
 
     max_body: bytes of a request.  body_seconds: for sending it.  answer_seconds: for its answer,
-    waiting included.
+    waiting included.  most_tokens: of a prompt, its pictures' included.
     """
     app = FastAPI(title=f"{name} (VL-Mamba)", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -62,6 +63,10 @@ def create_app(
         where = f"{request.method} {request.url.path}"
         return refusal(error.status_code, f"no {where} here; there are {', '.join(ENDPOINTS)}")
 
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> Response:
+        return refusal(500, f"the server failed: {type(error).__name__}")
+
     @app.post("/v1/chat/completions")
     async def complete(request: Request) -> Response:
         try:
@@ -75,11 +80,13 @@ def create_app(
             asked = ChatRequest.model_validate_json(content)
             if asked.model not in (None, name):
                 return refusal(404, f"no model {asked.model!r} here; there is {name!r}")
-            job = await asyncio.to_thread(read, asked, engine.processor, default_tokens)
+            job = await asyncio.to_thread(
+                read, asked, engine.processor, default_tokens, most_tokens
+            )
         except ValidationError as error:
             return refusal(400, first(error.errors(include_url=False)))
         except BadRequest as error:
-            return refusal(400, str(error))
+            return refusal(400, str(error), error.code)
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Any] = asyncio.Queue()
 
@@ -96,18 +103,29 @@ def create_app(
             told = asked.stream_options is not None and asked.stream_options.include_usage
             stream = _events(ticket, events, name, engine.state_bytes if told else None)
             return StreamingResponse(stream, media_type="text/event-stream")
+        answered, left = (asyncio.ensure_future(one) for one in (events.get(), _left(request)))
         try:
-            async with asyncio.timeout(answer_seconds):
-                answer = await events.get()
-        except TimeoutError:
-            return refusal(504, f"no answer within {answer_seconds:.0f} s")
+            done, _ = await asyncio.wait(
+                (answered, left), timeout=answer_seconds, return_when=asyncio.FIRST_COMPLETED
+            )
         finally:
             ticket.abandoned.set()
+            left.cancel()
+        if answered not in done:
+            answered.cancel()
+            return refusal(504, f"no answer within {answer_seconds:.0f} s")
+        answer = answered.result()
         if isinstance(answer, Exception):
             return refusal(500, f"the model failed: {type(answer).__name__}")
         return JSONResponse(_completion(answer, name, engine.state_bytes))
 
     return app
+
+
+async def _left(request: Request) -> None:
+    """Return when the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 class TooLarge(Exception):
@@ -127,10 +145,12 @@ async def _body(request: Request, most: int) -> bytes:
     return bytes(content)
 
 
-def refusal(status: int, reason: str) -> JSONResponse:
-    """An error in OpenAI's form."""
+def refusal(status: int, reason: str, code: str | None = None) -> JSONResponse:
+    """An error in OpenAI's form; code: its own word for the reason, where it has one."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return JSONResponse({"error": {"message": reason, "type": kind, "code": status}}, status)
+    return JSONResponse(
+        {"error": {"message": reason, "type": kind, "code": code or status}}, status
+    )
 
 
 def _completion(answer: Answer, name: str, state_bytes: int) -> dict[str, Any]:

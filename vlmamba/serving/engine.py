@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from vlmamba.generation import GroupedGenerator, end_tokens
+from vlmamba.generation import GroupedGenerator, Tiles, end_tokens, prepared
 from vlmamba.models.quantized import count_parameters
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor
-from vlmamba.serving.requests import Job
+from vlmamba.serving.requests import Job, tile_counts
 
 
 class Full(Exception):
@@ -92,7 +92,7 @@ class Engine:
                     self._queue.put(None)
                     break
                 together.append(another)
-            self._answer([ticket for ticket in together if not ticket.abandoned.is_set()])
+            self._answer(together)
 
     def _answer(self, tickets: list[Ticket]) -> None:
         batches: dict[int, list[Ticket]] = {}
@@ -107,7 +107,10 @@ class Engine:
     def _guarded(
         self, tickets: list[Ticket], answer: Callable[[list[Ticket]], list[Answer]]
     ) -> None:
-        """Every ticket ends, with its answer or with what went wrong."""
+        """Every ticket ends, with its answer or with what went wrong; but those that were left."""
+        tickets = [ticket for ticket in tickets if not ticket.abandoned.is_set()]
+        if not tickets:
+            return
         try:
             answers = answer(tickets)
         except Exception as error:
@@ -124,11 +127,19 @@ class Engine:
         started = time.perf_counter()
         limit = tickets[0].job.max_new_tokens
         generator = GroupedGenerator(self.model, self.processor)
-        requests = [ticket.job.request for ticket in tickets]
+        requests = [prepared(ticket.job.request, self.processor, {}) for ticket in tickets]
         texts = generator.generate(requests, limit, self.batch_size)
         seconds = time.perf_counter() - started
-        found = zip(tickets, texts, generator.made, strict=True)
-        return [self._finished(t.job, text, made, seconds) for t, text, made in found]
+        found = zip(tickets, requests, texts, generator.made, strict=True)
+        answers = []
+        for ticket, request, text, tokens in found:
+            prompt = len(self.processor.encode(request.prompt, tile_counts(request)))
+            cut, made = ticket.job.cut(text), len(tokens)
+            if cut != text:  # as many as a stream takes until it sees the stop string
+                made = next(n for n in range(made + 1) if self._stops(ticket.job, tokens[:n]))
+            ended = cut != text or made < limit
+            answers.append(Answer(cut, prompt, made, seconds, ended))
+        return answers
 
     @torch.inference_mode()
     def _one(self, ticket: Ticket) -> Answer:
@@ -139,11 +150,11 @@ class Engine:
         generator = torch.Generator(self.model.device)
         generator.manual_seed(job.seed if job.seed is not None else time.time_ns() % 2**63)
         features = None
-        tiles: list[int] = []
-        if job.pictures:
-            pixels, tiles = self.processor.tiled(job.pictures)
-            features = self.model.encode_images(pixels.to(self.model.device))
-        prompt = self.processor.encode(job.request.prompt, tiles)
+        request = prepared(job.request, self.processor, {})
+        shown = [picture.pixels for picture in request.pictures if isinstance(picture, Tiles)]
+        if shown:
+            features = self.model.encode_images(torch.cat(shown).to(self.model.device))
+        prompt = self.processor.encode(request.prompt, tile_counts(request))
         ids = torch.tensor([prompt], device=self.model.device)
         embeds, _ = self.model.embed(ids, image_features=features)
         language_model = self.model.language_model
@@ -158,7 +169,7 @@ class Engine:
                 break
             tokens.append(token)
             text = self._decoded(tokens)
-            if job.cut(text) != text:
+            if job.cut(text) != text:  # as `_stops` says
                 ended = True
                 break
             sure = job.sure(text)
@@ -178,11 +189,10 @@ class Engine:
     def _decoded(self, tokens: list[int]) -> str:
         return self.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
-    def _finished(self, job: Job, text: str, made: int, seconds: float) -> Answer:
-        tiles = self.processor.tile_counts(job.pictures)
-        prompt = len(self.processor.encode(job.request.prompt, tiles))
-        cut = job.cut(text)
-        return Answer(cut, prompt, made, seconds, made < job.max_new_tokens or cut != text)
+    def _stops(self, job: Job, tokens: list[int]) -> bool:
+        """Whether so many tokens hold a stop string."""
+        text = self._decoded(tokens)
+        return job.cut(text) != text
 
 
 def choose(logits: torch.Tensor, job: Job, generator: torch.Generator) -> int:

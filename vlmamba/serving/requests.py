@@ -8,7 +8,6 @@ refused, others ignored.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import re
 from collections.abc import Sequence
@@ -19,13 +18,18 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vlmamba.data.decode import BrokenPicture, decode_picture
-from vlmamba.generation import Request
+from vlmamba.generation import Request, Tiles, prepared
 from vlmamba_core.errors import first_line
 from vlmamba_core.tokens import without_tags
 
-DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,(?P<data>.*)", re.DOTALL)
+DATA_URL = re.compile(
+    r"data:image/[\w.+-]+(;[\w=.-]+)*;base64,(?P<data>.*)", re.DOTALL | re.IGNORECASE
+)
 MAX_PICTURES = 16
-MAX_PIXELS = 50_000_000
+MAX_PIXELS = 50_000_000  # of a picture
+MAX_SQUARES = 200_000_000  # pixels of a request's pictures, each padded to a square
+LEAST_TEMPERATURE = 1e-4  # below it the likeliest token is certain, and logits overflow
+CHARACTERS_A_TOKEN = 64  # of the longest words: more are refused before they are split
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # values of other settings that change nothing
     "n": (None, 1),
     "tools": (None, []),
@@ -35,11 +39,33 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {  # values of other settings that change 
     "logit_bias": (None, {}),
     "presence_penalty": (None, 0, 0.0),
     "frequency_penalty": (None, 0, 0.0),
+    # of vLLM and others
+    "best_of": (None, 1),
+    "repetition_penalty": (None, 1, 1.0),
+    "length_penalty": (None, 1, 1.0),
+    "min_tokens": (None, 0),
+    "ignore_eos": (None, False),
+    "min_p": (None, 0, 0.0),
+    "top_k": (None, -1, 0),
+    "stop_token_ids": (None, []),
+    "bad_words": (None, []),
+    "use_beam_search": (None, False),
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "guided_choice": (None, []),
+    "guided_grammar": (None,),
 }
 
 
 class BadRequest(Exception):
-    """A request that cannot be answered; its message tells the client why."""
+    """A request that cannot be answered; its message tells the client why.
+
+    code: OpenAI's own word for the reason, where it has one.
+    """
+
+    def __init__(self, why: str, code: str | None = None) -> None:
+        super().__init__(why)
+        self.code = code
 
 
 class ImageURL(BaseModel):
@@ -80,7 +106,7 @@ class ChatRequest(BaseModel):
     max_completion_tokens: int | None = Field(default=None, ge=1, le=4096)
     temperature: float | None = Field(default=0.0, ge=0.0, le=2.0)
     top_p: float | None = Field(default=1.0, gt=0.0, le=1.0)
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: str | list[str] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
@@ -98,7 +124,6 @@ class Job:
     """A checked request: what the model is asked, and how it shall answer."""
 
     request: Request
-    pictures: tuple[Image.Image, ...]
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
@@ -118,13 +143,19 @@ class Job:
     def sure(self, text: str) -> str:
         """A growing answer without what may yet turn out to begin a stop string."""
         held = (
-            size for stop in self.stop for size in range(1, len(stop)) if text.endswith(stop[:size])
+            size
+            for stop in self.stop
+            for size in range(1, min(len(stop), len(text) + 1))
+            if text.endswith(stop[:size])
         )
         return text[: len(text) - max(held, default=0)]
 
 
-def read(body: ChatRequest, processor: Any, default_tokens: int) -> Job:
-    """A job for the model. Raises BadRequest with a reason in plain English."""
+def read(body: ChatRequest, processor: Any, default_tokens: int, most_tokens: int) -> Job:
+    """A job for the model, its pictures as pixels. Raises BadRequest with a plain reason.
+
+    default_tokens: of the answer, where the request does not say.  most_tokens: of the prompt.
+    """
     for name, neutral in NEUTRAL.items():
         value = (body.model_extra or {}).get(name)
         if value not in neutral:
@@ -138,16 +169,30 @@ def read(body: ChatRequest, processor: Any, default_tokens: int) -> Job:
         prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
     except Exception as error:  # jinja's, with the template's own words
         raise BadRequest(first_line(error)) from error
+    _check_length(len(prompt) / CHARACTERS_A_TOKEN, most_tokens)
+    request = prepared(Request(prompt, "+".join(digests) or None, pictures or None), processor, {})
+    _check_length(len(processor.encode(prompt, tile_counts(request))), most_tokens)
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    temperature = body.temperature or 0.0
     return Job(
-        Request(prompt, "+".join(digests) or None, pictures or None),
-        tuple(pictures),
+        request,
         body.max_completion_tokens or body.max_tokens or default_tokens,
-        body.temperature or 0.0,
+        temperature if temperature >= LEAST_TEMPERATURE else 0.0,
         body.top_p or 1.0,
         body.seed,
         tuple(word for word in stop if word),
     )
+
+
+def _check_length(tokens: float, most: int) -> None:
+    """Refuse a prompt of more tokens than that. Raises BadRequest."""
+    if tokens > most:
+        raise BadRequest(f"a prompt of more than {most} tokens", "context_length_exceeded")
+
+
+def tile_counts(request: Request) -> list[int]:
+    """How many tiles each of a prepared request's pictures has."""
+    return [len(picture.pixels) for picture in request.pictures if isinstance(picture, Tiles)]
 
 
 def _message(
@@ -168,11 +213,12 @@ def _message(
             raise BadRequest("pictures belong to the user's messages")
         if len(pictures) == MAX_PICTURES:
             raise BadRequest(f"more than {MAX_PICTURES} pictures")
-        picture, digest = decode(part.image_url.url)
+        squares = sum(max(picture.size) ** 2 for picture in pictures)
+        picture, digest = decode(part.image_url.url, MAX_SQUARES - squares)
         pictures.append(picture)
         digests.append(digest)
         parts.append({"type": "image"})
-    if not any(part["type"] == "text" and part["text"] for part in parts):
+    if not any(part["type"] == "image" or part["text"] for part in parts):
         raise BadRequest("a message without text")
     return {"role": role, "content": parts}
 
@@ -182,21 +228,29 @@ def _text(text: str) -> str:
     return without_tags(text).strip()
 
 
-def decode(url: str) -> tuple[Image.Image, str]:
-    """The picture of a data: URL and the digest of its bytes. Raises BadRequest."""
+def decode(url: str, most_square: int = MAX_SQUARES) -> tuple[Image.Image, str]:
+    """The picture of a data: URL and the digest of its bytes. Raises BadRequest.
+
+    most_square: pixels that it may have when padded to a square; looked at before it is decoded.
+    """
+
+    def check(width: int, height: int) -> None:
+        if width * height > MAX_PIXELS:
+            raise BadRequest(f"a picture of more than {MAX_PIXELS} pixels")
+        if max(width, height) ** 2 > most_square:
+            raise BadRequest(f"pictures of more than {MAX_SQUARES} pixels, each padded to a square")
+
     found = DATA_URL.fullmatch(url)
     if found is None:
         raise BadRequest("pictures must be data:image/...;base64 URLs; others are not opened")
     try:
-        data = base64.b64decode(found["data"], validate=True)
-    except binascii.Error:
+        data = base64.b64decode("".join(found["data"].split()), validate=True)
+    except ValueError:  # binascii.Error is one
         raise BadRequest("a picture that is not base64") from None
     try:
-        picture = decode_picture(data)
+        picture = decode_picture(data, check)
     except BrokenPicture as error:
         raise BadRequest(f"a picture that cannot be read: {error}") from None
-    if picture.width * picture.height > MAX_PIXELS:
-        raise BadRequest(f"a picture of more than {MAX_PIXELS} pixels")
     return picture, hashlib.sha256(data).hexdigest()
 
 
