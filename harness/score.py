@@ -38,7 +38,7 @@ from harness.runs.store import marks
 from harness.scoring import imports, submit
 from harness.scoring import judge as judging
 from harness.scoring.llava_answers import Joined
-from tasks.common import PROTOCOLS, Benchmark, Case, Report, choose_protocol
+from tasks.common import PROTOCOLS, Benchmark, Case, Report, choose_protocol, is_blank
 from vlmamba_core.cli import Parser, cli
 from vlmamba_core.errors import UserError
 from vlmamba_core.folder import write_atomically
@@ -199,7 +199,9 @@ def _own(task: Benchmark, path: Path, truth: Sequence[Path]) -> Answers:
                 f"{path} row {number + 1}: prediction is {prediction!r}, expected the answer's text"
                 f"{other}"
             )
-        rows.append(Joined(str(row.pop("case_id", number)), row, prediction))
+        given = row.pop("case_id", None)
+        case_id = number if is_blank(given) else given
+        rows.append(Joined(str(case_id), row, prediction))
     return Answers(rows)
 
 

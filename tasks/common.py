@@ -266,7 +266,7 @@ class Benchmark(ABC):
 
     def cluster(self, doc: Doc) -> str:
         """Key of the resampling unit for intervals: questions that share it are not independent."""
-        named = (doc[c] for c in self.cluster_columns if doc.get(c) not in (None, ""))
+        named = (doc[c] for c in self.cluster_columns if not is_blank(doc.get(c)))
         return str(next(named, id(doc)))
 
     def maximum(self, metric: str, metrics: Iterable[str]) -> float:
@@ -290,9 +290,9 @@ class Benchmark(ABC):
 
         The column `has_image` tells, else the image column itself while it is there.
         """
-        if not _is_blank(doc.get(HAS_IMAGE)):
+        if not is_blank(doc.get(HAS_IMAGE)):
             return _is_yes(doc[HAS_IMAGE])
-        return not _is_blank(doc[self.image_column]) if self.image_column in doc else None
+        return not is_blank(doc[self.image_column]) if self.image_column in doc else None
 
     def without_image(self, doc: Doc) -> dict[str, Any]:
         """The document as a record keeps it: every column but the pixels.
@@ -445,7 +445,7 @@ def refuse_texts(task: Benchmark, doc: Doc, where: str) -> None:
             ) from error
 
 
-def _is_blank(cell: Any) -> bool:
+def is_blank(cell: Any) -> bool:
     """True for a cell that holds nothing: None, NaN, "" or the text "nan" of a written table."""
     return cell is None or (isinstance(cell, float) and cell != cell) or cell in ("", "nan")
 

@@ -222,6 +222,78 @@ def test_a_reply_without_content_is_an_empty_answer(server):
     assert Resumable(model(server)).answer(requests(3)) == ["yes", "", "yes"]
 
 
+def test_who_thinks_until_the_limit_gets_a_longer_one(server):
+    """Reasoning parsers of vLLM and SGLang: the thoughts are no content, but of the limit."""
+
+    def reply(body: dict, number: int) -> tuple:
+        if body["max_tokens"] < 1024:
+            message = {"content": None, "reasoning_content": "hm, what"}
+            return 200, {"choices": [{"message": message, "finish_reason": "length"}]}, {}
+        return said("yes")
+
+    server.reply = reply
+    assert Resumable(model(server)).answer(requests(9)) == ["yes"] * 9
+
+
+def failed(code: int | None, inside: bool, text: str = "The answ") -> tuple:
+    """What a router gives for a model that broke off: HTTP 200."""
+    error = {"message": "Provider returned error"} | ({} if code is None else {"code": code})
+    choice = {"message": {"content": text}, "finish_reason": "error"}
+    found = {"choices": [choice | {"error": error}]} if inside else {"error": error}
+    return 200, found, {}
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("code", [502, None])
+def test_an_answer_that_broke_off_is_asked_again(code, inside, server, tmp_path):
+    server.reply = lambda body, number: failed(code, inside) if number == 0 else said("whole")
+    waits: list[float] = []
+    assert Resumable(model(server, waits)).answer(requests(1)) == ["whole"]
+    assert waits == [1.0]
+
+
+def test_an_answer_that_is_withheld_is_no_answer(server, tmp_path):
+    filtered = {"message": {"content": None}, "finish_reason": "content_filter"}
+    kinds = {"q1": (200, {"choices": [filtered]}, {}), "q2": failed(400, True)}
+    server.reply = lambda body, number: kinds.get(question(body), said("fine"))
+    around = Resumable(model(server), AnswerJournal(tmp_path))
+    assert around.answer(requests(4)) == ["fine", None, None, "fine"]
+    assert sorted(around.events) == [
+        "t: row 2: not answered: the reply was withheld by the server's content filter",
+        "t: row 3: not answered: error 400: Provider returned error",
+    ]
+
+
+def test_stop_strings_that_a_model_does_not_take_are_cut_here(server):
+    def reply(body: dict, number: int) -> tuple:
+        if "stop" in body:
+            return refused(400, "Unsupported parameter: 'stop' is not supported with this model.")
+        return said("yes\n\nno")
+
+    server.reply = reply
+    assert Resumable(model(server)).answer(requests(6)) == ["yes"] * 6
+    assert "stop" not in server.bodies[-1]
+
+
+@pytest.mark.parametrize("after", ["0", "-1"])
+def test_a_server_that_says_at_once_is_given_time(after, server):
+    def reply(body: dict, number: int) -> tuple:
+        return refused(429, "busy", **{"Retry-After": after}) if number < 3 else said("done")
+
+    server.reply = reply
+    waits: list[float] = []
+    assert Resumable(model(server, waits)).answer(requests(1)) == ["done"]
+    assert waits == [1.0, 2.0, 4.0]
+
+
+def test_another_concurrency_asks_nothing_again(server, tmp_path):
+    for concurrency, asked in ((8, 6), (2, 0)):
+        server.bodies.clear()
+        made = ApiModel(Endpoint(server.url, "m"), concurrency=concurrency)
+        Resumable(made, AnswerJournal(tmp_path)).answer(requests(6))
+        assert len(server.bodies) == asked
+
+
 def test_the_key_is_sent_and_in_no_file(server, tmp_path, monkeypatch):
     monkeypatch.setenv("SOME_KEY", KEY)
 

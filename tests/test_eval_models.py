@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+import torch
 from PIL import Image
 
 from harness.data.images import UnreadableImage
 from harness.models.base import EvalModel, Limits, Picture, Request
 from harness.models.registry import ModelOptions, eval_models
-from harness.models.resumable import Resumable
+from harness.models.resumable import Resumable, is_out_of_memory
 from vlmamba_core.errors import UserError
 from vlmamba_core.folder import AnswerJournal
 
@@ -83,6 +84,32 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_asked_twice():
     assert around.events[:2] == [f"out of memory: batch size halved to {n}" for n in (2, 1)]
     with pytest.raises(UserError, match="out of memory at batch size 1"):
         Resumable(Counting(fits=0)).answer(requests())
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), False),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("shapes do not fit"), False),
+    ],
+)
+def test_what_a_smaller_batch_may_help(error, memory):
+    assert is_out_of_memory(error) == memory
+
+
+@pytest.mark.parametrize("depends", [True, False])
+def test_another_batch_size_asks_again_only_where_answers_depend_on_it(depends, tmp_path):
+    for size, asked in ((4, 4), (2, 4 if depends else 0)):
+        model = Counting()
+        model.batch_size, model.depends_on_batch = size, depends
+        Resumable(model, AnswerJournal(tmp_path)).answer(requests()[:4])
+        assert len(model.asked) == asked
 
 
 def test_a_model_that_leaves_requests_out_is_an_error():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tiny_vlms
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, MistralConfig
+from transformers import AutoModelForImageTextToText, AutoProcessor, BambaConfig, MistralConfig
 
 import tasks
 from harness.data.images import decode, image_key
@@ -21,6 +21,7 @@ from harness.models.base import Limits, Picture, Request, Turn
 from harness.models.resumable import Resumable
 from harness.models.shared_prefix import ALONE, BATCHED, EQUAL
 from harness.models.transformers import TransformersModel
+from harness.runs.schema import record_text
 from vlmamba_core.errors import UserError
 
 NEW_TOKENS = 10
@@ -143,6 +144,80 @@ def test_a_processor_that_places_pictures_itself_gets_no_tags(folders, demo_requ
     assert len(set(answers)) > len(answers) // 2
     first, *_ = model.prompt(pictures[0]).inputs["input_ids"].tolist()
     assert first.count(model.model.config.image_token_id) == 4
+
+
+@pytest.mark.parametrize("family", ["instructblip", "blip"])
+def test_an_answer_begins_where_the_models_own_generate_has_it(family, folders, demo_requests):
+    """InstructBLIP on T5 returns the answer alone, BLIP goes on before the prompt's last token."""
+    asked = [request for request in demo_requests if len(request.pictures) == 1]
+    model = TransformersModel(str(folders[family]), batch_size=5)
+    answers = Resumable(model).answer(asked)
+    processor = AutoProcessor.from_pretrained(folders[family])
+    library = AutoModelForImageTextToText.from_pretrained(folders[family]).eval()
+    for request, answer in zip(asked, answers, strict=True):
+        image = request.pictures[0].image.convert("RGB")
+        text = model.template.render(processor, request.prompt, 0)
+        inputs = processor(text=[text], images=[image], return_tensors="pt")
+        tokens = library.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)[0]
+        if family == "blip":
+            assert torch.equal(tokens[: inputs.input_ids.shape[1] - 1], inputs.input_ids[0, :-1])
+            tokens = tokens[inputs.input_ids.shape[1] - 1 :]
+        assert answer == processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    assert len(set(answers)) > len(answers) // 2
+    for request in asked:  # a stop string ends generate() itself
+        tokens = model.alone(model.prompt(request), request.limits)
+        letters = [letter for letter in model.text(tokens[:4]) if letter.isalnum()]
+        if letters:
+            ended = model.alone(model.prompt(request), Limits(NEW_TOKENS, (letters[0],)))
+            assert ended == tokens[: len(ended)] and len(ended) <= 4
+            break
+    else:
+        raise AssertionError("no answer to stop in")
+
+
+def test_a_configuration_with_infinite_numbers_can_be_recorded(tmp_path):
+    """Mamba-2's and its kin's time_step_limit ends at infinity."""
+    folder = tiny_vlms.save("llava", tmp_path, text=BambaConfig, mamba_n_heads=4, mamba_d_head=16)
+    record = record_text(TransformersModel(str(folder)).describe())
+    limit = json.loads(record)["config"]["text_config"]["time_step_limit"]
+    assert "Infinity" in json.dumps(limit)
+
+
+def test_a_picture_whose_token_is_not_known_is_never_left_out(folders, demo_requests):
+    model = TransformersModel(str(folders["llava"]))
+    asked = next(request for request in demo_requests if request.pictures)
+    with pytest.raises(TypeError, match="which token stands for a picture"):
+        model.decoder.prefill(replace(model.prompt(asked), shared=0))
+
+
+QWEN3 = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content if m.content is string else '' }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
+TEXTS = (
+    "{% for m in messages %}{{ m.role }}: {% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for p in m.content if p.type == 'text' %}{{ p.text }}{% endfor %}{% endif %}\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("text", [TEXT_ONLY, QWEN3, TEXTS])
+@pytest.mark.parametrize("file", [True, False])
+def test_no_template_for_text_loses_a_picture_or_a_question(text, file, folders, tmp_path):
+    processor = AutoProcessor.from_pretrained(folders["llava"])
+    if file:
+        (tmp_path / "mine.jinja").write_text(text)
+    else:
+        processor.chat_template = text
+    template = templates.choose(processor, str(tmp_path / "mine.jinja") if file else None)
+    told = template.render(processor, "a dog?", images=1)
+    assert "<image>\na dog?" in told and "'type'" not in told
+
+
+def test_a_template_that_loses_every_question_is_refused(folders):
+    processor = AutoProcessor.from_pretrained(folders["llava"])
+    processor.chat_template = "Hello"
+    with pytest.raises(UserError, match="writes no picture and question of a message"):
+        templates.choose(processor, None)
 
 
 def test_what_the_processor_adds_on_its_own_is_its_own_affair(tmp_path, demo_requests):

@@ -233,6 +233,57 @@ def blip2() -> tuple[nn.Module, Any]:
     return hf.Blip2ForConditionalGeneration(config), processor
 
 
+def instructblip() -> tuple[nn.Module, Any]:
+    """InstructBLIP on T5: its generate() returns the answer alone, though no encoder-decoder."""
+    words = tokenizer("<image>")
+    processor = hf.InstructBlipProcessor(
+        image_processor=hf.BlipImageProcessor(size={"height": SIZE, "width": SIZE}),
+        tokenizer=words,
+        qformer_tokenizer=tokenizer(),
+        num_query_tokens=4,
+    )
+    config = hf.InstructBlipConfig(
+        vision_config={**VISION, "image_size": SIZE},
+        qformer_config={**VISION, "encoder_hidden_size": 24, "vocab_size": 400},
+        text_config={
+            "model_type": "t5",
+            "d_model": 32,
+            "d_kv": 8,
+            "d_ff": 48,
+            "num_layers": 2,
+            "num_heads": 4,
+            "vocab_size": len(words),
+            "decoder_start_token_id": words.pad_token_id,
+        },
+        num_query_tokens=4,
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+    )
+    return hf.InstructBlipForConditionalGeneration(config), processor
+
+
+def blip() -> tuple[nn.Module, Any]:
+    """BLIP: its generate() goes on from the prompt without its last token."""
+    words = tokenizer()
+    processor = hf.BlipProcessor(
+        image_processor=hf.BlipImageProcessor(size={"height": SIZE, "width": SIZE}),
+        tokenizer=words,
+    )
+    text = {
+        "hidden_size": 32,
+        "encoder_hidden_size": 24,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": len(words),
+        "bos_token_id": words.bos_token_id,
+        "sep_token_id": words.eos_token_id,
+        "pad_token_id": words.pad_token_id,
+    }
+    vision = {**VISION, "image_size": SIZE, "num_hidden_layers": 2}
+    config = hf.BlipConfig(vision_config=vision, text_config=text)
+    return hf.BlipForConditionalGeneration(config), processor
+
+
 FAMILIES: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "llava": llava,
     "qwen2_vl": qwen2_vl,
@@ -240,6 +291,8 @@ FAMILIES: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "paligemma": paligemma,
     "mllama": mllama,
     "blip2": blip2,
+    "instructblip": instructblip,
+    "blip": blip,
 }
 
 

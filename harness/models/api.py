@@ -43,6 +43,8 @@ def load(name: str, options: ModelOptions) -> EvalModel:
 class ApiModel(EvalModel):
     """Answers of a server at temperature 0. Raises UserError for an address that is none."""
 
+    depends_on_batch = False  # how many are under way is not what the server is told
+
     def __init__(self, endpoint: Endpoint, concurrency: int = CONCURRENCY) -> None:
         if concurrency < 1:
             raise UserError(f"concurrency={concurrency}; expected at least 1")

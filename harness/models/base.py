@@ -200,6 +200,7 @@ class EvalModel(ABC):
     notes: tuple[str, ...] = ()  # what a record and its reader must know of how answers are made
     device: Any = None  # torch's, where the model runs in this process
     seconds: Mapping[str, float] = MappingProxyType({})  # so far, by part of answering; if known
+    depends_on_batch: bool = True  # whether an answer's last bits may, so a rerun asks again
     also_alone: int = 0  # the first requests of a run, which `answer_alone` is asked too
 
     @functools.cached_property

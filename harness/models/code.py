@@ -65,6 +65,11 @@ def _settings(part: Any) -> dict[str, Any] | None:
     return {str(name): v for name, v in part.to_dict().items() if name not in left_out}
 
 
+def plain_config(config: Any) -> dict[str, Any]:
+    """A transformers configuration for a record: JSON, infinite numbers as it writes them."""
+    return json.loads(config.to_json_string(use_diff=False))
+
+
 def _sources() -> Iterator[Path]:
     package = ROOT / "vlmamba"
     for path in package.rglob("*"):

@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import math
 import os
 import re
 import time
@@ -43,6 +42,9 @@ NOT_TAKEN = re.compile(
     r"not support|unsupported|not permitted|not allowed|unknown|unrecogni[sz]ed|unexpected|instead",
     re.IGNORECASE,
 )
+STOP = re.compile(r"\bstop\b", re.IGNORECASE)
+FAILED = ("error", "abort")  # why a reply may have ended within a success
+WITHHELD = "content_filter"
 VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")  # a key in its place would end up in messages
 
 
@@ -67,10 +69,14 @@ class _Failure(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """A model's answer. tokens: how many it has, where the server counts them."""
+    """A model's answer. tokens: how many it has, where the server counts them.
+
+    cut_short: ended by the limit on tokens.
+    """
 
     text: str
     tokens: int | None = None
+    cut_short: bool = False
 
 
 @dataclass
@@ -92,6 +98,8 @@ class Endpoint:
     sleep: Callable[[float], None] = time.sleep
     _renamed: bool = field(default=False, init=False, repr=False)  # max_completion_tokens
     _own_temperature: bool = field(default=False, init=False, repr=False)  # none can be asked for
+    _own_stop: bool = field(default=False, init=False, repr=False)  # nor stop strings
+    _thinks: bool = field(default=False, init=False, repr=False)  # within the limit, first
 
     def __post_init__(self) -> None:
         parts = urlsplit("" if _unsendable(self.url) else self.url)
@@ -124,16 +132,18 @@ class Endpoint:
         """
         while True:
             body: dict[str, Any] = {"model": self.model, "messages": list(messages)}
-            if self._renamed:
-                body["max_completion_tokens"] = max(max_tokens, REASONING_TOKENS)
-            else:
-                body["max_tokens"] = max_tokens
-            if stop:
+            thinks = self._thinks or self._renamed
+            limit = max(max_tokens, REASONING_TOKENS) if thinks else max_tokens
+            body["max_completion_tokens" if self._renamed else "max_tokens"] = limit
+            if stop and not self._own_stop:  # callers cut the reply themselves
                 body["stop"] = list(stop)
             if not self._own_temperature:
                 body["temperature"] = temperature
             try:
-                return self._reply(self._send(body))
+                reply = self._reply(self._send(body))
+                if reply.text or not reply.cut_short or limit >= REASONING_TOKENS:
+                    return reply
+                self._thinks = True  # it spent the limit on what is no part of its answer
             except Refused as error:
                 if not self._take_hint(str(error), body):
                     raise
@@ -157,6 +167,8 @@ class Endpoint:
             self._renamed = True
         elif "temperature" in body and "temperature" in reason.lower():
             self._own_temperature = True
+        elif "stop" in body and STOP.search(reason) and NOT_TAKEN.search(reason):
+            self._own_stop = True
         else:
             return False
         return True
@@ -201,7 +213,7 @@ class Endpoint:
                 "POST", address, json=body, headers=self.authorization()
             ) as response:
                 if response.is_success:
-                    return response.read()
+                    return self._whole(response.read())
                 told = self._reason(response)
         except (httpx.NetworkError, httpx.TimeoutException) as error:  # our own system's words
             problem = str(error) or type(error).__name__
@@ -218,6 +230,30 @@ class Endpoint:
             key = f": check the key in {where}" * (code in ABOUT_THE_KEY)
             raise _Failure(f"answered HTTP {code}{key}{told}", passing=False)
         raise _Failure(f"is out of reach ({problem})", passing=True)
+
+    def _whole(self, content: bytes) -> bytes:
+        """The content, if the model ended what it says.
+
+        Routers answer 200 before a model has begun: what failed after that stands in the reply.
+        Raises Refused for a withheld reply, _Failure for one that failed.
+        """
+        try:
+            found = json.loads(content)
+            choice = (found.get("choices") or [{}])[0]
+            error, reason = found.get("error") or choice.get("error"), choice.get("finish_reason")
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return content  # `_reply` says what is wrong with it
+        if reason == WITHHELD:
+            raise Refused("the reply was withheld by the server's content filter")
+        if error or reason in FAILED:
+            told = error if isinstance(error, dict) else {"message": error or f"ended by {reason}"}
+            code = told.get("code")
+            text = one_line(self._without_key(str(told.get("message", told))))[:300]
+            if isinstance(code, int) and code in self.refused_item and code not in RETRIED:
+                raise Refused(f"error {code}: {text}")
+            passing = code in RETRIED or not isinstance(code, int)
+            raise _Failure(f"answered with an error: {text}", passing=passing)
+        return content
 
     def _reason(self, response: httpx.Response) -> str:
         """What the server says of its refusal, ": ..."; without the key, which it may repeat."""
@@ -238,9 +274,10 @@ class Endpoint:
         try:
             found = json.loads(content)
             # some leave it out where a model only reasoned
-            text = found["choices"][0]["message"].get("content")
+            choice = found["choices"][0]
+            text, cut_short = choice["message"].get("content"), choice.get("finish_reason")
         except (ValueError, LookupError, TypeError, AttributeError):
-            found, text = None, 0
+            found, text, cut_short = None, 0, None
         if isinstance(text, list):  # in parts, of which those of text count
             text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
         if not isinstance(text, str | None):
@@ -250,7 +287,8 @@ class Endpoint:
             )
         usage = found.get("usage")
         tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
-        return Reply(self._without_key(text or ""), tokens if isinstance(tokens, int) else None)
+        counted = tokens if isinstance(tokens, int) else None
+        return Reply(self._without_key(text or ""), counted, cut_short == "length")
 
 
 def _first_bytes(chunks: Iterator[bytes], limit: int) -> bytes:
@@ -285,4 +323,4 @@ def _seconds(retry_after: str | None, otherwise: float) -> float:
         asked_s = float(retry_after or otherwise)
     except ValueError:
         return otherwise
-    return otherwise if math.isnan(asked_s) else min(max(asked_s, 0.0), LONGEST_WAIT_S)
+    return min(asked_s, LONGEST_WAIT_S) if asked_s > 0 else otherwise  # nan, "at once": not

@@ -10,6 +10,7 @@ The answers come back in the order of the requests.
 from __future__ import annotations
 
 import functools
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from vlmamba_core.errors import UserError, one_line
 from vlmamba_core.folder import AnswerJournal, digest
 
 BATCHES_AHEAD = 4  # images are decoded for this many batches of questions at a time
+NO_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)
 REFUSALS_TO_GIVE_UP = 10  # a model that takes none of so many questions takes none at all
 
 Keep = Callable[[int, str | None], None]
@@ -175,7 +177,7 @@ class Resumable:
         return digest(
             [
                 self.provenance,
-                self.model.batch_size,
+                self.model.batch_size if self.model.depends_on_batch else None,
                 seen,
                 request.task,
                 request.row,
@@ -364,10 +366,10 @@ def _decode(requests: Sequence[Request], some: Sequence[int]) -> list[Found]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a smaller batch may help."""
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+    """Whether a smaller batch may help; every fault of a GPU is an AcceleratorError."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return type(error).__name__ in ("OutOfMemoryError", "AcceleratorError")
+    return isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error)))
 
 
 def cut(text: str, until: Sequence[str]) -> str:

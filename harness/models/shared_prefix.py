@@ -27,6 +27,7 @@ from transformers import DynamicCache, PreTrainedModel
 from vlmamba.models.language.wrapped import WrappedCache
 
 ACROSS = "cross_attention_mask"
+PICTURES = frozenset(("pixel_values", "pixel_values_images", "image_pixel_values"))
 
 # How questions are answered, the fastest first
 BATCHED = "shared image prefix, padded batches"
@@ -149,6 +150,8 @@ class SharedPrefix:
     def prefill(self, prompt: Prompt) -> Prefix:
         """Read the pictures and what is in front of them."""
         if not prompt.shared:
+            if prompt.inputs.keys() & PICTURES:
+                raise TypeError("its configuration does not say which token stands for a picture")
             config = self.model.config.get_text_config()
             mask = torch.zeros(1, 0, dtype=torch.bool, device=self.model.device)
             return Prefix(WrappedCache(DynamicCache(config=config), mask), 0)

@@ -100,12 +100,17 @@ def _as_text(turn: dict[str, Any], token: str) -> str:
 
 
 def _shows_pictures(template: Template, processor: Any) -> bool:
-    """Whether a chat template knows of parts of a message; one for text writes the list itself."""
+    """Whether a chat template writes something for a picture, and the text beside it.
+
+    One for text writes the list of parts itself, its texts alone, or nothing.
+    """
+    asked = "What?"
     try:
-        told = template.render(processor, "What?", images=1)
+        without, told = (template.render(processor, asked, images=count) for count in (0, 1))
     except Exception:  # Jinja's, with the template's own words, or what it does to a list
         return False
-    return "'type'" not in told and '"type"' not in told
+    lists = any(mark in told for mark in ("'type'", '"type"'))
+    return told != without and asked in told and asked in without and not lists
 
 
 def choose(processor: Any, name: str | None) -> Template:
@@ -122,22 +127,38 @@ def choose(processor: Any, name: str | None) -> Template:
     if name == CHAT:
         if not own:
             raise UserError(f"this model brings no chat template; choose {', '.join(NAMED)}")
-        chosen = Template(CHAT, own, chat=True)
-        return replace(chosen, in_words=not _shows_pictures(chosen, processor))
+        return _in_its_form(Template(CHAT, own, chat=True), processor)
     if name in NAMED:
         return Template(name, NAMED[name], chat=False)
     if Path(name).is_file():
-        return Template(Path(name).name, Path(name).read_text(encoding="utf-8"), chat=True)
+        text = Path(name).read_text(encoding="utf-8")
+        return _in_its_form(Template(Path(name).name, text, chat=True), processor)
     raise unknown("template", name, [CHAT, *NAMED])
+
+
+def _in_its_form(template: Template, processor: Any) -> Template:
+    """A chat template, given messages in the form that it takes. Raises UserError without one."""
+    if _shows_pictures(template, processor):
+        return template
+    in_words = replace(template, in_words=True)
+    if not _shows_pictures(in_words, processor):
+        raise UserError(
+            f"the chat template {template.name} writes no picture and question of a message; "
+            f"choose {', '.join(NAMED)} or a file with --template"
+        )
+    return in_words
 
 
 def places_pictures(processor: Any) -> bool:
     """Whether the processor adds a picture's tokens itself, besides those that a text asks for.
 
-    BLIP-2's does: a tag in the text would stand for a picture that is not there.
+    BLIP-2's does: a tag in the text would stand for a picture that is not there.  BLIP's text has
+    no place for them: to its tokenizer a tag is a word.
     """
     tag = image_token(processor)
     token = processor.tokenizer.convert_tokens_to_ids(tag)
+    if token is None or token == processor.tokenizer.unk_token_id:
+        return True
     counts = []
     for text in ("a", f"{tag}a"):
         try:

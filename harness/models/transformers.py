@@ -41,7 +41,7 @@ from harness.models.base import (
     Sampling,
     likelihood_text,
 )
-from harness.models.code import processor_sha256
+from harness.models.code import plain_config, processor_sha256
 from harness.models.forced import log_probability
 from harness.models.registry import ModelOptions
 from harness.models.resumable import is_out_of_memory
@@ -137,6 +137,7 @@ class TransformersModel(EvalModel):
         if self.reasons:  # a run that is slower than it might be says why
             self.notes = (f"questions are answered {self.mode}: {'; '.join(self.reasons)}",)
         self.also_alone = 0 if self.mode == ALONE or temperature else agreement
+        self.depends_on_batch = self.mode != ALONE
         self._kept_images: dict[str, Any] | None = None
         self._keep_image_processing()
 
@@ -172,7 +173,7 @@ class TransformersModel(EvalModel):
                 "questions_also_asked_alone": self.agreement.asked,
                 "of_these_answered_differently": self.agreement.different,
             },
-            "config": self.model.config.to_dict() | {"_name_or_path": self.name},
+            "config": plain_config(self.model.config) | {"_name_or_path": self.name},
         }
 
     @torch.inference_mode()
@@ -241,7 +242,7 @@ class TransformersModel(EvalModel):
         first = FirstToken(self._now)
         criteria = StoppingCriteriaList([first])
         if limits.until:
-            criteria.append(Stops(self, len(prompt.ids), limits.until))
+            criteria.append(Stops(self, first, limits.until))
         started = self._now()
         output = self.model.generate(
             **prompt.inputs,
@@ -252,8 +253,7 @@ class TransformersModel(EvalModel):
         ended = self._now()
         self.seconds[READING] += (first.at or ended) - started
         self.seconds[DECODE] += ended - (first.at or ended)
-        start = 0 if self.model.config.is_encoder_decoder else len(prompt.ids)
-        return output[0, start:].tolist()
+        return output[0, first.begin :].tolist()
 
     def _answer_by_generate(self, requests: Sequence[Request], on_done: OnDone) -> None:
         for index, request in enumerate(requests):

@@ -142,25 +142,31 @@ class Waiting:
 
 
 class FirstToken(StoppingCriteria):
-    """Notes when generate() has its first token: what came before read the prompt."""
+    """Notes when generate() has its first token: what came before read the prompt.
+
+    begin: where the answer begins in what generate() returns, whose own rule it is: behind the
+    prompt, behind an encoder-decoder's first token, or at once (InstructBLIP on T5).
+    """
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self.at: float | None = None
+        self.begin = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
-        self.at = self._now() if self.at is None else self.at
+        if self.at is None:
+            self.at, self.begin = self._now(), input_ids.shape[1] - 1
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 class Stops(StoppingCriteria):
-    """Ends generate() at a stop string."""
+    """Ends generate() at a stop string. first: what stands before it in the list of criteria."""
 
-    def __init__(self, model: TransformersModel, prompt: int, until: Sequence[str]) -> None:
-        self._model, self._prompt, self._until = model, prompt, until
+    def __init__(self, model: TransformersModel, first: FirstToken, until: Sequence[str]) -> None:
+        self._model, self._first, self._until = model, first, until
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
-        texts = [self._model.text(row[self._prompt :].tolist()) for row in input_ids]
+        texts = [self._model.text(row[self._first.begin :].tolist()) for row in input_ids]
         ended = [_has_stop(text, self._until) for text in texts]
         return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
 

@@ -29,7 +29,7 @@ from harness.models.base import (
     Request,
     likelihood_text,
 )
-from harness.models.code import code_sha256, processor_sha256
+from harness.models.code import code_sha256, plain_config, processor_sha256
 from harness.models.registry import ModelOptions
 from vlmamba import checkpoints
 from vlmamba.chat_template import CHAT_TEMPLATE
@@ -157,7 +157,7 @@ class VLMambaModel(EvalModel):
 
     def describe(self) -> dict[str, Any]:
         """Digest, size and configuration, under the name that the user gave."""
-        config = self.model.config.to_dict() | {"_name_or_path": self.name}
+        config = plain_config(self.model.config) | {"_name_or_path": self.name}
         return {
             "sha256": self.sha256,
             "parameters": self.parameters,

@@ -16,6 +16,7 @@ from typing import Any
 import tasks
 from harness.data.images import UnreadableImage, image_key
 from harness.data.questions import NO_IMAGE
+from harness.reporting.compare import asked_alike
 from harness.reporting.pictures import Picture, Pictures
 from harness.runs.schema import UNREADABLE, Sample
 from harness.runs.store import NAMED, EvaluationRun
@@ -77,7 +78,8 @@ class _Questions:
 
     @classmethod
     def of(cls, task: str, runs: Sequence[EvaluationRun], limit: int) -> _Questions:
-        answers = [{_identity(s): s for s in run.samples(task)} for run in runs]
+        alike = all(asked_alike(runs[0], run, task) for run in runs)
+        answers = [{_identity(s, alike): s for s in run.samples(task)} for run in runs]
         questions = list(dict.fromkeys(key for found in answers for key in found))
         return cls(questions[:limit], answers, max(0, len(questions) - limit))
 
@@ -100,8 +102,10 @@ def _shares(wanted: Mapping[str, int], limit: int) -> dict[str, int]:
     return shares
 
 
-def _identity(sample: Sample) -> Identity:
-    return sample.doc_id, sample.image, json.dumps(sample.reference, sort_keys=True)
+def _identity(sample: Sample, alike: bool) -> Identity:
+    """alike: all runs put a question in the same words, so that other words are another one."""
+    asked = [sample.reference, sample.question if alike else ""]
+    return sample.doc_id, sample.image, json.dumps(asked, sort_keys=True)
 
 
 def _question(

@@ -52,12 +52,13 @@ def compare_task(
 ) -> TaskComparison | None:
     """One task; None without questions that have a score in both runs."""
     of_a = {sample.doc_id: sample for sample in a.primary_metric_samples(task)}
+    alike = asked_alike(a, b, task)
     rows = []
     for other in b.primary_metric_samples(task):
         mine = of_a.get(other.doc_id)
         if mine is None:
             continue
-        if not same_question(mine, other):
+        if not same_question(mine, other, alike):
             raise UserError(
                 f"{task}: row {other.doc_id + 1} of {a.name} and {b.name} is not the same "
                 "question; compare runs on the same data"
@@ -80,13 +81,22 @@ def compare_task(
     return TaskComparison(task, sum(scores_a) / n, sum(scores_b) / n, test, tuple(marks))
 
 
-def same_question(mine: Sample, other: Sample) -> bool:
+def asked_alike(a: EvaluationRun, b: EvaluationRun, task: str) -> bool:
+    """Whether both runs put a question of the task in the same words."""
+    said = [(run.record["protocol"], run.record.get("prompts", {}).get(task)) for run in (a, b)]
+    return said[0] == said[1]
+
+
+def same_question(mine: Sample, other: Sample, alike: bool = False) -> bool:
     """Whether two samples of one row have one reference and one picture.
 
     Answers that came in a file know a picture by its name, or not at all: beside those of a run,
     which know its content, the question's text has to be the same instead.
+    alike: the same question is put in the same words; another's text is another question then.
     """
     if mine.reference != other.reference:
+        return False
+    if alike and mine.question and other.question and mine.question != other.question:
         return False
     if mine.image == other.image:
         return True
