@@ -86,6 +86,20 @@ def test_every_contender_runs_in_every_round_after_a_warm_up(monkeypatch):
     assert [len(t.wall_s) for t in impatient.values()] == [1, 1]
 
 
+def test_what_a_gpu_compiles_in_its_first_calls_is_not_counted(monkeypatch):
+    monkeypatch.setattr(timing, "synchronize", lambda device: None)
+    calls: list[float] = []
+
+    def run() -> None:
+        time.sleep(0.3 if len(calls) < 2 else 0.001)
+        calls.append(time.perf_counter())
+
+    effort = Effort(least=2, most=3, seconds=9)
+    assert side_by_side({"a": Contender(run)}, effort, "cuda")["a"].median_s < 0.1
+    calls.clear()
+    assert side_by_side({"a": Contender(run)}, Effort(1, 1, 9, patience=0.1), "cuda")["a"].wall_s
+
+
 def test_a_short_run_is_several_calls_in_a_row():
     calls: list[str] = []
     contenders = {

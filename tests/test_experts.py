@@ -202,3 +202,11 @@ def test_the_table_tells_pictures_from_words(tmp_path, processor, capsys):
 @pytest.fixture
 def config():
     return tiny_config(**TINY)
+
+
+def test_a_batch_can_be_pinned(monkeypatch):
+    """As a DataLoader with pin_memory asks of what it does not know."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self + 1)
+    batch = Batch({"input_ids": torch.zeros(1, 2)}, 0, 2, 0, [])
+    assert batch.pin_memory() is batch
+    assert batch.inputs["input_ids"].tolist() == [[1.0, 1.0]]

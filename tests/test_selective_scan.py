@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from vlmamba.models import selective_scan as scan_module
-from vlmamba.models.scan_backends import build, reference
+from vlmamba.models.scan_backends import build, check, reference
 from vlmamba.models.selective_scan import (
     causal_conv1d,
     causal_conv1d_step,
@@ -379,11 +379,10 @@ def no_choice_made():
         cache.cache_clear()
 
 
-def has_packages(monkeypatch, *names: str, fault: str = "") -> None:
-    """Pretend that only these are installed, and that the check of the Triton kernels says so."""
-    stand_in = ModuleType("vlmamba.models.scan_backends.triton")
-    stand_in.check_on = lambda device: fault
-    monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
+def has_packages(monkeypatch, *names: str, fault: str = "", of_cuda: str = "") -> None:
+    """Pretend that only these are installed, and that the checks of the kernels say so."""
+    faults = {"triton": fault, "cuda": of_cuda}
+    monkeypatch.setattr(scan_module, "fault_of", lambda name, device: faults[name])
     monkeypatch.setattr(scan_module, "_installed", lambda *wanted: set(wanted) <= set(names))
 
 
@@ -395,6 +394,24 @@ def test_a_gpu_takes_mamba_ssm_else_triton(no_choice_made, monkeypatch):
     has_packages(monkeypatch, "mamba_ssm", "triton")
     assert resolve_backend("auto", "cuda") == "triton"
     assert resolve_backend("triton", "cuda") == "triton"
+
+
+def test_packages_that_do_not_work_as_installed_are_not_taken(no_choice_made, monkeypatch):
+    """mamba-ssm before 2.3 imports what transformers has no more; others lack the scan."""
+    monkeypatch.setenv("CC", "cc")
+    reason = "ImportError: cannot import name 'GreedySearchDecoderOnlyOutput'"
+    has_packages(monkeypatch, "mamba_ssm", "causal_conv1d", "triton", of_cuda=reason)
+    with pytest.warns(UserWarning, match="mamba-ssm and causal-conv1d are not used: ImportError"):
+        assert resolve_backend("auto", "cuda") == "triton"
+    with pytest.raises(UserError, match="'cuda' does not work as installed .ImportError"):
+        resolve_backend("cuda", "cuda")
+
+
+def test_a_backend_that_cannot_be_imported_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mamba_ssm", None)
+    monkeypatch.setitem(sys.modules, "causal_conv1d", None)
+    monkeypatch.delitem(sys.modules, "vlmamba.models.scan_backends.cuda", raising=False)
+    assert "Error: " in check.fault_of("cuda", torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -493,6 +510,42 @@ def test_cuda_backend_feeds_states_and_lengths(cuda_backend, lengths, with_state
         assert_near(ours, getattr(reference, function)(**inputs), 1e-6)
 
 
+def test_the_check_before_use_finds_a_wrong_cuda_backend(cuda_backend, monkeypatch):
+    """Its last state has no gradient, which is no fault."""
+    assert check.check_on(cuda_backend, torch.device("cpu")) == ""
+
+    def wrong(*arguments, **options):
+        y, state = scan_fn(*arguments, **options)
+        return 1.01 * y, state
+
+    monkeypatch.setattr(cuda_backend, "selective_scan_fn", wrong)
+    found = check.check_on(cuda_backend, torch.device("cpu"))
+    assert found == "the relative error of the scan is 1.0e-02 on cpu"
+
+    def missing(*arguments, **options):
+        raise RuntimeError("built without selective_scan_cuda\nsee MAMBA_KEEP_CUDA_BUILD")
+
+    monkeypatch.setattr(cuda_backend, "selective_scan_fn", missing)
+    found = check.check_on(cuda_backend, torch.device("cpu"))
+    assert found == "RuntimeError: built without selective_scan_cuda"
+
+
+def test_what_mamba_ssm_does_not_take_goes_to_pytorch(cuda_backend):
+    """float64, more than 256 states, and a step without D and delta's bias (it reads strides)."""
+    exact = to(scan_inputs(channels=40), torch.float64)
+    options = {"delta_softplus": True, "lengths": None}
+    assert cuda_backend.selective_scan(**exact, **options)[1].dtype == torch.float64
+    conv = to(conv_inputs(channels=40), torch.float64)
+    options = {"activation": "silu", "lengths": None}
+    assert cuda_backend.causal_conv1d(**conv, **options)[0].dtype == torch.float64
+    given = []
+    cuda_backend.selective_state_update = lambda *tensors: given.extend(tensors)
+    row, state = torch.ones(2, 3), torch.ones(2, 3, 4)
+    rates, inputs = -torch.ones(3, 4), torch.ones(2, 4)
+    cuda_backend.selective_scan_step(state, row, row, rates, inputs, inputs, None, None, None, True)
+    assert [given[place].tolist() for place in (6, 8)] == [[0.0] * 3] * 2
+
+
 @pytest.mark.parametrize("damage", [slice(0, -7), slice(1, None), slice(0, 0)])
 def test_a_damaged_kept_kernel_is_built_anew(damage, cpu_kernel, tmp_path, monkeypatch):
     name = build.instruction_set()
@@ -548,6 +601,40 @@ def test_cuda_backend_equals_the_reference(gpu, dtype, lengths):
             there["initial_state"] = there["initial_state"].to(dtype)
         ours = function(**there, lengths=lengths, backend="cuda")
         assert_near([x.cpu() for x in ours], truth, tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cuda_without_lengths_and_states_equals_the_reference(gpu, dtype):
+    """As training asks it: mamba-ssm's own kernel, in its own numbers, and its gradients."""
+    check_on_the_gpu("cuda", dtype, None, False)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [None, torch.tensor([100, 37])])
+def test_triton_equals_the_reference_on_a_gpu(dtype, lengths):
+    check_on_the_gpu("triton", dtype, lengths, True)
+
+
+def check_on_the_gpu(backend: str, dtype: torch.dtype, lengths, with_state: bool) -> None:
+    """The scan and its gradients against float64 on the CPU."""
+    inputs = scan_inputs(channels=64, length=100)
+    if not with_state:
+        del inputs["initial_state"]
+    rows = ("u", "delta", "B", "C", "z")
+    inputs |= {name: inputs[name].to(dtype) for name in rows}
+    found = []
+    exact = ("cpu", "reference", to(inputs, torch.float64))
+    for device, name, there in (exact, ("cuda", backend, inputs)):
+        leaves = {n: x.to(device).detach().requires_grad_() for n, x in there.items()}
+        far = None if lengths is None else lengths.to(device)
+        y, _ = selective_scan(**leaves, lengths=far, backend=name)
+        weights = torch.linspace(-1, 1, 100, device=device)[:, None]
+        grads = torch.autograd.grad((y.double() * weights).sum(), list(leaves.values()))
+        found.append([x.cpu().double() for x in (y, *grads)])
+    assert_near(found[1], found[0], 5e-5 if dtype == torch.float32 else 2**-6)
 
 
 @pytest.mark.gpu

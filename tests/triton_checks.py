@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_selective_scan import CONV, assert_near, conv_inputs, gradients, scan_inputs, to
 
-from vlmamba.models.scan_backends import triton, triton_scan
+from vlmamba.models.scan_backends import check, triton, triton_scan
 from vlmamba.models.selective_scan import (
     causal_conv1d,
     causal_conv1d_step,
@@ -26,6 +26,7 @@ OPTIONAL = ("D", "z", "delta_bias", "initial_state")
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
     """Several chunks and blocks of channels in small tensors: the interpreter is slow."""
+    monkeypatch.setattr(check, "STEPS", 7)
     monkeypatch.setattr(triton_scan, "CHUNK", 4)
     monkeypatch.setattr(triton_scan, "STATES_OF_A_WARP", 16)  # 2 channels of 5 states
 
@@ -174,7 +175,7 @@ def test_the_check_before_use_finds_a_kernel_that_is_wrong_or_does_not_run(monke
     monkeypatch.setattr(triton_scan, "STATES_OF_A_WARP", 256)
     assert resolve_backend("triton", "cpu") == "triton"
     with torch.inference_mode():
-        assert triton.check_on(torch.device("cpu")) == ""
+        assert check.check_on(triton, torch.device("cpu")) == ""
 
     def wrong(*arguments):
         y, last = triton_scan.scan_forward(*arguments)[:2]
@@ -182,8 +183,11 @@ def test_the_check_before_use_finds_a_kernel_that_is_wrong_or_does_not_run(monke
 
     monkeypatch.setattr(triton, "needs_grad", lambda *_: False)
     monkeypatch.setattr(triton, "scan_forward", wrong)
-    assert "element 0 of tensors does not require grad" in triton.check_on(torch.device("cpu"))
+    assert "element 0 of tensors does not require grad" in check.check_on(
+        triton, torch.device("cpu")
+    )
     monkeypatch.undo()
+    monkeypatch.setattr(check, "STEPS", 7)
     conv_forward = triton.Conv.forward
     monkeypatch.setattr(triton_scan, "CHUNK", 4)
     monkeypatch.setattr(triton_scan, "STATES_OF_A_WARP", 256)
@@ -191,6 +195,6 @@ def test_the_check_before_use_finds_a_kernel_that_is_wrong_or_does_not_run(monke
         triton.Conv, "forward", lambda *a: tuple(1.01 * x for x in conv_forward(*a))
     )
     assert (
-        triton.check_on(torch.device("cpu"))
+        check.check_on(triton, torch.device("cpu"))
         == "the relative error of the convolution is 1.0e-02 on cpu"
     )

@@ -30,6 +30,7 @@ from harness.speed import models, training, transformers_direct
 from harness.speed.memory import Memory
 from harness.speed.timing import Contender, Effort, side_by_side
 from vlmamba.models.language import WrappedLM
+from vlmamba.models.scan_backends.check import fault_of
 from vlmamba.models.selective_scan import (
     resolve_backend,
     selective_scan,
@@ -61,9 +62,14 @@ def backends(device: str) -> list[str]:
         if name in ("auto", "reference"):
             continue
         try:
-            found.append(resolve_backend(name, device))
+            resolved = resolve_backend(name, device)
         except UserError:
             continue
+        fault = fault_of(resolved, torch.device(device)) if resolved == "triton" else ""
+        if fault:  # one that computes something else is not timed
+            print(f"{resolved} is left out: {fault}", file=sys.stderr)
+        else:
+            found.append(resolved)
     return list(dict.fromkeys(found))
 
 

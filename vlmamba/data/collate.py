@@ -27,6 +27,11 @@ class Batch:
     n_truncated: int
     skipped: list[tuple[str, str]]  # (sample, reason)
 
+    def pin_memory(self) -> Batch:
+        """What a DataLoader calls, so that copies to a GPU go on while it computes."""
+        self.inputs = {name: tensor.pin_memory() for name, tensor in self.inputs.items()}
+        return self
+
 
 class MicroBatches(torch.utils.data.Dataset):
     """Map a list of positions to a Batch; unusable samples are left out and named in it."""

@@ -4,8 +4,8 @@
     y = selective_scan_step(state, u_t, delta_t, A, B_t, C_t, D, z_t, delta_bias)
 
 One meaning, five backends (`names.SCAN_BACKENDS`); "auto" takes mamba-ssm on a GPU where it is
-installed, else the Triton kernels where they pass a small check on that GPU, the fused C++ kernel
-on a CPU that can build it, and vectorised PyTorch otherwise. All start from a given state, return
+installed, else the Triton kernels, each where it passes a small check on that GPU, the fused C++
+kernel on a CPU that can build it, and vectorised PyTorch otherwise. All start from a given state, return
 the state after each row's own last token and treat the rest of the row as absent, which is what
 makes continued and right-padded sequences exact.
 
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from vlmamba.models.scan_backends.build import kernels
+from vlmamba.models.scan_backends.check import fault_of
 from vlmamba_core.errors import UserError, unknown
 from vlmamba_core.names import SCAN_BACKENDS
 
@@ -232,24 +233,32 @@ def _resolve(name: str, device_type: str) -> str:
     interpreted = name == "triton" and _is_interpreted()
     if not interpreted and device_type not in _DEVICES.get(name, (device_type,)):
         raise UserError(f"scan backend {name!r} cannot run on {device_type!r} tensors; use 'auto'")
-    if name == "cuda" and not _installed("mamba_ssm", "causal_conv1d"):
-        raise UserError(
-            "scan backend 'cuda' needs mamba-ssm and causal-conv1d: "
-            "pip install 'vlmamba-harness[cuda]', or use 'triton' or 'torch'"
-        )
+    if name == "cuda":
+        if not _installed("mamba_ssm", "causal_conv1d"):
+            raise UserError(
+                "scan backend 'cuda' needs mamba-ssm and causal-conv1d: "
+                "pip install 'vlmamba-harness[cuda]', or use 'triton' or 'torch'"
+            )
+        if fault := fault_of("cuda", torch.device("cuda")):
+            raise UserError(
+                f"scan backend 'cuda' does not work as installed ({fault}); use 'triton' or 'torch'"
+            )
     if name == "triton" and (missing := _triton_lacks()):
         raise UserError(f"scan backend 'triton' needs {missing}; or use 'torch'")
     return "torch" if name == "cpu" and kernels() is None else name
 
 
 def _fastest_on_a_gpu() -> str:
+    device = torch.device("cuda")
     if _installed("mamba_ssm", "causal_conv1d"):
-        return "cuda"
+        fault = fault_of("cuda", device)
+        if not fault:
+            return "cuda"
+        warnings.warn(f"mamba-ssm and causal-conv1d are not used: {fault}", stacklevel=2)
     if missing := _triton_lacks():
         fault = f"they need {missing}"
     else:
-        module = importlib.import_module("vlmamba.models.scan_backends.triton")
-        fault = module.check_on(torch.device("cuda"))
+        fault = fault_of("triton", device)
     if not fault:
         return "triton"
     warnings.warn(f"the Triton scan kernels are not used, PyTorch is: {fault}", stacklevel=2)
@@ -301,6 +310,12 @@ def _check_lengths(lengths: Tensor | None, batch: int, length: int) -> None:
     if lengths is None:
         return
     _expect("lengths", lengths, (batch,))
+    if lengths.device.type == "cuda" and not lengths.is_floating_point():
+        # without waiting for the GPU, which every layer of a prefill would
+        torch._assert_async(
+            ((lengths >= 0) & (lengths <= length)).all(), f"lengths beyond 0..{length}"
+        )
+        return
     if lengths.is_floating_point() or int(lengths.min()) < 0 or int(lengths.max()) > length:
         raise ValueError(f"lengths are {lengths.tolist()}, expected integers in 0..{length}")
 

@@ -4,7 +4,7 @@ Their scan is channel-first, starts from zeros and knows no lengths. Padding get
 0, which leaves a state as it is. An initial state is written by N tokens ahead of the sequence:
 token n has B = e_n, step size 2^-64 and input 2^64 h_n, so that it adds exactly h_n to state n
 and its decay exp(2^-64 A) is exactly 1. Both are computed in float32; without them the dtype of
-`u` is kept.
+`u` is kept. float64, and more states or taps than they take, go to PyTorch.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from vlmamba.models.scan_backends import torch_ops
 from vlmamba.models.scan_backends.reference import last_inputs, real_steps, step_sizes
 
 _TINY = 2.0**-64
+_MOST_STATES = 256
+STATE_HAS_GRADIENT = False
 
 
 class _NoGradient(torch.autograd.Function):
@@ -49,6 +51,10 @@ def _write_state(state: Tensor, u, delta, B, C, z) -> tuple[Tensor | None, ...]:
 def selective_scan(
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, lengths
 ) -> tuple[Tensor, Tensor]:
+    if not _scans(u, A):
+        return torch_ops.selective_scan(
+            u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, lengths
+        )
     length, dtype, written = u.shape[1], u.dtype, 0
     if initial_state is not None or lengths is not None:
         delta = step_sizes(delta, delta_bias, delta_softplus, lengths)
@@ -67,17 +73,28 @@ def selective_scan(
 
 
 def selective_scan_step(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> Tensor:
+    if not _scans(state, A):
+        return torch_ops.selective_scan_step(
+            state, u, delta, A, B, C, D, z, delta_bias, delta_softplus
+        )
+    # mamba-ssm reads the strides of both, which None has not
+    D, delta_bias = (A.new_zeros(len(A)) if x is None else x for x in (D, delta_bias))
     with torch.no_grad():
         return selective_state_update(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
 
 
-def _convolves(weight: Tensor) -> bool:
-    """causal-conv1d takes 2 to 4 taps and, channels last, multiples of 8 channels."""
-    return 2 <= weight.shape[1] <= 4 and weight.shape[0] % 8 == 0
+def _scans(x: Tensor, A: Tensor) -> bool:
+    """mamba-ssm takes float32 and narrower, and so many states."""
+    return x.dtype != torch.float64 and A.shape[1] <= _MOST_STATES
+
+
+def _convolves(x: Tensor, weight: Tensor) -> bool:
+    """causal-conv1d takes float32 and narrower, 2 to 4 taps, and multiples of 8 channels."""
+    return x.dtype != torch.float64 and 2 <= weight.shape[1] <= 4 and weight.shape[0] % 8 == 0
 
 
 def causal_conv1d(x, weight, bias, initial_state, lengths, activation) -> tuple[Tensor, Tensor]:
-    if not _convolves(weight):
+    if not _convolves(x, weight):
         return torch_ops.causal_conv1d(x, weight, bias, initial_state, lengths, activation)
     past = weight.shape[1] - 1
     if initial_state is None:
@@ -89,7 +106,7 @@ def causal_conv1d(x, weight, bias, initial_state, lengths, activation) -> tuple[
 
 
 def causal_conv1d_step(state, x, weight, bias, activation) -> Tensor:
-    if not _convolves(weight):
+    if not _convolves(x, weight):
         return torch_ops.causal_conv1d_step(state, x, weight, bias, activation)
     with torch.no_grad():
         return causal_conv1d_update(x, state.mT, weight, bias, activation)

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from vlmamba.models.scan_backends.triton_scan import (
     dense_rows,
+    on_its_device,
     row_end,
     row_steps,
     wide,
@@ -246,6 +247,7 @@ def _options(x: Tensor, weight: Tensor, silu: bool) -> dict:
     return {"TAPS": weight.shape[1], "SILU": silu, "WIDE": wide(x), **tile}
 
 
+@on_its_device
 def conv_forward(x, weight, bias, state, lengths, silu: bool) -> tuple[Tensor, Tensor]:
     """y (B, L, Di) and the last inputs (B, K-1, Di), both in x's dtype."""
     batch, length, channels = x.shape
@@ -277,6 +279,7 @@ class Conv(torch.autograd.Function):
         return None, None, *(g if n else None for g, n in zip(grads, needed, strict=True))
 
 
+@on_its_device
 def _conv_backward(
     x, weight, bias, state, lengths, silu, grad_y, grad_last
 ) -> tuple[Tensor | None, ...]:
@@ -305,6 +308,7 @@ def _conv_backward(
     )
 
 
+@on_its_device
 def conv_step(state, x, weight, bias, silu: bool) -> Tensor:
     """y (B, Di); `state`, contiguous, moves by one input in place."""
     batch, channels = x.shape

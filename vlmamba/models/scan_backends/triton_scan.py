@@ -21,6 +21,10 @@ from the compiler's register counts. On a GPU: not run.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 import triton
 import triton.language as tl
@@ -31,6 +35,20 @@ CHUNK = 64  # steps a program runs one after the other
 STATES_OF_A_WARP = 256  # D_BLOCK * N_BLOCK: eight float32 registers a thread
 STAGES = 3  # loads are issued this many steps ahead
 SLOTS_OF_A_PROCESSOR = 4  # programs of the backward pass at once, each with its own scratch
+Made = TypeVar("Made")
+
+
+def on_its_device(launch: Callable[..., Made]) -> Callable[..., Made]:
+    """Run a function on the GPU of its first tensor: Triton launches on the current one."""
+
+    @functools.wraps(launch)
+    def launched(x: Tensor, *others, **options) -> Made:
+        if not x.is_cuda:  # the interpreter
+            return launch(x, *others, **options)
+        with torch.cuda.device(x.device):
+            return launch(x, *others, **options)
+
+    return launched
 
 
 @triton.jit
@@ -480,6 +498,7 @@ def _options(u: Tensor, A: Tensor, softplus: bool, **more) -> dict:
     return {"SOFTPLUS": softplus, "WIDE": wide(u), **sizes, "num_warps": 1, **more}
 
 
+@on_its_device
 def scan_forward(
     u, delta, A, B, C, D, z, delta_bias, initial_state, lengths, softplus
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -541,6 +560,7 @@ class Scan(torch.autograd.Function):
         return None, None, *(g if n else None for g, n in zip(grads, needed, strict=True))
 
 
+@on_its_device
 def _scan_backward(
     u, delta, A, B, C, D, z, delta_bias, first, lengths, starts, totals, softplus, grad_y, grad_last
 ) -> tuple[Tensor | None, ...]:
@@ -582,6 +602,7 @@ def _scan_backward(
     )
 
 
+@on_its_device
 def scan_step(state, u, delta, A, B, C, D, z, delta_bias, softplus) -> Tensor:
     """y (B, Di); `state`, contiguous, is updated in place."""
     batch, channels, states = state.shape
