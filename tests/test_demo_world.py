@@ -429,6 +429,23 @@ def test_answers_agree_with_the_scene():
 # --- cache, command line, text ----------------------------------------------------------------
 
 
+def test_a_split_is_one_however_it_is_spelled(tmp_path):
+    files = [build_benchmark("mmvet", tmp_path / name, name) for name in ("seen", "Seen")]
+    assert len({(folder / "mmvet.parquet").read_bytes() for folder in files}) == 1
+
+
+@pytest.mark.parametrize("seed", [12, 32])
+def test_a_scene_that_leaves_few_wrong_options_is_asked_about(seed):
+    rows = ROWS["mmbench"](Source("mmbench", "seen", seed, SPLITS["seen"]))
+    assert all(row["A"] != "nan" and row["B"] != "nan" for row in rows)
+
+
+def test_labeled_conversations_beside_benchmarks_are_all_that_is_drawn(tmp_path):
+    arguments = ["--benchmarks", "mmvet", "--labeled", "2", "--dialogues", "0", "--no-easy-vqa"]
+    assert main(["--out", str(tmp_path), *arguments]) == 0
+    assert len(json.loads((tmp_path / "finetune.json").read_text())) == 2
+
+
 def test_cached_benchmark_is_built_once(tmp_path, monkeypatch):
     monkeypatch.setenv("VLMAMBA_CACHE", str(tmp_path))
     folder = demo_benchmark("mmvet", "heldout")
@@ -458,6 +475,11 @@ def test_command_line(tmp_path, capsys):
     assert (tmp_path / "mmvet.parquet").is_file()
     assert main(["--out", str(tmp_path), "--benchmarks", "mmvet", "--split", "unseen"]) == 2
     assert "unknown split 'unseen'" in capsys.readouterr().err
+    styled = ["--benchmarks", "mmvet", "--split", "bogus", "--styles", "noto"]
+    assert main(["--out", str(tmp_path / "styled"), *styled]) == 2
+    assert main(["--out", str(tmp_path / "all"), "--images", "1", "--split", "Train"]) == 2
+    assert "benchmarks have no split 'train'" in capsys.readouterr().err
+    assert not (tmp_path / "all").exists()  # before anything is drawn
     assert main(["--out", str(tmp_path), "--benchmarks", "poppe"]) == 2
     assert "pope" in capsys.readouterr().err
 

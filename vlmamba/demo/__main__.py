@@ -6,8 +6,8 @@
 
 Training data goes to `--out` itself (text.txt, near.txt, far.txt, dialogue.json, pretrain.json,
 finetune.json, images/), benchmark files to `--out`/TASK.parquet.  Without --benchmarks training
-data is made; with it, benchmark files are (and training data too where --images or --captions is
-given).  Equal arguments, equal files.
+data is made; with it, benchmark files are (and training data too where --images, --captions or
+--labeled is given, of these alone).  Equal arguments, equal files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import argparse
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from vlmamba.demo.benchmarks import BENCHMARKS, build_benchmark
+from vlmamba.demo.benchmarks import BENCHMARKS, benchmark_split, build_benchmark
 from vlmamba.demo.conversations import build_training_data
 from vlmamba.demo.world import SPLITS, STYLES
 from vlmamba_core.cli import Parser, cli
@@ -82,12 +82,13 @@ def main(argv: list[str] | None = None) -> None:
         or args.workers < 1
     ):
         raise UserError("numbers of samples must not be negative, --workers at least 1")
+    split = benchmark_split(args.split)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to --out {args.out}: {error.strerror}") from error
     if args.benchmarks is None or args.images or args.captions or args.labeled:
-        asked = args.images is not None or args.captions is not None
+        asked = any(a is not None for a in (args.images, args.captions, args.benchmarks))
         build_training_data(
             args.out,
             images=args.images or (0 if asked else 12000),
@@ -101,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
             **({"styles": args.styles} if args.styles else {}),
         )
     for task in args.benchmarks or ():
-        folder = build_benchmark(task, args.out, args.split, args.seed, styles=args.styles)
+        folder = build_benchmark(task, args.out, split, args.seed, styles=args.styles)
         print(folder / f"{task}.parquet")
 
 

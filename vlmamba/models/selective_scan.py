@@ -5,9 +5,9 @@
 
 One meaning, five backends (`names.SCAN_BACKENDS`); "auto" takes mamba-ssm on a GPU where it is
 installed, else the Triton kernels, each where it passes a small check on that GPU, the fused C++
-kernel on a CPU that can build it, and vectorised PyTorch otherwise. All start from a given state, return
-the state after each row's own last token and treat the rest of the row as absent, which is what
-makes continued and right-padded sequences exact.
+kernel on a CPU that can build it, and vectorised PyTorch otherwise. All start from a given state,
+return the state after each row's own last token and treat the rest of the row as absent, which is
+what makes continued and right-padded sequences exact.
 
 Shapes: B batch, L steps, Di channels (d_inner), N states per channel, K convolution taps.
 Source: Gu and Dao, Mamba (arXiv:2312.00752), section 3 and algorithm 2.

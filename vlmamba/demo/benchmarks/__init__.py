@@ -28,8 +28,9 @@ from vlmamba.demo.benchmarks.sentences import coco_cap, mmvet
 from vlmamba.demo.benchmarks.short_answers import gqa, textvqa, vqav2
 from vlmamba.demo.benchmarks.source import Source
 from vlmamba.demo.render import render
-from vlmamba.demo.world import Scene, split_styles
+from vlmamba.demo.world import SPLITS, Scene, split_styles
 from vlmamba_core.errors import UserError, unknown
+from vlmamba_core.names import choose
 from vlmamba_core.paths import cache_dir, file_sha256
 
 # Task -> its rows, with hub columns; a picture is a `Scene` (drawn here), PNG bytes, or None, and a
@@ -65,14 +66,21 @@ def build_benchmark(
     """
     if task not in ROWS:
         raise unknown("benchmark", task, ROWS)
-    if split == "train":
-        raise UserError("benchmarks have no split 'train'; take validation, seen or heldout")
+    split = benchmark_split(split)
     source = Source(task, split, seed, tuple(styles or split_styles(split)))
     rows = [row | {"image": _embedded(row["image"])} for row in ROWS[task](source)]
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     _write(rows, task, out / f"{task}.parquet")
     return out
+
+
+def benchmark_split(name: str) -> str:
+    """A split that is not for training, as it is spelled. Raises UserError for others."""
+    split = choose("split", name, SPLITS)
+    if split == "train":
+        raise UserError("benchmarks have no split 'train'; take validation, seen or heldout")
+    return split
 
 
 def demo_benchmark(task: str, split: str = "seen", seed: int = 0) -> Path:

@@ -50,7 +50,7 @@ def _choice(scene: Scene, rng: random.Random, kinds: list[str]) -> ask.Question:
 def _shortened(question: ask.Question, rng: random.Random) -> ask.Question:
     """Sometimes with one or two wrong options left out."""
     wrong = [option for option in question.options if option != question.answer]
-    kept = {question.answer, *rng.sample(wrong, rng.choice((1, 2, 3, 3, 3, 3)))}
+    kept = {question.answer, *rng.sample(wrong, min(rng.choice((1, 2, 3, 3, 3, 3)), len(wrong)))}
     return replace(question, options=tuple(o for o in question.options if o in kept))
 
 
