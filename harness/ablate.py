@@ -200,9 +200,10 @@ def _check_inputs(args: argparse.Namespace, cells: Sequence[Cell]) -> None:
         wanted += [args.lm / cell.variant.lm / "final" for cell in cells if cell.variant.lm]
     for path in wanted:
         if not path.exists():
-            raise UserError(
-                f"{path} is missing: `make demo-model` makes it (or give --data and --lm folders)"
-            )
+            made = "`make demo-model` makes it (or give --data and --lm folders)"
+            if args.scale == "paper":
+                made = "--data is a folder with LLaVA's pretrain.json, finetune.json and pictures"
+            raise UserError(f"{path} is missing: {made}")
 
 
 if __name__ == "__main__":

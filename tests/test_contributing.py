@@ -78,3 +78,31 @@ def test_the_parts_train_and_are_evaluated_as_they_stand(tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (tmp_path / "run0" / "record.json").is_file()
     assert (tmp_path / "run1" / "record.json").is_file()
+
+
+def test_a_module_of_the_users_own_is_known_to_every_command(tmp_path):
+    """VLMAMBA_PLUGINS: a kind of model and a connector, without a script around the commands."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    parts = {match["name"]: match["text"] for match in PART.finditer(text)}
+    (tmp_path / "mine.py").write_text("".join(parts.values()), encoding="utf-8")
+    places = os.pathsep.join([str(tmp_path), str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": places, "VLMAMBA_PLUGINS": "mine"}
+
+    def command(*arguments: str, **more: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", *arguments],
+            cwd=tmp_path,
+            env=environment | more,
+            capture_output=True,
+            text=True,
+        )
+
+    asked = ("harness.run", "--tasks", "pope", "--limit", "2", "--model", "constant:yes")
+    done = command(*asked, "--out", "run")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "record.json").is_file()
+    shown = command("vlmamba.train", "--preset", "nano+pool", "--stage", "text", "--estimate")
+    assert shown.returncode == 0, shown.stderr
+    lost = command(*asked, "--out", "other", VLMAMBA_PLUGINS="nosuch")
+    assert lost.returncode == 2
+    assert lost.stderr.startswith("error: VLMAMBA_PLUGINS names nosuch, which cannot be imported")

@@ -51,7 +51,7 @@ def model_files(folder: Path) -> list[Path]:
     if config.get("model_type") != "vlmamba":
         raise UserError(
             f"{folder}: config.json is of model_type {config.get('model_type')!r}, expected "
-            "'vlmamba'"
+            "'vlmamba'; `harness.run --model hf:FOLDER_OR_ID` takes transformers' own"
         )
     files = [folder / MODEL] if (folder / MODEL).is_file() else _indexed(folder, f"{MODEL}.index")
     if not files:

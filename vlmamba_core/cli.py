@@ -5,6 +5,8 @@
         args = Parser(prog="python -m harness.score", description=__doc__).parse_args(argv)
 
 A mistake of the user's is one line and exit code 2, without a traceback; so is a full disk.
+Modules that VLMAMBA_PLUGINS names, with commas between, are imported first: parts that they
+register are then known to every command, and to the commands that it starts.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import errno
 import functools
+import importlib
 import io
 import os
 import select
@@ -23,6 +26,7 @@ from vlmamba_core import __version__
 from vlmamba_core.errors import UserError, one_line
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PLUGINS = "VLMAMBA_PLUGINS"
 PIPE_CLOSED = 128 + 13  # the exit code of a program that SIGPIPE ended
 
 
@@ -103,10 +107,22 @@ def cli(main: Callable[..., int | None]) -> Callable[..., int]:
     return wrapped
 
 
+def _import_plugins() -> None:
+    """Import the user's own modules. Raises UserError for one that cannot be."""
+    for name in filter(None, map(str.strip, os.environ.get(PLUGINS, "").split(","))):
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            raise UserError(
+                f"{PLUGINS} names {name}, which cannot be imported: {type(error).__name__}: {error}"
+            ) from error
+
+
 def _run(main: Callable[..., int | None], *args, **kwargs) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # half a surrogate pair is no reason to stop
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        _import_plugins()
         return main(*args, **kwargs) or 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
