@@ -398,7 +398,7 @@ def test_a_study_begun_anew_stands_beside_the_first(tmp_path):
     copies = {row["language model"]: row["copies"] for row in tables["Text pretraining"]}
     assert copies == {"mamba": "1.2500", "attention": "1.5000"}
     assert "From text pretraining 2 signs among 8 or 16 are attention +" in text
-    assert "vss_l2 in place of mlp, on mamba and attention: signs " in text
+    assert "vss_l2 in place of mlp, on mamba and attention, 2 seeds: signs " in text
 
 
 def test_folders_of_one_start_or_of_other_questions_are_not_compared(tmp_path, capsys):

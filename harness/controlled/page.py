@@ -163,7 +163,9 @@ def _of_connectors(kept: Records) -> str:
         wanted = {"signs": RETRIEVAL[0], "GQA": outcomes.benchmark("gqa")}
         gaps = {name: drawn(kept, best, outcome) for name, outcome in wanted.items()}
         families = " and ".join(dict.fromkeys(model[0] for _, model in best.terms))
-        said += f" {connector} in place of mlp, on {families}: {_gaps(gaps)}."
+        seeds = len(contrasts.shared_seeds(kept, best))
+        of = "one seed" if seeds == 1 else f"{seeds} seeds"
+        said += f" {connector} in place of mlp, on {families}, {of}: {_gaps(gaps)}."
     return said
 
 
