@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
 
 from vlmamba.checkpoints import load
+from vlmamba_core.cli import cli
 
 
+@cli
 def main() -> None:
     """Load, halve, save."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -40,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from harness.scoring.intervals import Sampled, share_interval
+from vlmamba_core.cli import cli
+from vlmamba_core.errors import UserError
 
 DRAWS = 1000
 ACCURACY_AIM, CIDER_AIM = (0.92, 0.985), (0.90, 0.97)
@@ -217,6 +219,7 @@ def _spread(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+@cli
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; 1 where a coverage is outside its aim."""
     parser = argparse.ArgumentParser(
@@ -225,6 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-sets", type=int, default=10_000, help="a cell (default: 10000)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    if args.data_sets < 1:
+        raise UserError("--data-sets must be at least 1")
     print("| metric | pictures | questions | coverage | percentile bootstrap | aim |")
     print("|---" * 6 + "|")
     failed = False

@@ -4,7 +4,7 @@
 
 Writes `vlmamba/assets/backgrounds/<place>.jpg`, SIDE pixels square.  Photos come from the data
 folder of the PyPI package scikit-image (CC0 or public domain, see `vlmamba/assets/NOTICE.md`); it
-is needed here only: the results are committed.
+is needed here only (extra `tools`): the results are committed.
 """
 
 from __future__ import annotations
@@ -71,7 +71,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=out)
     args = parser.parse_args()
     if args.photos is None:
-        import skimage
+        try:
+            import skimage
+        except ImportError:
+            raise SystemExit("error: photos need: pip install -e '.[tools]', or --photos") from None
 
         args.photos = Path(skimage.__file__).parent / "data"
     args.out.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from vlmamba.demo.render import render
 from vlmamba.demo.vocabulary import COLORS, TRAINING_STYLES, WORDS
 from vlmamba.demo.world import SIDE, Scene
 from vlmamba.models.vision import build_vision_encoder
+from vlmamba_core.cli import cli
 
 ENCODERS = [name for name in VISION_ENCODERS if name.startswith("efficientnet")]
 THINGS = (1, 2, 4, 8, 16)
@@ -66,6 +67,7 @@ def probe(x: Tensor, y: Tensor, learned: Tensor) -> float:
     return float(right.float().mean())
 
 
+@cli
 def main() -> int:
     """Print a row an encoder."""
     parser = argparse.ArgumentParser(

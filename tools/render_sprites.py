@@ -5,7 +5,7 @@
 
 Writes `vlmamba/assets/sprites/<style>/<class>[~<variant>].png`: trimmed, at most 96 px a side, with
 a transparent ground.  The pictures are committed (their notices are in `vlmamba/assets/NOTICE.md`),
-so a run of the demo needs neither fonts nor this file.  Needs `pip install resvg-py`.
+so a run of the demo needs neither fonts nor this file.  Needs the extra `tools`.
 
 Sources: Debian package `fonts-noto-color-emoji`; npm packages `@iconify-json/fluent-emoji` and
 `@iconify-json/twemoji`, which name the same emoji alike.
@@ -119,7 +119,10 @@ def noto_painter(font_file: Path) -> Painter:
 
 def iconify_painter(icons_file: Path) -> Painter:
     """Styles 2 and 3: SVG bodies of an iconify set, drawn by resvg."""
-    import resvg_py
+    try:
+        import resvg_py
+    except ImportError:
+        raise SystemExit("error: drawing needs: pip install -e '.[tools]'") from None
 
     icon_set = json.loads(icons_file.read_text())
 

@@ -17,6 +17,9 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+from vlmamba_core.cli import cli
+from vlmamba_core.names import choose
+
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 MOST_BYTES = 300_000  # of one notebook with its pictures
 LONGEST_S = 600  # of a cell
@@ -38,11 +41,13 @@ def executed(file: Path, folder: Path) -> nbformat.NotebookNode:
     return notebook
 
 
+@cli
 def main() -> int:
     """Write the notebooks; 1 where one grew too large."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", help="default: all")
-    names = parser.parse_args().names or sorted(file.stem for file in FOLDER.glob("*.ipynb"))
+    known = sorted(file.stem for file in FOLDER.glob("*.ipynb"))
+    names = [choose("notebook", name, known) for name in parser.parse_args().names] or known
     for name in names:
         file = FOLDER / f"{name}.ipynb"
         with tempfile.TemporaryDirectory() as folder:

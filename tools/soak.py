@@ -33,6 +33,7 @@ from harness.runs import evaluation
 from harness.runs.evaluation import Asked
 from harness.speed.sweep.fits import line
 from vlmamba_core.cli import cli
+from vlmamba_core.errors import UserError
 from vlmamba_core.folder import AnswerJournal
 
 TASKS = ("pope", "mme", "vqav2", "gqa", "scienceqa", "mmbench", "easy_vqa")
@@ -115,6 +116,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default="nano")
     parser.add_argument("--batch-size", type=int, default=32)
     args = parser.parse_args(argv)
+    if args.questions < 1:
+        raise UserError("--questions must be at least 1")
     options = ["--tasks", "pope", "--model", args.model, "--batch-size", str(args.batch_size)]
     chosen = run.parse(options)
     source = Source.parse("demo", None)

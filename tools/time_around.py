@@ -41,6 +41,8 @@ from vlmamba.configs.presets import VISION_ENCODERS
 from vlmamba.models.language import mamba
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.processing import VLMambaProcessor
+from vlmamba_core.cli import cli
+from vlmamba_core.errors import UserError
 from vlmamba_core.folder import AnswerJournal
 
 SIZE, QUALITY = (640, 480), 90
@@ -255,12 +257,15 @@ def summary(found: dict[str, Any], images: int) -> dict[str, Any]:
     }
 
 
+@cli
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--profile", type=int, default=0, help="show so many lines of a profile")
     args = parser.parse_args(argv)
+    if args.images < 1:
+        raise UserError("--images must be at least 1")
     torch.set_num_threads(1)
     profiler = cProfile.Profile()
     with tempfile.TemporaryDirectory() as folder:
