@@ -386,9 +386,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = args.out or default_out(args, source, chosen)
     card = card_folder(args.model) if args.update_card else None
     judge = judging.from_arguments(args, chosen, out / "judge.replies.jsonl")
-    there = None if args.overwrite else rerun.finished(out)
     arguments = {name: getattr(args, name) for name in KEPT}
-    rerun.refuse_another(out, there, "evaluation", [task.name for task in chosen], arguments)
+
+    def finished() -> dict[str, Any] | None:
+        """The record in `out`; raises UserError where it is another run's."""
+        found = None if args.overwrite else rerun.finished(out)
+        rerun.refuse_another(out, found, "evaluation", [t.name for t in chosen], arguments)
+        return found
+
+    finished()  # before anything is read
     stay_offline(args, source)
     keep_freed()
     started = time.perf_counter()
@@ -405,6 +411,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rank = ranks.rank()
     wanted = what_servers_want(args, source, chosen, rows) if rank == 0 else {}
     with RunFolder(out, shared=rank > 0) as folder, ranks.together():
+        there = finished()  # another process may have written one since
         run = evaluation.Run(
             arguments=arguments,
             source=source,

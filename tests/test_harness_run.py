@@ -23,6 +23,7 @@ from harness.runs.schema import without_timing
 from harness.scoring import judge as judging
 from vlmamba.checkpoints import BUNDLED, NAMES
 from vlmamba.generation import GroupedGenerator
+from vlmamba_core.folder import RunFolder
 
 
 @pytest.fixture
@@ -532,3 +533,19 @@ def test_prompt_options_are_named_in_record_and_tables(tmp_path, capsys):
     assert rows == {"textvqa": ("ocr first",), "pope": ()}
     assert run.main(["--tasks", "pope", "--ocr", "none", "--out", str(tmp_path / "x")]) == 2
     assert "--ocr is for textvqa" in capsys.readouterr().err
+
+
+def test_what_another_process_has_finished_meanwhile_is_not_replaced(tmp_path, monkeypatch, capsys):
+    """Between looking for a record and holding the folder's lock."""
+    other = Path(__file__).parents[1] / "results" / "runs" / "demo" / "record.json"
+
+    def late(path: Path, **options) -> RunFolder:
+        path.mkdir()
+        (path / "record.json").write_bytes(other.read_bytes())
+        return RunFolder(path, **options)
+
+    monkeypatch.setattr(run, "RunFolder", late)
+    arguments = ["--tasks", "pope", "--limit", "3", "--out", str(tmp_path / "out")]
+    assert run.main(arguments) == 2
+    assert "holds another" in capsys.readouterr().err
+    assert (tmp_path / "out" / "record.json").read_bytes() == other.read_bytes()
