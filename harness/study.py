@@ -112,8 +112,9 @@ def run(study: plan.Study, workers: int, where: launcher.Launcher, kept: Path) -
         places = {job.name: place for place, job in enumerate(jobs)}
         _check(study, jobs, kept)
         left = plan.left(study, phase, jobs, records.names(kept))
-        if phase == "cells" and left:
+        if phase in ("rates", "cells") and left:
             _check_starts(study, kept)
+            _check_data(study, kept)
         for job in run_jobs(left, workers, where):  # a cluster's finished ones come first
             _keep(study, phase, job, places[job.name], kept)
         if phase == "rates":
@@ -152,6 +153,22 @@ def _check_starts(study: plan.Study, kept: Path) -> None:
                 )
 
 
+def _check_data(study: plan.Study, kept: Path) -> None:
+    """Refuse records whose cells learned from other data. Raises UserError."""
+    from vlmamba.data.index import file_digest  # with torch, which --plan of a lab does not want
+
+    now = {"pretrain": study.data / "pretrain.json", "finetune": study.out / "data/finetune.json"}
+    digests = {name: [file_digest(file)] for name, file in now.items() if file.is_file()}
+    for name, cell in records.read(kept).cells.items():
+        before = cell.get("data", {})  # older records do not say
+        for stage, mine in digests.items():
+            if not cell["order"] and before.get(stage, mine) != mine:
+                raise UserError(
+                    f"{name} in {kept} learned from another {now[stage].name} than {now[stage]} "
+                    "is; give the same --data, or another --records"
+                )
+
+
 def _check(study: plan.Study, jobs: Sequence[Job], kept: Path) -> None:
     """Refuse records of these jobs that were made with other settings. Raises UserError."""
     found = records.read(kept)
@@ -168,6 +185,7 @@ def _keep(study: plan.Study, phase: str, job: Job, place: int, kept: Path) -> No
     if phase == "data":
         return
     if phase == "text":
+        _check_starts(study, kept)  # the record of the model that cells started from stays
         found = records.text_record(job, families[place].name)
     elif phase == "rates":
         rates = study.scale.rates

@@ -15,6 +15,7 @@ from harness import ablate, tables
 from harness import report as report_command
 from harness.ablation import cells, jobs
 from harness.ablation.cells import Budget, Cell
+from harness.ablation.jobs import Job, Step
 from harness.ablation.record import record_of
 from harness.ablation.variants import AXES, DEMO, FINAL, SCALES, Variant, variants
 from harness.reporting import ablation_tables
@@ -123,6 +124,55 @@ def test_a_cell_is_two_stages_and_an_evaluation_each_done_once(tmp_path):
     assert "seed-2/pretrain/final" in second
     assert "--steps 7" in second
     assert "--limit 10 --seed 2" in " ".join(done[3][1])
+
+
+def test_a_step_that_failed_after_its_mark_is_done_again(tmp_path):
+    """record.json is there before the run has ended; what came after must not be left out."""
+    codes, ran = [0, 0, 3, 0], []
+
+    def start(module: str, arguments: list[str]) -> int:
+        ran.append(module)
+        finished(module, arguments)
+        return codes.pop(0)
+
+    made = cells.job(Cell(FINAL["demo"], 0), BUDGET, tmp_path)
+    with pytest.raises(UserError, match="ended with code 3"):
+        made.run(start)
+    assert not made.finished
+    assert set(made.seconds()) == {"pretrain/final", "finetune/final"}
+    made.run(start)
+    made.run(start)
+    assert ran == ["vlmamba.train"] * 2 + ["harness.run"] * 2
+    assert made.finished and len(made.seconds()) == 2  # of a part of a step nothing is said
+
+
+def test_a_step_that_cannot_be_given_again_counts_as_done(tmp_path):
+    (tmp_path / "made").touch()
+    once = Step("vlmamba.demo", (), tmp_path / "made", again=False)
+    job = Job("data", tmp_path / "job", {}, (once,))
+    (tmp_path / "job" / ".job").mkdir(parents=True)
+    (tmp_path / "job" / ".job" / "begun.txt").write_text(f"{tmp_path}/made\n")
+    job.run(pytest.fail)
+    assert job.finished
+
+
+def test_a_cell_of_other_data_or_weights_under_the_same_names_is_refused(tmp_path):
+    for name in ("pretrain", "finetune"):
+        (tmp_path / f"{name}.json").write_text("[]")
+    lm = tmp_path / "lm" / FINAL["demo"].lm / "final"
+    lm.mkdir(parents=True)
+    (lm / "model.safetensors").write_bytes(b"one")
+    budget = Budget(**{**BUDGET.__dict__, "data": str(tmp_path), "lm": str(tmp_path / "lm")})
+    cell = Cell(FINAL["demo"], 0)
+    cells.job(cell, budget, tmp_path / "out").run(finished)
+    cells.job(cell, budget, tmp_path / "out").run(pytest.fail)
+    (lm / "model.safetensors").write_bytes(b"another")
+    with pytest.raises(UserError, match="begun with weights of the language model"):
+        cells.job(cell, budget, tmp_path / "out").run(finished)
+    (lm / "model.safetensors").write_bytes(b"one")
+    (tmp_path / "finetune.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"begun with content of finetune\.json"):
+        cells.job(cell, budget, tmp_path / "out").run(finished)
 
 
 def test_a_cell_begun_under_other_terms_is_refused(tmp_path):

@@ -15,7 +15,7 @@ from harness.ablation import cells, jobs
 from harness.ablation.cells import Cell
 from harness.ablation.variants import variants
 from harness.speed.sweep import lengths
-from vlmamba_core import names
+from vlmamba_core import launcher, names
 from vlmamba_core.errors import UserError
 from vlmamba_core.launcher import Launcher
 
@@ -46,6 +46,8 @@ def test_the_script_has_sbatchs_own_parameters(tmp_path):
         ("local", "partition=gpu", "--slurm partition=gpu needs --launcher slurm"),
         ("slurm", "partition", "'partition' is no KEY=VALUE"),
         ("slurm", "=gpu", "'=gpu' is no KEY=VALUE"),
+        ("slurm", "gpus_per_node=8,ntasks-per-node=8", "ntasks_per_node=8: a job here is one"),
+        ("slurm", "nodes=2", "nodes=2: a job here is one process"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_run(name, parameters, message, tmp_path):
@@ -62,6 +64,36 @@ def test_results_come_in_order_and_mistakes_as_they_are(cluster, tmp_path):
     assert next(found) == "a"
     with pytest.raises(UserError, match="unknown part 'c'; known, nearest first: "):
         next(found)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_where_one_job_fails_only_those_that_wait_are_cancelled(interrupted, tmp_path, monkeypatch):
+    class Job:
+        def __init__(self, state: str) -> None:
+            self.state, self.cancelled = state, False
+
+        def done(self) -> bool:
+            return self.state == "FAILED"
+
+        def cancel(self, check: bool = True) -> None:
+            assert not check
+            self.cancelled = True
+
+    made = [Job("FAILED"), Job("RUNNING"), Job("PENDING")]
+    given = iter(made)
+
+    class Executor:
+        def submit(self, *_) -> Job:
+            return next(given)
+
+    def fail(job: Job) -> None:
+        raise KeyboardInterrupt if interrupted else UserError("failed")
+
+    monkeypatch.setattr(Launcher, "executor", lambda self: Executor())
+    monkeypatch.setattr(launcher, "_result", fail)
+    with pytest.raises(KeyboardInterrupt if interrupted else UserError):
+        list(Launcher("slurm", tmp_path).run(math.factorial, [1, 2, 3]))
+    assert [job.cancelled for job in made] == [False, interrupted, True]
 
 
 def test_a_job_that_dies_is_told_with_its_log(tmp_path):

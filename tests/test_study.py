@@ -529,6 +529,37 @@ def test_ocr_tokens_move_before_their_question():
     assert data.ocr_first(plain) == plain
 
 
+def test_what_a_job_does_is_the_same_in_every_folder():
+    found = set()
+    for out in ("out", "data", "runs/study", "/tmp/a b"):
+        made = plan.Study(SCALES["demo"], Path(out), Path(out) / "pictures", 1)
+        jobs_ = [j for p in PHASES for j in plan.phase_jobs(made, p, dict.fromkeys(FAMILIES, 1e-3))]
+        found.add(tuple(plan.fingerprint(made, job) for job in jobs_))
+    assert len(found) == 1
+
+
+def test_a_refused_text_model_leaves_the_record_of_the_one_before(tmp_path, monkeypatch):
+    """Cells are on record, and the text was trained again elsewhere: to other weights."""
+    kept, made = tmp_path / "kept", plan.Study(SCALES["demo"], tmp_path, tmp_path / "d", 1)
+    records.write(kept, "text+mamba", {"kind": "text", "family": "mamba", "weights": "a"})
+    cell = synthetic_cell("mamba", "mlp", 0) | {"started_from": "a"}
+    records.write(kept, "mamba+mlp+s0", cell)
+    plan.text_model(made, "mamba").mkdir(parents=True)
+    before = {file: file.read_bytes() for file in kept.iterdir()}
+    job = plan.text_job(made, made.chosen_families[0])
+    with pytest.raises(UserError, match="started from another text model"):
+        study._keep(made, "text", job, 0, kept)
+    assert {file: file.read_bytes() for file in kept.iterdir()} == before
+
+
+def test_a_loss_that_is_no_number_is_a_rate_that_diverged(tmp_path):
+    made = plan.Study(SCALES["demo"], tmp_path, tmp_path / "data", 1)
+    job = plan.rate_job(made, made.chosen_families[0], SCALES["demo"].rates[0])
+    job.folder.mkdir(parents=True)
+    (job.folder / "loss.json").write_text('{"loss": NaN}')
+    assert plan.rate_loss(job) == float("inf")
+
+
 def test_the_plan_has_whole_comparisons_first():
     made = plan.Study(SCALES["demo"], Path("out"), Path("data"), 3)
     cells = plan.cells(made)
@@ -735,6 +766,12 @@ def test_a_small_study_for_real(world, tmp_path, monkeypatch, capsys):
     assert again.texts["text+mamba"]["weights"] == found.texts["text+mamba"]["weights"]
     assert again.cells["mamba+mlp+s0"]["started_from"] == again.texts["text+mamba"]["weights"]
     shutil.rmtree(tmp_path / "out")
+    moved = records.read(tmp_path / "kept").cells["mamba+mlp+s1"]
+    for name in ("mamba+mlp+s0", "mamba+mlp+s1"):
+        records.write(tmp_path / "kept", name, moved | {"data": {"pretrain": ["another"]}})
+    shutil.rmtree(tmp_path / "out" / "cells")
+    assert study.main([*elsewhere[:-1], "3"]) == 2
+    assert "learned from another pretrain.json than" in capsys.readouterr().err
     other = [*elsewhere[:-1], "3", "--train-args", f"{small} --lora 2"]
     assert study.main(other) == 2
     assert not (tmp_path / "out" / "text").exists()

@@ -14,7 +14,7 @@ import json
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
@@ -54,9 +54,11 @@ def lock_folder(path: Path, *, wait: bool = False) -> Iterator[None]:
         lock.acquire()
         file.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
     except Timeout:
-        owner = file.read_text(encoding="utf-8").strip() or "another process"
+        owner = ""
+        with suppress(OSError):  # it has ended since
+            owner = file.read_text(encoding="utf-8").strip()
         raise UserError(
-            f"{path} is in use by {owner}; wait for it, or give another --out"
+            f"{path} is in use by {owner or 'another process'}; wait for it, or give another --out"
         ) from None
     except OSError as error:
         raise UserError(f"cannot write to {path}: {error.strerror}; give another --out") from error

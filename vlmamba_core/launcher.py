@@ -24,7 +24,9 @@ Given = TypeVar("Given")
 Result = TypeVar("Result")
 LOCAL, SLURM = "local", "slurm"
 LAUNCHERS = (LOCAL, SLURM)
+WAITING = ("PENDING", "CONFIGURING", "REQUEUED")  # of Slurm's states
 DEFAULTS = {"time": 720, "nodes": 1, "ntasks_per_node": 1}  # time: minutes
+ONE = ("nodes", "ntasks_per_node", "ntasks")  # of a job, which one process does
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ class Launcher:
             if not equals or not key.strip():
                 raise UserError(f"--slurm {pair!r} is no KEY=VALUE, such as partition=gpu")
             found[key.strip().lstrip("-").replace("-", "_")] = _value(value.strip())
+        for key in ONE:
+            if found.get(key, 1) != 1:
+                raise UserError(f"--slurm {key}={found[key]}: a job here is one process; leave it")
         made = cls(cluster, folder, found)
         made.script("")
         return made
@@ -73,18 +78,22 @@ class Launcher:
     def run(self, call: Callable[[Given], Result], given: Sequence[Given]) -> Iterator[Result]:
         """`call` of each, one job each, all submitted at once; the results in the same order.
 
-        Raises UserError for a job that ended without a result.  Jobs that are still waiting are
-        cancelled where the caller gives up.
+        Raises UserError for a job that ended without a result.  Where the caller gives up, jobs
+        that still wait are cancelled; those that run go on, unless it was interrupted.
         """
         executor = self.executor()
         jobs = [executor.submit(_answer, call, one) for one in given]
+        which: tuple[str, ...] = WAITING
         try:
             for job in jobs:
                 yield _result(job)
+        except KeyboardInterrupt:
+            which = ()
+            raise
         finally:
             for job in jobs:
-                if not job.done():
-                    job.cancel()
+                if not job.done() and (not which or job.state in which):
+                    job.cancel(check=False)
 
     def executor(self) -> Any:
         """submitit's: of Slurm, or of processes here ("processes") or this very one ("debug")."""

@@ -12,6 +12,8 @@ from harness.ablation.jobs import Job, Step
 from harness.ablation.variants import Variant
 from harness.models import BUNDLED_MODELS
 from harness.runs.store import EvaluationRun
+from vlmamba_core.folder import digest
+from vlmamba_core.paths import file_sha256
 
 STAGES = ("pretrain", "finetune")
 
@@ -68,7 +70,23 @@ def job(cell: Cell, budget: Budget, root: Path) -> Job:
         del settings["variant"][field]
     given = settings["variant"].items()  # as cells were begun before there were more fields
     settings["variant"] = {k: v for k, v in given if v != () and (k, v) != ("stage", "finetune")}
+    settings |= contents(cell, budget)
     return Job(cell.name, folder, settings, tuple(steps))
+
+
+def contents(cell: Cell, budget: Budget) -> dict[str, str]:
+    """Digests of the training files and of the language model that a cell starts from.
+
+    Under the same names there may be others later: cells of both are not to be compared.
+    """
+    files = {f"{stage}.json": Path(budget.data) / f"{stage}.json" for stage in STAGES}
+    found = {f"content of {name}": file_sha256(f) for name, f in files.items() if f.is_file()}
+    if cell.variant.lm is not None and budget.lm not in BUNDLED_MODELS:
+        start = Path(budget.lm) / cell.variant.lm / "final"
+        weights = sorted(start.glob("*.safetensors"))
+        if weights:
+            found["weights of the language model"] = digest([file_sha256(f) for f in weights])
+    return found
 
 
 def training(cell: Cell, stage: str, budget: Budget, folder: Path) -> list[str]:

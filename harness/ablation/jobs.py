@@ -24,20 +24,25 @@ from typing import Any
 
 from vlmamba_core import processes
 from vlmamba_core.errors import UserError
-from vlmamba_core.folder import write_atomically
+from vlmamba_core.folder import lock_folder, write_atomically
 from vlmamba_core.launcher import Launcher
 
 Execute = Callable[[str, Sequence[str]], int]  # module, arguments -> exit code
 SETTINGS, SECONDS, LOG = "cell.json", "seconds.json", "log.txt"
+OWN = ".job"  # a job's lock, and which step was begun and has not ended well
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command; done: what it leaves when it has ended well."""
+    """One command; done: what it leaves before it ends, or as it does.
+
+    again: whether it may be given once more when that is there, to do what was left.
+    """
 
     module: str
     arguments: tuple[str, ...]
     done: Path
+    again: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,26 +60,42 @@ class Job:
     @property
     def finished(self) -> bool:
         """Whether nothing is left to do."""
-        return self.steps[-1].done.exists()
+        return self.steps[-1].done.exists() and not self._begun.exists()
+
+    @property
+    def _begun(self) -> Path:
+        return self.folder / OWN / "begun.txt"
 
     def run(self, start: Execute | None = None, quiet: bool = False) -> None:
         """Do what is left; with `quiet`, its progress goes to log.txt in its folder.
 
-        Raises UserError where a command fails or the settings changed.
+        Waits where another process does this job.  Raises UserError where a command fails or the
+        settings changed.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        check_settings(self.folder / SETTINGS, self.settings)
-        start = start or functools.partial(execute, log=self.folder / LOG if quiet else None)
-        for step in self.steps:
-            if step.done.exists():
-                continue
-            began = time.perf_counter()
-            if code := start(step.module, list(step.arguments)):
-                raise UserError(
-                    f"{self.name}: `python -m {step.module} {' '.join(step.arguments)}` ended with "
-                    f"code {code}; run the same command again to continue"
-                )
+        with lock_folder(self.folder / OWN, wait=True):
+            check_settings(self.folder / SETTINGS, self.settings)
+            start = start or functools.partial(execute, log=self.folder / LOG if quiet else None)
+            for step in self.steps:
+                self._do(step, start)
+
+    def _do(self, step: Step, start: Execute) -> None:
+        """A step, unless it has ended well."""
+        mark, key = self._begun, key_of(step, self.folder)
+        begun = mark.exists() and mark.read_text(encoding="utf-8").strip() == key
+        if step.done.exists() and not (begun and step.again):
+            if begun:
+                mark.unlink()
+            return
+        write_atomically(mark, f"{key}\n")
+        began = time.perf_counter()
+        if code := start(step.module, list(step.arguments)):
+            raise UserError(
+                f"{self.name}: `python -m {step.module} {' '.join(step.arguments)}` ended with "
+                f"code {code}; run the same command again to continue"
+            )
+        if not begun:
             self._note(step, time.perf_counter() - began)
+        mark.unlink()
 
     def seconds(self) -> dict[str, float]:
         """How long each step took that ended without an interruption, by what it leaves."""
@@ -102,16 +123,19 @@ def execute(module: str, arguments: Sequence[str], log: Path | None = None) -> i
 
 
 def check_settings(file: Path, settings: Mapping[str, Any]) -> None:
-    """Keep the settings of a new job; refuse to mix an old one with others. Raises UserError."""
+    """Keep the settings of a new job; refuse to mix an old one with others. Raises UserError.
+
+    What a job that was begun by an older version does not say is not compared.
+    """
     now = json.loads(json.dumps(settings))
     if not file.exists():
         write_atomically(file, json.dumps(now, indent=2) + "\n")
         return
     before = json.loads(file.read_text(encoding="utf-8"))
     for key in now:
-        if before.get(key) != now[key]:
+        if key in before and before[key] != now[key]:
             raise UserError(
-                f"{file.parent} was begun with {key} {before.get(key)!r}, now it is "
+                f"{file.parent} was begun with {key} {before[key]!r}, now it is "
                 f"{now[key]!r}; give the same flags or another --out"
             )
 

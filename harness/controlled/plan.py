@@ -121,7 +121,7 @@ def data_job(study: Study) -> Job:
     folder, steps = study.out / "data", []
     if study.scale.prepares_data:
         drawn = ("--out", str(study.data), "--workers", "1", *study.scale.data)
-        steps.append(Step("vlmamba.demo", drawn, study.data / "finetune.json"))
+        steps.append(Step("vlmamba.demo", drawn, study.data / "finetune.json", again=False))
     aside = ["--data", str(study.data), "--out", str(folder)]
     aside += ["--held-out", str(study.scale.held_out)]
     steps.append(Step("harness.controlled.data", tuple(aside), folder / "finetune.json"))
@@ -156,9 +156,15 @@ def text_model(study: Study, family: str) -> Path | None:
 
 def fingerprint(study: Study, job: Job) -> str:
     """Of what a job does, in whichever folder."""
-    said = json.dumps([[step.module, *step.arguments] for step in job.steps])
-    for folder, name in ((study.data, "DATA"), (study.out, "OUT")):
-        said = said.replace(json.dumps(str(folder))[1:-1], name)
+    places = ((str(study.data), "DATA"), (str(study.out), "OUT"))
+
+    def plain(argument: str) -> str:
+        for folder, name in places:
+            if argument == folder or argument.startswith(f"{folder}/"):
+                return name + argument.removeprefix(folder)
+        return argument
+
+    said = json.dumps([[step.module, *map(plain, step.arguments)] for step in job.steps])
     return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -205,7 +211,7 @@ def chosen_rates(study: Study, known: Mapping[str, float]) -> dict[str, float]:
 def rate_loss(job: Job) -> float:
     """Held-out loss at the end of a rate's job; infinite where training diverged."""
     loss = json.loads((job.folder / "loss.json").read_text(encoding="utf-8"))["loss"]
-    return math.inf if loss is None else float(loss)
+    return float(loss) if loss is not None and math.isfinite(loss) else math.inf
 
 
 def cell_job(study: Study, cell: Cell, rate: float) -> Job:

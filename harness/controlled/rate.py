@@ -8,6 +8,7 @@ loss.json says {"loss": 1.93}, or null where training diverged: that is an answe
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vlmamba.train ended with code {code}, see {printed}", file=sys.stderr)
         return code
     loss = None if code else held_out_loss(folder / "train.jsonl")
+    if loss is not None and not math.isfinite(loss):  # the last update broke the weights
+        loss = None
     write_atomically(args.out, json.dumps({"loss": loss}) + "\n")
     return 0
 

@@ -159,6 +159,7 @@ def cell_record(job: Job, cell: plan.Cell, start: Path | None) -> dict[str, Any]
         "seed": cell.seed,
         "order": cell.order,
         "started_from": weights_digest(start) if start else None,
+        "data": {name: digests_of(job.folder / name) for name in ("pretrain", "finetune")},
         "hyperparameters": config["hyperparameters"],
         "training": {name: curve(job.folder / name) for name in ("pretrain", "finetune")},
         "tasks": asked,
@@ -167,6 +168,12 @@ def cell_record(job: Job, cell: plan.Cell, start: Path | None) -> dict[str, Any]
         "seconds": job.seconds(),
         "settings": {k: settings.get(k) for k in ("commit", "device", "dtype", "threads", "torch")},
     }
+
+
+def digests_of(run: Path) -> list[str]:
+    """Of the data files that a training run read."""
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    return config.get("data_digests", [])
 
 
 def curve(run: Path) -> dict[str, Any]:

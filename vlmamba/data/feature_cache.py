@@ -181,7 +181,8 @@ def image_key(folder: Path, image: str) -> np.uint64:
     except OSError as error:
         raise SampleError("missing image file") from error
     text = f"{image}\0{status.st_size}\0{status.st_mtime_ns}"
-    return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), np.uint64)[0]
+    name = text.encode("utf-8", "surrogateescape")  # a file's name need not be text
+    return np.frombuffer(hashlib.blake2b(name, digest_size=8).digest(), np.uint64)[0]
 
 
 def weights_fingerprint(module: nn.Module, description: dict[str, Any]) -> str:

@@ -49,7 +49,8 @@ def through_jpeg(picture: Image.Image, seed: str) -> Image.Image:
     quality, so that a resumed run sees what it would have seen.
     """
     held = io.BytesIO()
-    picture.convert("RGB").save(held, "JPEG", quality=random.Random(seed).randint(75, 100))
+    drawn = random.Random(seed.encode("utf-8", "surrogateescape"))  # of plain names as of text
+    picture.convert("RGB").save(held, "JPEG", quality=drawn.randint(75, 100))
     return Image.open(held).convert("RGB")
 
 

@@ -16,7 +16,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from vlmamba import __version__
+from vlmamba import __version__, registry
 from vlmamba.data.index import file_digest
 from vlmamba.models.selective_scan import resolve_backend
 from vlmamba.training import trainer_state
@@ -105,6 +105,9 @@ def check_same_run(saved: dict[str, Any], plan: Plan, digests: list[str], folder
         *_compared(saved, plan.args, fixed),
         *_compared(saved["hyperparameters"], plan.hyper, fixed),
     ]
+    if registry.objectives[plan.hyper.objective].depends_on_cut:
+        cut = saved["hyperparameters"].get("micro_batch", plan.hyper.micro_batch)
+        pairs.append(("micro_batch", cut, plan.hyper.micro_batch))
     for name, before, after in pairs:
         if name == "lora_targets":  # older versions wrote Mamba's where none were named
             before, after = (None if v == OLD_LORA_TARGETS else v for v in (before, after))

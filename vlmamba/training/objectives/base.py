@@ -56,9 +56,11 @@ class Objective:
 
     options_class: the dataclass of its settings.  outputs: what it needs of the model besides the
     loss: "logits" (B, T, V), "hidden_states" (a tuple of (B, T, D), see `VLMambaOutput`).  They are
-    made at every position and take memory.
+    made at every position and take memory.  depends_on_cut: whether a loss depends on how a batch
+    was cut into micro-batches, which a resumed run then keeps.
     """
 
+    depends_on_cut: bool = False
     options_class: type[Options] = Options
     outputs: tuple[str, ...] = ()
 

@@ -50,6 +50,7 @@ class Contrastive(Objective):
     """Cross-entropy of captions, and each picture nearer to its own caption than to others."""
 
     options_class = ContrastiveOptions
+    depends_on_cut = True  # negatives are the micro-batch's others
     options: ContrastiveOptions
     student: VLMambaForConditionalGeneration
 
