@@ -24,6 +24,8 @@ from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.serving.engine import Engine, Ticket
 from vlmamba.serving.requests import Job
 from vlmamba.training.init_model import adopt
+from vlmamba.training.lora import attach
+from vlmamba.training.recipe import Hyperparameters
 from vlmamba.training.stages import STAGES, freeze
 from vlmamba_core.errors import UserError
 
@@ -206,6 +208,29 @@ def test_whatever_a_batch_holds_every_part_that_learns_gets_a_gradient(rows):
     assert all(p.grad is not None for p in learns.values())
     moved = {name for name, p in learns.items() if p.grad.any()}
     assert len(moved) > 0.9 * len(learns) if 0 in rows else not moved  # text teaches them nothing
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@torch.no_grad()
+def test_on_a_packed_model_they_start_silent_too(kind):
+    """In int4 a byte of zero is twice -8."""
+    donor, model = built(n_layer=3), built(**ADAPTED)
+    for one in (donor, model):
+        quantize(one.language_model, kind)
+    ids, pixels = torch.tensor([[1, 1, 1, 1, 5, 6]]), torch.rand(1, 3, 28, 28)
+    model.vision_encoder.load_state_dict(donor.vision_encoder.state_dict())
+    model.connector.load_state_dict(donor.connector.state_dict())
+    adopt(model, donor, "language_model", "donor")
+    shown = [one(ids, pixel_values=pixels).logits for one in (model, donor)]
+    assert torch.equal(*shown)
+
+
+def test_lora_is_not_for_a_stage_in_which_adaptors_alone_learn():
+    model = built(**ADAPTED)
+    freeze(model, STAGES["adaptors"])
+    sizes = {"lr": 1e-3, "batch_size": 2, "micro_batch": 2, "dtype": "fp32"}
+    with pytest.raises(UserError, match="in which the language model learns"):
+        attach(model, Hyperparameters(**sizes, lora=4))
 
 
 def test_the_stage_trains_connector_and_adaptors_alone(tmp_path):

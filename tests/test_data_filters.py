@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 
 import numpy as np
@@ -14,6 +15,7 @@ from tiny import tiny_config
 
 from vlmamba import train
 from vlmamba.data import llava
+from vlmamba.data.feature_cache import image_key
 from vlmamba.data.images import PixelImages, through_jpeg
 from vlmamba.data.repetition import repetition
 
@@ -91,3 +93,12 @@ def test_both_are_flags_of_training(tmp_path, capsys):
     words += ["--jpeg-augmentation", "--features-cache", str(tmp_path / "cache")]
     assert train.main(words) == 2
     assert "give one of the two" in capsys.readouterr().err
+
+
+def test_a_file_whose_name_is_no_text_has_a_key_and_a_quality(tmp_path):
+    """Latin-1 on a disk: Python reads and writes such names with surrogates."""
+    name = os.fsdecode(b"caf\xe9.jpg")
+    picture().save(tmp_path / "a.jpg")
+    os.rename(os.fsencode(tmp_path / "a.jpg"), os.fsencode(tmp_path) + b"/caf\xe9.jpg")
+    assert image_key(str(tmp_path), name) == image_key(str(tmp_path), name)
+    assert through_jpeg(picture(), f"0/{name}").size == picture().size

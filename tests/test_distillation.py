@@ -97,6 +97,42 @@ def test_the_loss_is_the_equation(model, processor, teacher, batch, weights):
     assert found == pytest.approx(expected(model, other, batch, a, b, t), rel=1e-5)
 
 
+@pytest.mark.parametrize("wider", ["teacher", "student"])
+@pytest.mark.parametrize("top", [None, 300])
+def test_rows_that_pad_a_vocabulary_stand_for_no_token(
+    wider, top, model, processor, teacher, batch, tmp_path
+):
+    """Mamba-2's is padded to another multiple than Mamba's, of the same tokenizer."""
+    other, folder = teacher
+    padded = other if wider == "teacher" else model
+    count = padded.config.text_config.vocab_size
+    weights = {name: weight.clone() for name, weight in padded.state_dict().items()}
+    padded.resize_token_embeddings(count + 8)
+    other.save_pretrained(folder)
+    found = []
+    for student in (model, copy.deepcopy(model)):
+        objective = build_objective(hyper(folder, distill_top=top))
+        objective.prepare(student, processor, CPU)
+        found.append(float(objective(student.train(), batch, CPU).detach()))
+    assert found[0] == found[1] and np.isfinite(found[0])
+    if top is None:
+        padded.resize_token_embeddings(count)
+        padded.load_state_dict(weights)
+        plain = build_objective(hyper(None, objective="cross_entropy"))
+        cross = [float(plain(m.train(), batch, CPU).detach()) for m in (student, model)]
+        rest = expected(model, other, batch, 1.0, 1.0, 1.0) - cross[1]
+        assert found[0] - cross[0] == pytest.approx(rest, rel=1e-4)
+
+
+def test_cached_features_of_another_layer_are_not_a_teachers(model, processor, teacher, batch):
+    model.config.vision_feature_layer = -1
+    objective = build_objective(hyper(teacher[1]))
+    objective.prepare(model, processor, CPU)
+    batch.inputs["image_features"] = batch.inputs.pop("pixel_values")
+    with pytest.raises(UserError, match="reads another layer of the encoder"):
+        objective._ask(batch.inputs, batch.inputs)
+
+
 def test_only_the_student_gets_gradients(model, processor, teacher, batch):
     objective = build_objective(hyper(teacher[1]))
     objective.prepare(model, processor, CPU)

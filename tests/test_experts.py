@@ -68,6 +68,28 @@ def test_the_losses_are_those_of_the_real_tokens(layer):
     assert float(layer.auxiliary.detach()) == pytest.approx(0.5 * balance + 0.25 * z, rel=1e-5)
 
 
+def test_one_expert_a_token_teaches_the_router_too():
+    """Its share among the chosen would always be 1: Switch scales by the score."""
+    torch.manual_seed(0)
+    layer = Experts(MambaConfig(d_model=32, **TINY, experts_per_token=1))
+    u = torch.randn(3, 32)
+    layer.eval()(u).square().sum().backward()
+    assert layer.router.weight.grad.abs().max() > 0
+    with torch.no_grad():
+        score, chosen = layer.router(u).softmax(-1).max(-1)
+        made = torch.stack([layer.experts[e](x[None])[0] for e, x in zip(chosen, u, strict=True)])
+        torch.testing.assert_close(layer(u), made * score[:, None], atol=1e-6, rtol=1e-5)
+
+
+def test_a_router_that_does_not_learn_adds_no_loss():
+    model = built(**TINY, balance_loss=1.0).train()
+    ids = torch.randint(2, 300, (2, 9))
+    learning = float(model(ids, labels=ids).loss.detach())
+    model.language_model.requires_grad_(False)
+    frozen = float(model(ids, labels=ids).loss.detach())
+    assert frozen < learning - 1
+
+
 @torch.no_grad()
 def test_an_answer_does_not_depend_on_its_batch():
     """No expert has a capacity, so nothing is dropped for a neighbor's sake."""

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
+import filelock
 import pytest
 
 from vlmamba_core import folder
@@ -139,3 +141,27 @@ def test_torn_and_altered_lines_are_dropped(tmp_path):
 def test_digest_depends_on_every_part():
     assert digest(["a", 1]) == digest(["a", 1])
     assert len({digest(p) for p in (["a", 1], ["a", 2], ["a", "1"], ["a1"], [{"a": 1}])}) == 5
+
+
+def test_a_holder_that_ends_while_it_is_looked_up_is_still_one_line(tmp_path, monkeypatch):
+    """Its name goes with its lock."""
+    with lock_folder(tmp_path / "run"):
+        (tmp_path / "run" / ".lock").unlink()
+        real = Path.read_text
+
+        def gone(self, *given, **more):
+            if self.name == ".lock":
+                raise FileNotFoundError(2, "No such file", str(self))
+            return real(self, *given, **more)
+
+        monkeypatch.setattr(Path, "read_text", gone)
+        monkeypatch.setattr(filelock.FileLock, "acquire", timed_out)
+        with (
+            pytest.raises(UserError, match="is in use by another process; wait for it"),
+            lock_folder(tmp_path / "run"),
+        ):
+            pass
+
+
+def timed_out(self, *given, **more):
+    raise filelock.Timeout(self.lock_file)

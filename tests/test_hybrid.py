@@ -121,6 +121,35 @@ def test_layers_put_into_a_trained_model_change_nothing_yet(pattern):
         adopt(built(n_layer=3, mixer=pattern, head_dim=8), donor, "language_model", "donor")
 
 
+@pytest.mark.parametrize(
+    ("settings", "change"),
+    [
+        ({"mixer": "attention", "head_dim": 8}, {"head_dim": 4}),
+        (
+            {"mixer": "mamba2", "n_groups": 1, "d_state": 8, "head_dim": 8},
+            {"n_groups": 2, "d_state": 4},
+        ),
+        ({"mixer": "mamba,experts", "experts_per_token": 2}, {"experts_per_token": 1}),
+        ({"adaptors": [0, 2]}, {"adaptors": [1, 3]}),
+    ],
+)
+def test_weights_that_would_compute_something_else_do_not_fit(settings, change):
+    """Of equal shapes all the same."""
+    donor, model = (built(n_layer=4, **settings | more) for more in ({}, change))
+    names = {k: v.shape for k, v in donor.language_model.state_dict().items()}
+    assert names == {k: v.shape for k, v in model.language_model.state_dict().items()}
+    with pytest.raises(UserError, match=f"does not fit this preset: .*{next(iter(change))}="):
+        adopt(model, donor, "language_model", "donor")
+    adopt(built(n_layer=4, **settings), donor, "language_model", "donor")
+
+
+def test_additions_are_for_the_projections_that_there_are():
+    kinds = {"mamba": 3, "mamba2": 2, "attention": 2, "mamba,attention": 3}
+    for mixer, count in kinds.items():
+        model = built(n_layer=2, mixer=mixer, head_dim=8)
+        assert len(model.language_model.lora_targets) == count, mixer
+
+
 def test_a_pattern_that_cannot_be_built_is_refused():
     with pytest.raises(UserError, match="unknown mixer 'attentoin'; known, nearest.*attention"):
         MambaConfig(mixer="mamba,attentoin")

@@ -40,6 +40,20 @@ def test_what_a_resumed_run_may_change():
     assert names(RunArguments, OnResume.FREE) == {"images", "recipe"}
 
 
+def test_a_micro_batch_is_how_unless_the_objective_looks_at_it():
+    """The contrast's negatives are the micro-batch's others."""
+    sizes = ("--batch-size", "8", "--micro-batch")
+    for objective, message in (("cross_entropy", None), ("contrastive", "micro_batch was 8")):
+        before, now = (plan("--objective", objective, *sizes, size) for size in ("8", "4"))
+        saved = resume.run_settings(before, ["1"])
+        resume.check_same_run(saved, before, ["1"], Path("o"))
+        if message is None:
+            resume.check_same_run(saved, now, ["1"], Path("o"))
+        else:
+            with pytest.raises(UserError, match=message):
+                resume.check_same_run(saved, now, ["1"], Path("o"))
+
+
 def test_a_new_flag_is_one_field():
     @dataclass(frozen=True)
     class More(Hyperparameters):

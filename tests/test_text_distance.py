@@ -253,3 +253,27 @@ def test_the_encoder_with_text_is_found_among_fused_ones(build, tmp_path):
     objective = build_objective(hyper())
     objective.prepare(model, processor, CPU)
     assert objective.tower.width == 16
+
+
+def test_captions_are_no_padding_to_a_model_with_experts(build, tokenizer, tmp_path):
+    """Its batches have a mask; a caption's own tokens count in it, what fills its row does not."""
+    dual = dual_encoder("clip", 16)
+    dual.save_pretrained(tmp_path / "clip")
+    tokenizer.save_pretrained(tmp_path / "clip")
+    experts = {"mixer": "mamba,experts", "n_layer": 4, "d_intermediate": 24, "n_experts": 4}
+    config = tiny_config(
+        **experts, vision_config=dict(TINY_CLIP), vision_model_id=str(tmp_path / "clip")
+    )
+    torch.manual_seed(0)
+    model = VLMambaForConditionalGeneration(config)
+    processor = VLMambaProcessor.from_config(config, tokenizer)
+    batch = answers(config)
+    lengths = [int((row != 0).sum()) for row in batch.inputs["input_ids"]]
+    width = batch.inputs["input_ids"].shape[1]
+    mask = torch.tensor([[int(t < n) for t in range(width)] for n in lengths])
+    batch.inputs["attention_mask"] = mask
+    objective = build_objective(hyper())
+    objective.prepare(model, processor, torch.device("cpu"))
+    loss = objective(model.train(), batch, torch.device("cpu"))
+    loss.backward()
+    assert torch.isfinite(loss)

@@ -14,6 +14,7 @@ from vlmamba.config import VLMambaConfig
 from vlmamba.models.assemble import assemble
 from vlmamba.models.language import WrappedLM
 from vlmamba.models.language.wrapped import shrunk
+from vlmamba.models.low_rank import LowRankSettings, add
 from vlmamba.models.quantized import QuantizedLinear, quantize
 from vlmamba.models.vlm import VLMambaForConditionalGeneration
 from vlmamba.training.evaluation import without_dropout
@@ -118,6 +119,24 @@ def test_a_prefix_is_shared_only_where_continuing_it_is_exact(name):
     assert torch.allclose(continued[0], whole[0, 4:], atol=1e-5)
     assert torch.allclose(continued[1, :2], whole[0, 4:6], atol=1e-5)
     assert rows.nbytes == before.nbytes > cache.nbytes  # what was continued is as it was
+
+
+def test_a_sliding_window_shares_no_prefix():
+    """It counts columns: padding behind a prefix would push the prefix out of sight."""
+    sliding = {**SHAPE, "num_key_value_heads": 2, "sliding_window": 16}
+    torch.manual_seed(0)
+    assert not WrappedLM(AutoConfig.for_model("mistral", **sliding)).eval().shares_prefix
+    whole = sliding | {"sliding_window": None}
+    assert WrappedLM(AutoConfig.for_model("mistral", **whole)).eval().shares_prefix
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
+def test_packed_projections_are_found_by_their_names(name):
+    model = language_model(name, {"tie_word_embeddings": False})
+    before = model.lora_targets
+    quantize(model, "int8")
+    assert before and model.lora_targets == before
+    assert add(model, LowRankSettings(2, 4.0, before))
 
 
 @torch.no_grad()

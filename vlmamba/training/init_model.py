@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from vlmamba import checkpoints
 from vlmamba.config import VLMambaConfig
@@ -24,6 +25,18 @@ from vlmamba.published import tokenizer_for
 from vlmamba.training.stages import Stage
 from vlmamba.weight_files import take_buffers
 from vlmamba_core.errors import UserError
+
+# What changes a connector's result and perhaps no shape
+SAME_CONNECTOR = (
+    *("connector", "scan", "scan_merge", "scan_shared", "vision_feature_layer"),
+    "connector_layer",
+)
+# By the kind of layer, what changes a language model's result and perhaps no shape
+NO_SHAPE = {
+    "attention": ("head_dim",),
+    "mamba2": ("head_dim", "n_groups", "d_state"),
+    "experts": ("experts_per_token",),
+}
 
 
 def initial_model(
@@ -129,6 +142,17 @@ def another_encoder(
     return other or bool(misfits(encoder.state_dict(), donor.vision_encoder.state_dict()))
 
 
+def other_results(own: PretrainedConfig, its: PretrainedConfig) -> list[str]:
+    """Settings of a donor's language model that change what its weights compute, but no shape."""
+    if not isinstance(own, MambaConfig) or not isinstance(its, MambaConfig):
+        return []
+    names = [name for kind, names in NO_SHAPE.items() if kind in its.layer_kinds for name in names]
+    names += ["adaptors"] if its.adaptors else []
+    return [
+        f"{name}={getattr(its, name)}" for name in names if getattr(own, name) != getattr(its, name)
+    ]
+
+
 def misfits(own: Mapping[str, Tensor], donated: Mapping[str, Tensor]) -> list[str]:
     """Names of weights that only one of both has, or in another shape."""
     wrong = [k for k in own if k not in donated or donated[k].shape != own[k].shape]
@@ -149,8 +173,10 @@ def adopt(
     if part == "language_model":
         donated = model.language_model.weights_from(donor.language_model)
     wrong = misfits(own, donated)
+    if part == "language_model":
+        wrong += other_results(model.config.text_config, donor.config.text_config)
     if part == "connector":
-        for name in ("connector", "scan", "scan_merge", "scan_shared", "vision_feature_layer"):
+        for name in SAME_CONNECTOR:
             if getattr(model.config, name) != getattr(donor.config, name):
                 wrong.append(f"{name}={getattr(donor.config, name)}")
     if wrong:

@@ -39,7 +39,8 @@ def attach(model: nn.Module, hyper: Hyperparameters) -> None:
     does not learn, a target is no projection, or a packed model has other additions.
     """
     language_model = model.get_submodule("language_model")
-    if not any(p.requires_grad for p in language_model.parameters()):
+    own = (p for n, p in language_model.named_parameters() if not n.startswith("adaptors."))
+    if not any(p.requires_grad for p in own):
         raise UserError("--lora is for stages in which the language model learns (finetune)")
     others = [p for p in model.get_submodule("connector").parameters() if p.requires_grad]
     targets = _targets(hyper, cast(LanguageModel, language_model))
@@ -82,6 +83,8 @@ def check_packed(model: nn.Module, hyper: Hyperparameters) -> None:
 def _attach_packed(model: nn.Module, hyper: Hyperparameters, targets: tuple[str, ...]) -> None:
     """Additions beside the whole numbers, new unless the model has them; all else is frozen."""
     config: Any = cast(Any, model).config
+    if not targets:
+        raise UserError("--lora: the language model has no packed projection to add to")
     asked = LowRankSettings(hyper.lora or 0, float(_alpha(hyper)), tuple(sorted(targets)))
     if config.low_rank is None:
         low_rank.add(cast(LanguageModel, model.get_submodule("language_model")), asked)

@@ -29,6 +29,7 @@ from vlmamba.models.linear import Linear
 from vlmamba.models.mixers import MIXERS
 
 Pair = tuple[Tensor, Tensor]  # a block's two states
+NO_INT4 = 0x88  # two zeros of packed int4, as `quantized.pack` writes them
 ENDS = ("embedding", "norm_f", "lm_head")
 
 
@@ -198,7 +199,8 @@ def new_weights(config: MambaConfig, weights: dict[str, Tensor]) -> dict[str, Te
     if "adaptors.0.norm.weight" not in weights:
         for number, layer in enumerate(config.adaptors):
             found |= _copies(weights, f"layers.{layer}.", f"adaptors.{number}.")
-            found[f"adaptors.{number}.mixer.out_proj.weight"].zero_()
+            out = found[f"adaptors.{number}.mixer.out_proj.weight"]
+            out.fill_(NO_INT4 if out.dtype == torch.uint8 else 0)
     if config.adaptor_ends and "adaptors.ends.norm_f.weight" not in weights:
         for name in ENDS:
             found |= _copies(weights, f"{name}.", f"adaptors.ends.{name}.")

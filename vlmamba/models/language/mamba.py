@@ -53,11 +53,13 @@ def _element(x: Tensor) -> int:
     return (torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype).itemsize
 
 
+LORA_TARGETS = ("in_proj", "x_proj", "out_proj")  # dt_proj is read as a bare matrix by the scan
+
+
 @registry.language_models.add("vlmamba_text")
 class MambaLM(LanguageModel):
     """The language model: embedding, n_layer blocks, final norm, tied output head."""
 
-    lora_targets = ("in_proj", "x_proj", "out_proj")  # dt_proj is read as a bare matrix by the scan
     tied_weights = {"lm_head.weight": "embedding.weight"}  # noqa: RUF012  # if the config says so
     config: MambaConfig
 
@@ -69,6 +71,13 @@ class MambaLM(LanguageModel):
         self.adaptors = InnerAdaptors(config) if config.adaptors else None
         self.norm_f = build_norm(config)
         self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:  # type: ignore[override]  # by the kinds of layers
+        """Those of LORA_TARGETS that there are."""
+        parts = (part for block in self._every_block() for part in block.modules())
+        there = {name for part in parts for name, _ in part.named_children()}
+        return tuple(name for name in LORA_TARGETS if name in there)
 
     @property
     def block_names(self) -> tuple[str, ...]:  # type: ignore[override]  # by the pattern of layers

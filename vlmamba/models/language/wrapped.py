@@ -31,6 +31,7 @@ from vlmamba.config import split_revision
 from vlmamba.models.language.base import Cache, LanguageModel
 from vlmamba.models.linear import decoding
 from vlmamba.models.offloaded import device_of
+from vlmamba.models.quantized import QuantizedLinear
 from vlmamba.weight_files import check_finite
 from vlmamba_core.errors import UserError
 
@@ -249,7 +250,7 @@ class WrappedLM(LanguageModel):
         for path, module in self.model.base_model.named_modules(
             prefix=self.model.base_model_prefix, remove_duplicate=False
         ):
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear | QuantizedLinear):  # packed ones keep their names
                 home, _, name = path.rpartition(".")
                 mixer = type(self.model.get_submodule(home)).__name__
                 bare = "Mamba" in mixer and name in BARE_MATRICES
@@ -314,8 +315,13 @@ class WrappedLM(LanguageModel):
 
     @property
     def shares_prefix(self) -> bool:
-        """Whether continuation is exact, measured once (see `continues_exactly`)."""
-        return self.continues_exactly()
+        """Whether continuation is exact, measured once (see `continues_exactly`).
+
+        Not with sliding windows: they count columns, and so the padding between a prefix and the
+        shorter ones of several questions.
+        """
+        windows = any(DynamicCache(config=self.config).is_sliding)
+        return not windows and self.continues_exactly()
 
     @property
     def batches(self) -> bool:

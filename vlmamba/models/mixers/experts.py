@@ -56,9 +56,10 @@ class Experts(Layer):
             logits = rows_product(u.float(), self.router.weight.float())
         scores = logits.softmax(dim=-1)
         best, chosen = scores.topk(self.each, dim=-1)
-        share = best / best.sum(dim=-1, keepdim=True)
+        # of one alone the share would be 1, which teaches the router nothing (Switch, 2101.03961)
+        share = best if self.each == 1 else best / best.sum(dim=-1, keepdim=True)
         self.chosen = chosen.detach()
-        learns = self.training and torch.is_grad_enabled()
+        learns = self.training and torch.is_grad_enabled() and self.router.weight.requires_grad
         self.auxiliary = self._auxiliary(logits, scores, chosen, lengths) if learns else None
         rows = u.reshape(-1, u.shape[-1])
         chosen, share = chosen.reshape(-1, self.each), share.reshape(-1, self.each)

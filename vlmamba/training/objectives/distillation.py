@@ -86,6 +86,8 @@ class Distillation(Objective):
     outputs = ("logits", "hidden_states")
     teacher: VLMambaForConditionalGeneration
     cache: TeacherCache | None = None
+    vocabulary: int  # tokens that both have
+    own_features: bool  # whether features cached for the student are the teacher's too
 
     def prepare(
         self, model: VLMambaForConditionalGeneration, processor: Any, device: torch.device
@@ -111,6 +113,10 @@ class Distillation(Objective):
                 f"--teacher {name} has hidden states of width {widths[0]}, the student of "
                 f"{widths[1]}; give --distill-features 0 to learn from its distribution alone"
             )
+        # some families pad the vocabulary beyond the tokenizer's: those rows stand for no token
+        self.vocabulary = min(m.config.text_config.vocab_size for m in (teacher, model))
+        layers = {m.config.vision_feature_layer for m in (teacher, model)}
+        self.own_features = len(layers) == 1
         self.teacher = teacher.eval().requires_grad_(False)
         if self.options.teacher_cache is not None:
             self.cache = self._open_cache(self.options.teacher_cache)
@@ -142,7 +148,7 @@ class Distillation(Objective):
         scored = _scored(inputs)
         loss = student.loss * batch.n_labels
         if chosen.distill_logits:
-            logits = student.logits[:, :-1][scored]
+            logits = student.logits[:, :-1, : self.vocabulary][scored]
             divergence = softened_kl(logits, taught, chosen.distill_temperature)
             loss = loss + chosen.distill_logits * divergence.sum()
         if chosen.distill_features:
@@ -176,13 +182,18 @@ class Distillation(Objective):
     def _ask(self, inputs: Tensors, labels: Tensors) -> Tensors:
         """The teacher's log_probs (N, V or K), with K also tokens (N, K) and rest (N,); hidden
         (N, D): of the supervised tokens, as far as the weights of the terms ask for them."""
+        if "image_features" in inputs and not self.own_features:
+            raise UserError(
+                f"--teacher {self.options.teacher} reads another layer of the encoder than the "
+                "student: leave --features-cache out, or take one of the same vision_feature_layer"
+            )
         chosen = self.options
         mixed = self.dtype == "bf16"
         with torch.autocast(self.teacher.device.type, torch.bfloat16, enabled=mixed):
             output = self.teacher(**inputs, output_hidden_states=LAST, use_cache=False)
         scored, found = _scored(labels), {}
         if chosen.distill_logits:
-            logits = output.logits[:, :-1][scored].float()
+            logits = output.logits[:, :-1, : self.vocabulary][scored].float()
             log_probs = F.log_softmax(logits / chosen.distill_temperature, dim=-1)
             found = likeliest(log_probs, chosen.distill_top)
         if chosen.distill_features:

@@ -96,7 +96,7 @@ class TextDistance(Objective):
         supervised = patch_words.answers(inputs)
         told = supervised.any(dim=1)
         captions, lengths = captions_of(inputs["input_ids"][told], supervised[told])
-        output = self.forward(model, with_captions(inputs, captions))
+        output = self.forward(model, with_captions(inputs, captions, lengths))
         states = output.hidden_states[-1][len(told) :].float()
         texts = self.tokenizer.batch_decode(
             [row[:length] for row, length in zip(captions, lengths.tolist(), strict=True)],
@@ -196,11 +196,18 @@ def captions_of(input_ids: Tensor, supervised: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(places < lengths[:, None], captions, captions[:, :1]), lengths
 
 
-def with_captions(inputs: dict[str, Tensor], captions: Tensor) -> dict[str, Tensor]:
-    """A batch (B + N, T): the captions (N, T) as further rows without labels."""
+def with_captions(
+    inputs: dict[str, Tensor], captions: Tensor, lengths: Tensor
+) -> dict[str, Tensor]:
+    """A batch (B + N, T): captions (N, T) of `lengths` (N,) as further rows without labels."""
     silent = torch.full_like(captions, IGNORE)
     ids = torch.cat([inputs["input_ids"], captions])
-    return inputs | {"input_ids": ids, "labels": torch.cat([inputs["labels"], silent])}
+    more = {"input_ids": ids, "labels": torch.cat([inputs["labels"], silent])}
+    if "attention_mask" in inputs:  # of a model whose experts count what is padding
+        mask = inputs["attention_mask"]
+        real = torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]
+        more["attention_mask"] = torch.cat([mask, real.to(mask.dtype)])
+    return inputs | more
 
 
 def mean_state(states: Tensor, lengths: Tensor) -> Tensor:
