@@ -249,6 +249,8 @@ def check_page(text: str, *folders: Path) -> int:
         checked += 2
     for title in ("Language models", "Connectors", "Text pretrainings"):
         checked += check_differences(plain, tables.get(f"{title} compared", []), title)
+    crossed = tables.get("Does a connector help one language model more than another?", [])
+    checked += check_interactions(plain, crossed)
     for row in tables.get("Text pretraining", []):
         key = row["language model"], int(row.get("start", 1))
         own = next(r for r in plain.texts if (r["family"], r["start"]) == key)
@@ -291,14 +293,37 @@ def begin_by_hand(gains: list) -> int | None:
     return begun
 
 
+def check_interactions(plain: Plain, rows: list[dict[str, str]]) -> int:
+    """What a connector gains over another with one family, minus what with another one."""
+    for row in rows:
+        named = re.fullmatch(r"\((\S+) - (\S+)\) on (\S+) - on (\S+)", row["comparison"])
+        a, b, one, other = named.groups()
+        models = [(f, c) for f in (one, other) for c in (a, b)]
+        had = [plain.of(*model, "usual", row.get("start", 1)) for model in models]
+        seeds = set.intersection(*({cell["seed"] for cell in cells} for cells in had))
+        assert row["seeds"] == str(len(seeds))
+        task, wanted = part_of(row["outcome"])
+        means = [plain.mean([c for c in x if c["seed"] in seeds], task, wanted) for x in had]
+        expected = means[0] - means[1] - means[2] + means[3]
+        assert first(row["difference"]) == pytest.approx(expected, abs=0.051)
+    return len(rows)
+
+
+PARTS: dict[str, Callable[[dict], bool]] = {
+    "retrieval: what is on the sign": lambda r: r["kind"] != "existence",
+    "retrieval, k 1 to 4": lambda r: r["kind"] != "existence" and r["k"] <= 4,
+    "retrieval, k 8 and 16": lambda r: r["kind"] != "existence" and r["k"] >= 8,
+    "existence, same scenes": lambda r: r["kind"] == "existence",
+}
+
+
+def part_of(outcome: str) -> tuple[str, Callable[[dict], bool]]:
+    """The task whose questions an outcome is of, and which of them."""
+    return "retrieval" if outcome in PARTS else outcome, PARTS.get(outcome, lambda _: True)
+
+
 def check_differences(plain: Plain, rows: list[dict[str, str]], title: str) -> int:
     """Differences between families over connectors, connectors over families, or two starts."""
-    parts = {
-        "retrieval: what is on the sign": lambda r: r["kind"] != "existence",
-        "retrieval, k 1 to 4": lambda r: r["kind"] != "existence" and r["k"] <= 4,
-        "retrieval, k 8 and 16": lambda r: r["kind"] != "existence" and r["k"] >= 8,
-        "existence, same scenes": lambda r: r["kind"] == "existence",
-    }
     families = list(dict.fromkeys(cell["family"] for cell in plain.cells))
     every = list(dict.fromkeys(cell["connector"] for cell in plain.cells))
     for row in rows:
@@ -324,8 +349,7 @@ def check_differences(plain: Plain, rows: list[dict[str, str]], title: str) -> i
             had = [pair for pair, count in zip(had, common, strict=True) if count == max(common)]
         seeds = set.intersection(*({cell["seed"] for cell in x} for pair in had for x in pair))
         assert row["seeds"] == str(len(seeds))
-        task = "retrieval" if row["outcome"] in parts else row["outcome"]
-        wanted = parts.get(row["outcome"], lambda _: True)
+        task, wanted = part_of(row["outcome"])
         differences = []
         for one, other in had:
             kept = [[cell for cell in x if cell["seed"] in seeds] for x in (one, other)]
