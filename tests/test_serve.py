@@ -169,6 +169,7 @@ def test_sampling_follows_its_seed_and_stop_strings_cut(address, loaded):
         ({"stream_options": {"include_usage": "perhaps"}}, 400, "stream_options.include_usage"),
         ({"messages": [{"role": "developer", "content": "x"}]}, 400, "the last message"),
         ({"n": 2}, 400, "n is not supported"),
+        ({"messages": [{"role": "user", "content": None}]}, 400, "without content"),
         ({"repetition_penalty": 1.5}, 400, "repetition_penalty is not supported"),
         ({"ignore_eos": True, "min_tokens": 4}, 400, "is not supported"),
         ({"seed": 2**64}, 400, "seed"),
@@ -342,6 +343,15 @@ def test_a_message_may_be_a_picture_alone(address):
         messages = [{"role": "user", "content": first}, *asked["messages"]]
         response = httpx.post(f"{address}/v1/chat/completions", json=asked | {"messages": messages})
         assert response.status_code == 200
+
+
+def test_an_earlier_turn_may_have_no_words(address):
+    asked = body("What is this?", png(1))
+    asked["messages"].insert(0, {"role": "assistant", "content": None})
+    asked["messages"].insert(0, {"role": "user", "content": "hello"})
+    for part in asked["messages"][-1]["content"]:
+        part.setdefault("text", None)
+    assert httpx.post(f"{address}/v1/chat/completions", json=asked).status_code == 200
 
 
 def test_pictures_in_every_form_of_a_data_url(address):

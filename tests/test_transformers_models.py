@@ -183,6 +183,19 @@ def test_a_configuration_with_infinite_numbers_can_be_recorded(tmp_path):
     assert "Infinity" in json.dumps(limit)
 
 
+def test_questions_longer_than_the_positions_are_counted(tmp_path, demo_requests, capsys):
+    """Rotary positions go on without a word, and scores fall."""
+    folder = tiny_vlms.save("llava", tmp_path, max_position_embeddings=60)
+    model = TransformersModel(str(folder), batch_size=2, mode=ALONE)
+    short = replace(demo_requests[0], prompt="Is it?", pictures=(), limits=Limits(2))
+    Resumable(model).answer([short])
+    assert "questions_beyond_its_positions" not in model.describe()
+    long = replace(short, prompt="Is it? " * 40, row=7)
+    Resumable(model).answer([long, replace(long, row=8)])
+    assert model.describe()["questions_beyond_its_positions"] == 2
+    assert capsys.readouterr().err.count("more than the 60 positions") == 1
+
+
 def test_a_picture_whose_token_is_not_known_is_never_left_out(folders, demo_requests):
     model = TransformersModel(str(folders["llava"]))
     asked = next(request for request in demo_requests if request.pictures)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -139,6 +140,7 @@ class TransformersModel(EvalModel):
         self.also_alone = 0 if self.mode == ALONE or temperature else agreement
         self.depends_on_batch = self.mode != ALONE
         self._kept_images: dict[str, Any] | None = None
+        self.beyond: set[tuple[str, int]] = set()  # questions longer than its positions
         self._keep_image_processing()
 
     @functools.cached_property
@@ -166,6 +168,7 @@ class TransformersModel(EvalModel):
             "sha256": self.sha256,
             "parameters": self.parameters,
             "template": self.template.describe(),
+            **({"questions_beyond_its_positions": len(self.beyond)} if self.beyond else {}),
             "batching": {
                 "mode": self.mode,
                 "why_not_faster": self.reasons,
@@ -217,7 +220,21 @@ class TransformersModel(EvalModel):
             **opened,
         ).to(self.device, self.dtype)
         found = {name: value for name, value in inputs.items() if name != "labels"}
+        self._look_at_length(request, found["input_ids"].shape[1])
         return Prompt(found, self._shared_tokens(found["input_ids"][0]) if images else 0)
+
+    def _look_at_length(self, request: Request, tokens: int) -> None:
+        """Count a question that goes beyond the positions that the model was made for."""
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if not isinstance(most, int) or tokens + request.limits.max_new_tokens <= most:
+            return
+        if not self.beyond:
+            print(
+                f"note: {request.task} row {request.row + 1} has {tokens} tokens, with its answer "
+                f"more than the {most} positions of {self.name}; answers to such may be worse",
+                file=sys.stderr,
+            )
+        self.beyond.add((request.task, request.row))
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:

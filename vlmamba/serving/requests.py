@@ -78,7 +78,7 @@ class Part(BaseModel):
     """A text or a picture of a message."""
 
     type: Literal["text", "image_url"]
-    text: str = ""
+    text: str | None = None  # null in the parts of some data sets
     image_url: ImageURL | None = None
 
 
@@ -86,7 +86,7 @@ class Message(BaseModel):
     """One turn."""
 
     role: Literal["system", "developer", "user", "assistant"]  # developer: OpenAI's newer "system"
-    content: str | list[Part]
+    content: str | list[Part] | None = None  # null: an assistant that only called a tool
 
 
 class StreamOptions(BaseModel):
@@ -200,12 +200,14 @@ def _message(
 ) -> dict[str, object]:
     """The message for the chat template; its pictures are added to the lists."""
     role = "system" if message.role == "developer" else message.role
-    if isinstance(message.content, str):
-        return {"role": role, "content": _text(message.content)}
+    if message.content is None and role != "assistant":
+        raise BadRequest(f"a message of the {role} without content")
+    if message.content is None or isinstance(message.content, str):
+        return {"role": role, "content": _text(message.content or "")}
     parts: list[dict[str, str]] = []
     for part in message.content:
         if part.type == "text":
-            parts.append({"type": "text", "text": _text(part.text)})
+            parts.append({"type": "text", "text": _text(part.text or "")})
             continue
         if part.image_url is None:
             raise BadRequest("a part of type image_url without image_url")
