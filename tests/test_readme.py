@@ -33,6 +33,7 @@ from harness import plots as plots_command
 from harness.runs import store
 from harness.speed.sweep import lengths, measure
 from vlmamba import ask, experts, quantize, serve, train
+from vlmamba.convert import __main__ as convert_command
 from vlmamba.demo import __main__ as demo_data
 from vlmamba.training.arguments import RunArguments
 from vlmamba.training.plan import resolve
@@ -87,7 +88,8 @@ def made_before(arguments: list[str], flag: str) -> None:
 
 def on_two_questions(arguments: list[str]) -> None:
     """harness.run: the demo for real; elsewhere only what is checked before data are needed."""
-    if {"hub", "parquet", "org/name"} & set(arguments):
+    away = {"hub", "parquet", "org/name"} & set(arguments)
+    if away or any(argument.startswith("api:") for argument in arguments):
         run.parse(arguments)
         return
     made_before(arguments, "--model")
@@ -185,6 +187,7 @@ HOW: dict[str, Callable[[list[str]], None]] = {
     "vlmamba.ask": asked,
     "vlmamba.serve": parsed(serve.build_parser),  # test_serve.py asks it
     "vlmamba.train": estimated,
+    "vlmamba.convert": parsed(convert_command.build_parser),  # test_convert.py converts
     "vlmamba.quantize": parsed(quantize.build_parser),  # test_learned_scale.py saves models
     "vlmamba.experts": parsed(experts.build_parser),  # test_experts.py prints its table
     "vlmamba.demo": parsed(demo_data.parser),

@@ -790,12 +790,14 @@ def test_a_small_study_for_real(world, tmp_path, monkeypatch, capsys):
     assert again.texts["text+mamba"]["weights"] == found.texts["text+mamba"]["weights"]
     assert again.cells["mamba+mlp+s0"]["started_from"] == again.texts["text+mamba"]["weights"]
     shutil.rmtree(tmp_path / "out")
-    moved = records.read(tmp_path / "kept").cells["mamba+mlp+s1"]
-    for name in ("mamba+mlp+s0", "mamba+mlp+s1"):
-        records.write(tmp_path / "kept", name, moved | {"data": {"pretrain": ["another"]}})
-    shutil.rmtree(tmp_path / "out" / "cells")
+    recorded = records.read(tmp_path / "kept").cells
+    moved = {"data": {"pretrain": ["another"]}}
+    moved["started_from"] = recorded["mamba+mlp+s1"]["started_from"]
+    for name, cell in recorded.items():
+        records.write(tmp_path / "kept", name, cell | moved)
     assert study.main([*elsewhere[:-1], "3"]) == 2
     assert "learned from another pretrain.json than" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "out")
     other = [*elsewhere[:-1], "3", "--train-args", f"{small} --lora 2"]
     assert study.main(other) == 2
     assert not (tmp_path / "out" / "text").exists()

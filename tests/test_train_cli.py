@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import torch
 from harness_world import unexplained
@@ -455,14 +456,22 @@ def test_a_flag_without_its_package_is_refused_at_once(
     assert not (tmp_path / "o").exists()
 
 
-def test_what_peft_refuses_is_one_line(world, tmp_path, capsys):
-    """Mamba-2 has no x_proj: peft finds nothing to add to."""
+def test_what_lora_cannot_be_added_to_is_one_line(world, tmp_path, capsys, monkeypatch):
+    """Mamba-2 has no x_proj; and what peft says of others."""
     arguments = ["--preset", PRESET, "--set", "mixer=mamba2", *flags(world, tmp_path / "o")]
     more = ["--lora", "4", "--lora-targets", "x_proj"]
     for also in ([], ["--dry-run"], ["--estimate"]):
         assert train.main([*arguments, *more, *also]) == 2
         last = capsys.readouterr().err.splitlines()[-1]
-        assert last.startswith("error: --lora 4 --lora-targets x_proj: ")
+        assert last == "error: unknown LoRA target 'x_proj'; known: in_proj, out_proj"
+
+    def refuse(*given):
+        raise ValueError("no such\nmodules")
+
+    monkeypatch.setattr(peft, "inject_adapter_in_model", refuse)
+    assert train.main([*arguments, "--lora", "4", "--lora-targets", "in_proj"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "error: --lora 4 --lora-targets in_proj: no such modules"
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "other rank"])

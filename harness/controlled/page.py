@@ -13,7 +13,7 @@ from harness.controlled.contrasts import Drawn, between_families, drawn
 from harness.controlled.design import SIGNS
 from harness.controlled.outcomes import RETRIEVAL, Outcome
 from harness.controlled.pictures import all_pictures
-from harness.controlled.predictions import ALPHA, PREDICTIONS
+from harness.controlled.predictions import ALPHA, OF_CONNECTORS, PREDICTIONS
 from harness.controlled.records import Records
 from harness.controlled.tables import accuracy, all_tables
 from harness.reporting.plots import write_all
@@ -160,8 +160,7 @@ def _of_connectors(kept: Records) -> str:
         if not any(contrasts.shared_seeds(kept, one) for one in asked):
             continue
         best = max(asked, key=lambda one: len(contrasts.shared_seeds(kept, one)))
-        wanted = {"signs": RETRIEVAL[0], "GQA": outcomes.benchmark("gqa")}
-        gaps = {name: drawn(kept, best, outcome) for name, outcome in wanted.items()}
+        gaps = {name: drawn(kept, best, outcome) for name, outcome in OF_CONNECTORS.items()}
         families = " and ".join(dict.fromkeys(model[0] for _, model in best.terms))
         seeds = len(contrasts.shared_seeds(kept, best))
         of = "one seed" if seeds == 1 else f"{seeds} seeds"

@@ -24,6 +24,7 @@ from harness.controlled.records import Records
 ALPHA = 0.05
 HELD, FAILED, UNDECIDED, NOT_RUN = "held", "failed", "undecided", "not run yet"
 _RETRIEVAL = {outcome.name: outcome for outcome in RETRIEVAL}
+OF_CONNECTORS = {"signs": _RETRIEVAL[SIGNS], "GQA": benchmark("gqa")}  # what theirs are about
 
 
 @dataclass(frozen=True)

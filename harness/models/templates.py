@@ -127,7 +127,13 @@ def choose(processor: Any, name: str | None) -> Template:
     if name == CHAT:
         if not own:
             raise UserError(f"this model brings no chat template; choose {', '.join(NAMED)}")
-        return _in_its_form(Template(CHAT, own, chat=True), processor)
+        chosen = _in_its_form(Template(CHAT, own, chat=True), processor)
+        if not _shows_pictures(chosen, processor):
+            raise UserError(
+                "this model's chat template writes no picture and question of a message; choose "
+                f"{', '.join(NAMED)} or a file with --template"
+            )
+        return chosen
     if name in NAMED:
         return Template(name, NAMED[name], chat=False)
     if Path(name).is_file():
@@ -137,16 +143,10 @@ def choose(processor: Any, name: str | None) -> Template:
 
 
 def _in_its_form(template: Template, processor: Any) -> Template:
-    """A chat template, given messages in the form that it takes. Raises UserError without one."""
-    if _shows_pictures(template, processor):
-        return template
+    """A chat template, given messages as text where it shows them so alone."""
     in_words = replace(template, in_words=True)
-    if not _shows_pictures(in_words, processor):
-        raise UserError(
-            f"the chat template {template.name} writes no picture and question of a message; "
-            f"choose {', '.join(NAMED)} or a file with --template"
-        )
-    return in_words
+    as_text = not _shows_pictures(template, processor) and _shows_pictures(in_words, processor)
+    return in_words if as_text else template
 
 
 def places_pictures(processor: Any) -> bool:
