@@ -8,7 +8,7 @@ text pretrainings (their `start`), but for those that compare two of these.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,6 +150,13 @@ def shared_seeds(kept: Records, contrast: Contrast) -> list[int]:
     """Seeds that every model of the contrast has; none of a contrast without models."""
     had = [set(seeds_of(kept, model)) for _, model in contrast.terms]
     return sorted(set.intersection(*had)) if had else []
+
+
+def best_told(kept: Records, asked: Callable[[Records, int], Contrast]) -> tuple[int, Contrast]:
+    """(start, its contrast) of the start with most seeds of it; the first where they are equal."""
+    made = {start: asked(kept, start) for start in starts(kept) or [1]}
+    start = max(made, key=lambda start: len(shared_seeds(kept, made[start])))
+    return start, made[start]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from harness.controlled.contrasts import Drawn, between_families, drawn
 from harness.controlled.design import SIGNS
 from harness.controlled.outcomes import RETRIEVAL, Outcome
 from harness.controlled.pictures import all_pictures
-from harness.controlled.predictions import ALPHA, OF_CONNECTORS, PREDICTIONS
+from harness.controlled.predictions import ALPHA, OF_CONNECTORS, PREDICTIONS, connectors
 from harness.controlled.records import Records
 from harness.controlled.tables import accuracy, all_tables
 from harness.reporting.plots import write_all
@@ -107,8 +107,10 @@ def conclusion(kept: Records) -> str:
     """One sentence for a practitioner, of the comparison that the study is about; what is known."""
     if not kept.cells:
         return "**Nothing has been run yet.** The predictions below were written first."
-    count = len(kept.cells)
-    done = f"{count} cell{'s are' if count != 1 else ' is'} finished."
+    count = len({(*contrasts.model_of(cell)[:3], cell["seed"]) for cell in kept.cells.values()})
+    twice = len(kept.cells) - count
+    done = f"{count} cell{'s are' if count != 1 else ' is'} finished"
+    done += f", {twice} of them from another start too." if twice else "."
     first, *others = contrasts.starts(kept)
     signs, existence = (_of_families(kept, first, outcome) for outcome in RETRIEVAL[2:4])
     if "attention" not in signs or "attention" not in existence:
@@ -152,17 +154,12 @@ def _of_connectors(kept: Records) -> str:
     """A sentence of each scanning connector against the first, from the start with most seeds."""
     said = ""
     for connector in contrasts.names(kept, 1):
-        asked = [
-            contrasts.between_connectors(kept, connector, "mlp", start)
-            for start in contrasts.starts(kept)
-            if connector != "mlp"
-        ]
-        if not any(contrasts.shared_seeds(kept, one) for one in asked):
+        _, best = contrasts.best_told(kept, connectors(connector, "mlp"))
+        seeds = len(contrasts.shared_seeds(kept, best))
+        if connector == "mlp" or not seeds:
             continue
-        best = max(asked, key=lambda one: len(contrasts.shared_seeds(kept, one)))
         gaps = {name: drawn(kept, best, outcome) for name, outcome in OF_CONNECTORS.items()}
         families = " and ".join(dict.fromkeys(model[0] for _, model in best.terms))
-        seeds = len(contrasts.shared_seeds(kept, best))
         of = "one seed" if seeds == 1 else f"{seeds} seeds"
         said += f" {connector} in place of mlp, on {families}, {of}: {_gaps(gaps)}."
     return said

@@ -66,6 +66,11 @@ def families(a: str, b: str) -> Callable[[Records, int], Contrast]:
     return lambda kept, start: contrasts.between_families(kept, a, b, start)
 
 
+def connectors(a: str, b: str) -> Callable[[Records, int], Contrast]:
+    """a minus b over all families that have both."""
+    return lambda kept, start: contrasts.between_connectors(kept, a, b, start)
+
+
 def of_order(family: str, order: str) -> Callable[[Records, int], Contrast]:
     """An order minus the usual one, with the first connector."""
     return lambda _, start: contrasts.of_order(family, "mlp", order, start)
@@ -131,7 +136,7 @@ PREDICTIONS = (
     Prediction(
         "On average over language models the scan of vss_l2 buys nothing on GQA.",
         "VL-Mamba's own gains are within 1 point; an earlier ablation here saw none.",
-        lambda kept, start: contrasts.between_connectors(kept, "vss_l2", "mlp", start),
+        connectors("vss_l2", "mlp"),
         benchmark("gqa"),
         "within",
         0.05,
@@ -181,9 +186,7 @@ PREDICTIONS = (
 
 def verdict(kept: Records, prediction: Prediction) -> Verdict:
     """What the records say of a prediction, by the rule above."""
-    asked = {start: prediction.contrast(kept, start) for start in contrasts.starts(kept) or [1]}
-    start = max(asked, key=lambda start: len(contrasts.shared_seeds(kept, asked[start])))
-    contrast = asked[start]
+    start, contrast = contrasts.best_told(kept, prediction.contrast)
     if prediction.outcome is None:
         found = contrasts.begin_difference(kept, contrast)
         if found is None:
